@@ -1,0 +1,84 @@
+"""The two values that everything passes: a `Pair` goes in, a `Location` comes out."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from differad.boxes import Boxes, as_boxes, no_boxes, to_list
+from differad.errors import InputError
+from differad.images import ImageSource
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A picture of a good part, one of a part to inspect, and the truth where it is known.
+
+    `boxes` are pixels of the target (EXIF orientation applied), shape (N, 4), x2/y2 exclusive; (0, 4) says that the
+    target is normal, None that nobody has labelled it. Images may be paths, PIL images or arrays.
+    """
+
+    reference: ImageSource
+    target: ImageSource
+    id: str = ""
+    category: str = ""
+    boxes: Boxes | None = None
+    mask: Path | None = None
+    group: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.boxes is not None:
+            object.__setattr__(self, "boxes", as_boxes(self.boxes))
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """Whether the truth holds a box; None for an unlabelled pair."""
+        return None if self.boxes is None else len(self.boxes) > 0
+
+
+@dataclass(frozen=True, eq=False)
+class Location:
+    """What a locator says of a target: where it is abnormal, how sure it is, and why.
+
+    `boxes` (N, 4) are pixels of the target as it lies on disk (EXIF orientation applied), best first; none means normal.
+    `scores` (N,) are in [0, 1]. `confidence` is how sure the locator is that the target is abnormal at all, in [0, 1],
+    given for normal targets too; None where the model tells nothing. `valid` is False when a model's answer could not
+    be read; it then has no boxes, and evaluation counts it as wrong.
+    """
+
+    boxes: Boxes = field(default_factory=no_boxes)
+    scores: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    confidence: float | None = None
+    reasoning: str = ""
+    answer: str = ""
+    valid: bool = True
+    model: str = ""
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boxes", as_boxes(self.boxes))
+        object.__setattr__(self, "scores", np.asarray(self.scores, dtype=np.float64).reshape(-1))
+        if len(self.scores) not in (0, len(self.boxes)):
+            raise InputError(f"{len(self.scores)} scores for {len(self.boxes)} boxes: expected one each, or none")
+
+    @property
+    def anomalous(self) -> bool:
+        """Whether any box was given."""
+        return len(self.boxes) > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document of `differad locate --json`."""
+        return {
+            "anomalous": self.anomalous,
+            "boxes": to_list(self.boxes),
+            "scores": [round(float(s), 4) for s in self.scores],
+            "confidence": None if self.confidence is None else round(float(self.confidence), 4),
+            "reasoning": self.reasoning,
+            "answer": self.answer,
+            "valid": self.valid,
+            "model": self.model,
+            "seconds": round(self.seconds, 4),
+        }

@@ -1,0 +1,143 @@
+"""`pairs.jsonl`: one pair a line, paths relative to the file, read as a stream and checked line by line.
+
+Each error names the file, the line and the field. Images are not opened here, except for their size where a label must be
+checked against it; a mask is read when a labelled pair has no boxes of its own.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from differad.boxes import as_boxes, to_list
+from differad.core import Pair
+from differad.data.masks import boxes_from_mask, read_mask
+from differad.errors import ManifestError
+
+
+def _positive_area(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = box
+    if x2 <= x1 or y2 <= y1:
+        raise ValueError(f"box {list(box)} holds no area; expected x1 < x2 and y1 < y2 in pixels of the target")
+    return box
+
+
+_Coordinate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Box = Annotated[tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate], AfterValidator(_positive_area)]
+_Text = Annotated[str, Field(min_length=1)]
+
+
+class PairRecord(BaseModel):
+    """One line of `pairs.jsonl`; keys that it does not name are kept."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    id: _Text
+    category: str = ""
+    reference: _Text
+    target: _Text
+    boxes: list[_Box] | None = None
+    mask: str | None = None
+    group: str | None = None
+
+
+def read_pairs(path: str | Path) -> Iterator[Pair]:
+    """Stream the pairs of a manifest; paths come back joined to its folder.
+
+    Boxes come from the line, else from the mask; without either the pair is unlabelled (`boxes` is None). Raises
+    ManifestError on the first line that does not hold what it must, ImageError on a mask that cannot be read.
+    """
+    path = Path(path)
+    seen: set[str] = set()
+    for number, line in numbered_lines(path):
+        record = parse_line(PairRecord, line, f"{path}:{number}")
+        if record.id in seen:
+            raise ManifestError(f"{path}:{number}: id: {record.id!r} stands twice; expected one line per id")
+        seen.add(record.id)
+        yield _to_pair(record, path.parent)
+
+
+def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
+    """Write pairs whose images are paths as a manifest, paths relative to it; returns how many. Raises ManifestError."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for pair in pairs:
+            file.write(json.dumps(_to_record(pair, path.parent), ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a UTF-8 text file that hold anything, with their number from 1. Raises ManifestError."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such file; expected one JSON object a line") from None
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected a file of JSON lines") from None
+
+
+def parse_line[Record: BaseModel](kind: type[Record], line: str, place: str) -> Record:
+    """One JSON line as a `kind`. Raises ManifestError naming `place`, the field, its value and what was expected."""
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "line"
+        value = "" if first["type"] == "missing" else f" {_short(first['input'])}:"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ManifestError(f"{place}: {field}:{value} {first['msg']}{more}") from None
+
+
+def _short(value: object, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _to_pair(record: PairRecord, folder: Path) -> Pair:
+    mask = folder / record.mask if record.mask else None
+    boxes = None
+    if record.boxes is not None:
+        boxes = as_boxes(record.boxes)
+    elif mask is not None:
+        boxes = boxes_from_mask(read_mask(mask))
+    return Pair(
+        reference=folder / record.reference,
+        target=folder / record.target,
+        id=record.id,
+        category=record.category,
+        boxes=boxes,
+        mask=mask,
+        group=record.group,
+        extra=dict(record.model_extra or {}),
+    )
+
+
+def _to_record(pair: Pair, folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "id": pair.id,
+        "category": pair.category,
+        "reference": _relative(pair, "reference", folder),
+        "target": _relative(pair, "target", folder),
+    }
+    if pair.boxes is not None:
+        record["boxes"] = to_list(pair.boxes)
+    record["mask"] = _relative(pair, "mask", folder) if pair.mask is not None else None
+    record["group"] = pair.group
+    return {**pair.extra, **record}
+
+
+def _relative(pair: Pair, field: str, folder: Path) -> str:
+    value = getattr(pair, field)
+    if not isinstance(value, str | Path):
+        raise ManifestError(f"pair {pair.id!r}: {field} is an image in memory; save it and give its path")
+    return Path(value).resolve().relative_to(folder.resolve(), walk_up=True).as_posix()

@@ -1,0 +1,43 @@
+"""What can go wrong, as one tree: every message names the value, what was expected and the remedy, in one line.
+
+The command line prints a `DifferadError` as that line and exits with its `exit_code`; anything else is a bug and
+keeps its traceback in the library.
+"""
+
+
+class DifferadError(Exception):
+    """Base of every error that differad raises on purpose."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class InputError(DifferadError):
+    """The input or an option is wrong; the caller can mend it."""
+
+    exit_code = 2
+
+
+class ImageError(InputError):
+    """A picture that cannot be read, or is not what it should be."""
+
+
+class ManifestError(InputError):
+    """A line of a `pairs.jsonl` or `predictions.jsonl` that does not hold what it must."""
+
+
+class OptionError(InputError):
+    """A model name, an answer family or another option that does not exist or does not fit."""
+
+
+class MissingExtraError(InputError):
+    """A feature whose optional packages are not installed."""
+
+    def __init__(self, feature: str, extra: str, package: str) -> None:
+        super().__init__(f"{feature} needs the package {package!r}: pip install 'differad[{extra}]'")
+
+
+class LocatorError(DifferadError):
+    """A locator could not give any answer for a pair (a server that is down, an image that a model refuses)."""

@@ -1,0 +1,1 @@
+"""One protocol, many models: a `Pair` goes in, a `Location` comes out."""

@@ -1,0 +1,38 @@
+"""The protocol of every locator. Knows nothing of any model, of files of predictions or of metrics."""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from differad.core import Location, Pair
+from differad.errors import DifferadError
+
+Outcome = Location | DifferadError
+
+
+class Locator(Protocol):
+    """Says where a target differs from its reference in a way that matters."""
+
+    @property
+    def name(self) -> str:
+        """What a result is labelled with, the value of `--model`."""
+        ...
+
+    def locate(self, pair: Pair) -> Location:
+        """Locate one pair. Raises DifferadError when the pair cannot be answered (a broken image, a server down)."""
+        ...
+
+    def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
+        """Locate a stream of pairs in order, one outcome each, with bounded memory.
+
+        A pair that cannot be answered yields its error as a value, so that one bad pair never costs the others. Batching
+        and concurrency happen in here.
+        """
+        ...
+
+
+def attempt(locator: Locator, pair: Pair) -> Outcome:
+    """`locator.locate(pair)`, with a DifferadError returned as a value."""
+    try:
+        return locator.locate(pair)
+    except DifferadError as error:
+        return error
