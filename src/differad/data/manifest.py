@@ -5,9 +5,10 @@ checked against it; a mask is read when a labelled pair has no boxes of its own.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +28,7 @@ def _positive_area(box: tuple[float, float, float, float]) -> tuple[float, float
 _Coordinate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Box = Annotated[tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate], AfterValidator(_positive_area)]
 _Text = Annotated[str, Field(min_length=1)]
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class PairRecord(BaseModel):
@@ -86,7 +88,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected a file of JSON lines") from None
 
 
-def parse_line[Record: BaseModel](kind: type[Record], line: str, place: str) -> Record:
+def parse_line(kind: type[Record], line: str, place: str) -> Record:
     """One JSON line as a `kind`. Raises ManifestError naming `place`, the field, its value and what was expected."""
     try:
         return kind.model_validate_json(line)
@@ -140,4 +142,4 @@ def _relative(pair: Pair, field: str, folder: Path) -> str:
     value = getattr(pair, field)
     if not isinstance(value, str | Path):
         raise ManifestError(f"pair {pair.id!r}: {field} is an image in memory; save it and give its path")
-    return Path(value).resolve().relative_to(folder.resolve(), walk_up=True).as_posix()
+    return Path(os.path.relpath(value, folder)).as_posix()
