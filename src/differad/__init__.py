@@ -5,4 +5,5 @@ from importlib.metadata import version
 from differad.core import Location, Pair
 from differad.data.manifest import read_pairs
 
+__all__ = ["Location", "Pair", "read_pairs"]
 __version__ = version("differad")

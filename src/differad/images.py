@@ -117,8 +117,8 @@ def _to_8_bits(array: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
         raise ImageError(f"{name}: samples below 0 or not finite; expected light intensities")
     brightest = float(values.max())
     if array.dtype.kind == "f" and brightest <= 1.0:
-        return np.rint(values * 255.0).astype(np.uint8)
+        return cast(NDArray[np.uint8], np.rint(values * 255.0).astype(np.uint8))
     depth = next((bits for bits in _BIT_DEPTHS if brightest < 2**bits), None)
     if depth is None:
         raise ImageError(f"{name}: sample {brightest:g} is deeper than 16 bits; export it with 8 or 16 bits")
-    return np.floor(values / 2.0 ** (depth - 8)).astype(np.uint8)
+    return cast(NDArray[np.uint8], np.floor(values / 2.0 ** (depth - 8)).astype(np.uint8))

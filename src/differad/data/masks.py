@@ -21,5 +21,5 @@ def boxes_from_mask(mask: NDArray[np.bool_], min_pixels: int = 1) -> Boxes:
     regions = stats[1:]
     regions = regions[regions[:, cv2.CC_STAT_AREA] >= min_pixels]
     regions = regions[np.argsort(-regions[:, cv2.CC_STAT_AREA], kind="stable")]
-    x, y, w, h = (regions[:, column] for column in (cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP, cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT))
-    return as_boxes(np.stack([x, y, x + w, y + h], axis=1))
+    x, y, width, height = regions[:, :4].T
+    return as_boxes(np.stack([x, y, x + width, y + height], axis=1))
