@@ -43,10 +43,10 @@ class Pair:
 class Location:
     """What a locator says of a target: where it is abnormal, how sure it is, and why.
 
-    `boxes` (N, 4) are pixels of the target as it lies on disk (EXIF orientation applied), best first; none means normal.
-    `scores` (N,) are in [0, 1]. `confidence` is how sure the locator is that the target is abnormal at all, in [0, 1],
-    given for normal targets too; None where the model tells nothing. `valid` is False when a model's answer could not
-    be read; it then has no boxes, and evaluation counts it as wrong.
+    `boxes` (N, 4) are pixels of the target as it lies on disk (EXIF orientation applied), best first; none means
+    normal. `scores` (N,) are in [0, 1]. `confidence` is how sure the locator is that the target is abnormal at all, in
+    [0, 1], given for normal targets too; None where the model tells nothing. `valid` is False when a model's answer
+    could not be read; it then has no boxes, and evaluation counts it as wrong.
     """
 
     boxes: Boxes = field(default_factory=no_boxes)

@@ -50,6 +50,18 @@ def image_size(source: ImageSource) -> tuple[int, int]:
         return _oriented_size(image)
 
 
+def write_image(path: str | Path, pixels: RGB) -> None:
+    """Write (H, W, 3) uint8 RGB in the format that the file's ending names. Raises ImageError."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    except ValueError:
+        raise ImageError(f"{path}: ending {path.suffix!r} names no image format; expected .png or .jpg") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
+
+
 def _open(path: Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:

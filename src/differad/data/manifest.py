@@ -1,7 +1,7 @@
 """`pairs.jsonl`: one pair a line, paths relative to the file, read as a stream and checked line by line.
 
-Each error names the file, the line and the field. Images are not opened here, except for their size where a label must be
-checked against it; a mask is read when a labelled pair has no boxes of its own.
+Each error names the file, the line and the field. Images are not opened here; a mask is read when a pair that has one
+gives no boxes of its own.
 """
 
 import json
@@ -62,7 +62,7 @@ def read_pairs(path: str | Path) -> Iterator[Pair]:
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
-    """Write pairs whose images are paths as a manifest, paths relative to it; returns how many. Raises ManifestError."""
+    """Write pairs whose images are paths as a manifest, paths relative to it; return how many. Raises ManifestError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0

@@ -24,8 +24,8 @@ class Locator(Protocol):
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
         """Locate a stream of pairs in order, one outcome each, with bounded memory.
 
-        A pair that cannot be answered yields its error as a value, so that one bad pair never costs the others. Batching
-        and concurrency happen in here.
+        A pair that cannot be answered yields its error as a value, so that one bad pair never costs the others.
+        Batching and concurrency happen in here.
         """
         ...
 

@@ -1,0 +1,87 @@
+"""`differad locate`: one pair on the command line, or a manifest of them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from differad.cli.options import AsJson, Family, LocatorOptions, Model, open_locator, print_json
+from differad.core import Location, Pair
+from differad.data.manifest import read_pairs
+from differad.drawing import draw_boxes
+from differad.errors import OptionError
+from differad.evaluation.run import locate_to_file
+from differad.images import read_image, write_image
+
+
+def locate_command(
+    reference: Annotated[Path | None, typer.Argument(help="A picture of a good part.", show_default=False)] = None,
+    target: Annotated[Path | None, typer.Argument(help="A picture of the part to inspect.", show_default=False)] = None,
+    model: Model = None,
+    family: Family = None,
+    option: LocatorOptions = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Write the target with its boxes to this picture.")
+    ] = None,
+    pairs: Annotated[Path | None, typer.Option("--pairs", help="Locate every pair of this pairs.jsonl.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="With --pairs: append predictions to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether the target is abnormal, and where.
+
+    Example: differad locate good.png test.png --save overlay.png
+
+    Many: differad locate --pairs pairs.jsonl --out predictions.jsonl
+    """
+    if pairs is not None:
+        _locate_manifest(pairs, reference, out, save, model, family, option, as_json)
+        return
+    if reference is None or target is None:
+        raise OptionError("locate: expected REFERENCE and TARGET, or --pairs with --out")
+    if out is not None:
+        raise OptionError(f"--out {out}: goes with --pairs; for one pair use --json or --save")
+    location = open_locator(model, family, option).locate(Pair(reference=reference, target=target))
+    if save is not None:
+        write_image(save, draw_boxes(read_image(target), predicted=location.boxes, scores=location.scores))
+    if as_json:
+        print_json(location.to_dict())
+    else:
+        typer.echo(describe(location))
+
+
+def describe(location: Location) -> str:
+    """A location as a few lines for a person."""
+    lines = ["abnormal" if location.anomalous else "normal" if location.valid else "unreadable answer"]
+    scores = location.scores if len(location.scores) else [None] * len(location.boxes)
+    for box, score in zip(location.boxes, scores, strict=True):
+        x1, y1, x2, y2 = (round(float(v)) for v in box)
+        lines.append(f"  box ({x1}, {y1}) to ({x2}, {y2})" + ("" if score is None else f", score {score:.2f}"))
+    if location.confidence is not None:
+        lines.append(f"  abnormal with confidence {location.confidence:.2f}")
+    if location.reasoning:
+        lines.append(f"  {location.reasoning}")
+    lines.append(f"  {location.model}, {location.seconds:.2f} s")
+    return "\n".join(lines)
+
+
+def _locate_manifest(
+    pairs: Path,
+    reference: Path | None,
+    out: Path | None,
+    save: Path | None,
+    model: str | None,
+    family: str | None,
+    option: list[str] | None,
+    as_json: bool,
+) -> None:
+    if reference is not None:
+        raise OptionError(f"locate: {reference} beside --pairs; give a manifest or two pictures, not both")
+    if save is not None:
+        raise OptionError(f"--save {save}: goes with one pair; `differad evaluate` draws a report of many")
+    if out is None:
+        raise OptionError("locate --pairs: --out is missing; expected the file to write predictions to")
+    counts = locate_to_file(read_pairs(pairs), open_locator(model, family, option), out)
+    if as_json:
+        print_json(counts)
+    else:
+        typer.echo(f"{counts['located']} located, {counts['kept']} already there, {counts['failed']} failed: {out}")

@@ -1,0 +1,64 @@
+"""The `differad` command: gathers the subcommands and turns errors into one line and an exit code.
+
+0 done; 2 the input or the options are wrong; 1 anything else; 130 interrupted.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+import differad
+from differad.cli.evaluate import evaluate_command
+from differad.cli.locate import locate_command
+from differad.cli.models import models_command
+from differad.cli.score import score_command
+from differad.errors import DifferadError
+
+app = typer.Typer(
+    name="differad",
+    help="One-shot visual inspection: show one good part and one to inspect, get what is abnormal and where.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command("locate")(locate_command)
+app.command("evaluate")(evaluate_command)
+app.command("score")(score_command)
+app.command("models")(models_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"differad {differad.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line on `arguments` (default: the process's own) and exit with its code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; errors become one line on stderr."""
+    try:
+        code = app(args=arguments, prog_name="differad", standalone_mode=False)
+    except DifferadError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message()} (differad --help shows the options)", error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"differad: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,44 @@
+"""`differad models`: what `--model` accepts and the options of each kind."""
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from differad.cli.options import AsJson, print_json
+from differad.locators.registry import DEFAULT_MODEL, KINDS
+
+
+def models_command(as_json: AsJson = False) -> None:
+    """List the kinds of model and the options that -o KEY=VALUE sets.
+
+    Example: differad models
+    """
+    kinds = [
+        {"model": name, "what": what, "default": name == DEFAULT_MODEL, "options": _options_of(options)}
+        for name, (options, what) in KINDS.items()
+    ]
+    if as_json:
+        print_json(kinds)
+        return
+    for kind in kinds:
+        typer.echo(f"--model {kind['model']}{' (default)' if kind['default'] else ''}: {kind['what']}")
+        table = Table("option", "default", "meaning", box=None, padding=(0, 2))
+        for option in kind["options"]:
+            table.add_row(option["name"], str(option["default"]), option["help"])
+        Console().print(table)
+        typer.echo()
+
+
+def _options_of(kind: type) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": field.name,
+            "default": None if field.default is MISSING else field.default,
+            "help": str(field.metadata.get("help", "")),
+        }
+        for field in fields(kind)
+        if field.name != "family"
+    ]

@@ -1,0 +1,44 @@
+"""What several commands share: the options that choose a model, and JSON on stdout."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from differad.errors import OptionError
+from differad.locators import Locator, load_locator
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="difference (the default), a checkpoint folder or hub id, or openai:NAME@http://HOST:PORT/v1; "
+        "`differad models` lists them with their options.",
+    ),
+]
+Family = Annotated[
+    str | None,
+    typer.Option("--family", help="Answer format of the model, where its config does not tell: qwen2.5-vl, internvl …"),
+]
+LocatorOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the model; may be given several times."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
+
+
+def open_locator(model: str | None, family: str | None, options: list[str] | None) -> Locator:
+    """The locator that the command's options name. Raises OptionError."""
+    values: dict[str, Any] = {}
+    for option in options or []:
+        key, separator, value = option.partition("=")
+        if not separator or not key:
+            raise OptionError(f"--option {option!r}: expected KEY=VALUE, as in --option batch_size=4")
+        values[key.replace("-", "_")] = value
+    return load_locator(model, family=family, **values)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout; a NaN in it would be a bug, so it is refused."""
+    typer.echo(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))

@@ -1,0 +1,27 @@
+"""Metrics as a table in the terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+COLUMNS = ("miou", "acc_0.3", "f1_0.3", "detection_f1", "normal_accuracy", "valid")
+
+
+def print_metrics(metrics: dict[str, Any]) -> None:
+    """Every category on its own, then all pairs, then the trivial baselines, on stdout."""
+    table = Table("", "pairs", *COLUMNS, box=None, padding=(0, 1), header_style="bold")
+    rows = {**metrics["categories"], "all pairs": metrics["overall"]}
+    for name, values in rows.items():
+        table.add_row(name, str(values["pairs"]), *(_cell(values, column) for column in COLUMNS))
+    for name, baseline in metrics.get("baselines", {}).items():
+        overall = baseline["overall"]
+        table.add_row(name.replace("_", " "), str(overall["pairs"]), *(_cell(overall, c) for c in COLUMNS), style="dim")
+    Console().print(table)
+
+
+def _cell(values: dict[str, Any], name: str) -> str:
+    value, interval = values.get(name), values.get(f"{name}_ci95")
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")

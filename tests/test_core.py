@@ -1,0 +1,48 @@
+"""The two values that everything passes."""
+
+import json
+
+import numpy as np
+import pytest
+
+import differad
+from differad import Location, Pair
+from differad.errors import InputError
+
+
+def test_a_pair_knows_whether_it_is_labelled():
+    assert Pair("a.png", "b.png").is_anomalous is None
+    assert Pair("a.png", "b.png", boxes=[]).is_anomalous is False
+    assert Pair("a.png", "b.png", boxes=[[1, 2, 3, 4]]).is_anomalous is True
+    assert Pair("a.png", "b.png", boxes=[]).boxes.shape == (0, 4)
+
+
+def test_a_location_becomes_the_json_of_the_interface():
+    location = Location(boxes=[[1, 2, 3.333, 4]], scores=[0.98765], confidence=0.5, reasoning="dent", model="m")
+    document = json.loads(json.dumps(location.to_dict()))
+    assert document == {
+        "anomalous": True,
+        "boxes": [[1, 2, 3.33, 4]],
+        "scores": [0.9877],
+        "confidence": 0.5,
+        "reasoning": "dent",
+        "answer": "",
+        "valid": True,
+        "model": "m",
+        "seconds": 0.0,
+    }
+
+
+def test_an_empty_location_is_normal():
+    location = Location()
+    assert not location.anomalous
+    assert location.to_dict()["confidence"] is None
+
+
+def test_scores_must_match_boxes():
+    with pytest.raises(InputError, match="2 scores for 1 boxes"):
+        Location(boxes=[[1, 2, 3, 4]], scores=np.array([0.1, 0.2]))
+
+
+def test_the_version_is_the_package_s_own():
+    assert differad.__version__.count(".") == 2

@@ -1,0 +1,62 @@
+"""Imports point down, and the light package stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "differad"
+# Lower numbers may not import higher ones; modules of one layer may use each other.
+LAYERS = {
+    "errors": 0,
+    "boxes": 1,
+    "images": 1,
+    "core": 2,
+    "answers": 3,
+    "data": 3,
+    "synthesis": 3,
+    "drawing": 3,
+    "rewards": 4,
+    "locators": 4,
+    "training": 5,
+    "evaluation": 5,
+    "cli": 6,
+    "web": 6,
+}
+HEAVY = ("torch", "transformers", "openai", "accelerate", "skimage", "scipy", "jinja2")
+
+
+def imported_layers(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""] if node.level == 0 else ["relative"]
+        else:
+            continue
+        for name in names:
+            assert name != "relative", f"{path.name}:{node.lineno} imports relatively"
+            if name.startswith("differad."):
+                yield name.split(".")[1], node.lineno
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down(path):
+    own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if own == "__init__":
+        return  # the package's front door gathers names from everywhere below the command line
+    upward = [(layer, line) for layer, line in imported_layers(path) if LAYERS[layer] > LAYERS[own]]
+    assert upward == []
+
+
+def test_every_module_has_a_layer():
+    modules = {path.name.removesuffix(".py") for path in SOURCE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert modules - {"__init__", "__pycache__"} - {"py.typed"} <= set(LAYERS)
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = f"import sys, differad; print([name for name in {HEAVY} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
