@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from differad.errors import ImageError
-from differad.images import image_size, read_image, write_image
+from differad.images import image_size, read_image, read_images, write_image
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -48,6 +48,14 @@ def test_deep_samples_are_scaled_by_the_depth_they_use(tmp_path, depth, factor):
     Image.fromarray(deep).save(path)
     expected = (deep // factor).astype(np.uint8)  # [0, 128, 255]
     assert read_image(path)[0, :, 0].tolist() == expected[0].tolist() == [0, 128, 255]
+
+
+def test_pictures_to_compare_share_one_depth():
+    bright, dark = np.array([[4095]], np.uint16), np.array([[1000]], np.uint16)
+    reference, target = read_images(bright, dark)
+    assert (reference[0, 0, 0], target[0, 0, 0]) == (255, 1000 // 16)  # 12 bits for both
+    assert read_image(dark)[0, 0, 0] == 1000 // 4  # 10 bits on its own
+    assert read_images(np.array([[7]], np.uint8), bright)[0][0, 0, 0] == 7  # 8-bit data stays what it is
 
 
 def test_sixteen_bit_png(tmp_path):
@@ -96,7 +104,15 @@ def test_float_images_and_arrays_in_memory():
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((2, 2, 5)), np.zeros(7), np.zeros((0, 4)), np.array([[-1]]), np.array([[np.nan]]), np.array([[2**20]])],
+    [
+        np.zeros((2, 2, 5)),
+        np.zeros(7),
+        np.zeros((0, 4)),
+        np.zeros((2, 2, 4)),
+        np.array([[-1]]),
+        np.array([[np.nan]]),
+        np.array([[2**20]]),
+    ],
 )
 def test_arrays_that_are_no_image_are_refused(array):
     with pytest.raises(ImageError, match=r"expected|export"):

@@ -24,6 +24,7 @@ LAYERS = {
     "evaluation": 5,
     "cli": 6,
     "web": 6,
+    "__main__": 7,
 }
 HEAVY = ("torch", "transformers", "openai", "accelerate", "skimage", "scipy", "jinja2")
 

@@ -5,7 +5,7 @@ A file that is truncated, empty, no image or absurdly large raises `ImageError`.
 """
 
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from differad.errors import ImageError
 
 RGB = NDArray[np.uint8]
+Samples = NDArray[Any]
 ImageSource = str | Path | Image.Image | NDArray[np.generic]
 
 # 200 megapixels: more than any area-scan camera delivers, less than what exhausts a small machine's memory.
@@ -29,13 +30,17 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> RGB:
     Samples deeper than 8 bits are scaled by the smallest of 10, 12, 14 or 16 bits that holds the brightest one: cameras
     store 12-bit data in 16-bit files without saying so. Raises ImageError.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source, "array")
-    if isinstance(source, Image.Image):
-        return _from_pil(source, "image", max_pixels)
-    path = Path(source)
-    with _open(path) as image:
-        return _from_pil(image, str(path), max_pixels)
+    return read_images(source, max_pixels=max_pixels)[0]
+
+
+def read_images(*sources: ImageSource, max_pixels: int = MAX_PIXELS) -> list[RGB]:
+    """Read pictures that are to be compared: as `read_image`, but with one depth for all deep ones.
+
+    A dark target beside a bright reference from one camera would otherwise be brightened. Raises ImageError.
+    """
+    decoded = [(_decode(source, max_pixels), _name(source)) for source in sources]
+    depth = max(_bit_depth(samples, name) for samples, name in decoded)
+    return [_to_rgb(samples, depth) for samples, _ in decoded]
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
@@ -82,7 +87,23 @@ def _oriented_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if image.getexif().get(_ORIENTATION) in _TRANSPOSED else (width, height)
 
 
-def _from_pil(image: Image.Image, name: str, max_pixels: int) -> RGB:
+def _name(source: ImageSource) -> str:
+    if isinstance(source, np.ndarray):
+        return "array"
+    return "image" if isinstance(source, Image.Image) else str(source)
+
+
+def _decode(source: ImageSource, max_pixels: int) -> Samples:
+    """Samples of any depth, (H, W, 1) or (H, W, 3), upright and without alpha."""
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _from_pil(source, _name(source), max_pixels)
+    with _open(Path(source)) as image:
+        return _from_pil(image, _name(source), max_pixels)
+
+
+def _from_pil(image: Image.Image, name: str, max_pixels: int) -> Samples:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
@@ -94,43 +115,50 @@ def _from_pil(image: Image.Image, name: str, max_pixels: int) -> RGB:
     # Pillow's decoders raise whatever their format's parser does on broken bytes.
     except (OSError, ValueError, SyntaxError, IndexError, EOFError, OverflowError, MemoryError) as error:
         raise ImageError(f"{name}: broken or truncated image ({error}); export it again") from None
-    return _to_rgb(upright, name)
+    if upright.mode.startswith(("I", "F")):
+        return np.asarray(upright)[:, :, None]
+    return _without_alpha(upright)
 
 
-def _to_rgb(image: Image.Image, name: str) -> RGB:
-    if image.mode.startswith(("I", "F")):
-        return _from_array(np.asarray(image), name)
+def _without_alpha(image: Image.Image) -> Samples:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.ascontiguousarray(image.convert("RGB"), dtype=np.uint8)
+    return np.asarray(image.convert("RGB"))
 
 
-def _from_array(array: NDArray[np.generic], name: str) -> RGB:
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise ImageError(f"{name}: shape {array.shape}; expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8) * 255
-    samples = _to_8_bits(array, name)
-    if samples.shape[2] == 4:
-        return _to_rgb(Image.fromarray(samples, "RGBA"), name)
-    return np.ascontiguousarray(np.broadcast_to(samples, (*samples.shape[:2], 3)))
+def _from_array(array: Samples) -> Samples:
+    samples = array[:, :, None] if array.ndim == 2 else array
+    if samples.ndim != 3 or samples.shape[2] not in (1, 3, 4) or 0 in samples.shape:
+        raise ImageError(f"array: shape {array.shape}; expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+    if samples.dtype == np.bool_:
+        samples = samples.astype(np.uint8) * 255
+    if samples.shape[2] < 4:
+        return samples
+    if samples.dtype != np.uint8:
+        raise ImageError(f"array: four channels of type {samples.dtype}; expected uint8 RGBA, or three channels")
+    return _without_alpha(Image.fromarray(samples, "RGBA"))
 
 
-def _to_8_bits(array: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
-    if array.dtype == np.uint8:
-        return cast(NDArray[np.uint8], array)
-    if array.dtype.kind not in "iuf":
-        raise ImageError(f"{name}: samples of type {array.dtype}; expected integers or floats")
-    values = array.astype(np.float32)
-    if not np.isfinite(values).all() or values.min() < 0:
+def _bit_depth(samples: Samples, name: str) -> int:
+    """Bits that the samples use; 8 for uint8 and for floats in [0, 1]."""
+    if samples.dtype == np.uint8:
+        return 8
+    if samples.dtype.kind not in "iuf":
+        raise ImageError(f"{name}: samples of type {samples.dtype}; expected integers or floats")
+    low, high = float(samples.min()), float(samples.max())
+    if not (low >= 0 and np.isfinite(high)):
         raise ImageError(f"{name}: samples below 0 or not finite; expected light intensities")
-    brightest = float(values.max())
-    if array.dtype.kind == "f" and brightest <= 1.0:
-        return cast(NDArray[np.uint8], np.rint(values * 255.0).astype(np.uint8))
-    depth = next((bits for bits in _BIT_DEPTHS if brightest < 2**bits), None)
-    if depth is None:
-        raise ImageError(f"{name}: sample {brightest:g} is deeper than 16 bits; export it with 8 or 16 bits")
-    return cast(NDArray[np.uint8], np.floor(values / 2.0 ** (depth - 8)).astype(np.uint8))
+    for bits in _BIT_DEPTHS:
+        if high < 2**bits:
+            return bits
+    raise ImageError(f"{name}: sample {high:g} is deeper than 16 bits; export it with 8 or 16 bits")
+
+
+def _to_rgb(samples: Samples, depth: int) -> RGB:
+    if samples.dtype != np.uint8:
+        values = samples.astype(np.float32)
+        is_share = samples.dtype.kind == "f" and float(values.max()) <= 1.0
+        values = np.rint(values * 255.0) if is_share else np.floor(values / 2.0 ** (depth - 8))
+        samples = values.astype(np.uint8)
+    return np.array(np.broadcast_to(samples, (*samples.shape[:2], 3)), dtype=np.uint8, order="C")
