@@ -1,0 +1,106 @@
+"""What a camera, a fixture and a file format do to a part that is not a defect: pose, light, blur, noise, JPEG.
+
+`View` holds one drawing of all of them; the same view taken of a part with and without a defect differs by the defect
+alone, which is where exact masks come from. Knows nothing of defects.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from differad.images import RGB
+from differad.synthesis.textures import Picture, smooth_noise
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Nuisance:
+    """Upper bounds of what `draw_view` draws; lengths in pixels of the picture, light in shares or grey levels."""
+
+    shift: float = 6.0
+    angle: float = 1.5
+    scale: float = 0.015
+    perspective: float = 0.0
+    gain: float = 0.2
+    offset: float = 15.0
+    gradient: float = 0.15
+    blur: float = 0.9
+    noise: float = 4.0
+    shimmer: float = 0.12
+
+
+STILL = Nuisance(shift=0.0, angle=0.0, scale=0.0, gain=0.0, offset=0.0, gradient=0.0, blur=0.6, noise=2.0)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One way of looking at a part.
+
+    `pose` (3, 3) maps pixels of the drawn part to pixels of the picture; `gain` (H, W) and `offset` are light, `grain`
+    (H, W, 3) is noise in grey levels, `edge` (H, W) what a binary scan adds, as a share of the full range, before it
+    decides for black or white. `jpeg` is a quality or None.
+    """
+
+    pose: Matrix
+    gain: Picture
+    offset: float
+    blur: float
+    grain: Picture
+    edge: Picture
+    jpeg: int | None
+
+
+def draw_view(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisance) -> View:
+    """A view that cuts `size` x `size` pixels out of a drawing `margin` pixels larger on each side."""
+    direction = rng.uniform(0, 2 * np.pi)
+    y, x = (np.mgrid[:size, :size] / size - 0.5).astype(np.float32)
+    slope = nuisance.gradient * rng.uniform(-1, 1)
+    gain = 1 + nuisance.gain * rng.uniform(-1, 1) + slope * (x * np.cos(direction) + y * np.sin(direction))
+    noise = rng.standard_normal((size, size, 3)).astype(np.float32)
+    if rng.random() < 0.5:
+        noise[...] = noise[..., :1]
+    return View(
+        pose=_draw_pose(rng, size, margin, nuisance),
+        gain=gain.astype(np.float32),
+        offset=nuisance.offset * rng.uniform(-1, 1),
+        blur=rng.uniform(0.4, nuisance.blur),
+        grain=noise * np.float32(rng.uniform(0.5, max(nuisance.noise, 0.5))),
+        edge=np.float32(nuisance.shimmer) * smooth_noise(rng, (size, size), 0.8, 0.8),
+        jpeg=int(rng.integers(75, 96)) if rng.random() < 0.5 else None,
+    )
+
+
+def see(part: Picture, view: View, *, binary: bool) -> Picture:
+    """The picture before noise and compression, (H, W, 3) float32 in [0, 255]."""
+    size = view.gain.shape[0]
+    seen = cv2.warpPerspective(part, view.pose, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    seen = cv2.GaussianBlur(seen, (0, 0), view.blur)
+    if binary:
+        return np.where(seen + 255 * view.edge[..., None] > 127.5, np.float32(255), np.float32(0))
+    return np.asarray(np.clip(seen * view.gain[..., None] + view.offset, 0, 255), dtype=np.float32)
+
+
+def develop(seen: Picture, view: View, *, binary: bool) -> RGB:
+    """The file that the camera writes: noise (a binary scan has none), 8 bits, JPEG."""
+    pixels = np.rint(np.clip(seen if binary else seen + view.grain, 0, 255)).astype(np.uint8)
+    if view.jpeg is None:
+        return pixels
+    _, encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, view.jpeg])
+    decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), dtype=np.uint8)
+    return np.ascontiguousarray(decoded[..., ::-1])
+
+
+def _draw_pose(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisance) -> Matrix:
+    center = size / 2 + margin
+    turn = np.eye(3)
+    turn[:2] = cv2.getRotationMatrix2D(
+        (center, center), nuisance.angle * rng.uniform(-1, 1), 1 + nuisance.scale * rng.uniform(-1, 1)
+    )
+    move = np.eye(3)
+    move[:2, 2] = nuisance.shift * rng.uniform(-1, 1, 2) - margin
+    tilt = np.eye(3)
+    tilt[2, :2] = nuisance.perspective * rng.uniform(-1, 1, 2) / size
+    return np.asarray(move @ turn @ tilt)

@@ -1,0 +1,130 @@
+"""Defects drawn into a part: into the copper of a board, or onto a surface.
+
+Each function returns a changed copy; where it changed is for the caller to see. Knows nothing of cameras.
+"""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from differad.synthesis.boards import Layer
+from differad.synthesis.textures import Picture, draw_texture, smooth_noise
+
+Stamp = NDArray[np.float32]
+
+
+def blob(rng: np.random.Generator, size: int, center: NDArray[np.float64], radius: float) -> Stamp:
+    """A ragged spot as coverage (size, size) in [0, 1]."""
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    waves = np.sum([rng.uniform(0, 0.5 / k) * np.sin(k * angles + rng.uniform(0, 2 * np.pi)) for k in (1, 2, 3, 4)], 0)
+    stretch = np.array([1.0, rng.uniform(0.4, 1.0)])[rng.permutation(2)]
+    points = center + (radius * (1 + waves))[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1) * stretch
+    stamp = np.zeros((size, size), np.float32)
+    cv2.fillPoly(stamp, [np.rint(points * 16).astype(np.int32)], 1.0, cv2.LINE_AA, shift=4)
+    return stamp
+
+
+def stroke(rng: np.random.Generator, size: int, center: NDArray[np.float64], length: float, width: int) -> Stamp:
+    """A bent line through `center` as coverage (size, size) in [0, 1]."""
+    heading = rng.uniform(0, 2 * np.pi)
+    points = [center - length / 2 * np.array([np.cos(heading), np.sin(heading)])]
+    for _ in range(4):
+        heading += rng.normal(0, 0.35)
+        points.append(points[-1] + length / 4 * np.array([np.cos(heading), np.sin(heading)]))
+    stamp = np.zeros((size, size), np.float32)
+    cv2.polylines(stamp, [np.rint(np.array(points) * 16).astype(np.int32)], False, 1.0, width, cv2.LINE_AA, shift=4)
+    return stamp
+
+
+def damage_board(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
+    """One defect of a random kind in the copper, at least `margin` pixels from the border."""
+    return BOARD_DEFECTS[str(rng.choice(list(BOARD_DEFECTS)))](rng, copper, margin)
+
+
+def damage_surface(rng: np.random.Generator, picture: Picture, margin: int) -> Picture:
+    """A scratch, a spot or a patch of another texture on a surface, at least `margin` pixels from the border."""
+    size = len(picture)
+    center = rng.uniform(margin + 30, size - margin - 30, 2)
+    kind = rng.choice(["scratch", "spot", "patch"])
+    if kind == "scratch":
+        cover = stroke(rng, size, center, rng.uniform(25, 150), int(rng.integers(2, 6)))
+    else:
+        cover = blob(rng, size, center, np.exp(rng.uniform(np.log(5), np.log(40))))
+    cover = cover[..., None]
+    if kind == "patch":
+        fill = draw_texture(rng, size)
+    else:
+        fill = picture + np.float32(rng.choice([-1, 1]) * rng.uniform(35, 110))
+    return np.asarray(np.clip(picture * (1 - cover) + fill * cover, 0, 255), dtype=np.float32)
+
+
+def _remove(copper: Layer, stamp: Stamp) -> Layer:
+    return np.asarray(np.minimum(copper, 1 - stamp), dtype=np.float32)
+
+
+def _add(copper: Layer, stamp: Stamp) -> Layer:
+    return np.asarray(np.maximum(copper, stamp), dtype=np.float32)
+
+
+def _pick(rng: np.random.Generator, where: NDArray[np.bool_], margin: int) -> NDArray[np.float64]:
+    """A random marked pixel (x, y) inside the border; the middle where none is marked."""
+    inner = margin + 16
+    ys, xs = np.nonzero(where[inner:-inner, inner:-inner])
+    if len(xs) == 0:
+        return np.array([where.shape[1] / 2, where.shape[0] / 2])
+    index = int(rng.integers(len(xs)))
+    return np.array([xs[index] + inner, ys[index] + inner], dtype=np.float64)
+
+
+def _edges(copper: Layer) -> NDArray[np.bool_]:
+    return np.asarray(cv2.morphologyEx(copper, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0.5)
+
+
+def _deep(copper: Layer, reach: int) -> NDArray[np.bool_]:
+    """Pixels whose surroundings up to `reach` pixels are all copper."""
+    return np.asarray(cv2.erode(copper, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0.5)
+
+
+def _bite(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
+    return _remove(copper, blob(rng, len(copper), _pick(rng, _edges(copper), margin), rng.uniform(4, 11)))
+
+
+def _spur(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
+    return _add(copper, blob(rng, len(copper), _pick(rng, _edges(copper), margin), rng.uniform(4, 11)))
+
+
+def _hole(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
+    return _remove(copper, blob(rng, len(copper), _pick(rng, _deep(copper, 4), margin), rng.uniform(3, 10)))
+
+
+def _island(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
+    return _add(copper, blob(rng, len(copper), _pick(rng, _deep(1 - copper, 4), margin), rng.uniform(4, 18)))
+
+
+def _cut(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
+    center = _pick(rng, copper > 0.5, margin)
+    return _remove(copper, stroke(rng, len(copper), center, rng.uniform(20, 45), int(rng.integers(4, 10))))
+
+
+def _bridge(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
+    center = _pick(rng, copper < 0.5, margin)
+    return _add(copper, stroke(rng, len(copper), center, rng.uniform(15, 45), int(rng.integers(4, 10))))
+
+
+def _fade(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
+    """Copper thinned out over a larger ragged region."""
+    region = blob(rng, len(copper), _pick(rng, copper > 0.5, margin), rng.uniform(15, 40))
+    return _remove(copper, region * (smooth_noise(rng, copper.shape, 2, 2) > 0).astype(np.float32))
+
+
+BOARD_DEFECTS: dict[str, Callable[[np.random.Generator, Layer, int], Layer]] = {
+    "mousebite": _bite,
+    "spur": _spur,
+    "pinhole": _hole,
+    "island": _island,
+    "open": _cut,
+    "short": _bridge,
+    "erosion": _fade,
+}

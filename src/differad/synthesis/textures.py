@@ -1,0 +1,67 @@
+"""Procedural surfaces: brushed metal, woven cloth, cast grain and printed tiles as (H, W, 3) float32 grey levels.
+
+Knows nothing of defects, cameras or pairs.
+"""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.float32]
+
+
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale_x: float, scale_y: float) -> Picture:
+    """Gaussian noise of unit variance, (H, W), correlated over `scale_x` and `scale_y` pixels."""
+    noise = rng.standard_normal(shape).astype(np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), sigmaX=max(scale_x, 0.1), sigmaY=max(scale_y, 0.1))
+    spread = float(noise.std())
+    return np.asarray(noise / spread if spread > 0 else noise, dtype=np.float32)
+
+
+def draw_texture(rng: np.random.Generator, size: int, name: str | None = None) -> Picture:
+    """A square surface of `size` pixels; `name` is a key of TEXTURES, None draws one."""
+    name = str(rng.choice(list(TEXTURES))) if name is None else name
+    grey = TEXTURES[name](rng, size)
+    tint = rng.uniform(0.75, 1.0, 3) if rng.random() < 0.5 else np.ones(3)
+    return np.asarray(np.clip(grey[..., None] * tint.astype(np.float32), 0, 255), dtype=np.float32)
+
+
+def _brushed(rng: np.random.Generator, size: int) -> Picture:
+    level, contrast = rng.uniform(90, 170), rng.uniform(6, 18)
+    lines = smooth_noise(rng, (size, size), rng.uniform(15, 60), rng.uniform(0.6, 1.2))
+    return np.asarray(level + contrast * lines, dtype=np.float32)
+
+
+def _woven(rng: np.random.Generator, size: int) -> Picture:
+    period, level, contrast = rng.uniform(6, 16), rng.uniform(90, 170), rng.uniform(15, 40)
+    wander = smooth_noise(rng, (size, size), 25, 25) * rng.uniform(0.2, 0.8)
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    threads = np.sin(2 * np.pi * (x + wander) / period) * np.sin(2 * np.pi * (y - wander) / period)
+    return np.asarray(level + contrast * threads + 4 * smooth_noise(rng, (size, size), 1, 1), dtype=np.float32)
+
+
+def _grain(rng: np.random.Generator, size: int) -> Picture:
+    picture = np.full((size, size), rng.uniform(90, 170), np.float32)
+    for scale in (1.0, 3.0, 9.0, 27.0):
+        picture += rng.uniform(3, 9) * smooth_noise(rng, (size, size), scale, scale)
+    return picture
+
+
+def _printed(rng: np.random.Generator, size: int) -> Picture:
+    picture = np.full((size, size), rng.uniform(120, 220), np.float32)
+    for _ in range(rng.integers(15, 50)):
+        x, y = (int(v) for v in rng.integers(0, size, 2))
+        axes = tuple(int(v) for v in rng.integers(4, 50, 2))
+        thickness = -1 if rng.random() < 0.5 else int(rng.integers(1, 6))
+        cv2.ellipse(picture, (x, y), axes, rng.uniform(0, 180), 0, 360, rng.uniform(30, 240), thickness, cv2.LINE_AA)
+    return np.asarray(picture + 2 * smooth_noise(rng, (size, size), 1, 1), dtype=np.float32)
+
+
+TEXTURES: dict[str, Callable[[np.random.Generator, int], Picture]] = {
+    "brushed": _brushed,
+    "woven": _woven,
+    "grain": _grain,
+    "printed": _printed,
+}
