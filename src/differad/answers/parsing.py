@@ -1,0 +1,169 @@
+"""Boxes to text and text to boxes, for every family in `FORMATS`.
+
+Writing follows the family to the letter; reading is lenient: every documented syntax is understood from every family, with prose
+around it, floats, reversed corners, code fences or a text that breaks off, as long as a box is closed. Text from a model is
+hostile input: reading never raises on it and takes time linear in its length.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from differad.answers.formats import AnswerFormat, Space
+from differad.boxes import Boxes, as_boxes, clip, is_degenerate, no_boxes, order_corners, scale
+from differad.errors import InputError, OptionError
+
+Status = Literal["valid", "normal", "unreadable"]
+
+# Possessive quantifiers (++, *+) never backtrack, so a hostile text cannot make a search quadratic.
+_GAP = r"\s*+"
+_COMMA = rf"{_GAP},{_GAP}"
+_NUMBER = r"([-+]?+\d++(?:\.\d*+)?+(?:[eE][-+]?+\d++)?+)"
+_BOX = re.compile(
+    # (x1,y1),(x2,y2)
+    rf"\({_GAP}{_NUMBER}{_COMMA}{_NUMBER}{_GAP}\){_GAP},?+{_GAP}\({_GAP}{_NUMBER}{_COMMA}{_NUMBER}{_GAP}\)"
+    # [x1, y1, x2, y2], alone, nested, in JSON, or one of several separated by semicolons
+    rf"|[\[;]{_GAP}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_GAP}(?=[\];])"
+    # <box>x1 y1 x2 y2</box>
+    rf"|<box>{_GAP}{_NUMBER}\s++{_NUMBER}\s++{_NUMBER}\s++{_NUMBER}{_GAP}</box>"
+)
+# An empty JSON list, alone or as a bbox_2d, is a model's way to say that it found nothing.
+_NOTHING = re.compile(rf"(?:```(?:json)?+)?+{_GAP}\[{_GAP}\]{_GAP}(?:```)?+")
+_NO_BOX = re.compile(rf'"bbox_2d"{_GAP}:{_GAP}\[{_GAP}\]')
+_LABEL = re.compile(r'"label"\s*+:\s*+"([^"]*+)"')
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The target that an answer speaks of: its size in pixels, and after the processor's resize where that is known."""
+
+    width: int
+    height: int
+    resized: tuple[int, int] | None = None
+
+    def pixels_per_unit(self, space: Space) -> tuple[float, float]:
+        """Original pixels (x, y) that one unit of `space` spans. Raises OptionError without the resized size."""
+        if space == "thousandths":
+            return self.width / 1000, self.height / 1000
+        if self.resized is None:
+            raise OptionError("answer in resized pixels: the size after the processor's resize is not known; give it")
+        return self.width / self.resized[0], self.height / self.resized[1]
+
+
+@dataclass(frozen=True, eq=False)
+class ParsedAnswer:
+    """What an answer says. `boxes` (N, 4) are pixels of the original target, in the order written.
+
+    `status` is "valid" with boxes, "normal" for the zero box or an empty list, "unreadable" otherwise. `labels` has one
+    text per box, or is empty.
+    """
+
+    status: Status
+    boxes: Boxes = field(default_factory=no_boxes)
+    labels: tuple[str, ...] = ()
+    reasoning: str = ""
+
+
+def format_answer(
+    boxes: Boxes,
+    answer_format: AnswerFormat,
+    frame: Frame,
+    *,
+    reasoning: str | None = None,
+    label: str = "anomaly",
+) -> str:
+    """The text a model is trained on: `<answer>…</answer>` with `boxes` (N, 4) pixels, after its `<think>` if any.
+
+    No boxes become the family's zero box. Coordinates are rounded to the nearest unit; a box keeps at least one unit in
+    each direction. Raises InputError for a box without area or outside the target, or reasoning that holds a tag.
+    """
+    answer = f"<answer>{_write(as_boxes(boxes), answer_format, frame, label)}</answer>"
+    if reasoning is None:
+        return answer
+    if any(tag in reasoning for tag in _TAGS):
+        raise InputError(f"reasoning {reasoning[:60]!r} holds one of the tags {' '.join(_TAGS)}; leave them out")
+    return f"<think>{reasoning}</think>{answer}"
+
+
+def to_units(boxes: Boxes, answer_format: AnswerFormat, frame: Frame) -> NDArray[np.int64]:
+    """Pixel boxes (N, 4) in the whole numbers that the family writes, (N, 4). Raises InputError."""
+    inside = clip(boxes, frame.width, frame.height)
+    if is_degenerate(inside).any():
+        bad = boxes[is_degenerate(inside)][0].tolist()
+        raise InputError(
+            f"box {bad} holds no area in a target of {frame.width}x{frame.height}; expected x1 < x2, y1 < y2"
+        )
+    per_x, per_y = frame.pixels_per_unit(answer_format.space)
+    limit = np.array(frame.resized if answer_format.space == "resized" else [answer_format.largest] * 2)
+    units = np.rint(scale(inside, 1 / per_x, 1 / per_y)).astype(np.int64)
+    low = np.minimum(units[:, :2], limit - 1)
+    high = np.minimum(np.maximum(units[:, 2:], low + 1), limit)
+    return np.concatenate([low, high], axis=1)
+
+
+def _write(boxes: Boxes, answer_format: AnswerFormat, frame: Frame, label: str) -> str:
+    if len(boxes) == 0:
+        return answer_format.zero_box
+    syntax = answer_format.syntax
+    written = [
+        syntax.box.format(x1=x1, y1=y1, x2=x2, y2=y2, label=label)
+        for x1, y1, x2, y2 in to_units(boxes, answer_format, frame).tolist()
+    ]
+    return syntax.opening + syntax.separator.join(written) + syntax.closing
+
+
+def parse_answer(text: str, answer_format: AnswerFormat, frame: Frame) -> ParsedAnswer:
+    """Read what a model wrote. Never raises on `text`; OptionError only when `frame` lacks what the family needs.
+
+    Inside `<answer>` if there is one, else after `</think>`, else anywhere; a text that is still thinking has no answer.
+    Corners in the wrong order are put right, coordinates are cut off at the target, boxes without area are dropped, and
+    so are zero boxes beside real ones.
+    """
+    per_unit = frame.pixels_per_unit(answer_format.space)
+    content, reasoning = _split(text)
+    if content is None:
+        return ParsedAnswer("unreadable", reasoning=reasoning)
+    matches = list(_BOX.finditer(content))
+    if not matches:
+        says_nothing = _NOTHING.fullmatch(content.strip()) or _NO_BOX.search(content)
+        return ParsedAnswer("normal" if says_nothing else "unreadable", reasoning=reasoning or content.strip())
+    if not reasoning and "<think>" not in text and "<answer>" not in text:
+        reasoning = content[: matches[0].start()].strip()
+    values = np.array([[float(number) for number in match.groups() if number is not None] for match in matches])
+    real = values.any(axis=1)
+    if not real.any():
+        return ParsedAnswer("normal", reasoning=reasoning)
+    values = values[real & np.isfinite(values).all(axis=1)]
+    boxes = clip(order_corners(scale(values, *per_unit)), frame.width, frame.height)
+    boxes = boxes[~is_degenerate(boxes)]
+    labels = tuple(_LABEL.findall(content))
+    return ParsedAnswer(
+        "valid" if len(boxes) else "unreadable",
+        boxes=boxes,
+        labels=labels if len(labels) == len(boxes) else (),
+        reasoning=reasoning,
+    )
+
+
+def _split(text: str) -> tuple[str | None, str]:
+    """The part of an answer that holds its boxes (None while the model is still thinking), and its reasoning."""
+    opened, thought = text.find("<think>"), text.find("</think>")
+    body = thought + len("</think>") if thought >= 0 else 0
+    start = text.find("<answer>", body)
+    if start < 0:
+        start = text.find("<answer>")
+    reasoning_end = thought if thought >= 0 else (start if start >= 0 else len(text))
+    reasoning = (
+        text[opened + len("<think>") : reasoning_end] if opened >= 0 else text[:reasoning_end] if start >= 0 else ""
+    )
+    if start >= 0:
+        start += len("<answer>")
+        end = text.find("</answer>", start)
+        return text[start : end if end >= 0 else len(text)], reasoning.strip()
+    if opened >= 0 and thought < 0:
+        return None, reasoning.strip()
+    return text[body:], (text[: max(thought, 0)] if opened < 0 else reasoning).strip()

@@ -1,0 +1,91 @@
+"""How a Qwen-VL image processor resizes a picture, from the checkpoint's own settings.
+
+Families that answer in resized pixels need it to get back to the original. Nothing here is a constant of a model.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from differad.errors import ImageError, OptionError
+
+# Qwen2-VL's processor refuses longer shapes (transformers, `smart_resize` of image_processing_qwen2_vl).
+LARGEST_ASPECT = 200
+
+
+@dataclass(frozen=True)
+class ResizeRule:
+    """Sides become multiples of `factor` (patch size x merge size), their product lies in [min_pixels, max_pixels]."""
+
+    factor: int
+    min_pixels: int
+    max_pixels: int
+
+    def __post_init__(self) -> None:
+        if not (self.factor >= 1 and 1 <= self.min_pixels <= self.max_pixels):
+            raise OptionError(
+                f"resize rule with factor {self.factor}, {self.min_pixels} to {self.max_pixels} pixels; "
+                "expected factor >= 1 and min_pixels <= max_pixels"
+            )
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "ResizeRule":
+        """The rule in the settings of an image processor, a `preprocessor_config.json` or its `to_dict()`.
+
+        Older files have min_pixels and max_pixels, later ones size.shortest_edge and size.longest_edge, which count
+        pixels of area too. Raises OptionError naming what is missing.
+        """
+        size = settings.get("size") or {}
+        found = {
+            "patch_size": settings.get("patch_size"),
+            "merge_size": settings.get("merge_size"),
+            "min_pixels": _first(settings.get("min_pixels"), size.get("min_pixels"), size.get("shortest_edge")),
+            "max_pixels": _first(settings.get("max_pixels"), size.get("max_pixels"), size.get("longest_edge")),
+        }
+        missing = [name for name, value in found.items() if not isinstance(value, int)]
+        if missing:
+            raise OptionError(
+                f"image processor settings without {', '.join(missing)}; expected those of a Qwen-VL checkpoint"
+            )
+        return cls(found["patch_size"] * found["merge_size"], found["min_pixels"], found["max_pixels"])
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "ResizeRule":
+        """The rule of a checkpoint folder, from its preprocessor_config.json or processor_config.json. Raises OptionError."""
+        for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+            path = Path(folder) / name
+            if not path.is_file():
+                continue
+            try:
+                settings = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise OptionError(f"{path}: cannot be read as JSON ({error}); copy it from the checkpoint") from None
+            settings = settings.get(key) if key and isinstance(settings, dict) else settings
+            if isinstance(settings, dict):
+                return cls.from_settings(settings)
+        raise OptionError(
+            f"{folder}: no preprocessor_config.json; expected a checkpoint's folder or a copy of that file"
+        )
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of a picture after the processor. Raises ImageError for a shape that it refuses."""
+        if min(width, height) < self.factor:
+            raise ImageError(f"picture of {width}x{height} pixels: a side under {self.factor}; enlarge or pad it first")
+        if max(width, height) > LARGEST_ASPECT * min(width, height):
+            raise ImageError(f"picture of {width}x{height} pixels: longer than {LARGEST_ASPECT}:1; cut it into tiles")
+        columns, rows = (max(1, round(side / self.factor)) for side in (width, height))
+        area = columns * rows * self.factor**2
+        if area > self.max_pixels:
+            shrink = math.sqrt(width * height / self.max_pixels)
+            columns, rows = (max(1, math.floor(side / shrink / self.factor)) for side in (width, height))
+        elif area < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (width * height))
+            columns, rows = (math.ceil(side * grow / self.factor) for side in (width, height))
+        return columns * self.factor, rows * self.factor
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)

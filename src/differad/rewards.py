@@ -1,0 +1,165 @@
+"""Rewards of an answer: format, localization (DCLR) and IoU, pure.
+
+Boxes are in thousandths of the target's width and height, `x1, y1, x2, y2`; the zero box says "normal". Formulas: DifferAD-R1,
+arXiv 2606.16601; answers are read exactly as the authors' published code reads them (the first integer box inside
+`<answer>`, corners as written), which is stricter than `answers.parsing`. Knows nothing of groups, advantages or trainers.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from differad.boxes import Boxes, area, centers, diagonals, iou, is_degenerate
+from differad.errors import InputError
+
+Scores = NDArray[np.float64]
+Completion = str | Sequence[dict[str, Any]]
+
+CENTER_WEIGHT, AREA_WEIGHT = 0.6, 0.4
+
+_GAP = r"\s*+"
+_INT = rf"{_GAP}(\d++){_GAP}"
+_BOX = rf"(?:\({_INT},{_INT}\){_GAP},{_GAP}\({_INT},{_INT}\)|\[{_INT},{_INT},{_INT},{_INT}\])"
+_FIRST_BOX = re.compile(_BOX)
+_ANSWER_OF_ONE_BOX = re.compile(rf"{_GAP}<answer>{_GAP}{_BOX}{_GAP}</answer>{_GAP}")
+# More digits than any coordinate has: such a number is read as too large instead of costing time.
+_LARGEST_DIGITS = 9
+
+
+class AnswerScore(NamedTuple):
+    """What one answer earns, each in [0, 1]."""
+
+    format: float
+    localization: float
+    iou: float
+
+
+class AnswerScores(NamedTuple):
+    """What N answers earn, arrays of shape (N,), each value in [0, 1]."""
+
+    format: Scores
+    localization: Scores
+    iou: Scores
+
+
+def score_answer(text: str, truth: ArrayLike) -> AnswerScore:
+    """Format reward, DCLR and IoU of one answer; `truth` is a box in thousandths, the zero box or nothing for normal."""
+    scores = score_answers([text], [truth])
+    return AnswerScore(*(float(values[0]) for values in scores))
+
+
+def score_answers(texts: Sequence[str], truths: Sequence[ArrayLike] | NDArray[Any]) -> AnswerScores:
+    """As `score_answer` for N answers at once. Raises InputError where `truths` does not hold one box per answer."""
+    truth = _truth_array(truths, len(texts))
+    predicted, answered = read_boxes(texts)
+    says_normal = answered & ~predicted.any(axis=1)
+    is_normal = ~truth.any(axis=1)
+    locates = answered & ~is_normal & ~is_degenerate(predicted)
+    correct_normal = (says_normal & is_normal).astype(np.float64)
+    localization, overlap = correct_normal.copy(), correct_normal.copy()
+    localization[locates] = dclr(predicted[locates], truth[locates])
+    overlap[locates] = iou(predicted[locates], truth[locates])
+    return AnswerScores(format_scores(texts), localization, overlap)
+
+
+def dclr(predicted: Boxes, truth: Boxes) -> Scores:
+    """Dual-consistency localization reward of boxes (N, 4) with area, shape (N,): still informative at IoU 0.
+
+    R = IoU + (1 - IoU) (0.6 C + 0.4 S), C comparing centres and S areas (arXiv 2606.16601).
+    """
+    overlap = iou(predicted, truth)
+    reach = np.maximum(np.maximum(diagonals(predicted), diagonals(truth)), 1.0)
+    offset = np.linalg.norm(centers(predicted) - centers(truth), axis=-1)
+    center_consistency = 1.0 - np.minimum(1.0, offset / reach)
+    area_consistency = 1.0 - np.minimum(1.0, np.abs(area(predicted) - area(truth)) / area(truth))
+    consistency = CENTER_WEIGHT * center_consistency + AREA_WEIGHT * area_consistency
+    return np.asarray(overlap + (1.0 - overlap) * consistency)
+
+
+def format_scores(texts: Sequence[str]) -> Scores:
+    """1 for `<think>…</think><answer>one integer box</answer>` and nothing else, else 0; shape (N,)."""
+    return np.array([_is_well_formed(text) for text in texts], dtype=np.float64)
+
+
+def read_boxes(texts: Sequence[str]) -> tuple[Boxes, NDArray[np.bool_]]:
+    """The first integer box inside each text's `<answer>`, (N, 4) as written, and whether there is one, (N,)."""
+    found = [_read_box(text) for text in texts]
+    answered = np.array([box is not None for box in found], dtype=np.bool_)
+    boxes = np.array([box or (0.0, 0.0, 0.0, 0.0) for box in found], dtype=np.float64)
+    return boxes.reshape(-1, 4), answered
+
+
+def _read_box(text: str) -> tuple[float, ...] | None:
+    start = text.find("<answer>")
+    end = text.find("</answer>", start)
+    match = _FIRST_BOX.search(text, start, end) if 0 <= start < end else None
+    if match is None:
+        return None
+    a, b, c, d, e, f, g, h = match.groups()
+    digits = (a, b, c, d) if a is not None else (e, f, g, h)
+    return tuple(float(digit) if len(digit) <= _LARGEST_DIGITS else 10.0**_LARGEST_DIGITS for digit in digits)
+
+
+def _is_well_formed(text: str) -> bool:
+    text = text.strip()
+    thought = text.find("</think>")
+    if thought < 0 or not text.startswith("<think>"):
+        return False
+    return _ANSWER_OF_ONE_BOX.fullmatch(text, thought + len("</think>")) is not None
+
+
+def _truth_array(truths: Sequence[ArrayLike] | NDArray[Any], count: int) -> Boxes:
+    try:
+        truth = np.asarray(truths, dtype=np.float64)
+    except ValueError:  # some are empty: normal targets
+        truth = np.array([truth if np.size(truth) else [0.0] * 4 for truth in truths], dtype=np.float64)
+    if truth.size == 0:
+        truth = np.zeros((len(truths), 4))
+    if truth.shape != (count, 4):
+        raise InputError(f"truths of shape {truth.shape} for {count} answers: expected one box each")
+    wrong = truth.any(axis=1) & is_degenerate(truth)
+    if wrong.any():
+        raise InputError(
+            f"true box {truth[wrong][0].tolist()} holds no area: expected x1 < x2, y1 < y2, or the zero box"
+        )
+    return truth
+
+
+# What TRL's GRPOTrainer calls: columns of the data set come as keywords, one float per completion goes back.
+
+
+def format_reward(completions: Sequence[Completion], **_columns: Any) -> list[float]:
+    """Format reward as a TRL reward function."""
+    return [float(value) for value in format_scores([_text(completion) for completion in completions])]
+
+
+def localization_reward(
+    completions: Sequence[Completion],
+    solution: Sequence[ArrayLike],
+    log_metric: Callable[[str, float], None] | None = None,
+    **_columns: Any,
+) -> list[float]:
+    """DCLR as a TRL reward function; column `solution` holds the true box in thousandths. Logs the mean IoU."""
+    scores = score_answers([_text(completion) for completion in completions], solution)
+    if log_metric is not None and len(scores.iou):
+        log_metric("iou", float(scores.iou.mean()))
+    return [float(value) for value in scores.localization]
+
+
+def iou_reward(completions: Sequence[Completion], solution: Sequence[ArrayLike], **_columns: Any) -> list[float]:
+    """Plain IoU as a TRL reward function, the ablation of DCLR."""
+    scores = score_answers([_text(completion) for completion in completions], solution)
+    return [float(value) for value in scores.iou]
+
+
+def _text(completion: Completion) -> str:
+    """The text of a completion, which TRL gives as a string or as a list of chat messages."""
+    if isinstance(completion, str):
+        return completion
+    content = completion[-1]["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content)
