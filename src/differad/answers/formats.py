@@ -1,7 +1,7 @@
-"""How each family of models writes a box: one `AnswerFormat` per family, with where that is documented.
+"""How each model family writes a box: one table, nothing else.
 
-A family is added by a value in `FORMATS`, and the `model_type` of its checkpoints in `_FAMILY_OF_MODEL_TYPE`. What is
-documented and what is assumed stands in docs/answers.md. Knows nothing of how text is parsed.
+A format is a syntax (the text around four numbers) and a space (what the numbers count). It knows nothing of how an answer is
+found in a text (parsing.py) nor of how a processor resizes (resize.py). Sources stand beside each entry.
 """
 
 from dataclasses import dataclass
@@ -9,192 +9,105 @@ from typing import Literal
 
 from differad.errors import OptionError
 
-Space = Literal["thousandths", "resized", "fractions"]
+Space = Literal["thousandths", "resized"]
+
+
+@dataclass(frozen=True)
+class Syntax:
+    """The text of a list of boxes: `opening`, the boxes joined by `separator`, `closing`.
+
+    `box` is a format string over x1, y1, x2, y2 and label. Zero boxes use it too, with four zeros.
+    """
+
+    box: str
+    separator: str = ", "
+    opening: str = ""
+    closing: str = ""
+
+
+SYNTAXES: dict[str, Syntax] = {
+    "pairs": Syntax("({x1},{y1}),({x2},{y2})"),
+    "tokens": Syntax("<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>", separator=""),
+    "list": Syntax("[{x1}, {y1}, {x2}, {y2}]"),
+    "json": Syntax(
+        '{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}], "label": "{label}"}}', opening="```json\n[", closing="]\n```"
+    ),
+    "qwen_box": Syntax("<box>({x1},{y1}),({x2},{y2})</box>", separator=""),
+    "nested_box": Syntax("[{x1},{y1},{x2},{y2}]", separator=",", opening="<box>[", closing="]</box>"),
+    "bare_box": Syntax("<box>{x1} {y1} {x2} {y2}</box>", separator=""),
+    "list_box": Syntax("<box>[{x1}, {y1}, {x2}, {y2}]</box>", separator=""),
+    "nested_digits": Syntax("{x1:03d},{y1:03d},{x2:03d},{y2:03d}", separator=";", opening="[[", closing="]]"),
+}
 
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """How a family writes boxes, both for training texts and in the prompt.
+    """One family's way of writing where.
 
-    `box` is a template with the fields x1, y1, x2, y2; several boxes are joined by `separator` and stand between
-    `opening` and `closing`. `labelled` is the template of one box with its `label`, joined by `labelled_separator`
-    between `labelled_opening` and `labelled_closing`; empty where the family documents none.
+    `space`: "thousandths" of the target's width and height, or "resized": pixels of the target after the processor's own
+    resize. `largest` is the highest number written in thousandths. `source` says where the convention was read.
     """
 
-    name: str
+    family: str
+    syntax: Syntax
     space: Space
-    """`thousandths` of the picture's sides, pixels after the processor's resize (`resized`), or `fractions` in 0..1."""
-    box: str
-    sentence: str
-    """The sentence of the prompt that asks for this output."""
     source: str
-    """Where the convention is documented."""
-    zero: str = "(0,0),(0,0)"
-    """The zero box: nothing is abnormal."""
-    opening: str = ""
-    closing: str = ""
-    separator: str = " "
-    labelled: str = ""
-    labelled_opening: str = ""
-    labelled_closing: str = ""
-    labelled_separator: str = " "
-    top: int = 1000
-    """The largest coordinate that is written (thousandths only)."""
+    largest: int = 1000
+
+    @property
+    def zero_box(self) -> str:
+        """The text that says "nothing is abnormal"."""
+        zero = self.syntax.box.format(x1=0, y1=0, x2=0, y2=0, label="normal")
+        return self.syntax.opening + zero + self.syntax.closing
+
+    @property
+    def instruction(self) -> str:
+        """The sentence of the prompt that asks for this format."""
+        names = {"x1": "x1", "y1": "y1", "x2": "x2", "y2": "y2", "label": "what"}
+        box = self.syntax.box.replace(":03d", "").format(**names)
+        shape = self.syntax.opening + box + self.syntax.closing
+        unit = _UNITS[self.space].format(largest=self.largest)
+        return (
+            f"Inside the answer tags write the box as {shape}, its upper left and lower right corner in {unit}; "
+            f"if nothing is abnormal write {self.zero_box}."
+        )
 
 
-def answer_format(family: str) -> AnswerFormat:
-    """The format of a family by name. Raises OptionError listing the known names."""
-    try:
-        return FORMATS[family]
-    except KeyError:
-        raise OptionError(f"family {family!r} is not known: expected one of {', '.join(FORMATS)}") from None
+_UNITS: dict[Space, str] = {
+    "thousandths": "whole thousandths of the second picture's width and height, 0 to {largest}",
+    "resized": "whole pixels of the second picture",
+}
 
+_QWEN_VL = "Qwen-VL, arXiv 2308.12966, section 3: boxes scaled to [0, 1000) as (x1,y1),(x2,y2)"
+_QWEN2_VL = "Qwen2-VL, arXiv 2409.12191, section 2.2.1: [0, 1000), <|box_start|>(x1,y1),(x2,y2)<|box_end|>"
+_QWEN25_VL = "Qwen2.5-VL, arXiv 2502.13923, section 2: absolute pixels of the resized picture; bbox_2d in its cookbook"
+_QWEN3_VL = "Qwen3-VL repository, cookbooks/2d_grounding: relative coordinates 0 to 1000, JSON bbox_2d"
+_INTERNVL = "InternVL documentation, chat data format, grounding: <box>[[x1, y1, x2, y2]]</box>, 0 to 1000"
+_MINICPM = (
+    "MiniCPM-V repository, finetune/readme: <box>x1 y1 x2 y2</box>; its scale of 1000 is convention, not documented"
+)
+_UNDOCUMENTED = "no grounding format documented; the published comparison's <box>[x1, y1, x2, y2]</box> in thousandths"
+_COGVLM = "CogVLM repository README, grounding: [[x0,y0,x1,y1]], three digits each, 000 to 999; many separated by ';'"
 
-def family_of(model_type: str) -> str:
-    """The family that the `model_type` of a checkpoint's config.json implies. Raises OptionError."""
-    try:
-        return _FAMILY_OF_MODEL_TYPE[model_type]
-    except KeyError:
-        raise OptionError(
-            f"model type {model_type!r} implies no answer format: pass --family with one of {', '.join(FORMATS)}"
-        ) from None
-
-
-_PAIRS = "({x1},{y1}),({x2},{y2})"
-_LIST = "[{x1}, {y1}, {x2}, {y2}]"
-_JSON = '{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}], "label": {label}}}'
-_QWEN2_LABELLED = "<|object_ref_start|>{label}<|object_ref_end|><|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
-_THOUSANDTHS = "in whole thousandths (0 to 1000) of the width and height of image 2"
-
-
-def _sentence(box: str, unit: str, zero: str) -> str:
-    return (
-        f"Reason inside <think> </think>, then give the answer inside <answer> </answer> as {box}, the top left and "
-        f"bottom right corner {unit}; if nothing is abnormal, answer {zero}."
+FORMATS: dict[str, AnswerFormat] = {
+    entry.family: entry
+    for entry in (
+        AnswerFormat("qwen-vl", SYNTAXES["pairs"], "thousandths", _QWEN_VL),
+        AnswerFormat("qwen2-vl", SYNTAXES["pairs"], "thousandths", _QWEN2_VL),
+        AnswerFormat("univg-r1", SYNTAXES["pairs"], "thousandths", "UniVG-R1, arXiv 2505.14231: built on Qwen2-VL"),
+        AnswerFormat("migician", SYNTAXES["pairs"], "thousandths", "Migician, arXiv 2501.05767: built on Qwen2-VL"),
+        AnswerFormat("qwen2.5-vl", SYNTAXES["pairs"], "resized", _QWEN25_VL),
+        AnswerFormat("qwen3-vl", SYNTAXES["pairs"], "thousandths", _QWEN3_VL),
+        AnswerFormat("internvl", SYNTAXES["nested_box"], "thousandths", _INTERNVL),
+        AnswerFormat("minicpm-v", SYNTAXES["bare_box"], "thousandths", _MINICPM),
+        AnswerFormat("mantis", SYNTAXES["list_box"], "thousandths", _UNDOCUMENTED),
+        AnswerFormat("mplug-owl3", SYNTAXES["list_box"], "thousandths", _UNDOCUMENTED),
+        AnswerFormat("cogvlm", SYNTAXES["nested_digits"], "thousandths", _COGVLM, largest=999),
     )
+}
 
-
-_PAIRS_SENTENCE = _sentence("(x1,y1),(x2,y2)", _THOUSANDTHS, "(0,0),(0,0)")
-
-_QWEN2_VL = AnswerFormat(
-    name="qwen2-vl",
-    space="thousandths",
-    box=_PAIRS,
-    labelled=_QWEN2_LABELLED,
-    sentence=_PAIRS_SENTENCE,
-    source="https://arxiv.org/abs/2409.12191",
-)
-
-_FORMATS = (
-    AnswerFormat(
-        name="qwen-vl",
-        space="thousandths",
-        box=_PAIRS,
-        labelled="<ref>{label}</ref><box>({x1},{y1}),({x2},{y2})</box>",
-        sentence=_PAIRS_SENTENCE,
-        source="https://github.com/QwenLM/Qwen-VL",
-    ),
-    _QWEN2_VL,
-    AnswerFormat(
-        name="univg-r1",
-        space="thousandths",
-        box=_PAIRS,
-        labelled=_QWEN2_LABELLED,
-        sentence=_PAIRS_SENTENCE,
-        source="https://github.com/AMAP-ML/UniVG-R1",
-    ),
-    AnswerFormat(
-        name="migician",
-        space="thousandths",
-        box=_PAIRS,
-        labelled=_QWEN2_LABELLED,
-        sentence=_PAIRS_SENTENCE,
-        source="https://github.com/Michael4933/Migician",
-    ),
-    AnswerFormat(
-        name="qwen2.5-vl",
-        space="resized",
-        box=_PAIRS,
-        labelled=_JSON,
-        labelled_opening="[",
-        labelled_closing="]",
-        labelled_separator=", ",
-        sentence=_sentence("(x1,y1),(x2,y2)", "in pixels of image 2", "(0,0),(0,0)"),
-        source="https://github.com/QwenLM/Qwen3-VL/issues/721",
-    ),
-    AnswerFormat(
-        name="qwen3-vl",
-        space="thousandths",
-        box=_PAIRS,
-        labelled=_JSON,
-        labelled_opening="[",
-        labelled_closing="]",
-        labelled_separator=", ",
-        sentence=_PAIRS_SENTENCE,
-        source="https://github.com/QwenLM/Qwen3-VL/blob/main/cookbooks/2d_grounding.ipynb",
-    ),
-    AnswerFormat(
-        name="internvl",
-        space="thousandths",
-        box="[{x1},{y1},{x2},{y2}]",
-        opening="<box>[",
-        closing="]</box>",
-        separator=",",
-        labelled="<ref>{label}</ref><box>[[{x1},{y1},{x2},{y2}]]</box>",
-        zero="<box>[[0,0,0,0]]</box>",
-        sentence=_sentence("<box>[[x1,y1,x2,y2]]</box>", _THOUSANDTHS, "<box>[[0,0,0,0]]</box>"),
-        source="https://internvl.readthedocs.io/en/latest/get_started/chat_data_format.html#grounding-detection-data",
-    ),
-    AnswerFormat(
-        name="minicpm-v",
-        space="thousandths",
-        box="<box>{x1} {y1} {x2} {y2}</box>",
-        labelled="<ref>{label}</ref><box>{x1} {y1} {x2} {y2}</box>",
-        zero="<box>0 0 0 0</box>",
-        sentence=_sentence("<box>x1 y1 x2 y2</box>", _THOUSANDTHS, "<box>0 0 0 0</box>"),
-        source="https://github.com/OpenBMB/MiniCPM-V/issues/982",
-    ),
-    AnswerFormat(
-        name="mantis",
-        space="fractions",
-        box=f"<box>{_LIST}</box>",
-        zero="<box>[0, 0, 0, 0]</box>",
-        sentence=_sentence(
-            "<box>[x1, y1, x2, y2]</box>",
-            "as fractions (0.000 to 1.000) of the width and height of image 2",
-            "<box>[0, 0, 0, 0]</box>",
-        ),
-        source="https://github.com/AMAP-ML/UniVG-R1/blob/main/eval/MIG_bench/MIG_bench_eval.py",
-    ),
-    AnswerFormat(
-        name="mplug-owl3",
-        space="thousandths",
-        box=f"<box>{_LIST}</box>",
-        zero="<box>[0, 0, 0, 0]</box>",
-        sentence=_sentence("<box>[x1, y1, x2, y2]</box>", _THOUSANDTHS, "<box>[0, 0, 0, 0]</box>"),
-        source="https://github.com/AMAP-ML/UniVG-R1/blob/main/eval/MIG_bench/MIG_bench_eval.py",
-    ),
-    AnswerFormat(
-        name="cogvlm",
-        space="thousandths",
-        box="{x1:03d},{y1:03d},{x2:03d},{y2:03d}",
-        opening="[[",
-        closing="]]",
-        separator=";",
-        zero="[[000,000,000,000]]",
-        top=999,
-        sentence=_sentence(
-            "[[x0,y0,x1,y1]]",
-            "in thousandths of the width and height of image 2, three digits each (000 to 999)",
-            "[[000,000,000,000]]",
-        ),
-        source="https://github.com/zai-org/CogVLM/issues/165",
-    ),
-)
-
-FORMATS: dict[str, AnswerFormat] = {fmt.name: fmt for fmt in _FORMATS}
-
-_FAMILY_OF_MODEL_TYPE = {
+# The `model_type` of a checkpoint's config.json, where it tells the family.
+MODEL_TYPES: dict[str, str] = {
     "qwen": "qwen-vl",
     "qwen2_vl": "qwen2-vl",
     "qwen2_5_vl": "qwen2.5-vl",
@@ -203,9 +116,22 @@ _FAMILY_OF_MODEL_TYPE = {
     "internvl": "internvl",
     "internvl_chat": "internvl",
     "minicpmv": "minicpm-v",
-    "minicpmo": "minicpm-v",
-    "minicpmv4_6": "minicpm-v",
-    "minicpmv4_7": "minicpm-v",
     "mplugowl3": "mplug-owl3",
     "cogvlm": "cogvlm",
 }
+
+
+def answer_format(family: str) -> AnswerFormat:
+    """The format of a family. Raises OptionError for an unknown one."""
+    if family not in FORMATS:
+        raise OptionError(f"family {family!r}: not known; expected one of {', '.join(FORMATS)}")
+    return FORMATS[family]
+
+
+def family_of(model_type: str) -> str:
+    """The family that a checkpoint's `model_type` implies. Raises OptionError where it implies none."""
+    if model_type not in MODEL_TYPES:
+        raise OptionError(
+            f"model type {model_type!r}: implies no answer format; pass --family, one of {', '.join(FORMATS)}"
+        )
+    return MODEL_TYPES[model_type]

@@ -1,67 +1,65 @@
-"""Boxes to the text that a model is trained on, and the text that a model gives back to boxes.
+"""Boxes to text and text to boxes, for every family in `FORMATS`.
 
-Every documented syntax of every family is read, whatever the family: models answer in a neighbour's syntax often
-enough. The family decides what the numbers mean. A malformed answer is a value (`unreadable`), never an exception, and
-no text takes more than linear time: the patterns use possessive quantifiers, so they never go back over what they read.
+Writing follows the family to the letter; reading is lenient: every documented syntax is understood from every family, with prose
+around it, floats, reversed corners, code fences or a text that breaks off, as long as a box is closed. Text from a model is
+hostile input: reading never raises on it and takes time linear in its length.
 """
 
-import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
-from differad.answers.formats import AnswerFormat
+from differad.answers.formats import AnswerFormat, Space
 from differad.boxes import Boxes, as_boxes, clip, is_degenerate, no_boxes, order_corners, scale
 from differad.errors import InputError, OptionError
 
 Status = Literal["valid", "normal", "unreadable"]
 
-# Far outside any picture, small enough that areas stay finite.
-_FAR = 1e9
-
-_NUMBER = r"([-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+)"
-_COMMA = r"\s*+,\s*+"
-_BETWEEN = r"(?:\s*+,\s*+|\s++)"
-# A closing mark that may open the next box too, as in [[1,2,3,4;5,6,7,8]], is looked at, not consumed.
+# Possessive quantifiers (++, *+) never backtrack, so a hostile text cannot make a search quadratic.
+_GAP = r"\s*+"
+_COMMA = rf"{_GAP},{_GAP}"
+_NUMBER = r"([-+]?+\d++(?:\.\d*+)?+(?:[eE][-+]?+\d++)?+)"
 _BOX = re.compile(
-    rf"\(\s*+{_NUMBER}{_COMMA}{_NUMBER}\s*+\)[\s,;]*+\(\s*+{_NUMBER}{_COMMA}{_NUMBER}\s*+\)"
-    rf"|[\[(;]\s*+{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}\s*+(?=[\]);])"
-    rf"|(?:<box>|<\|box_start\|>)\s*+{_NUMBER}{_BETWEEN}{_NUMBER}{_BETWEEN}{_NUMBER}{_BETWEEN}{_NUMBER}\s*+"
-    r"(?:</box>|<\|box_end\|>)",
-    re.ASCII,
+    # (x1,y1),(x2,y2)
+    rf"\({_GAP}{_NUMBER}{_COMMA}{_NUMBER}{_GAP}\){_GAP},?+{_GAP}\({_GAP}{_NUMBER}{_COMMA}{_NUMBER}{_GAP}\)"
+    # [x1, y1, x2, y2], alone, nested, in JSON, or one of several separated by semicolons
+    rf"|[\[;]{_GAP}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_GAP}(?=[\];])"
+    # <box>x1 y1 x2 y2</box>
+    rf"|<box>{_GAP}{_NUMBER}\s++{_NUMBER}\s++{_NUMBER}\s++{_NUMBER}{_GAP}</box>"
 )
-_EMPTY_LIST = re.compile(r"\[\s*+\]", re.ASCII)
-_LABEL_AFTER = re.compile(r"""[^{}]*?["']label["']\s*+:\s*+"((?:[^"\\]|\\.)*+)\"""", re.ASCII | re.DOTALL)
-_LABEL_BEFORE = re.compile(r"""["']label["']\s*+:\s*+"((?:[^"\\]|\\.)*+)"[^{}]*+\Z""", re.ASCII | re.DOTALL)
-_REFERENCE = re.compile(r"(?:<ref>|<\|object_ref_start\|>)([^<]*+)(?:</ref>|<\|object_ref_end\|>)[^<>]*+\Z")
+# An empty JSON list, alone or as a bbox_2d, is a model's way to say that it found nothing.
+_NOTHING = re.compile(rf"(?:```(?:json)?+)?+{_GAP}\[{_GAP}\]{_GAP}(?:```)?+")
+_NO_BOX = re.compile(rf'"bbox_2d"{_GAP}:{_GAP}\[{_GAP}\]')
+_LABEL = re.compile(r'"label"\s*+:\s*+"([^"]*+)"')
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The target that coordinates are about: its size in pixels, and its size after the processor's resize if known."""
+    """The target that an answer speaks of: its size in pixels, and after the processor's resize where that is known."""
 
     width: int
     height: int
     resized: tuple[int, int] | None = None
 
-    def __post_init__(self) -> None:
-        for side in (self.width, self.height, *(self.resized or ())):
-            if side < 1:
-                raise InputError(
-                    f"frame {self.width}x{self.height}, resized {self.resized}: expected sides of 1 or more"
-                )
+    def pixels_per_unit(self, space: Space) -> tuple[float, float]:
+        """Original pixels (x, y) that one unit of `space` spans. Raises OptionError without the resized size."""
+        if space == "thousandths":
+            return self.width / 1000, self.height / 1000
+        if self.resized is None:
+            raise OptionError("answer in resized pixels: the size after the processor's resize is not known; give it")
+        return self.width / self.resized[0], self.height / self.resized[1]
 
 
 @dataclass(frozen=True, eq=False)
 class ParsedAnswer:
-    """What an answer says: `valid` with boxes, `normal` (only zero boxes, or an empty list), or `unreadable`.
+    """What an answer says. `boxes` (N, 4) are pixels of the original target, in the order written.
 
-    `boxes` (N, 4) are pixels of the original image, clipped to it, in the order of the text; `labels` has one entry for
-    each, "" where the answer names none. `reasoning` is what stands in `<think>…</think>`.
+    `status` is "valid" with boxes, "normal" for the zero box or an empty list, "unreadable" otherwise. `labels` has one
+    text per box, or is empty.
     """
 
     status: Status
@@ -70,139 +68,102 @@ class ParsedAnswer:
     reasoning: str = ""
 
 
-def parse_answer(text: str, fmt: AnswerFormat, frame: Frame) -> ParsedAnswer:
-    """Read an answer. Never raises for any text; raises OptionError where `fmt` needs `frame.resized` and it is None.
+def format_answer(
+    boxes: Boxes,
+    answer_format: AnswerFormat,
+    frame: Frame,
+    *,
+    reasoning: str | None = None,
+    label: str = "anomaly",
+) -> str:
+    """The text a model is trained on: `<answer>…</answer>` with `boxes` (N, 4) pixels, after its `<think>` if any.
 
-    Read is the first `<answer>` up to its end (or the end of the text), else what follows `</think>`, else all of it; a
-    `<think>` that was never closed is unreadable. A box must be closed, so a truncated number is never taken. Corners
-    are put in order, coordinates clipped to the picture, boxes without area dropped.
+    No boxes become the family's zero box. Coordinates are rounded to the nearest unit; a box keeps at least one unit in
+    each direction. Raises InputError for a box without area or outside the target, or reasoning that holds a tag.
     """
-    unit = _unit(fmt, frame)
-    reasoning, answer = split_answer(text)
-    if answer is None:
+    answer = f"<answer>{_write(as_boxes(boxes), answer_format, frame, label)}</answer>"
+    if reasoning is None:
+        return answer
+    if any(tag in reasoning for tag in _TAGS):
+        raise InputError(f"reasoning {reasoning[:60]!r} holds one of the tags {' '.join(_TAGS)}; leave them out")
+    return f"<think>{reasoning}</think>{answer}"
+
+
+def to_units(boxes: Boxes, answer_format: AnswerFormat, frame: Frame) -> NDArray[np.int64]:
+    """Pixel boxes (N, 4) in the whole numbers that the family writes, (N, 4). Raises InputError."""
+    inside = clip(boxes, frame.width, frame.height)
+    if is_degenerate(inside).any():
+        bad = boxes[is_degenerate(inside)][0].tolist()
+        raise InputError(
+            f"box {bad} holds no area in a target of {frame.width}x{frame.height}; expected x1 < x2, y1 < y2"
+        )
+    per_x, per_y = frame.pixels_per_unit(answer_format.space)
+    limit = np.array(frame.resized if answer_format.space == "resized" else [answer_format.largest] * 2)
+    units = np.rint(scale(inside, 1 / per_x, 1 / per_y)).astype(np.int64)
+    low = np.minimum(units[:, :2], limit - 1)
+    high = np.minimum(np.maximum(units[:, 2:], low + 1), limit)
+    return np.concatenate([low, high], axis=1)
+
+
+def _write(boxes: Boxes, answer_format: AnswerFormat, frame: Frame, label: str) -> str:
+    if len(boxes) == 0:
+        return answer_format.zero_box
+    syntax = answer_format.syntax
+    written = [
+        syntax.box.format(x1=x1, y1=y1, x2=x2, y2=y2, label=label)
+        for x1, y1, x2, y2 in to_units(boxes, answer_format, frame).tolist()
+    ]
+    return syntax.opening + syntax.separator.join(written) + syntax.closing
+
+
+def parse_answer(text: str, answer_format: AnswerFormat, frame: Frame) -> ParsedAnswer:
+    """Read what a model wrote. Never raises on `text`; OptionError only when `frame` lacks what the family needs.
+
+    Inside `<answer>` if there is one, else after `</think>`, else anywhere; a text that is still thinking has no answer.
+    Corners in the wrong order are put right, coordinates are cut off at the target, boxes without area are dropped, and
+    so are zero boxes beside real ones.
+    """
+    per_unit = frame.pixels_per_unit(answer_format.space)
+    content, reasoning = _split(text)
+    if content is None:
         return ParsedAnswer("unreadable", reasoning=reasoning)
-    matches = list(_BOX.finditer(answer))
+    matches = list(_BOX.finditer(content))
     if not matches:
-        return ParsedAnswer("normal" if _EMPTY_LIST.search(answer) else "unreadable", reasoning=reasoning)
-    written = [[number for number in match.groups() if number is not None] for match in matches]
-    boxes = np.clip(np.array([[float(number) for number in row] for row in written]), -_FAR, _FAR)
-    zero = ~boxes.any(axis=1)
-    if zero.all():
+        says_nothing = _NOTHING.fullmatch(content.strip()) or _NO_BOX.search(content)
+        return ParsedAnswer("normal" if says_nothing else "unreadable", reasoning=reasoning or content.strip())
+    if not reasoning and "<think>" not in text and "<answer>" not in text:
+        reasoning = content[: matches[0].start()].strip()
+    values = np.array([[float(number) for number in match.groups() if number is not None] for match in matches])
+    real = values.any(axis=1)
+    if not real.any():
         return ParsedAnswer("normal", reasoning=reasoning)
-    fractional = np.array([any("." in number for number in row) for row in written])
-    pixels = _to_pixels(boxes, fractional, fmt, frame, unit)
-    keep = np.flatnonzero(~zero & ~is_degenerate(pixels))
-    labels = _labels(answer, matches)
+    values = values[real & np.isfinite(values).all(axis=1)]
+    boxes = clip(order_corners(scale(values, *per_unit)), frame.width, frame.height)
+    boxes = boxes[~is_degenerate(boxes)]
+    labels = tuple(_LABEL.findall(content))
     return ParsedAnswer(
-        status="valid" if len(keep) else "unreadable",
-        boxes=pixels[keep],
-        labels=tuple(labels[index] for index in keep),
+        "valid" if len(boxes) else "unreadable",
+        boxes=boxes,
+        labels=labels if len(labels) == len(boxes) else (),
         reasoning=reasoning,
     )
 
 
-def format_answer(
-    boxes: ArrayLike | None,
-    fmt: AnswerFormat,
-    frame: Frame,
-    reasoning: str | None = None,
-    labels: Sequence[str] | None = None,
-) -> str:
-    """The text that a model of this family is trained to give for `boxes`, (N, 4) pixels of the original image.
-
-    With `reasoning` (which may be empty): `<think>…</think><answer>…</answer>`; without: the boxes alone, as the
-    family's own grounding data has them. No boxes: the zero box. A box that would round to no area is widened to one
-    unit. Raises InputError where `labels` do not fit, OptionError as `parse_answer` does.
-    """
-    array = as_boxes(boxes)
-    if labels is not None and len(labels) != len(array):
-        raise InputError(f"{len(labels)} labels for {len(array)} boxes: expected one each")
-    answer = _render(to_units(array, fmt, frame), fmt, labels)
-    return answer if reasoning is None else f"<think>{reasoning}</think><answer>{answer}</answer>"
-
-
-def to_units(boxes: Boxes, fmt: AnswerFormat, frame: Frame) -> Boxes:
-    """Boxes (N, 4) in pixels of the original image as the whole numbers that the family writes, (N, 4).
-
-    Fractions come as thousandths. Raises OptionError as `parse_answer` does.
-    """
-    width, height = _unit(fmt, frame)
-    limit = (width, height) if fmt.space == "resized" else (fmt.top, fmt.top)
-    units = np.rint(order_corners(boxes) * np.array([width, height] * 2) / np.array([frame.width, frame.height] * 2))
-    units = clip(units, *limit)
-    low = np.minimum(units[:, :2], np.array(limit, dtype=np.float64) - 1)
-    return np.concatenate([low, np.maximum(units[:, 2:], low + 1)], axis=1)
-
-
-def split_answer(text: str) -> tuple[str, str | None]:
-    """(reasoning, answer) of a text; the answer is None while the model is still thinking."""
-    opened = text.find("<think>")
-    closed = text.find("</think>", opened if opened >= 0 else 0)
-    start = text.find("<answer>")
-    reasoning_end = closed if closed >= 0 else start if start >= 0 else len(text)
+def _split(text: str) -> tuple[str | None, str]:
+    """The part of an answer that holds its boxes (None while the model is still thinking), and its reasoning."""
+    opened, thought = text.find("<think>"), text.find("</think>")
+    body = thought + len("</think>") if thought >= 0 else 0
+    start = text.find("<answer>", body)
+    if start < 0:
+        start = text.find("<answer>")
+    reasoning_end = thought if thought >= 0 else (start if start >= 0 else len(text))
     reasoning = (
-        text[opened + len("<think>") if opened >= 0 else 0 : reasoning_end] if opened >= 0 or closed >= 0 else ""
+        text[opened + len("<think>") : reasoning_end] if opened >= 0 else text[:reasoning_end] if start >= 0 else ""
     )
     if start >= 0:
+        start += len("<answer>")
         end = text.find("</answer>", start)
-        return reasoning.strip(), text[start + len("<answer>") : end if end >= 0 else len(text)]
-    if closed >= 0:
-        return reasoning.strip(), text[closed + len("</think>") :]
-    return reasoning.strip(), None if opened >= 0 else text
-
-
-def _unit(fmt: AnswerFormat, frame: Frame) -> tuple[int, int]:
-    """How many units of the format the frame's width and height hold."""
-    if fmt.space != "resized":
-        return 1000, 1000
-    if frame.resized is None:
-        raise OptionError(
-            f"family {fmt.name} speaks pixels of the resized image: expected Frame(resized=…), "
-            "from ResizeRule.from_folder(checkpoint).resized(width, height)"
-        )
-    return frame.resized
-
-
-def _to_pixels(
-    boxes: Boxes,
-    fractional: np.ndarray[tuple[int], np.dtype[np.bool_]],
-    fmt: AnswerFormat,
-    frame: Frame,
-    unit: tuple[int, int],
-) -> Boxes:
-    """Pixels of the original image, corners in order, clipped.
-
-    Numbers that all lie in 0..1, one of them with a decimal point, are fractions of the sides in every family: no
-    family means a box smaller than its own unit.
-    """
-    is_fraction = (np.abs(boxes) <= 1).all(axis=1) & (fractional | (fmt.space == "fractions"))
-    in_units = scale(boxes, frame.width / unit[0], frame.height / unit[1])
-    in_fractions = scale(boxes, frame.width, frame.height)
-    return clip(order_corners(np.where(is_fraction[:, None], in_fractions, in_units)), frame.width, frame.height)
-
-
-def _labels(answer: str, matches: list[re.Match[str]]) -> list[str]:
-    """The label of each box: in its JSON object, after or before it, or in the reference tags before it."""
-    labels = []
-    for index, match in enumerate(matches):
-        before = answer[matches[index - 1].end() if index else 0 : match.start()]
-        after = answer[match.end() : matches[index + 1].start() if index + 1 < len(matches) else len(answer)]
-        found = _LABEL_AFTER.match(after) or _LABEL_BEFORE.search(before) or _REFERENCE.search(before)
-        labels.append(found.group(1) if found else "")
-    return labels
-
-
-def _render(units: Boxes, fmt: AnswerFormat, labels: Sequence[str] | None) -> str:
-    if len(units) == 0:
-        return fmt.zero
-    rows = [_fields(row, fmt) for row in units.astype(int).tolist()]
-    if labels is None or not fmt.labelled:
-        return fmt.opening + fmt.separator.join(fmt.box.format(**row) for row in rows) + fmt.closing
-    quote = json.dumps if "bbox_2d" in fmt.labelled else str
-    parts = [fmt.labelled.format(label=quote(label), **row) for label, row in zip(labels, rows, strict=True)]
-    return fmt.labelled_opening + fmt.labelled_separator.join(parts) + fmt.labelled_closing
-
-
-def _fields(row: list[int], fmt: AnswerFormat) -> dict[str, int | str]:
-    values = [f"{value / 1000:.3f}" for value in row] if fmt.space == "fractions" else row
-    return dict(zip(("x1", "y1", "x2", "y2"), values, strict=True))
+        return text[start : end if end >= 0 else len(text)], reasoning.strip()
+    if opened >= 0 and thought < 0:
+        return None, reasoning.strip()
+    return text[body:], (text[: max(thought, 0)] if opened < 0 else reasoning).strip()

@@ -1,74 +1,72 @@
-"""The words: one system text, the question asked in use, and twenty ways to ask it in training.
+"""What a model is asked: one system text, the deployment question, and twenty paraphrases for training.
 
-Every question names image 1 as the good reference and image 2 as the target, and says that light and viewpoint do not
-count. How to write the box is the format's sentence, added at the end. Knows nothing of images or tokenizers.
+The output-format sentence comes from the family's `AnswerFormat`; nothing else changes from family to family.
 """
 
-import random
+import numpy as np
 
 from differad.answers.formats import AnswerFormat
 
 SYSTEM = (
-    "You inspect parts by comparing pictures. You get a picture of a good part and one of a part under inspection, "
-    "reason step by step about how they differ, and then say where the inspected part is abnormal."
+    "You inspect manufactured parts. The first picture is the reference: a part known to be good. The second picture is the "
+    "target: the part under inspection. Find what is physically wrong with the target by comparing it with the reference: "
+    "something missing, added, broken, deformed, displaced, contaminated, or arranged in a way that makes no sense. "
+    "Changes of light, colour cast, sharpness, camera position or scale are not defects. "
+    "First reason inside <think> and </think>, then give the result inside <answer> and </answer>."
 )
 
 QUESTION = (
-    "Image 1 is the reference and shows a good part; image 2 is the target under inspection. Compare them and locate what "
-    "is abnormal in image 2: something missing, added, broken, moved or impossible. Differences in light or viewpoint "
-    "do not count."
+    "Compare the target (second picture) with the good reference (first picture), disregarding light and viewpoint. "
+    "Is the target abnormal, and if so, where?"
+)
+
+PARAPHRASES: tuple[str, ...] = (
+    "The first picture is the good reference, the second the target. Light and viewpoint aside, where is the target wrong?",
+    "With the first picture, the good reference, as standard, mark the region of the second picture, the target, that departs "
+    "from it. A new viewpoint or other light does not count.",
+    "One good reference, then one target. Point out the abnormal area of the target; ignore light and viewpoint.",
+    "Which part of the target in the second picture would you reject, given the good reference in the first? Differences in "
+    "light or viewpoint are acceptable.",
+    "Check the target (picture two) against the reference (picture one), a good part. Disregard light and viewpoint and give "
+    "the place of the anomaly.",
+    "Here are a good reference and a target to inspect, in this order. Find the defect in the target; light and viewpoint may "
+    "differ without fault.",
+    "Look for a structural or logical fault in the second picture, the target. The first picture is a good reference. Light "
+    "and viewpoint are not faults.",
+    "The reference comes first and is good. Does the target that follows show damage? Locate it, paying no regard to light "
+    "or viewpoint.",
+    "Suppose you approve parts that look like the reference, the good part of picture one. What region of the target, picture "
+    "two, keeps you from approving it? Light and viewpoint do not matter.",
+    "Inspect the target, the second picture. Where does it differ from the good reference, the first picture, other than by "
+    "light and viewpoint?",
+    "Between the good reference (first) and the target (second) something may have changed in the part itself. Box it; skip "
+    "changes of light and viewpoint.",
+    "Give the location of any missing, extra or damaged feature of the target in picture two, judged by the good reference "
+    "in picture one. Light and viewpoint are free to vary.",
+    "A camera took a good reference, then the target, perhaps in other light and from another viewpoint. Where is the target "
+    "itself abnormal?",
+    "Treat picture one as a good reference. Report where picture two, the target, is faulty; neither light nor viewpoint makes "
+    "a fault.",
+    "Quality control: reference first, good; target second, unknown. Draw a box around what is wrong with the target, leaving "
+    "light and viewpoint out of account.",
+    "What would a careful inspector circle on the target (second picture) after seeing the good reference (first picture)? "
+    "Light and viewpoint are no reason to circle anything.",
+    "Set aside light and viewpoint. Against the good reference in the first picture, which area of the second picture, the "
+    "target, is not as it should be?",
+    "The part in the first picture is good and serves as reference. Search the target in the second for an anomaly and say "
+    "where it lies; overlook light and viewpoint.",
+    "Decide whether the target, shown second, matches the good reference, shown first, apart from light and viewpoint. If it "
+    "does not, where?",
+    "Find the one place where the target (image 2) no longer agrees with the good reference (image 1) for a reason other than "
+    "light or viewpoint.",
 )
 
 
-PARAPHRASES = (
-    "Take image 1 as the reference of a good part and image 2 as the target. Where does the target deviate from it? Lighting "
-    "and viewpoint may differ and are no fault.",
-    "You see a flawless part in image 1 (the reference) and a part to check in image 2 (the target). Box the flaw in image 2, "
-    "leaving changes of light or viewpoint aside.",
-    "Image 1: reference, a good part. Image 2: target, possibly faulty. Find the place in image 2 that does not belong there; a "
-    "different viewpoint or other light is acceptable.",
-    "Using the good reference in image 1, check the target in image 2 for damage, missing pieces or foreign matter, and give "
-    "its place. Ignore light and viewpoint.",
-    "Is anything wrong with the target in image 2 when held against the good reference in image 1? Give the box, and do not "
-    "report a shift of viewpoint or light.",
-    "What has changed from the good reference (image 1) to the target (image 2) that could be a defect? Neither light nor "
-    "viewpoint is a defect. Locate it in image 2.",
-    "Compare the target, image 2, with the reference, image 1, which is good. Point out the region of image 2 that is abnormal. "
-    "Variations of viewpoint and light are normal.",
-    "A good sample is the reference in image 1. Judge the target in image 2 by it and mark where structure or content is wrong, "
-    "whatever the light or the viewpoint.",
-    "Inspect image 2, the target: which area would you reject, given that image 1, the reference, is good? Light and viewpoint "
-    "alone are never a reason to reject.",
-    "Image 1 serves as the good reference for the target in image 2. Search the target for a real anomaly, not for an effect of "
-    "light or viewpoint, and say where it is.",
-    "Locate the defect of the target (image 2), if it has one. The reference (image 1) shows how a good part looks; light and "
-    "viewpoint can vary freely.",
-    "Two pictures of one kind of part: image 1, the reference, is good; image 2 is the target. Give the region of image 2 where a "
-    "part is missing, extra, broken or displaced. Disregard viewpoint and light.",
-    "As a quality inspector, set the target in image 2 beside the good reference in image 1. Where would you place your mark? "
-    "Skip what light or viewpoint explains.",
-    "With image 1 as a good reference, decide whether the target in image 2 is sound, and if it is not, box what is wrong. A change "
-    "of light or of viewpoint leaves it sound.",
-    "Look for the anomaly in image 2, the target. Everything in image 1, the reference, is good, and differences that come from "
-    "the light or the viewpoint are to be left out.",
-    "Which part of the target in image 2 contradicts the good reference in image 1, in shape, content or logic? Answer with its "
-    "place; light and viewpoint are no contradiction.",
-    "The reference in image 1 passed inspection as good. Does the target in image 2 pass too? If not, frame the fault, and mind "
-    "that light and viewpoint are not faults.",
-    "Go over the target in image 2 region by region against the good reference in image 1, and report where it is abnormal. Do "
-    "not count light or viewpoint.",
-    "Something in the target (image 2) may be scratched, lost, added or out of place compared with the good reference (image 1). "
-    "Show where, without being misled by light or viewpoint.",
-    "Tell where the target in image 2 is defective, knowing that the reference in image 1 is good and that both may be taken in "
-    "other light and from another viewpoint.",
-)
+def prompt_text(answer_format: AnswerFormat, question: str = QUESTION) -> str:
+    """The user's text beside the two pictures: the question, then the family's output-format sentence."""
+    return f"{question} {answer_format.instruction}"
 
 
-def prompt_text(fmt: AnswerFormat, question: str = QUESTION) -> str:
-    """The question followed by the sentence that asks for the family's output."""
-    return f"{question} {fmt.sentence}"
-
-
-def training_question(rng: random.Random) -> str:
-    """One of the paraphrases, drawn with the generator that is passed in."""
-    return rng.choice(PARAPHRASES)
+def training_question(rng: np.random.Generator) -> str:
+    """One of the paraphrases; draw it when data is built, so that all answers of a group reply to the same question."""
+    return PARAPHRASES[int(rng.integers(len(PARAPHRASES)))]

@@ -1,7 +1,6 @@
-"""What a Qwen-VL image processor makes of a picture's size: the rule, with the checkpoint's own numbers.
+"""How a Qwen-VL image processor resizes a picture, from the checkpoint's own settings.
 
-Models that speak pixels speak pixels of the picture *after* this resize. The numbers come from the settings of the
-checkpoint's image processor, never from constants here. Knows nothing of pixels themselves.
+Families that answer in resized pixels need it to get back to the original. Nothing here is a constant of a model.
 """
 
 import json
@@ -13,89 +12,80 @@ from typing import Any
 
 from differad.errors import ImageError, OptionError
 
-MAX_ASPECT_RATIO = 200
-_SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json")
+# Qwen2-VL's processor refuses longer shapes (transformers, `smart_resize` of image_processing_qwen2_vl).
+LARGEST_ASPECT = 200
 
 
 @dataclass(frozen=True)
 class ResizeRule:
-    """Sides to multiples of `factor` pixels, their product within [min_pixels, max_pixels], by one common scale."""
+    """Sides become multiples of `factor` (patch size x merge size), their product lies in [min_pixels, max_pixels]."""
 
     factor: int
     min_pixels: int
     max_pixels: int
 
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> "ResizeRule":
-        """The rule in the settings of an image processor (preprocessor_config.json, or its attributes).
-
-        Reads patch_size, merge_size and min_pixels/max_pixels, or size.shortest_edge/longest_edge, as transformers 5
-        writes them: these hold numbers of pixels too. Raises OptionError naming what is missing.
-        """
-        nested = settings.get("image_processor")
-        if isinstance(nested, Mapping):
-            settings = nested
-        size = settings.get("size") or {}
-        return cls(
-            factor=_whole(settings, "patch_size") * _whole(settings, "merge_size"),
-            min_pixels=_pixels(settings, "min_pixels", size, "shortest_edge"),
-            max_pixels=_pixels(settings, "max_pixels", size, "longest_edge"),
-        )
-
-    @classmethod
-    def from_folder(cls, path: str | Path) -> "ResizeRule":
-        """The rule of a checkpoint's folder. Raises OptionError where its settings cannot be read."""
-        for name in _SETTINGS_FILES:
-            file = Path(path) / name
-            if file.is_file():
-                try:
-                    settings = json.loads(file.read_text(encoding="utf-8"))
-                except (OSError, ValueError) as error:
-                    raise OptionError(
-                        f"{file}: cannot be read ({error}); expected the image processor's JSON"
-                    ) from None
-                if not isinstance(settings, dict):
-                    raise OptionError(f"{file}: holds no JSON object; expected the image processor's settings")
-                return cls.from_settings(settings)
-        raise OptionError(f"{path}: none of {', '.join(_SETTINGS_FILES)}; expected the checkpoint's image processor")
-
-    def resized(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) after the resize. Raises ImageError for a side under `factor` or an aspect ratio over 200.
-
-        Source of the rule: `smart_resize` of Qwen2-VL (arXiv 2409.12191, section 2.1, and its image processor).
-        """
-        self._check(width, height)
-        new_width, new_height = self._multiple(width, round), self._multiple(height, round)
-        if new_width * new_height > self.max_pixels:
-            shrink = math.sqrt(width * height / self.max_pixels)
-            new_width = max(self.factor, self._multiple(width / shrink, math.floor))
-            new_height = max(self.factor, self._multiple(height / shrink, math.floor))
-        elif new_width * new_height < self.min_pixels:
-            grow = math.sqrt(self.min_pixels / (width * height))
-            new_width, new_height = self._multiple(width * grow, math.ceil), self._multiple(height * grow, math.ceil)
-        return new_width, new_height
-
-    def _multiple(self, side: float, to_whole: Any) -> int:
-        return int(to_whole(side / self.factor)) * self.factor
-
-    def _check(self, width: int, height: int) -> None:
-        if min(width, height) < self.factor:
-            raise ImageError(f"picture of {width}x{height}: a side is under {self.factor} pixels; enlarge it first")
-        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-            raise ImageError(
-                f"picture of {width}x{height}: one side is over {MAX_ASPECT_RATIO} times the other; cut it into tiles"
+    def __post_init__(self) -> None:
+        if not (self.factor >= 1 and 1 <= self.min_pixels <= self.max_pixels):
+            raise OptionError(
+                f"resize rule with factor {self.factor}, {self.min_pixels} to {self.max_pixels} pixels; "
+                "expected factor >= 1 and min_pixels <= max_pixels"
             )
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "ResizeRule":
+        """The rule in the settings of an image processor, a `preprocessor_config.json` or its `to_dict()`.
 
-def _pixels(settings: Mapping[str, Any], key: str, size: Any, edge: str) -> int:
-    if settings.get(key) is not None:
-        return _whole(settings, key)
-    value = size.get(edge) if isinstance(size, Mapping) else getattr(size, edge, None)
-    return _whole({f"{key} (or size.{edge})": value}, f"{key} (or size.{edge})")
+        Older files have min_pixels and max_pixels, later ones size.shortest_edge and size.longest_edge, which count
+        pixels of area too. Raises OptionError naming what is missing.
+        """
+        size = settings.get("size") or {}
+        found = {
+            "patch_size": settings.get("patch_size"),
+            "merge_size": settings.get("merge_size"),
+            "min_pixels": _first(settings.get("min_pixels"), size.get("min_pixels"), size.get("shortest_edge")),
+            "max_pixels": _first(settings.get("max_pixels"), size.get("max_pixels"), size.get("longest_edge")),
+        }
+        missing = [name for name, value in found.items() if not isinstance(value, int)]
+        if missing:
+            raise OptionError(
+                f"image processor settings without {', '.join(missing)}; expected those of a Qwen-VL checkpoint"
+            )
+        return cls(found["patch_size"] * found["merge_size"], found["min_pixels"], found["max_pixels"])
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "ResizeRule":
+        """The rule of a checkpoint folder, from its preprocessor_config.json or processor_config.json. Raises OptionError."""
+        for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+            path = Path(folder) / name
+            if not path.is_file():
+                continue
+            try:
+                settings = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise OptionError(f"{path}: cannot be read as JSON ({error}); copy it from the checkpoint") from None
+            settings = settings.get(key) if key and isinstance(settings, dict) else settings
+            if isinstance(settings, dict):
+                return cls.from_settings(settings)
+        raise OptionError(
+            f"{folder}: no preprocessor_config.json; expected a checkpoint's folder or a copy of that file"
+        )
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of a picture after the processor. Raises ImageError for a shape that it refuses."""
+        if min(width, height) < self.factor:
+            raise ImageError(f"picture of {width}x{height} pixels: a side under {self.factor}; enlarge or pad it first")
+        if max(width, height) > LARGEST_ASPECT * min(width, height):
+            raise ImageError(f"picture of {width}x{height} pixels: longer than {LARGEST_ASPECT}:1; cut it into tiles")
+        columns, rows = (max(1, round(side / self.factor)) for side in (width, height))
+        area = columns * rows * self.factor**2
+        if area > self.max_pixels:
+            shrink = math.sqrt(width * height / self.max_pixels)
+            columns, rows = (max(1, math.floor(side / shrink / self.factor)) for side in (width, height))
+        elif area < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (width * height))
+            columns, rows = (math.ceil(side * grow / self.factor) for side in (width, height))
+        return columns * self.factor, rows * self.factor
 
 
-def _whole(settings: Mapping[str, Any], key: str) -> int:
-    value = settings.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value != int(value):
-        raise OptionError(f"image processor's {key} is {value!r}: expected a whole number of at least 1")
-    return int(value)
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
