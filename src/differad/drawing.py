@@ -1,0 +1,61 @@
+"""Boxes on pictures, for people: the overlay of `locate --save` and the pictures of a report."""
+
+import base64
+from io import BytesIO
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from differad.boxes import Boxes, as_boxes, scale
+from differad.images import RGB
+
+# Okabe and Ito's palette: told apart with any kind of colour vision, on dark parts and on light ones.
+TRUTH_COLOR = (0, 158, 115)
+PREDICTED_COLOR = (230, 100, 0)
+HALO_COLOR = (255, 255, 255)
+_LINE_SHARE = 1 / 250
+
+
+def draw_boxes(image: RGB, truth: Boxes | None = None, predicted: Boxes | None = None, scores: object = None) -> RGB:
+    """A copy of (H, W, 3) RGB with true boxes green and predicted ones orange, both (N, 4) pixels, the scores beside.
+
+    The line is as wide as the picture is large and has a white rim, so that it shows on any background.
+    """
+    canvas = image.copy()
+    width = max(1, round(max(image.shape[:2]) * _LINE_SHARE))
+    for boxes, color in ((truth, TRUTH_COLOR), (predicted, PREDICTED_COLOR)):
+        for box in as_boxes(boxes):
+            low, high = (tuple(int(v) for v in np.rint(corner)) for corner in (box[:2], box[2:] - 1))
+            cv2.rectangle(canvas, low, high, HALO_COLOR, width * 3)
+            cv2.rectangle(canvas, low, high, color, width)
+    for box, score in zip(
+        as_boxes(predicted), np.ravel(np.asarray(scores if scores is not None else [])), strict=False
+    ):
+        _write_beside(canvas, f"{score:.2f}", box[0], box[1], width)
+    return canvas
+
+
+def thumbnail(image: RGB, max_side: int, truth: Boxes | None = None, predicted: Boxes | None = None) -> RGB:
+    """The picture with its boxes, shrunk to `max_side`; the boxes are drawn after shrinking, so that thin ones stay."""
+    factor = min(1.0, max_side / max(image.shape[:2]))
+    size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
+    small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA)) if factor < 1 else image
+    x, y = size[0] / image.shape[1], size[1] / image.shape[0]
+    return draw_boxes(small, *(scale(as_boxes(boxes), x, y) for boxes in (truth, predicted)))
+
+
+def jpeg_data_url(image: RGB, quality: int = 82) -> str:
+    """The picture as a `data:` URL, so that a page needs no file beside it."""
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _write_beside(canvas: RGB, text: str, x: float, y: float, width: int) -> None:
+    size = 0.35 + 0.2 * width
+    (_, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, width)
+    above = int(y) - base - width
+    place = int(x), above if above > height else int(y) + height + base + width
+    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, HALO_COLOR, width + 3, cv2.LINE_AA)
+    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, PREDICTED_COLOR, width, cv2.LINE_AA)

@@ -1,0 +1,139 @@
+"""`predictions.jsonl`: one prediction a line, appended as it is made, so that a killed run loses at most the pair in hand."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from differad.boxes import to_list
+from differad.core import Location
+from differad.data.manifest import numbered_lines, parse_line
+from differad.errors import DifferadError, InputError, ManifestError
+
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Prediction(BaseModel):
+    """One line: what was predicted for a pair, or the reason why nothing was. Boxes are pixels of the target."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    id: Annotated[str, Field(min_length=1)]
+    boxes: list[tuple[_Number, _Number, _Number, _Number]] = []
+    scores: list[_Number] | None = None
+    confidence: _Number | None = None
+    answer: str = ""
+    reasoning: str = ""
+    valid: bool = True
+    error: str | None = None
+    model: str = ""
+    seconds: _Number | None = None
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether an answer was given that could be read."""
+        return self.valid and self.error is None
+
+
+def to_line(pair_id: str, outcome: Location | DifferadError) -> str:
+    """The line of a pair's outcome; an error is kept with its reason."""
+    record: dict[str, Any] = {"id": pair_id}
+    if isinstance(outcome, DifferadError):
+        record |= {"boxes": [], "valid": False, "error": str(outcome)}
+    else:
+        record |= {key: value for key, value in outcome.to_dict().items() if key != "anomalous"}
+        record["boxes"] = to_list(outcome.boxes)
+    # Escaped, so that even half a surrogate in a model's answer can be stored.
+    return json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+class PredictionWriter:
+    """Appends lines to a file and hands each to the operating system at once."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
+
+    def write(self, pair_id: str, outcome: Location | DifferadError) -> None:
+        """Append one prediction."""
+        self._file.write(to_line(pair_id, outcome))
+        self._file.flush()
+
+    def __enter__(self) -> "PredictionWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read_predictions(path: Path) -> Iterator[Prediction]:
+    """Stream a file of predictions. Raises ManifestError naming the line and the field."""
+    for number, line in numbered_lines(path):
+        yield parse_line(Prediction, line, f"{path}:{number}")
+
+
+def keep_finished(path: Path) -> set[str]:
+    """Make a file of predictions ready to be continued; return the ids that are done.
+
+    A last line that was cut off by a kill is dropped, and so are failures: a second run tries those again. The file is
+    replaced in one step, so that a kill here loses nothing either. Raises ManifestError on a line that is none of ours.
+    """
+    if not path.exists():
+        return set()
+    done: set[str] = set()
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("w", encoding="utf-8") as file:
+        for number, line in numbered_lines(path):
+            if not line.endswith("\n"):
+                break
+            prediction = parse_line(Prediction, line, f"{path}:{number}")
+            if prediction.error is None and prediction.id not in done:
+                done.add(prediction.id)
+                file.write(line)
+    fresh.replace(path)
+    return done
+
+
+class PredictionIndex:
+    """Predictions by id, read from disk when asked for; holds one offset per id. Of several lines the last one counts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offsets: dict[str, int] = {}
+        offset = 0
+        try:
+            with path.open("rb") as file:
+                for number, raw in enumerate(file, start=1):
+                    if raw.strip():
+                        self._offsets[self._parse(raw, number).id] = offset
+                    offset += len(raw)
+        except FileNotFoundError:
+            raise ManifestError(f"{path}: no such file; expected one prediction a line") from None
+        except OSError as error:
+            raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected a file of JSON lines") from None
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def get(self, pair_id: str) -> Prediction | None:
+        """The prediction of a pair, None where there is none."""
+        if pair_id not in self._offsets:
+            return None
+        with self._path.open("rb") as file:
+            file.seek(self._offsets[pair_id])
+            return self._parse(file.readline(), 0)
+
+    def _parse(self, raw: bytes, number: int) -> Prediction:
+        try:
+            line = raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ManifestError(f"{self._path}:{number}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+        return parse_line(Prediction, line, f"{self._path}:{number}")

@@ -1,0 +1,181 @@
+"""`report.html`: one file that opens offline, with the table, the distribution of IoU and the pairs worth a look.
+
+A model's words are untrusted text: the template escapes everything. Knows nothing of locators; it draws what was recorded.
+"""
+
+import heapq
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from differad.boxes import as_boxes
+from differad.core import Pair
+from differad.drawing import jpeg_data_url, thumbnail
+from differad.errors import ImageError
+from differad.evaluation.metrics import PairResult
+from differad.evaluation.predictions import Prediction
+from differad.images import read_images
+
+SHOWN = 6
+THUMBNAIL_SIDE = 360
+BINS = 10
+REASONING_LIMIT = 600
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A pair with what was predicted for it and how that scored."""
+
+    pair: Pair
+    prediction: Prediction | None
+    result: PairResult
+
+
+@dataclass
+class Showcase:
+    """Gathers what a report shows while pairs stream by; holds a fixed number of cases."""
+
+    shown: int = SHOWN
+    histogram: list[int] = field(default_factory=lambda: [0] * BINS)
+    _order: "itertools.count[int]" = field(default_factory=itertools.count)
+    _heaps: dict[str, list[tuple[float, int, Case]]] = field(default_factory=dict)
+
+    def add(self, case: Case) -> None:
+        """Take a case into account; of equally good ones the first are kept."""
+        result, prediction = case.result, case.prediction
+        sureness = result.confidence or 0.0
+        if prediction is not None and prediction.error is not None:
+            self._keep("errors", 0.0, case)
+        if result.anomalous:
+            self.histogram[min(BINS - 1, int(result.iou * BINS))] += 1
+            # Among pairs that were all missed, the ones where the locator was surest are the worst.
+            self._keep("worst", -result.iou + (sureness if result.iou == 0 else 0.0), case)
+            self._keep("best", result.iou, case)
+        elif result.gave_box:
+            self._keep("false_alarms", sureness, case)
+
+    def cases(self, kind: str) -> list[Case]:
+        """The cases kept as "worst", "best", "false_alarms" or "errors", most telling first."""
+        return [case for _, _, case in sorted(self._heaps.get(kind, []), key=lambda entry: entry[:2], reverse=True)]
+
+    def _keep(self, kind: str, value: float, case: Case) -> None:
+        heap = self._heaps.setdefault(kind, [])
+        entry = (value, -next(self._order), case)
+        if len(heap) < self.shown:
+            heapq.heappush(heap, entry)
+        else:
+            heapq.heappushpop(heap, entry)
+
+
+SECTIONS = (
+    (
+        "worst",
+        "Worst pairs",
+        "Anomalous pairs with the lowest IoU; of those missed entirely, the ones the locator was surest of.",
+    ),
+    ("best", "Best pairs", "Anomalous pairs with the highest IoU."),
+    ("false_alarms", "False alarms", "Normal pairs in which a box was given, the surest first."),
+    ("errors", "Failed pairs", "Pairs that could not be answered, with the reason."),
+)
+COLUMNS = (
+    ("miou", "mIoU"),
+    ("acc_0.3", "Acc@0.3"),
+    ("acc_0.5", "Acc@0.5"),
+    ("f1_0.3", "F1@0.3"),
+    ("detection_f1", "Detection F1"),
+    ("normal_accuracy", "Normal accuracy"),
+    ("auroc", "AUROC"),
+    ("valid", "Valid"),
+)
+
+
+def write_report(path: str | Path, metrics: dict[str, Any], showcase: Showcase) -> None:
+    """Write the page for `metrics` (as `summarise` makes them, with baselines) and the gathered cases."""
+    from jinja2 import Environment, PackageLoader  # a light start matters more to those who only locate
+
+    environment = Environment(
+        loader=PackageLoader("differad.evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("report.html.j2").render(
+        metrics=metrics,
+        overall=metrics["overall"],
+        columns=COLUMNS,
+        rows=list(_rows(metrics)),
+        bars=_bars(showcase.histogram),
+        sections=[
+            (title, note, [_card(case) for case in showcase.cases(kind)])
+            for kind, title, note in SECTIONS
+            if showcase.cases(kind)
+        ],
+    )
+    # A model may write half a surrogate, which UTF-8 cannot hold.
+    Path(path).write_text(page, encoding="utf-8", errors="replace")
+
+
+def _rows(metrics: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """The lines of the table: each category, with the baselines beside it; then groups, sizes and all pairs."""
+    baselines = metrics.get("baselines", {})
+    for name, values in metrics["categories"].items():
+        yield {"name": name or "(no category)", "values": values, "kind": "category"}
+        for baseline, parts in baselines.items():
+            if name in parts["categories"]:
+                yield {"name": baseline.replace("_", " "), "values": parts["categories"][name], "kind": "baseline"}
+    for part, title in (("groups", "group"), ("sizes", "defects:")):
+        for name, values in metrics.get(part, {}).items():
+            yield {"name": f"{title} {name}", "values": values, "kind": "part"}
+    macro = metrics["overall"]["macro"]
+    if len(metrics["categories"]) > 1:
+        yield {
+            "name": "mean over categories",
+            "values": {**macro, "pairs": metrics["overall"]["pairs"]},
+            "kind": "total",
+        }
+        yield {"name": "all pairs", "values": metrics["overall"], "kind": "total"}
+
+
+def _bars(histogram: Sequence[int]) -> list[dict[str, Any]]:
+    """Bars of the histogram in a drawing of 600 x 160 units."""
+    highest, width = max(1, *histogram), 600 / len(histogram)
+    return [
+        {
+            "x": index * width + 2,
+            "width": width - 4,
+            "height": 120 * count / highest,
+            "count": count,
+            "label": f"{index / len(histogram):.1f}",
+        }
+        for index, count in enumerate(histogram)
+    ]
+
+
+def _card(case: Case) -> dict[str, Any]:
+    prediction = case.prediction
+    boxes = as_boxes(prediction.boxes if prediction and prediction.is_valid else None)
+    try:
+        reference, target = read_images(case.pair.reference, case.pair.target)
+        pictures = [
+            jpeg_data_url(thumbnail(reference, THUMBNAIL_SIDE)),
+            jpeg_data_url(thumbnail(target, THUMBNAIL_SIDE, truth=case.pair.boxes, predicted=boxes)),
+        ]
+    except ImageError:
+        pictures = []
+    words = (prediction.reasoning or prediction.answer) if prediction else ""
+    return {
+        "id": case.pair.id,
+        "category": case.pair.category,
+        "iou": case.result.iou if case.result.anomalous else None,
+        "confidence": case.result.confidence,
+        "pictures": pictures,
+        "words": words if len(words) <= REASONING_LIMIT else words[:REASONING_LIMIT] + " …",
+        "problem": _problem(prediction),
+    }
+
+
+def _problem(prediction: Prediction | None) -> str:
+    if prediction is None:
+        return "no prediction"
+    if prediction.error is not None:
+        return prediction.error
+    return "" if prediction.valid else "the answer could not be read"

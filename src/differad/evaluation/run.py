@@ -1,0 +1,249 @@
+"""Locate many pairs and score them: streamed, resumable, no pair able to stop the others.
+
+`evaluate` checks every manifest before the first picture is opened, appends predictions as they are made, and then scores them
+as `score` does from the same files. Neither ever holds more than a few pairs.
+"""
+
+import hashlib
+import json
+import statistics
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from differad.boxes import as_boxes
+from differad.core import Pair
+from differad.data.manifest import read_pairs
+from differad.errors import DifferadError, ImageError, InputError, ManifestError
+from differad.evaluation.baselines import BASELINES
+from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise
+from differad.evaluation.predictions import Prediction, PredictionIndex, PredictionWriter, keep_finished
+from differad.evaluation.report import Case, Showcase, write_report
+from differad.images import image_size
+from differad.locators import Locator
+
+
+def evaluate(
+    manifests: Sequence[str | Path],
+    locator: Locator,
+    out: str | Path,
+    *,
+    limit: int | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Locate the labelled pairs of `manifests`, score them and write predictions.jsonl, metrics.json, report.html to `out`.
+
+    A second call with the same arguments goes on where the first stopped and tries failed pairs again. `limit` takes the
+    first pairs only; `seed` draws the bootstrap. Returns the metrics. Raises ManifestError before any work when a manifest
+    is wrong, InputError when `out` holds another run.
+    """
+    paths = [Path(manifest) for manifest in manifests]
+    labelled = _check_manifests(paths)
+    out = Path(out)
+    _claim(out, locator, paths)
+    total = labelled if limit is None else min(limit, labelled)
+    pairs = _first(_labelled_pairs(paths), limit)
+    locate_to_file(pairs, locator, out / "predictions.jsonl", total=total, progress=progress)
+    metrics, showcase = _score(_first(_all_pairs(paths), None), out / "predictions.jsonl", limit, seed)
+    metrics = {"model": locator.name, **metrics}
+    _replace(out / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    write_report(out / "report.html", metrics, showcase)
+    return metrics
+
+
+def score(manifests: Sequence[str | Path], predictions: str | Path, *, seed: int = 0) -> dict[str, Any]:
+    """The metrics of stored predictions, without a model.
+
+    Targets are opened for their size alone; where one is missing, its pair has no defect size and no baseline, which is
+    counted as `without_image`. Raises ManifestError.
+    """
+    paths = [Path(manifest) for manifest in manifests]
+    _check_manifests(paths)
+    return _score(_all_pairs(paths), Path(predictions), None, seed)[0]
+
+
+def locate_to_file(
+    pairs: Iterable[Pair], locator: Locator, out: str | Path, *, total: int | None = None, progress: bool = True
+) -> dict[str, int]:
+    """Append a prediction for each pair to `out`; pairs already there are skipped, failed ones tried again.
+
+    Returns how many were `located`, `kept` from an earlier run, and `failed` (kept in the file with their reason).
+    """
+    path = Path(out)
+    done = keep_finished(path)
+    counts = {"located": 0, "kept": 0, "failed": 0}
+    waiting: deque[str] = deque()
+
+    def to_do() -> Iterator[Pair]:
+        for pair in pairs:
+            if pair.id in done:
+                counts["kept"] += 1
+                bar.advance(task)
+            else:
+                waiting.append(pair.id)
+                yield pair
+
+    with _progress_bar(progress) as bar, PredictionWriter(path) as writer:
+        task = bar.add_task(locator.name, total=total)
+        for outcome in locator.locate_many(to_do()):
+            counts["failed" if isinstance(outcome, DifferadError) else "located"] += 1
+            writer.write(waiting.popleft(), outcome)
+            bar.advance(task)
+    return counts
+
+
+def _progress_bar(shown: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
+
+
+def _check_manifests(paths: Sequence[Path]) -> int:
+    """Read every line once; return how many pairs are labelled. Raises ManifestError."""
+    seen: dict[str, Path] = {}
+    labelled = 0
+    for path in paths:
+        for pair in read_pairs(path):
+            if pair.id in seen:
+                raise ManifestError(f"{path}: id {pair.id!r} stands in {seen[pair.id]} too; expected ids that differ")
+            seen[pair.id] = path
+            labelled += pair.boxes is not None
+    if not labelled:
+        names = ", ".join(map(str, paths))
+        raise ManifestError(f"{names}: no labelled pair; expected `boxes` or `mask` on some line ([] says normal)")
+    return labelled
+
+
+def _claim(out: Path, locator: Locator, paths: Sequence[Path]) -> None:
+    """Note in `out` what runs there; refuse a folder where something else ran. Raises InputError."""
+    options = repr(getattr(locator, "options", None))
+    run = {
+        "model": locator.name,
+        # A digest: options may hold a key that must not be written down.
+        "options": hashlib.sha256(options.encode()).hexdigest()[:16],
+        "manifests": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
+    }
+    note = out / "run.json"
+    if note.exists():
+        try:
+            earlier = json.loads(note.read_text(encoding="utf-8"))
+        except ValueError:
+            earlier = {}
+        changed = [key for key, value in run.items() if earlier.get(key) != value]
+        if changed:
+            raise InputError(
+                f"{out}: holds a run with other {' and '.join(changed)}; choose another --out or remove it"
+            )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made a folder ({error.strerror}); choose another --out") from None
+    _replace(note, json.dumps(run, indent=2) + "\n")
+
+
+def _all_pairs(paths: Sequence[Path]) -> Iterator[Pair]:
+    for path in paths:
+        yield from read_pairs(path)
+
+
+def _labelled_pairs(paths: Sequence[Path]) -> Iterator[Pair]:
+    return (pair for pair in _all_pairs(paths) if pair.boxes is not None)
+
+
+def _first(pairs: Iterator[Pair], limit: int | None) -> Iterator[Pair]:
+    for count, pair in enumerate(pairs):
+        if limit is not None and count >= limit:
+            return
+        yield pair
+
+
+@dataclass
+class _Tally:
+    """What scoring gathers while the pairs stream by."""
+
+    results: list[PairResult] = field(default_factory=list)
+    baselines: dict[str, list[PairResult]] = field(default_factory=lambda: {name: [] for name in BASELINES})
+    seconds: list[float] = field(default_factory=list)
+    unlabelled: int = 0
+    unpredicted: int = 0
+    errors: int = 0
+    without_image: int = 0
+
+
+def _score(pairs: Iterator[Pair], predictions: Path, limit: int | None, seed: int) -> tuple[dict[str, Any], Showcase]:
+    index = PredictionIndex(predictions)
+    tally, showcase = _Tally(), Showcase()
+    for pair in pairs:
+        if pair.boxes is None:
+            tally.unlabelled += 1
+            continue
+        if limit is not None and len(tally.results) >= limit:
+            break
+        _add(tally, showcase, pair, index.get(pair.id))
+    metrics = summarise(tally.results, seed)
+    metrics["baselines"] = {
+        name: {part: values for part, values in summarise(results, seed).items() if part in ("overall", "categories")}
+        for name, results in tally.baselines.items()
+        if results
+    }
+    metrics |= {
+        "unlabelled": tally.unlabelled,
+        "unpredicted": tally.unpredicted,
+        "errors": tally.errors,
+        "without_image": tally.without_image,
+        "unknown_predictions": len(index) - (len(tally.results) - tally.unpredicted),
+        "median_seconds": statistics.median(tally.seconds) if tally.seconds else None,
+    }
+    return metrics, showcase
+
+
+def _add(tally: _Tally, showcase: Showcase, pair: Pair, prediction: Prediction | None) -> None:
+    truth = as_boxes(pair.boxes)
+    predicted = as_boxes(prediction.boxes if prediction else None)
+    valid = prediction is not None and prediction.is_valid
+    overlap = pair_iou(predicted, truth) if valid else 0.0
+    shape = _target_size(pair)
+    size = size_name(truth, *shape) if shape else None
+    confidence = prediction.confidence if prediction else None
+    result = PairResult(pair.category, len(truth) > 0, overlap, len(predicted) > 0, valid, pair.group, size, confidence)
+    tally.results.append(result)
+    tally.unpredicted += prediction is None
+    tally.errors += prediction is not None and prediction.error is not None
+    if prediction and prediction.seconds is not None:
+        tally.seconds.append(prediction.seconds)
+    if shape is None:
+        tally.without_image += 1
+    else:
+        for name, predict in BASELINES.items():
+            boxes = predict(*shape)
+            own = pair_iou(boxes, truth)
+            tally.baselines[name].append(
+                PairResult(pair.category, result.anomalous, own, len(boxes) > 0, True, pair.group, size)
+            )
+    showcase.add(Case(pair, prediction, result))
+
+
+def _target_size(pair: Pair) -> tuple[int, int] | None:
+    try:
+        return image_size(pair.target)
+    except ImageError:
+        return None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file in one step: a kill leaves the old one or the new one."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
