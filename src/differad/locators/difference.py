@@ -2,9 +2,9 @@
 
 A target pixel is different by how far it leaves the range of reference values within a tolerance around it, and the
 other way round, so that an edge that moved by a pixel is no difference while a missing wire is one. What is left is
-counted in units of the pair's own noise, thresholded with hysteresis and grouped; each group's chance of being a defect comes from
-a logistic curve that was fitted on synthetic pairs, as every constant here (benchmarks/calibrate_difference.py). A
-reference that does not lie on the target in any pose is refused, and the reasoning says so.
+counted in units of the pair's own noise, thresholded with hysteresis and grouped; each group's chance of being a defect
+comes from a logistic curve that was fitted on synthetic pairs, like every constant here (`calibration`). A reference
+that does not lie on the target in any pose is refused, and the reasoning says so.
 
 Knows nothing of materials or defect classes, and compares one pair at a time.
 """
@@ -17,22 +17,20 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.boxes import Boxes, clip, no_boxes
+from differad.boxes import Boxes, clip
 from differad.core import Location, Pair
-from differad.errors import LocatorError, OptionError
+from differad.errors import DifferadError, InputError, LocatorError, OptionError
 from differad.images import RGB, read_image
 from differad.locators.base import Outcome, attempt
+from differad.locators.calibration import COMPARING, Comparing
+from differad.locators.comparison import Group, Picture, bend, displace, equalise, excess, group, inside, noise, soften
 from differad.locators.registration import Registration, register, warp
-
-Picture = NDArray[np.float32]
-Mask = NDArray[np.bool_]
-Grey = NDArray[np.uint8]
 
 
 def _option(default: Any, help: str) -> Any:
@@ -43,10 +41,15 @@ def _option(default: Any, help: str) -> Any:
 class DifferenceOptions:
     """What a user may want other than the calibrated defaults."""
 
-    threshold: float = _option(0.5, "a group counts as a defect from this probability on")
-    tolerance: int = _option(2, "an edge may lie this many pixels off without being a difference")
-    margin: float = _option(0.0078, "boxes grow by this share of the longer side: labels are drawn with a margin")
+    threshold: float = _option(COMPARING.threshold, "a group counts as a defect from this probability on")
+    tolerance: int = _option(COMPARING.tolerance, "an edge may lie this many pixels off without being a difference")
+    margin: float = _option(
+        COMPARING.margin, "boxes grow by this share of the longer side: labels are drawn with a margin"
+    )
     max_boxes: int = _option(20, "at most this many boxes, best first")
+    on_refusal: Literal["refuse", "overlay"] = _option(
+        "refuse", "a reference that does not register: give no answer, or compare with the best guess all the same"
+    )
     max_side: int = _option(2048, "longer pictures are shrunk to this: bounds time and memory")
     workers: int = _option(0, "threads of locate_many; 0 takes one per usable core")
 
@@ -55,32 +58,9 @@ class DifferenceOptions:
         _check("tolerance", self.tolerance, 0 <= self.tolerance <= 50, "0 to 50 pixels")
         _check("margin", self.margin, 0 <= self.margin <= 0.25, "a share in [0, 0.25]")
         _check("max_boxes", self.max_boxes, self.max_boxes >= 1, "at least 1")
+        _check("on_refusal", self.on_refusal, self.on_refusal in ("refuse", "overlay"), "refuse or overlay")
         _check("max_side", self.max_side, self.max_side >= 64, "at least 64 pixels")
         _check("workers", self.workers, self.workers >= 0, "0 or more")
-
-
-@dataclass(frozen=True)
-class Constants:
-    """What benchmarks/calibrate_difference.py finds on synthetic pairs."""
-
-    low: float = 3.0
-    high: float = 6.0
-    floor: float = 6.0
-    gap_share: float = 0.01
-    bias: float = -8.0
-    peak_weight: float = 1.0
-    mass_weight: float = 1.0
-
-
-CONSTANTS = Constants()
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Neighbouring differences: their tight box (4,) and their odds of being a defect (logit)."""
-
-    box: NDArray[np.float64]
-    logit: float
 
 
 class DifferenceLocator:
@@ -88,7 +68,7 @@ class DifferenceLocator:
 
     name = "difference"
 
-    def __init__(self, options: DifferenceOptions | None = None, constants: Constants = CONSTANTS) -> None:
+    def __init__(self, options: DifferenceOptions | None = None, constants: Comparing = COMPARING) -> None:
         self.options = options or DifferenceOptions()
         self.constants = constants
 
@@ -106,7 +86,7 @@ class DifferenceLocator:
 
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
         """Locate a stream in order; at most two pairs per worker are read ahead."""
-        workers = self.options.workers or len(os.sched_getaffinity(0))
+        workers = self.options.workers or _cores()
         waiting: deque[Future[Outcome]] = deque()
         with _one_thread_each(workers), ThreadPoolExecutor(workers) as pool:
             for pair in pairs:
@@ -116,63 +96,76 @@ class DifferenceLocator:
             while waiting:
                 yield waiting.popleft().result()
 
+    def calibrate(self, normals: Iterable[Pair], false_alarms: float = 0.05) -> "DifferenceLocator":
+        """A locator whose threshold leaves a box on at most a share `false_alarms` of normal pairs like these.
+
+        Split conformal: of n confidences the ceil((n + 1)(1 - share))-th smallest is the bound, which holds for a new
+        pair drawn like the given ones whatever their distribution. Pairs that do not register say nothing and are left
+        out. Raises InputError where fewer than 1 / share - 1 remain, and the error of a pair that cannot be read.
+        """
+        _check("false_alarms", false_alarms, 0 < false_alarms < 1, "a share between 0 and 1")
+        confidences = []
+        for outcome in self.locate_many(normals):
+            if isinstance(outcome, DifferadError):
+                raise outcome
+            if outcome.confidence is not None:
+                confidences.append(outcome.confidence)
+        rank = math.ceil((len(confidences) + 1) * (1 - false_alarms))
+        if rank > len(confidences):
+            raise InputError(
+                f"{len(confidences)} normal pairs that register: holding a false-alarm share of {false_alarms:g} needs"
+                f" at least {math.ceil(1 / false_alarms) - 1}; give more or allow a larger share"
+            )
+        threshold = math.nextafter(sorted(confidences)[rank - 1], 1.0)
+        return DifferenceLocator(replace(self.options, threshold=threshold), self.constants)
+
     def _locate(self, reference: RGB, target: RGB) -> Location:
         height, width = target.shape[:2]
         reference, _ = _bounded(reference, self.options.max_side)
         target, factor = _bounded(target, self.options.max_side)
         registration = register(_grey(reference), _grey(target))
-        if not registration.accepted:
-            return _refusal(registration)
+        if not registration.accepted and self.options.on_refusal == "refuse":
+            return Location(valid=False, reasoning=f"{_told(registration)} No answer.")
         score = self.difference(reference, target, registration)
         groups = self._groups(score)
         return self._answer(groups, registration, (width, height), factor)
 
     def difference(self, reference: RGB, target: RGB, registration: Registration) -> Picture:
         """How far each target pixel is off, (H, W), in units of the pair's own noise."""
+        tolerance = self.options.tolerance
         moved, covered = warp(reference, registration.matrix, target.shape[:2])
-        here, there = (_soften(p) for p in _channels(target, moved))
-        there = _equalise(there, here)
-        excess = _excess(here, there, self.options.tolerance)
-        excess[~covered] = 0
-        return np.asarray(excess / max(_noise(here - there, covered), self.constants.floor))
+        here, there = soften(target, moved)
+        there = equalise(there, here, covered)
+        there = displace(there, bend(there, here, covered))
+        over = excess(here, there, tolerance)
+        over[~inside(covered, tolerance + 1)] = 0
+        return np.asarray(over / max(noise(here - there, covered), self.constants.floor))
 
-    def _groups(self, score: Picture) -> list[_Group]:
-        reach = 2 * self.options.tolerance + 1
-        weak = (score > self.constants.low).astype(np.uint8)
-        if not weak.any():
-            return []
-        weak = cv2.dilate(weak, np.ones((reach, reach), np.uint8))
-        gap = max(1, round(self.constants.gap_share * max(score.shape)))
-        joined = cv2.morphologyEx(weak, cv2.MORPH_CLOSE, np.ones((gap, gap), np.uint8))
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=8)
-        groups = []
-        for label, (x, y, w, h, _) in enumerate(stats[1:], start=1):
-            own = labels[y : y + h, x : x + w] == label
-            values = score[y : y + h, x : x + w][own]
-            if values.max() >= self.constants.high:
-                groups.append(_Group(np.array([x, y, x + w, y + h], np.float64), self._logit(values)))
-        return sorted(groups, key=lambda group: -group.logit)
+    def _groups(self, score: Picture) -> list[Group]:
+        gap = max(1, round(self.constants.gap * max(score.shape)))
+        found = group(score, low=self.constants.low, high=self.constants.high, grow=self.options.tolerance, gap=gap)
+        return sorted(found, key=lambda group: -self._chance(group))
 
-    def _logit(self, values: Picture) -> float:
-        peak = math.log(float(values.max()))
-        mass = math.log(float(values[values > self.constants.low].sum()))
-        return self.constants.bias + self.constants.peak_weight * peak + self.constants.mass_weight * mass
+    def _chance(self, group: Group) -> float:
+        """How likely a group is a defect, by the logistic curve fitted on synthetic groups."""
+        c = self.constants
+        logit = c.bias + c.peak * math.log(group.peak) + c.mass * math.log(group.mass)
+        return _sigmoid(logit + c.thickness * math.log(group.thickness))
 
     def _answer(
-        self, groups: list[_Group], registration: Registration, size: tuple[int, int], factor: float
+        self, groups: list[Group], registration: Registration, size: tuple[int, int], factor: float
     ) -> Location:
-        chances = np.array([_sigmoid(group.logit) for group in groups])
+        chances = np.array([self._chance(group) for group in groups])
         kept = np.flatnonzero(chances >= self.options.threshold)[: self.options.max_boxes]
         margin = self.options.margin * max(size)
         grow = np.array([-margin, -margin, margin, margin])
         boxes: Boxes = clip(np.array([groups[i].box / factor + grow for i in kept]).reshape(-1, 4), *size)
-        how = f"The reference was laid on by {registration.model} (edge correlation {registration.quality:.2f})."
         found = f"{len(kept)} region(s) differ." if len(kept) else "Nothing differs beyond noise."
         return Location(
             boxes=boxes,
             scores=chances[kept],
-            confidence=float(chances.max()) if len(chances) else 0.0,
-            reasoning=f"{how} {found}",
+            confidence=float(chances.max(initial=0.0)) if registration.accepted else None,
+            reasoning=f"{_told(registration)} {found}",
         )
 
 
@@ -181,14 +174,15 @@ def _check(name: str, value: object, fits: bool, expected: str) -> None:
         raise OptionError(f"{name}={value}: expected {expected}")
 
 
-def _refusal(registration: Registration) -> Location:
-    return Location(
-        boxes=no_boxes(),
-        confidence=None,
-        valid=False,
-        reasoning=f"The reference does not register with the target "
-        f"(best edge correlation {registration.quality:.2f}).",
-    )
+def _told(registration: Registration) -> str:
+    quality = f"edge correlation {registration.quality:.2f}"
+    if registration.accepted:
+        return f"The reference was laid on by {registration.model} ({quality})."
+    return f"The reference does not register with the target (best {quality}, by {registration.model})."
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -213,56 +207,8 @@ def _bounded(picture: RGB, max_side: int) -> tuple[RGB, float]:
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA)), factor
 
 
-def _grey(picture: RGB) -> Grey:
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
-
-
-def _channels(*pictures: RGB) -> tuple[NDArray[np.uint8], ...]:
-    """One channel each where all pictures are grey: a third of the work."""
-    if all(np.array_equal(p[..., 0], p[..., 1]) and np.array_equal(p[..., 0], p[..., 2]) for p in pictures):
-        return tuple(np.ascontiguousarray(p[..., 0]) for p in pictures)
-    return pictures
-
-
-def _soften(picture: NDArray[np.uint8]) -> Picture:
-    return np.asarray(cv2.GaussianBlur(picture, (0, 0), 0.8), dtype=np.float32)
-
-
-def _equalise(there: Picture, here: Picture) -> Picture:
-    """`there` with its light made that of `here`: a local gain and offset, fitted over windows far wider than a defect.
-
-    He, Sun, Tang, "Guided image filtering" (2013), with the reference as the guide.
-    """
-    height, width = here.shape[:2]
-    small = (max(1, width // 8), max(1, height // 8))
-    guide, seen = (cv2.resize(p, small, interpolation=cv2.INTER_AREA) for p in (there, here))
-    window = max(3, max(small) // 3)
-
-    def mean(p: Picture) -> Picture:
-        return np.asarray(cv2.blur(p, (window, window), borderType=cv2.BORDER_REFLECT))
-
-    guide_mean, seen_mean = mean(guide), mean(seen)
-    spread = mean(guide * guide) - guide_mean**2
-    shared = mean(guide * seen) - guide_mean * seen_mean
-    gain = np.clip((shared + 25.0) / (spread + 25.0), 0.5, 2.0)
-    offset = seen_mean - gain * guide_mean
-    gain, offset = (cv2.resize(p, (width, height), interpolation=cv2.INTER_LINEAR) for p in (gain, offset))
-    return np.asarray(gain * there + offset, dtype=np.float32)
-
-
-def _excess(here: Picture, there: Picture, tolerance: int) -> Picture:
-    """How far (H, W) either picture leaves the other's range within `tolerance` pixels; the largest of the channels."""
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * tolerance + 1, 2 * tolerance + 1))
-    added = cv2.max(here - cv2.dilate(there, disc), cv2.erode(there, disc) - here)
-    missing = cv2.max(there - cv2.dilate(here, disc), cv2.erode(here, disc) - there)
-    excess = np.maximum(cv2.max(added, missing), 0)
-    return np.asarray(excess if excess.ndim == 2 else excess.max(axis=2))
-
-
-def _noise(residual: Picture, covered: Mask) -> float:
-    """Robust standard deviation of what light and pose do not explain, in grey levels."""
-    values = residual[covered]
-    return 1.4826 * float(np.median(np.abs(values))) if values.size else 0.0
+def _grey(picture: RGB) -> NDArray[np.uint8]:
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
 
 def _sigmoid(logit: float) -> float:

@@ -5,12 +5,16 @@ matches, RANSAC, then ECC refinement). Quality is the correlation of softened ed
 onto the target: light does not move it, another part scores near zero. Knows nothing of defects or boxes.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from differad.locators.calibration import REGISTERING, Registering
 
 Grey = NDArray[np.uint8]
 Edges = NDArray[np.float32]
@@ -18,12 +22,11 @@ Matrix = NDArray[np.float64]
 
 # Registration looks at pictures no longer than this; sub-pixel estimates keep the error under a pixel of larger ones.
 WORKING_SIDE = 640
-# Calibrated by benchmarks/calibrate_difference.py on synthetic pairs ("registration").
-ENOUGH = 0.80  # a motion this good is not improved upon
-ACCEPT = 0.45  # nothing below this is the same part in a pose that the ladder knows
-WORTH = 0.02  # what a motion with more freedom must gain to be preferred
-_EDGE_SIGMA = 1.5
+_EDGE_SIGMA = 1.0
 _LEAST_SIDE = 16
+# Grey levels of structure under which a surface is plain: sensor noise of 10 levels leaves 1.4 at this softness.
+_PLAIN = 1.5
+_PLAIN_SIGMA = 2.0
 _LEAST_MATCHES = 12
 
 
@@ -42,16 +45,16 @@ class Registration:
     accepted: bool
 
 
-def register(reference: Grey, target: Grey) -> Registration:
+def register(reference: Grey, target: Grey, limits: Registering = REGISTERING) -> Registration:
     """Find the motion from `reference` (H, W) to `target` (H', W').
 
-    A pair where either picture shows no edge, or is smaller than 16 pixels, has nothing to register by: it is laid on
-    by size alone and accepted where both are featureless.
+    A plain surface, or a picture under 16 pixels, has nothing to register by: it is laid on by size alone, with
+    quality 0, and accepted where both are plain (but for a defect in the target), or of the same size.
     """
     down_reference, down_target = _shrink(reference), _shrink(target)
     scale = _resizing(reference.shape, down_reference.shape)
     unscale = np.linalg.inv(_resizing(target.shape, down_target.shape))
-    found = _register_small(down_reference, down_target)
+    found = _register_small(down_reference, down_target, limits)
     return Registration(unscale @ found.matrix @ scale, found.model, found.quality, found.accepted)
 
 
@@ -70,28 +73,50 @@ def warp(
     return moved, covered > 0
 
 
-def _register_small(reference: Grey, target: Grey) -> Registration:
+def _register_small(reference: Grey, target: Grey, limits: Registering) -> Registration:
     resize = _resizing(reference.shape, target.shape)
     if min(*reference.shape, *target.shape) < _LEAST_SIDE:
         return Registration(resize, "size", 0.0, reference.shape == target.shape)
     there, here = _edges(reference), _edges(target)
-    if not there.any() or not here.any():
-        return Registration(resize, "size", 0.0, not there.any() and not here.any())
+    if _contrast(reference, np.std) < _PLAIN:
+        return Registration(resize, "size", 0.0, _contrast(target, _robust_spread) < _PLAIN)
     best = Registration(resize, "size", -1.0, False)
-    for model, matrix in _ladder(reference, target, there, here):
+    for model, matrix, stop in _ladder(reference, target, there, here, limits):
+        if not _is_sane(matrix, reference.shape, target.shape):
+            continue
         quality = _quality(there, here, matrix)
-        if quality > best.quality + (WORTH if best.quality >= ACCEPT else 0.0):
-            best = Registration(matrix, model, quality, quality >= ACCEPT)
-        if model != "size" and best.quality >= ENOUGH:
+        if quality > best.quality + limits.worth or (best.model == "size" and quality > best.quality):
+            best = Registration(matrix, model, quality, quality >= limits.accept)
+        if best.quality >= stop:
             break
     return best
 
 
-def _ladder(reference: Grey, target: Grey, there: Edges, here: Edges) -> Iterator[tuple[str, Matrix]]:
-    """Motions from simple to free; the dear ones are only computed when asked for."""
+def _ladder(
+    reference: Grey, target: Grey, there: Edges, here: Edges, limits: Registering
+) -> Iterator[tuple[str, Matrix, float]]:
+    """Motions from simple to free, each with the quality at which dearer ones need not be computed."""
     resize = _resizing(reference.shape, target.shape)
-    yield "size", resize
-    yield "shift", _shift(_lay(there, resize, here.shape), here) @ resize
+    yield "size", resize, math.inf
+    shift = _shift(_lay(there, resize, here.shape), here) @ resize
+    yield "shift", shift, math.inf
+    affine = _refine(there, here, shift, cv2.MOTION_AFFINE)
+    if affine is not None:
+        yield "affine", affine, limits.excellent
+    bent = _refine(there, here, shift if affine is None else affine, cv2.MOTION_HOMOGRAPHY)
+    if bent is not None:
+        yield "homography", bent, limits.enough
+    for matrix in _from_features(reference, target):
+        affine = _refine(there, here, matrix, cv2.MOTION_AFFINE)
+        if affine is not None:
+            yield "affine", affine, limits.enough
+        bent = _refine(there, here, matrix, cv2.MOTION_HOMOGRAPHY)
+        if bent is not None:
+            yield "homography", bent, limits.enough
+
+
+def _from_features(reference: Grey, target: Grey) -> Iterator[Matrix]:
+    """Rough poses by SIFT matches: the similarity and the homography that most of them agree on."""
     matches = _match(reference, target)
     if matches is None:
         return
@@ -99,20 +124,33 @@ def _ladder(reference: Grey, target: Grey, there: Edges, here: Edges) -> Iterato
     rough, inliers = cv2.estimateAffinePartial2D(points, seen, method=cv2.RANSAC, ransacReprojThreshold=3.0)
     if rough is not None and int(inliers.sum()) >= _LEAST_MATCHES:
         square = np.vstack([rough, [0.0, 0.0, 1.0]])
-        if _is_sane(square, reference.shape):
-            yield "affine", _refine(there, here, square, cv2.MOTION_AFFINE)
+        if _is_sane(square, reference.shape, target.shape):
+            yield square
     bent, inliers = cv2.findHomography(points, seen, cv2.RANSAC, 3.0)
-    if bent is not None and int(inliers.sum()) >= _LEAST_MATCHES and _is_sane(bent, reference.shape):
-        yield "homography", _refine(there, here, bent, cv2.MOTION_HOMOGRAPHY)
+    if bent is None or int(inliers.sum()) < _LEAST_MATCHES:
+        return
+    if _is_sane(bent, reference.shape, target.shape):
+        yield bent
 
 
 def _shrink(picture: Grey) -> Grey:
+    """Not longer than WORKING_SIDE, unless that would leave a strip too thin to register."""
     height, width = picture.shape
-    factor = WORKING_SIDE / max(height, width)
+    factor = max(WORKING_SIDE / max(height, width), 2 * _LEAST_SIDE / min(height, width))
     if factor >= 1:
         return picture
     size = max(1, round(width * factor)), max(1, round(height * factor))
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+
+
+def _contrast(picture: Grey, spread: Callable[[Edges], Any]) -> float:
+    """Grey levels of structure between a few pixels and a few dozen, by the given measure of spread."""
+    soft = cv2.GaussianBlur(picture, (0, 0), _PLAIN_SIGMA).astype(np.float32)
+    return float(spread(soft - cv2.blur(soft, (33, 33))))
+
+
+def _robust_spread(values: Edges) -> float:
+    return 1.4826 * float(np.median(np.abs(values)))
 
 
 def _resizing(source: tuple[int, ...], sink: tuple[int, ...]) -> Matrix:
@@ -122,7 +160,7 @@ def _resizing(source: tuple[int, ...], sink: tuple[int, ...]) -> Matrix:
 
 
 def _edges(picture: Grey) -> Edges:
-    """Softened edge strength (H, W); soft enough that a residual pixel costs little."""
+    """Softened edge strength (H, W); soft enough that a residual half pixel costs little."""
     soft = cv2.GaussianBlur(picture, (0, 0), 1.0).astype(np.float32)
     strength = cv2.magnitude(cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1))
     return np.asarray(cv2.GaussianBlur(strength, (0, 0), _EDGE_SIGMA))
@@ -157,43 +195,76 @@ def _match(reference: Grey, target: Grey) -> tuple[NDArray[np.float32], NDArray[
     )
 
 
-def _refine(there: Edges, here: Edges, matrix: Matrix, motion: int) -> Matrix:
-    """`matrix` moved to the nearest maximum of the enhanced correlation coefficient; unchanged where it diverges."""
-    start = np.linalg.inv(matrix).astype(np.float32)
-    start /= start[2, 2]
-    start = start if motion == cv2.MOTION_HOMOGRAPHY else start[:2]
+def _refine(there: Edges, here: Edges, matrix: Matrix, motion: int) -> Matrix | None:
+    """`matrix` moved to the nearest maximum of the enhanced correlation coefficient; None where it diverges.
+
+    At a quarter of the size, whose wide maxima reach farther, then at half, which is exact to a fifth of a pixel.
+    """
+    half = _halve(there), _halve(here)
+    for small_there, small_here in ((_halve(half[0]), _halve(half[1])), half):
+        down = _resizing(there.shape, small_there.shape)
+        up = _resizing(small_here.shape, here.shape)
+        found = _ecc(small_there, small_here, np.linalg.inv(up) @ matrix @ np.linalg.inv(down), motion)
+        if found is None or not _is_sane(found, small_there.shape, small_here.shape):
+            return None
+        matrix = up @ found @ down
+    return matrix
+
+
+def _ecc(there: Edges, here: Edges, matrix: Matrix, motion: int) -> Matrix | None:
+    start = np.linalg.inv(matrix)
+    start = (start / start[2, 2]).astype(np.float32)
+    start = start if motion == cv2.MOTION_HOMOGRAPHY else start[:2].copy()
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
     try:
         _, found = cv2.findTransformECC(here, there, start, motion, stop, None, 1)
     except cv2.error:
-        return matrix
-    square = found if motion == cv2.MOTION_HOMOGRAPHY else np.vstack([found, [0.0, 0.0, 1.0]])
-    return np.asarray(np.linalg.inv(square.astype(np.float64)))
+        return None
+    square = (found if motion == cv2.MOTION_HOMOGRAPHY else np.vstack([found, [0.0, 0.0, 1.0]])).astype(np.float64)
+    return np.linalg.inv(square) if abs(np.linalg.det(square)) > 1e-3 else None
 
 
-def _is_sane(matrix: Matrix, shape: tuple[int, ...]) -> bool:
-    """Whether a map keeps the picture's corners in front of the camera and in order."""
+def _halve(edges: Edges) -> Edges:
+    size = (edges.shape[1] + 1) // 2, (edges.shape[0] + 1) // 2
+    return np.asarray(cv2.resize(edges, size, interpolation=cv2.INTER_AREA))
+
+
+def _is_sane(matrix: Matrix, shape: tuple[int, ...], onto: tuple[int, ...]) -> bool:
+    """Whether a map keeps the picture in front of the camera, unmirrored and near the size that stretching gives."""
     height, width = shape
-    corners = np.array([[[0, 0], [width, 0], [width, height], [0, height]]], np.float64)
-    if (np.hstack([corners[0], np.ones((4, 1))]) @ matrix[2] <= 0.2).any():
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
+    depth = np.hstack([corners, np.ones((4, 1))]) @ matrix[2]
+    if (depth <= 0.2 * depth.max()).any():
         return False
-    moved = cv2.perspectiveTransform(corners, matrix).astype(np.float32)
-    return bool(cv2.isContourConvex(moved)) and cv2.contourArea(moved, True) > 0.1 * width * height
+    moved = cv2.perspectiveTransform(corners[None], matrix).astype(np.float32)
+    area = cv2.contourArea(moved, True) / (onto[0] * onto[1])
+    return bool(cv2.isContourConvex(moved)) and 0.25 < area < 4
 
 
 def _quality(there: Edges, here: Edges, matrix: Matrix) -> float:
-    """Correlation of edge strength where the reference covers the target, times the covered share's shortfall.
+    """Median correlation of edge strength over the tiles that show edges, less where few tiles are covered.
 
-    A match of a small corner proves little: coverage under half is paid for in proportion.
+    Tiles, because one bright corner would carry a correlation of the whole; a match of a small part proves little, so
+    under half the tiles count in proportion.
     """
-    inside = _lay(np.ones_like(there), matrix, here.shape) > 0.99
-    count = int(inside.sum())
-    if count < _LEAST_SIDE**2:
+    covered = _lay(np.ones_like(there), matrix, here.shape) > 0.99
+    moved = _lay(there, matrix, here.shape)
+    tile = max(_LEAST_SIDE, min(here.shape) // 8)
+    ours, theirs, inside = (_tiles(picture, tile) for picture in (here, moved, covered.astype(np.float32)))
+    whole = inside.min(axis=1) > 0
+    ours, theirs = (t - t.mean(axis=1, keepdims=True) for t in (ours, theirs))
+    energy, their_energy = (ours**2).sum(axis=1), (theirs**2).sum(axis=1)
+    busy = np.maximum(energy, their_energy) > 0.1 * np.mean(energy)
+    if not (busy & whole).any():
         return -1.0
-    moved = _lay(there, matrix, here.shape)[inside]
-    seen = here[inside]
-    moved, seen = moved - moved.mean(), seen - seen.mean()
-    energy = float(np.sqrt(np.dot(moved, moved) * np.dot(seen, seen)))
-    if energy == 0:
-        return -1.0
-    return float(np.dot(moved, seen)) / energy * min(1.0, 2 * count / inside.size)
+    product = np.sqrt(np.maximum(energy * their_energy, 1e-6))
+    correlation = ((ours * theirs).sum(axis=1) / product)[busy & whole]
+    share = float((busy & whole).sum() / busy.sum())
+    return float(np.median(correlation)) * min(1.0, 2 * share)
+
+
+def _tiles(picture: Edges, tile: int) -> NDArray[np.float32]:
+    """(H, W) cut into (N, tile * tile); a remainder at the right and lower border is left out."""
+    rows, columns = picture.shape[0] // tile, picture.shape[1] // tile
+    cut = picture[: rows * tile, : columns * tile].reshape(rows, tile, columns, tile)
+    return np.asarray(cut.transpose(0, 2, 1, 3).reshape(rows * columns, tile * tile))

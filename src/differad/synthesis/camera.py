@@ -30,21 +30,27 @@ class Nuisance:
     blur: float = 0.9
     noise: float = 4.0
     shimmer: float = 0.12
+    swell: float = 0.25
+    wobble: float = 2.0
 
 
-STILL = Nuisance(shift=0.0, angle=0.0, scale=0.0, gain=0.0, offset=0.0, gradient=0.0, blur=0.6, noise=2.0)
+STILL = Nuisance(
+    shift=0.0, angle=0.0, scale=0.0, gain=0.0, offset=0.0, gradient=0.0, blur=0.6, noise=2.0, swell=0.0, wobble=0.0
+)
 
 
 @dataclass(frozen=True, eq=False)
 class View:
     """One way of looking at a part.
 
-    `pose` (3, 3) maps pixels of the drawn part to pixels of the picture; `gain` (H, W) and `offset` are light, `grain`
+    `pose` (3, 3) maps pixels of the drawn part to pixels of the picture, up to `wobble` (H, W, 2), the pixels by which
+    feed and lens bend it; `gain` (H, W) and `offset` are light, `grain`
     (H, W, 3) is noise in grey levels, `edge` (H, W) what a binary scan adds, as a share of the full range, before it
     decides for black or white. `jpeg` is a quality or None.
     """
 
     pose: Matrix
+    wobble: Picture
     gain: Picture
     offset: float
     blur: float
@@ -64,11 +70,13 @@ def draw_view(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisan
         noise[...] = noise[..., :1]
     return View(
         pose=_draw_pose(rng, size, margin, nuisance),
+        wobble=_draw_wobble(rng, size, nuisance.wobble),
         gain=gain.astype(np.float32),
         offset=nuisance.offset * rng.uniform(-1, 1),
         blur=rng.uniform(0.4, nuisance.blur),
         grain=noise * np.float32(rng.uniform(0.5, max(nuisance.noise, 0.5))),
-        edge=np.float32(nuisance.shimmer) * smooth_noise(rng, (size, size), 0.8, 0.8),
+        edge=np.float32(nuisance.shimmer) * smooth_noise(rng, (size, size), 0.8, 0.8)
+        + np.float32(nuisance.swell * rng.uniform(-1, 1)),
         jpeg=int(rng.integers(75, 96)) if rng.random() < 0.5 else None,
     )
 
@@ -76,7 +84,9 @@ def draw_view(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisan
 def see(part: Picture, view: View, *, binary: bool) -> Picture:
     """The picture before noise and compression, (H, W, 3) float32 in [0, 255]."""
     size = view.gain.shape[0]
-    seen = cv2.warpPerspective(part, view.pose, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), axis=-1).astype(np.float32)
+    source = cv2.perspectiveTransform((grid + view.wobble).reshape(-1, 1, 2), np.linalg.inv(view.pose))
+    seen = cv2.remap(part, source.reshape(size, size, 2), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     seen = cv2.GaussianBlur(seen, (0, 0), view.blur)
     if binary:
         return np.where(seen + 255 * view.edge[..., None] > 127.5, np.float32(255), np.float32(0))
@@ -104,3 +114,10 @@ def _draw_pose(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisa
     tilt = np.eye(3)
     tilt[2, :2] = nuisance.perspective * rng.uniform(-1, 1, 2) / size
     return np.asarray(move @ turn @ tilt)
+
+
+def _draw_wobble(rng: np.random.Generator, size: int, bound: float) -> Picture:
+    """A displacement field that bends over an eighth of the picture, two standard deviations of it within `bound`."""
+    coarse = [smooth_noise(rng, (32, 32), 4, 4) for _ in range(2)]
+    fields = [cv2.resize(field, (size, size), interpolation=cv2.INTER_CUBIC) for field in coarse]
+    return np.asarray(np.stack(fields, axis=-1) * np.float32(bound / 2 * rng.uniform(0, 1)), dtype=np.float32)

@@ -53,10 +53,8 @@ def damage_surface(rng: np.random.Generator, picture: Picture, margin: int) -> P
     else:
         cover = blob(rng, size, center, np.exp(rng.uniform(np.log(5), np.log(40))))
     cover = cover[..., None]
-    if kind == "patch":
-        fill = draw_texture(rng, size)
-    else:
-        fill = picture + np.float32(rng.choice([-1, 1]) * rng.uniform(35, 110))
+    darker_or_lighter = picture + np.float32(rng.choice([-1, 1]) * rng.uniform(35, 110))
+    fill = draw_texture(rng, size) if kind == "patch" else darker_or_lighter
     return np.asarray(np.clip(picture * (1 - cover) + fill * cover, 0, 255), dtype=np.float32)
 
 

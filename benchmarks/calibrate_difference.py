@@ -1,0 +1,235 @@
+"""Find every constant of the `difference` locator on synthetic pairs, and print it with the criterion that chose it.
+
+    python benchmarks/calibrate_difference.py --pairs 480 --json
+
+The result belongs into src/differad/locators/calibration.py. Reads no real picture. Half of the pairs are normal;
+boards and surfaces are seen under `Nuisance()` (shift, turn, scale, wobble, light, noise, swollen edges, JPEG).
+
+- registration: `accept` lies half way between the 5 % quantile of pairs of one part and the 99 % quantile of pairs of two
+  (boards, grain, prints; woven cloth repeats itself, so another piece of it does fit); `enough` and `excellent` are the
+  5 % quantile and the median over pairs of one part; `worth` is what an affine map gains over a shift where nothing but
+  a shift was made (95 % quantile).
+- detection: of a grid of tolerance, floor, low, high and gap, the one with the best mean of mIoU (first box; tight
+  truth, no margin) and normal accuracy, each with its own logistic curve, fitted to which groups touch the defect.
+- threshold: the smallest probability that leaves at most 5 % of the normal pairs with a box.
+- margin: nobody knows how loosely a labeller draws. Labels are taken to stand off a defect by a margin spread evenly
+  over 0 .. 1/64 of the longer side (0 .. 10 pixels at 640: a box dragged by hand on a screen), and the margin with the
+  best mean IoU over that spread is taken. This prior is a judgement; with masks as truth, 0 would be best.
+"""
+
+import argparse
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+
+import cv2
+import numpy as np
+
+from differad.boxes import iou
+from differad.locators.calibration import COMPARING, REGISTERING, Comparing
+from differad.locators.comparison import Group, bend, displace, equalise, excess, group, inside, noise, soften
+from differad.locators.registration import register, warp
+from differad.synthesis.camera import Nuisance
+from differad.synthesis.pairs import SyntheticPair, make_pair
+from differad.synthesis.textures import TEXTURES
+
+CATEGORIES = ("board", "board", "board", "board", *TEXTURES)
+UNLIKE_ITSELF = ("board", "grain", "printed")
+TOLERANCES = (1, 2, 3)
+FLOORS = (4.0, 8.0, 16.0)
+LOWS = (2.25, 3.0, 4.5, 6.0)
+HIGH_RATIOS = (1.0, 1.5)
+GAPS = (0.004, 0.012)
+FALSE_ALARMS = 0.05
+LABEL_MARGIN = 1 / 64
+MARGINS = np.arange(0, 17) / 1024
+RIDGE = 1.0
+
+
+def draw(seed: int, nuisance: Nuisance | None = None, category: str | None = None) -> SyntheticPair:
+    """Pair number `seed`: categories take turns, every other round is normal."""
+    category = category or CATEGORIES[seed % len(CATEGORIES)]
+    anomalous = (seed // len(CATEGORIES)) % 2 == 0
+    return make_pair(np.random.default_rng(seed), category, anomalous=anomalous, nuisance=nuisance)
+
+
+def grey(picture: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+
+
+def registration_of(seed: int) -> dict[str, float | None]:
+    """Qualities of pair `seed` as it is, of its target with another part's reference, and what a needless map gains."""
+    cv2.setNumThreads(1)
+    pair = draw(seed)
+    own = register(grey(pair.reference), grey(pair.target))
+    other = None
+    if pair.category in UNLIKE_ITSELF:
+        stranger = draw(seed + 100_000, category=pair.category)
+        other = register(grey(stranger.reference), grey(pair.target)).quality
+    shifted = draw(seed, Nuisance(angle=0, scale=0, wobble=0))
+    strict = register(grey(shifted.reference), grey(shifted.target), replace(REGISTERING, worth=1.0))
+    eager = register(grey(shifted.reference), grey(shifted.target), replace(REGISTERING, worth=0.0))
+    return {"own": own.quality, "other": other, "gain": eager.quality - strict.quality}
+
+
+def groups_of(seed: int) -> list[tuple[tuple, list[Group], list[bool], np.ndarray]]:
+    """For each setting of the grid: the groups of pair `seed`, whether each touches the defect, and the true box."""
+    cv2.setNumThreads(1)
+    pair = draw(seed)
+    registration = register(grey(pair.reference), grey(pair.target))
+    if not registration.accepted:
+        return []
+    moved, covered = warp(pair.reference, registration.matrix, pair.target.shape[:2])
+    here, there = soften(pair.target, moved)
+    there = equalise(there, here, covered)
+    there = displace(there, bend(there, here, covered))
+    spread = noise(here - there, covered)
+    result = []
+    for tolerance in TOLERANCES:
+        over = excess(here, there, tolerance)
+        over[~inside(covered, tolerance + 1)] = 0
+        for floor, low, ratio, gap in itertools.product(FLOORS, LOWS, HIGH_RATIOS, GAPS):
+            found = group(
+                over / max(spread, floor), low=low, high=low * ratio, grow=tolerance, gap=max(1, round(gap * 640))
+            )
+            found = sorted(found, key=lambda g: -g.mass)[:30]
+            result.append(
+                ((tolerance, floor, low, ratio, gap), found, [touches(g, pair.mask) for g in found], pair.boxes)
+            )
+    return result
+
+
+def touches(group: Group, mask: np.ndarray) -> bool:
+    x1, y1, x2, y2 = (int(v) for v in group.box)
+    return bool(mask[y1:y2, x1:x2].any())
+
+
+def features(group: Group) -> list[float]:
+    return [1.0, np.log(group.peak), np.log(group.mass), np.log(group.thickness)]
+
+
+def fit_logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Weights (F,) by Newton's method; the ridge keeps separable data finite and the bias is left free."""
+    weights = np.zeros(x.shape[1])
+    penalty = RIDGE * np.diag([0.0] + [1.0] * (x.shape[1] - 1))
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+        gradient = x.T @ (p - y) + penalty @ weights
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + penalty + 1e-9 * np.eye(x.shape[1])
+        step = np.linalg.solve(hessian, gradient)
+        weights -= step
+        if np.abs(step).max() < 1e-8:
+            break
+    return weights
+
+
+def judge(rows: list) -> tuple[dict[str, float], np.ndarray, float, list]:
+    """mIoU, normal accuracy and their mean for one setting, with its fitted weights, threshold and first boxes."""
+    x = np.array([features(g) for _, found, _, _ in rows for g in found]).reshape(-1, 4)
+    y = np.array([hit for _, _, hits, _ in rows for hit in hits], dtype=float)
+    if not 0 < y.sum() < len(y):
+        return {"score": 0.0}, np.zeros(4), 0.5, []
+    weights = fit_logistic(x, y)
+    chances = [
+        1 / (1 + np.exp(-(np.array([features(g) for g in found]).reshape(-1, 4) @ weights))) for _, found, _, _ in rows
+    ]
+    best = np.array([c.max() if len(c) else 0.0 for c in chances])
+    normal = np.array([len(truth) == 0 for *_, truth in rows])
+    threshold = float(np.quantile(best[normal], 1 - FALSE_ALARMS, method="higher")) + 1e-6
+    firsts = [
+        (found[int(c.argmax())].box, truth[0]) if len(c) and c.max() >= threshold else (None, truth[0])
+        for (_, found, _, truth), c in zip(rows, chances, strict=True)
+        if len(truth)
+    ]
+    overlaps = [0.0 if box is None else float(iou(box, truth)) for box, truth in firsts]
+    accuracy = float((best[normal] < threshold).mean())
+    miou, acc = float(np.mean(overlaps)), float(np.mean(np.array(overlaps) >= 0.3))
+    return (
+        {"score": (miou + accuracy) / 2, "miou": miou, "acc_0.3": acc, "normal_accuracy": accuracy},
+        weights,
+        threshold,
+        firsts,
+    )
+
+
+def best_margin(firsts: list) -> tuple[float, dict[str, float]]:
+    """The share of the longer side that labels under the stated prior ask for, and the mean IoU of every candidate."""
+    size = 640
+    labels = np.linspace(0, LABEL_MARGIN, 11) * size
+    grow = np.array([-1.0, -1.0, 1.0, 1.0])
+    hits = [(box, truth) for box, truth in firsts if box is not None]
+    curve = {
+        float(m): float(
+            np.mean([iou(box + m * size * grow, truth + label * grow) for box, truth in hits for label in labels])
+        )
+        for m in MARGINS
+    }
+    return max(curve, key=lambda m: curve[m]), {f"{m * size:.0f} px": round(v, 3) for m, v in curve.items()}
+
+
+def calibrate_registration(pool: ProcessPoolExecutor, seeds: range) -> dict[str, float]:
+    rows = list(pool.map(registration_of, seeds, chunksize=4))
+    own = np.array([row["own"] for row in rows])
+    other = np.array([row["other"] for row in rows if row["other"] is not None])
+    gain = np.array([row["gain"] for row in rows])
+    worst_own, best_other = np.quantile(own, 0.05), np.quantile(other, 0.99)
+    return {
+        "accept": round(float(worst_own + best_other) / 2, 2),
+        "enough": round(float(worst_own), 2),
+        "excellent": round(float(np.median(own)), 2),
+        "worth": round(max(0.001, float(np.quantile(gain, 0.95))), 3),
+        "own_5%": round(float(worst_own), 3),
+        "other_99%": round(float(best_other), 3),
+    }
+
+
+def calibrate_detection(pool: ProcessPoolExecutor, seeds: range) -> Iterator[tuple[str, object]]:
+    by_setting: dict[tuple, list] = {}
+    refused = 0
+    for rows in pool.map(groups_of, seeds, chunksize=2):
+        refused += not rows
+        for row in rows:
+            by_setting.setdefault(row[0], []).append(row)
+    yield "refused", refused
+    judged = {setting: judge(rows) for setting, rows in by_setting.items()}
+    ranked = sorted(judged, key=lambda s: -judged[s][0]["score"])
+    yield "runners_up", [{"setting": s, **judged[s][0]} for s in ranked[:8]]
+    setting = ranked[0]
+    metrics, weights, threshold, firsts = judged[setting]
+    margin, curve = best_margin(firsts)
+    tolerance, floor, low, ratio, gap = setting
+    bias, peak, mass, thickness = (round(float(w), 3) for w in weights)
+    chosen = Comparing(
+        tolerance, floor, low, low * ratio, gap, margin, bias, peak, mass, thickness, round(threshold, 3)
+    )
+    yield "metrics", metrics
+    yield "margin_curve", curve
+    yield "comparing", asdict(chosen)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=480, help="synthetic pairs, half of them normal")
+    parser.add_argument("--seed", type=int, default=0, help="number of the first pair")
+    parser.add_argument("--only", choices=["registration", "detection"], help="one half of the work")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    arguments = parser.parse_args()
+    seeds = range(arguments.seed, arguments.seed + arguments.pairs)
+    report: dict[str, object] = {"in_use": {"registering": asdict(REGISTERING), "comparing": asdict(COMPARING)}}
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        if arguments.only != "detection":
+            report["registering"] = calibrate_registration(pool, seeds)
+        if arguments.only != "registration":
+            report.update(calibrate_detection(pool, seeds))
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+        return
+    for name, value in report.items():
+        print(f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    main()
