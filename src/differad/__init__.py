@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from differad.core import Location, Pair
 from differad.data.manifest import read_pairs
+from differad.locators import load_locator
 
-__all__ = ["Location", "Pair", "read_pairs"]
+__all__ = ["Location", "Pair", "load_locator", "read_pairs"]
 __version__ = version("differad")

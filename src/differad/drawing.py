@@ -23,11 +23,11 @@ def draw_boxes(image: RGB, truth: Boxes | None = None, predicted: Boxes | None =
     The line is as wide as the picture is large and has a white rim, so that it shows on any background.
     """
     canvas = image.copy()
-    width = max(1, round(max(image.shape[:2]) * _LINE_SHARE))
+    width = max(2, round(max(image.shape[:2]) * _LINE_SHARE))
     for boxes, color in ((truth, TRUTH_COLOR), (predicted, PREDICTED_COLOR)):
         for box in as_boxes(boxes):
             low, high = (tuple(int(v) for v in np.rint(corner)) for corner in (box[:2], box[2:] - 1))
-            cv2.rectangle(canvas, low, high, HALO_COLOR, width * 3)
+            cv2.rectangle(canvas, low, high, HALO_COLOR, width + 2)
             cv2.rectangle(canvas, low, high, color, width)
     for box, score in zip(
         as_boxes(predicted), np.ravel(np.asarray(scores if scores is not None else [])), strict=False
@@ -53,7 +53,7 @@ def jpeg_data_url(image: RGB, quality: int = 82) -> str:
 
 
 def _write_beside(canvas: RGB, text: str, x: float, y: float, width: int) -> None:
-    size = 0.35 + 0.2 * width
+    size = 0.3 + 0.15 * width
     (_, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, width)
     above = int(y) - base - width
     place = int(x), above if above > height else int(y) + height + base + width

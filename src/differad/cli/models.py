@@ -16,17 +16,18 @@ def models_command(as_json: AsJson = False) -> None:
 
     Example: differad models
     """
-    kinds = [
-        {"model": name, "what": what, "default": name == DEFAULT_MODEL, "options": _options_of(options)}
-        for name, (options, what) in KINDS.items()
-    ]
     if as_json:
-        print_json(kinds)
+        print_json(
+            [
+                {"model": name, "what": what, "default": name == DEFAULT_MODEL, "options": _options_of(kind)}
+                for name, (kind, what) in KINDS.items()
+            ]
+        )
         return
-    for kind in kinds:
-        typer.echo(f"--model {kind['model']}{' (default)' if kind['default'] else ''}: {kind['what']}")
+    for name, (kind, what) in KINDS.items():
+        typer.echo(f"--model {name}{' (default)' if name == DEFAULT_MODEL else ''}: {what}")
         table = Table("option", "default", "meaning", box=None, padding=(0, 2))
-        for option in kind["options"]:
+        for option in _options_of(kind):
             table.add_row(option["name"], str(option["default"]), option["help"])
         Console().print(table)
         typer.echo()

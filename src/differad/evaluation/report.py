@@ -178,4 +178,4 @@ def _problem(prediction: Prediction | None) -> str:
         return "no prediction"
     if prediction.error is not None:
         return prediction.error
-    return "" if prediction.valid else "the answer could not be read"
+    return "" if prediction.valid else "no valid answer"
