@@ -45,3 +45,4 @@ def test_unknown_names_list_the_known_ones():
 def test_model_types_lead_to_families():
     assert set(MODEL_TYPES.values()) <= set(FORMATS)
     assert family_of("qwen2_5_vl") == "qwen2.5-vl"
+    assert family_of("minicpmv4_6") == "minicpm-v"

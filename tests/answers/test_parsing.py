@@ -60,6 +60,12 @@ READINGS = {
     "<think>I write <answer>(9,9),(99,99)</answer></think><answer>(1,2),(30,40)</answer>": [[1, 2, 30, 40]],
     "<answer>(1,2),(30,40)": [[1, 2, 30, 40]],  # cut off before the closing tag
     "(1e1,2),(3e1,40)": [[10, 2, 30, 40]],
+    "(1, 2, 30, 40)": [[1, 2, 30, 40]],
+    "<box>1, 2, 30, 40</box>": [[1, 2, 30, 40]],
+    "<box>[0.001, 0.25, 0.5, 1.0]</box>": [[1, 250, 500, 1000]],  # fractions of the sides
+    "(0,0.5),(1,1)": [[0, 500, 1000, 1000]],
+    "(0,0),(1,1)": [[0, 0, 1, 1]],  # without a decimal point: units
+    "(0.5,0.5),(2,1)": [[0.5, 0.5, 2, 1]],  # one number above 1: units
 }
 NORMAL = [
     "(0,0),(0,0)",
@@ -73,6 +79,7 @@ NORMAL = [
     "[]",
     "```json\n[]\n```",
     '<answer>{"bbox_2d": []}</answer>',
+    "```json\n[]\n```\nThe two parts agree.",
 ]
 UNREADABLE = [
     "",
@@ -131,9 +138,18 @@ def test_what_is_written():
     assert format_answer(boxes, QWEN, frame) == "<answer>(10,40),(300,800)</answer>"
     assert format_answer([], QWEN, frame, reasoning="ok") == "<think>ok</think><answer>(0,0),(0,0)</answer>"
     json_format = AnswerFormat("qwen3-vl", SYNTAXES["json"], "thousandths", "test")
-    written = format_answer(boxes, json_format, frame, label="dent")
+    written = format_answer(boxes, json_format, frame, labels=['a "dent"'])
     fenced = written.removeprefix("<answer>```json\n").removesuffix("\n```</answer>")
-    assert json.loads(fenced) == [{"bbox_2d": [10, 40, 300, 800], "label": "dent"}]
+    assert json.loads(fenced) == [{"bbox_2d": [10, 40, 300, 800], "label": 'a "dent"'}]
+    assert parse_answer(written, json_format, frame).labels == ('a "dent"',)
+    with pytest.raises(InputError, match="2 labels for 1 boxes"):
+        format_answer(boxes, json_format, frame, labels=["a", "b"])
+
+
+def test_fractions_are_fractions_of_the_original_sides_in_every_family():
+    frame = Frame(2000, 500, (1008, 252))
+    for family in FORMATS:
+        assert read("[0.1, 0.2, 0.3, 0.4]", family, frame)[1] == [pytest.approx([200, 100, 600, 200])], family
 
 
 def test_a_box_keeps_a_unit_however_small_it_is():
@@ -191,8 +207,8 @@ FRAGMENTS = [
     *READINGS, *NORMAL, *UNREADABLE,
     "<think>", "</think>", "<answer>", "</answer>", "<box>", "</box>", "<|box_start|>", "<|box_end|>", "```json", "```",
     "(", ")", "[", "]", "[[", "]]", ",", ";", " ", "\n", "\t", "{", "}", '"bbox_2d":', '"label": "', '"', "\\", "\x00",
-    "0", "1", "999", "1000", "-1", "1.5", ".5", "1e9", "1e999", "-1e999", "nan", "NaN", "Infinity", "9" * 5000, "٣", "½", "\ud800",
-    "é", "𝟙", "(1,2", "),(3,4)", "(0,0)", "[1,2,3,", "4]", "null", "true",
+    "0", "1", "999", "1000", "-1", "1.5", ".5", "1e9", "1e999", "-1e999", "nan", "NaN", "Infinity", "9" * 5000, "٣", "½",
+    "\ud800", "é", "𝟙", "(1,2", "),(3,4)", "(0,0)", "[1,2,3,", "4]", "null", "true",
 ]  # fmt: skip
 ANSWERS_PER_FAMILY = 10_000
 
@@ -249,6 +265,8 @@ HUGE = 1_000_000
         "( ",
         "<answer>",
         '"label":',
+        '"label":"\\',
+        "<box>1,",
         "<box>1 ",
         "```",
     ],

@@ -16,7 +16,7 @@ Space = Literal["thousandths", "resized"]
 class Syntax:
     """The text of a list of boxes: `opening`, the boxes joined by `separator`, `closing`.
 
-    `box` is a format string over x1, y1, x2, y2 and label. Zero boxes use it too, with four zeros.
+    `box` is a format string over x1, y1, x2, y2 and label (which comes escaped for JSON). Zero boxes use it too, with four zeros.
     """
 
     box: str
@@ -78,16 +78,16 @@ _UNITS: dict[Space, str] = {
     "resized": "whole pixels of the second picture",
 }
 
-_QWEN_VL = "Qwen-VL, arXiv 2308.12966, section 3: boxes scaled to [0, 1000) as (x1,y1),(x2,y2)"
+_QWEN_VL = "Qwen-VL, arXiv 2308.12966, and its repository's README: boxes scaled to [0, 1000) as (x1,y1),(x2,y2)"
 _QWEN2_VL = "Qwen2-VL, arXiv 2409.12191, section 2.2.1: [0, 1000), <|box_start|>(x1,y1),(x2,y2)<|box_end|>"
-_QWEN25_VL = "Qwen2.5-VL, arXiv 2502.13923, section 2: absolute pixels of the resized picture; bbox_2d in its cookbook"
+_QWEN25_VL = "Qwen2.5-VL, arXiv 2502.13923, section 2, and QwenLM/Qwen3-VL issue 721: pixels of the resized picture"
 _QWEN3_VL = "Qwen3-VL repository, cookbooks/2d_grounding: relative coordinates 0 to 1000, JSON bbox_2d"
 _INTERNVL = "InternVL documentation, chat data format, grounding: <box>[[x1, y1, x2, y2]]</box>, 0 to 1000"
-_MINICPM = (
-    "MiniCPM-V repository, finetune/readme: <box>x1 y1 x2 y2</box>; its scale of 1000 is convention, not documented"
+_MINICPM = "OpenBMB/MiniCPM-V issues 772 and 982, its maintainers: <box>x1 y1 x2 y2</box>, whole numbers 0 to 1000"
+_UNDOCUMENTED = (
+    "not documented; the syntax is MIG-Bench's (eval/MIG_bench of AMAP-ML/UniVG-R1), thousandths are assumed"
 )
-_UNDOCUMENTED = "no grounding format documented; the published comparison's <box>[x1, y1, x2, y2]</box> in thousandths"
-_COGVLM = "CogVLM repository README, grounding: [[x0,y0,x1,y1]], three digits each, 000 to 999; many separated by ';'"
+_COGVLM = "zai-org/CogVLM issues 46 and 165: [[x0,y0,x1,y1]] in thousandths, three digits each, 000 to 999"
 
 FORMATS: dict[str, AnswerFormat] = {
     entry.family: entry
@@ -116,6 +116,9 @@ MODEL_TYPES: dict[str, str] = {
     "internvl": "internvl",
     "internvl_chat": "internvl",
     "minicpmv": "minicpm-v",
+    "minicpmo": "minicpm-v",
+    "minicpmv4_6": "minicpm-v",
+    "minicpmv4_7": "minicpm-v",
     "mplugowl3": "mplug-owl3",
     "cogvlm": "cogvlm",
 }

@@ -5,7 +5,9 @@ around it, floats, reversed corners, code fences or a text that breaks off, as l
 hostile input: reading never raises on it and takes time linear in its length.
 """
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,19 +23,19 @@ Status = Literal["valid", "normal", "unreadable"]
 # Possessive quantifiers (++, *+) never backtrack, so a hostile text cannot make a search quadratic.
 _GAP = r"\s*+"
 _COMMA = rf"{_GAP},{_GAP}"
+_BETWEEN = rf"(?:{_COMMA}|\s++)"
 _NUMBER = r"([-+]?+\d++(?:\.\d*+)?+(?:[eE][-+]?+\d++)?+)"
 _BOX = re.compile(
     # (x1,y1),(x2,y2)
     rf"\({_GAP}{_NUMBER}{_COMMA}{_NUMBER}{_GAP}\){_GAP},?+{_GAP}\({_GAP}{_NUMBER}{_COMMA}{_NUMBER}{_GAP}\)"
-    # [x1, y1, x2, y2], alone, nested, in JSON, or one of several separated by semicolons
-    rf"|[\[;]{_GAP}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_GAP}(?=[\];])"
+    # [x1, y1, x2, y2], alone, nested, in JSON, or one of several separated by semicolons; (x1, y1, x2, y2)
+    rf"|[\[(;]{_GAP}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_GAP}(?=[\]);])"
     # <box>x1 y1 x2 y2</box>
-    rf"|<box>{_GAP}{_NUMBER}\s++{_NUMBER}\s++{_NUMBER}\s++{_NUMBER}{_GAP}</box>"
+    rf"|<box>{_GAP}{_NUMBER}{_BETWEEN}{_NUMBER}{_BETWEEN}{_NUMBER}{_BETWEEN}{_NUMBER}{_GAP}</box>"
 )
-# An empty JSON list, alone or as a bbox_2d, is a model's way to say that it found nothing.
-_NOTHING = re.compile(rf"(?:```(?:json)?+)?+{_GAP}\[{_GAP}\]{_GAP}(?:```)?+")
-_NO_BOX = re.compile(rf'"bbox_2d"{_GAP}:{_GAP}\[{_GAP}\]')
-_LABEL = re.compile(r'"label"\s*+:\s*+"([^"]*+)"')
+# An empty JSON list, alone, in a fence or as a bbox_2d, is a model's way to say that it found nothing.
+_NOTHING = re.compile(rf"\[{_GAP}\]")
+_LABEL = re.compile(r'"label"\s*+:\s*+("(?:[^"\\]|\\.)*+")')
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -74,14 +76,18 @@ def format_answer(
     frame: Frame,
     *,
     reasoning: str | None = None,
-    label: str = "anomaly",
+    labels: Sequence[str] | None = None,
 ) -> str:
     """The text a model is trained on: `<answer>…</answer>` with `boxes` (N, 4) pixels, after its `<think>` if any.
 
     No boxes become the family's zero box. Coordinates are rounded to the nearest unit; a box keeps at least one unit in
-    each direction. Raises InputError for a box without area or outside the target, or reasoning that holds a tag.
+    each direction. `labels`, one per box, appear where the syntax names what it boxes ("anomaly" by default). Raises
+    InputError for a box without area or outside the target, labels that do not fit, or reasoning that holds a tag.
     """
-    answer = f"<answer>{_write(as_boxes(boxes), answer_format, frame, label)}</answer>"
+    array = as_boxes(boxes)
+    if labels is not None and len(labels) != len(array):
+        raise InputError(f"{len(labels)} labels for {len(array)} boxes: expected one each")
+    answer = f"<answer>{_write(array, answer_format, frame, labels or ['anomaly'] * len(array))}</answer>"
     if reasoning is None:
         return answer
     if any(tag in reasoning for tag in _TAGS):
@@ -105,13 +111,13 @@ def to_units(boxes: Boxes, answer_format: AnswerFormat, frame: Frame) -> NDArray
     return np.concatenate([low, high], axis=1)
 
 
-def _write(boxes: Boxes, answer_format: AnswerFormat, frame: Frame, label: str) -> str:
+def _write(boxes: Boxes, answer_format: AnswerFormat, frame: Frame, labels: Sequence[str]) -> str:
     if len(boxes) == 0:
         return answer_format.zero_box
     syntax = answer_format.syntax
     written = [
-        syntax.box.format(x1=x1, y1=y1, x2=x2, y2=y2, label=label)
-        for x1, y1, x2, y2 in to_units(boxes, answer_format, frame).tolist()
+        syntax.box.format(x1=x1, y1=y1, x2=x2, y2=y2, label=json.dumps(label, ensure_ascii=False)[1:-1])
+        for label, (x1, y1, x2, y2) in zip(labels, to_units(boxes, answer_format, frame).tolist(), strict=True)
     ]
     return syntax.opening + syntax.separator.join(written) + syntax.closing
 
@@ -129,24 +135,45 @@ def parse_answer(text: str, answer_format: AnswerFormat, frame: Frame) -> Parsed
         return ParsedAnswer("unreadable", reasoning=reasoning)
     matches = list(_BOX.finditer(content))
     if not matches:
-        says_nothing = _NOTHING.fullmatch(content.strip()) or _NO_BOX.search(content)
-        return ParsedAnswer("normal" if says_nothing else "unreadable", reasoning=reasoning or content.strip())
+        return ParsedAnswer(
+            "normal" if _NOTHING.search(content) else "unreadable", reasoning=reasoning or content.strip()
+        )
     if not reasoning and "<think>" not in text and "<answer>" not in text:
         reasoning = content[: matches[0].start()].strip()
-    values = np.array([[float(number) for number in match.groups() if number is not None] for match in matches])
-    real = values.any(axis=1)
-    if not real.any():
+    written = [[number for number in match.groups() if number is not None] for match in matches]
+    values = np.array([[float(number) for number in box] for box in written])
+    if not values.any():
         return ParsedAnswer("normal", reasoning=reasoning)
-    values = values[real & np.isfinite(values).all(axis=1)]
-    boxes = clip(order_corners(scale(values, *per_unit)), frame.width, frame.height)
+    usable = values.any(axis=1) & np.isfinite(values).all(axis=1)
+    has_point = np.array([any("." in number for number in box) for box in written])
+    boxes = _to_pixels(values[usable], has_point[usable], per_unit, frame)
     boxes = boxes[~is_degenerate(boxes)]
-    labels = tuple(_LABEL.findall(content))
+    labels = tuple(_unquote(label) for label in _LABEL.findall(content))
     return ParsedAnswer(
         "valid" if len(boxes) else "unreadable",
         boxes=boxes,
         labels=labels if len(labels) == len(boxes) else (),
         reasoning=reasoning,
     )
+
+
+def _to_pixels(values: Boxes, has_point: NDArray[np.bool_], per_unit: tuple[float, float], frame: Frame) -> Boxes:
+    """Pixels of the original target, (N, 4), corners in order, cut off at its border.
+
+    Numbers within 0 and 1, one of them with a decimal point, are fractions of the sides in every family: a box below one
+    unit is never meant, and models that were trained on LLaVA's data answer so.
+    """
+    is_fraction = has_point & (np.abs(values) <= 1.0).all(axis=1)
+    in_units, in_fractions = scale(values, *per_unit), scale(values, frame.width, frame.height)
+    pixels = np.where(is_fraction[:, None], in_fractions, in_units)
+    return clip(order_corners(pixels), frame.width, frame.height)
+
+
+def _unquote(label: str) -> str:
+    try:
+        return str(json.loads(label, strict=False))
+    except ValueError:
+        return label[1:-1]
 
 
 def _split(text: str) -> tuple[str | None, str]:
