@@ -145,7 +145,7 @@ def parse_answer(text: str, answer_format: AnswerFormat, frame: Frame) -> Parsed
     if not values.any():
         return ParsedAnswer("normal", reasoning=reasoning)
     usable = values.any(axis=1) & np.isfinite(values).all(axis=1)
-    has_point = np.array([any("." in number for number in box) for box in written])
+    has_point = np.array(["." in "".join(box) for box in written])
     boxes = _to_pixels(values[usable], has_point[usable], per_unit, frame)
     boxes = boxes[~is_degenerate(boxes)]
     labels = tuple(_unquote(label) for label in _LABEL.findall(content))
@@ -163,9 +163,10 @@ def _to_pixels(values: Boxes, has_point: NDArray[np.bool_], per_unit: tuple[floa
     Numbers within 0 and 1, one of them with a decimal point, are fractions of the sides in every family: a box below one
     unit is never meant, and models that were trained on LLaVA's data answer so.
     """
+    pixels = scale(values, *per_unit)
     is_fraction = has_point & (np.abs(values) <= 1.0).all(axis=1)
-    in_units, in_fractions = scale(values, *per_unit), scale(values, frame.width, frame.height)
-    pixels = np.where(is_fraction[:, None], in_fractions, in_units)
+    if is_fraction.any():
+        pixels[is_fraction] = scale(values[is_fraction], frame.width, frame.height)
     return clip(order_corners(pixels), frame.width, frame.height)
 
 
