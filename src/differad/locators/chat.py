@@ -1,31 +1,45 @@
-"""What every locator that asks a multimodal model shares: the messages, and reading the reply into a `Location`."""
+"""What every chat model shares as a locator: the pair's pictures going in, the answer's boxes coming out.
 
-from collections.abc import Sequence
+Knows nothing of where the model runs; `local` and `server` do.
+"""
+
+import math
+from dataclasses import dataclass
 from typing import Any
 
 from differad.answers.formats import AnswerFormat
 from differad.answers.parsing import Frame, parse_answer
-from differad.answers.prompts import SYSTEM, prompt_text
 from differad.core import Location
+from differad.errors import OptionError
 
 
-def chat_messages(answer_format: AnswerFormat, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """System text, then the two images and the question; `images` are content parts, reference first."""
-    question = {"type": "text", "text": prompt_text(answer_format)}
-    return [
-        {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
-        {"role": "user", "content": [*images, question]},
-    ]
+@dataclass(frozen=True)
+class Reply:
+    """A model's raw text for one pair, and the frame that its numbers count in."""
+
+    text: str
+    frame: Frame
 
 
-def to_location(text: str, answer_format: AnswerFormat, frame: Frame, model: str, seconds: float) -> Location:
-    """A model's reply as a `Location`; one that cannot be read is not valid and has no boxes."""
-    parsed = parse_answer(text, answer_format, frame)
+def to_location(reply: Reply, answer_format: AnswerFormat, model: str, seconds: float) -> Location:
+    """The boxes, in pixels of the original target, that a reply names; `valid` is False where it cannot be read."""
+    answer = parse_answer(reply.text, answer_format, reply.frame)
     return Location(
-        boxes=parsed.boxes,
-        reasoning=parsed.reasoning,
-        answer=text,
-        valid=parsed.status != "unreadable",
+        boxes=answer.boxes,
+        reasoning=answer.reasoning,
+        answer=reply.text,
+        valid=answer.status != "unreadable",
         model=model,
         seconds=seconds,
     )
+
+
+def check_at_least(name: str, value: float | None, least: float) -> None:
+    """Raises OptionError for a number below `least`, or no finite number; None is an option left out."""
+    if value is not None and not (math.isfinite(value) and value >= least):
+        raise OptionError(f"option {name}={value!r}: expected {least} or more")
+
+
+def user_content(text: str, first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:
+    """The content of the user's message: reference, target, question, in the order that the system text names."""
+    return [first, second, {"type": "text", "text": text}]

@@ -1,201 +1,361 @@
-"""A Qwen-VL checkpoint on this machine, run by transformers: batches in, answers out.
+"""A local or hub checkpoint of the Qwen2-VL, Qwen2.5-VL or Qwen3-VL classes, run by transformers.
 
-Stock `AutoProcessor` is not used: for these families it insists on a video processor, hence on torchvision. Tokenizer, chat
-template and image processor are enough for two pictures. Weights are read from safetensors only, no code from a checkpoint
-is run. Knows nothing of how an answer is written; that is the family's format.
+The stock processors of these models build a video processor too, which needs torchvision. Here the image processor and
+the tokenizer are loaded on their own and the image tokens laid out from the image processor's grid, so a folder works as
+it was published, with or without torchvision, and reads the same in both. No code and no pickle of a checkpoint is run.
+
+Knows nothing of how a box is written; `answers` does.
 """
 
+import json
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from differad.answers.formats import answer_format, family_of
 from differad.answers.parsing import Frame
+from differad.answers.prompts import SYSTEM, prompt_text
 from differad.answers.resize import ResizeRule
 from differad.core import Location, Pair
-from differad.errors import DifferadError, MissingExtraError, OptionError
+from differad.errors import DifferadError, LocatorError, MissingExtraError, OptionError
 from differad.images import RGB, read_images
-from differad.locators.base import Outcome, check_option, option
-from differad.locators.chat import chat_messages, to_location
+from differad.locators.base import Outcome
+from differad.locators.chat import Reply, check_at_least, to_location, user_content
 
-# Architectures whose inputs this module knows how to make.
-SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_FEATURE = "a local checkpoint"
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """How a local checkpoint is run."""
+    """How a checkpoint is run; the defaults give the same answer every time."""
 
-    device: str = option("auto", "cpu, cuda, cuda:1, mps; auto takes a GPU where there is one")
-    dtype: str = option("auto", "auto (as the checkpoint says), float32, bfloat16 or float16")
-    batch_size: int = option(4, "pairs answered at once: more is faster and takes more memory")
-    max_new_tokens: int = option(256, "an answer is cut off here")
-    temperature: float = option(0.0, "0 takes the likeliest token each time; above 0 answers are sampled")
-    seed: int = option(0, "draws the samples when temperature is above 0")
-    min_pixels: int | None = option(None, "pictures are enlarged to this area; left out: as the checkpoint says")
-    max_pixels: int | None = option(None, "pictures are shrunk to this area; left out: as the checkpoint says")
-    family: str | None = option(None, "answer format; left out: as the checkpoint's config implies")
+    device: str = _option("auto", "cpu, cuda, cuda:1, mps; auto takes an accelerator where there is one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+        "auto", "the numbers that it computes in; auto takes those it was saved in"
+    )
+    batch_size: int = _option(4, "pairs that are answered at once")
+    max_new_tokens: int = _option(512, "an answer is cut off after this many tokens")
+    temperature: float = _option(0.0, "0 takes the likeliest token, above it tokens are drawn")
+    seed: int = _option(0, "of the draw; a pair gets the same answer whatever its batch")
+    min_pixels: int | None = _option(None, "smaller pictures are enlarged to this area; none: the checkpoint's own")
+    max_pixels: int | None = _option(None, "larger pictures are shrunk to this area; none: the checkpoint's own")
+    family: str | None = _option(None, "the answer format; none: what the checkpoint's config implies")
 
     def __post_init__(self) -> None:
-        check_option("dtype", self.dtype, self.dtype in DTYPES, f"one of {', '.join(DTYPES)}")
-        check_option("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
-        check_option("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1")
-        check_option("temperature", self.temperature, self.temperature >= 0, "0 or more")
+        check_at_least("batch_size", self.batch_size, 1)
+        check_at_least("max_new_tokens", self.max_new_tokens, 1)
+        check_at_least("temperature", self.temperature, 0)
+        check_at_least("seed", self.seed, 0)
+        check_at_least("min_pixels", self.min_pixels, 1)
+        check_at_least("max_pixels", self.max_pixels, 1)
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise OptionError(f"option dtype={self.dtype!r}: expected auto, float32, bfloat16 or float16")
+        if self.family is not None:
+            answer_format(self.family)
 
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A pair that is ready for the model: pictures, and the target's frame."""
+    """One pair as the model takes it: patches (P, D) of both pictures, their grids (2, 3), the text, the target's frame."""
 
-    index: int
-    images: list[RGB]
+    patches: Any
+    grids: Any
+    text: str
     frame: Frame
+    seed: int
 
 
 class LocalLocator:
-    """A checkpoint's folder or hub id as a locator. Raises OptionError where it cannot be loaded."""
+    """Asks a checkpoint about pairs, in batches. Loading happens here, so a wrong checkpoint is refused at once."""
 
     def __init__(self, checkpoint: str, options: LocalOptions | None = None) -> None:
+        self.name = str(checkpoint)
         self.options = options or LocalOptions()
-        self.name = checkpoint
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise MissingExtraError("a local checkpoint", "local", error.name or "transformers") from None
-        self._torch = torch
-        config = _load(transformers.AutoConfig, checkpoint)
-        if config.model_type not in SUPPORTED:
-            raise OptionError(
-                f"{checkpoint}: model type {config.model_type!r} is not run locally; expected one of "
-                f"{', '.join(SUPPORTED)}; serve it with vLLM and use --model openai:NAME@http://HOST:PORT/v1"
-            )
-        self.format = answer_format(self.options.family or family_of(config.model_type))
-        self._image_token: int = config.image_token_id
-        self._tokenizer: Any = _load(transformers.AutoTokenizer, checkpoint, padding_side="left")
-        self._image_processor: Any = _load(transformers.AutoImageProcessor, checkpoint)
-        if self._tokenizer.chat_template is None:
-            raise OptionError(
-                f"{checkpoint}: its tokenizer has no chat template; expected chat_template.jinja beside it"
-            )
-        self.rule = self._resize_rule()
-        self._device = _pick_device(torch, self.options.device)
-        dtype = self.options.dtype if self.options.dtype == "auto" else getattr(torch, self.options.dtype)
-        model = _load(transformers.AutoModelForImageTextToText, checkpoint, dtype=dtype, use_safetensors=True)
-        self._model: Any = model.to(self._device).eval()
+        _require_packages()
+        source = _resolve(self.name)
+        self._config = _load_config(source)
+        self._format = answer_format(self.options.family or family_of(self._config.model_type))
+        self._device = _device(self.options.device)
+        self._tokenizer = _load_tokenizer(source)
+        self._image_processor = _load_image_processor(source, self.options)
+        self._rule = ResizeRule.from_settings(self._image_processor.to_dict())
+        self._image_token = self._tokenizer.convert_ids_to_tokens(self._config.image_token_id)
+        self._prompt = self._render_prompt()
+        self._model = _load_model(source, self.options.dtype, self._device)
 
     def locate(self, pair: Pair) -> Location:
-        """Answer one pair. Raises ImageError."""
-        (outcome,) = self.locate_many([pair])
+        """Where the target is abnormal. Raises ImageError, LocatorError."""
+        outcome = next(self.locate_many([pair]))
         if isinstance(outcome, DifferadError):
             raise outcome
         return outcome
 
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
-        """Answer a stream of pairs in batches of `batch_size`, in order."""
+        """Locate a stream in order, one batch in memory; seconds are the batch's, shared out evenly."""
         stream = iter(pairs)
-        for number in range(2**63):
-            batch = list(islice(stream, self.options.batch_size))
-            if not batch:
-                return
-            yield from self._locate_batch(batch, number)
+        while batch := list(islice(stream, self.options.batch_size)):
+            start = time.perf_counter()
+            prepared = [self._attempt_prepare(pair) for pair in batch]
+            good = [item for item in prepared if isinstance(item, _Prepared)]
+            answers = iter(self._answer(good))
+            share = (time.perf_counter() - start) / len(batch)
+            for item in prepared:
+                outcome = next(answers) if isinstance(item, _Prepared) else item
+                if isinstance(outcome, Reply):
+                    yield to_location(outcome, self._format, self.name, share)
+                else:
+                    yield outcome
 
-    def _locate_batch(self, pairs: Sequence[Pair], number: int) -> list[Outcome]:
-        start = time.perf_counter()
-        outcomes: list[Outcome | None] = [None] * len(pairs)
-        prepared = []
-        for index, pair in enumerate(pairs):
-            try:
-                prepared.append(self._prepare(index, pair))
-            except DifferadError as error:
-                outcomes[index] = error
-        texts = self.generate([item.images for item in prepared], number) if prepared else []
-        seconds = (time.perf_counter() - start) / len(pairs)
-        for item, text in zip(prepared, texts, strict=True):
-            outcomes[item.index] = to_location(text, self.format, item.frame, self.name, seconds)
-        return [outcome for outcome in outcomes if outcome is not None]
+    def _attempt_prepare(self, pair: Pair) -> _Prepared | DifferadError:
+        try:
+            return self._prepare(*read_images(pair.reference, pair.target))
+        except DifferadError as error:
+            return error
 
-    def _prepare(self, index: int, pair: Pair) -> _Prepared:
-        images = read_images(pair.reference, pair.target)
-        sizes = [self.rule.resized(image.shape[1], image.shape[0]) for image in images]
-        height, width = images[1].shape[:2]
-        return _Prepared(index, images, Frame(width, height, sizes[1]))
-
-    def generate(self, images: Sequence[Sequence[RGB]], number: int = 0) -> list[str]:
-        """Answer texts to pairs of pictures (reference, target), each (H, W, 3); `number` tells draws of batches apart."""
-        inputs = self.model_inputs(images)
-        sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if self.options.temperature > 0:
-            sampling = {"do_sample": True, "temperature": self.options.temperature}
-        with self._torch.random.fork_rng(), self._torch.inference_mode():
-            self._torch.manual_seed(self.options.seed + number)
-            ids = self._model.generate(**inputs, **sampling, max_new_tokens=self.options.max_new_tokens)
-        answers = ids[:, inputs["input_ids"].shape[1] :]
-        texts: list[str] = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
-        return texts
-
-    def model_inputs(self, images: Sequence[Sequence[RGB]]) -> dict[str, Any]:
-        """Tensors of a left-padded batch, on the model's device: token ids, masks, patches and their grids."""
-        flat = [image for pair in images for image in pair]
-        size = {"shortest_edge": self.rule.min_pixels, "longest_edge": self.rule.max_pixels}
-        pictures = self._image_processor(images=flat, size=size, return_tensors="pt")
-        grids = pictures["image_grid_thw"]
-        tokens = (grids.prod(dim=1) // self._image_processor.merge_size**2).tolist()
-        prompt = self._tokenizer.apply_chat_template(
-            chat_messages(self.format, [{"type": "image"}, {"type": "image"}]),
-            tokenize=False,
-            add_generation_prompt=True,
+    def _prepare(self, reference: RGB, target: RGB) -> _Prepared:
+        for picture in (reference, target):
+            self._rule.resized(picture.shape[1], picture.shape[0])
+        inputs = self._image_processor(
+            images=[reference, target], return_tensors="pt", input_data_format="channels_last"
         )
-        mark = self._tokenizer.convert_ids_to_tokens(self._image_token)
-        texts = [_fill(prompt, mark, tokens[2 * i : 2 * i + 2]) for i in range(len(images))]
-        encoded = self._tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
-        inputs = {
-            "input_ids": encoded["input_ids"],
-            "attention_mask": encoded["attention_mask"],
-            "mm_token_type_ids": (encoded["input_ids"] == self._image_token).int(),
-            "pixel_values": pictures["pixel_values"].to(self._model.dtype),
-            "image_grid_thw": grids,
-        }
-        return {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        grids = inputs["image_grid_thw"]
+        counts = (grids.prod(dim=1) // self._image_processor.merge_size**2).tolist()
+        parts = self._prompt.split(self._image_token)
+        text = parts[0] + "".join(
+            self._image_token * count + part for count, part in zip(counts, parts[1:], strict=True)
+        )
+        patch = int(self._image_processor.patch_size)
+        rows, columns = (int(cells) * patch for cells in grids[1, 1:])
+        frame = Frame(target.shape[1], target.shape[0], resized=(columns, rows))
+        content = zlib.crc32(target.tobytes(), zlib.crc32(reference.tobytes()))
+        return _Prepared(inputs["pixel_values"], grids, text, frame, self.options.seed * 2**32 + content)
 
-    def _resize_rule(self) -> ResizeRule:
-        """The image processor's own rule, with the options' areas in place of its own."""
-        rule = ResizeRule.from_settings(self._image_processor.to_dict())
-        low = self.options.min_pixels or rule.min_pixels
-        high = self.options.max_pixels or rule.max_pixels
-        return ResizeRule(rule.factor, low, high)
+    def _render_prompt(self) -> str:
+        slot = {"type": "image"}
+        messages = [
+            {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
+            {"role": "user", "content": user_content(prompt_text(self._format), slot, slot)},
+        ]
+        text = str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        if text.count(self._image_token) != 2:
+            raise OptionError(
+                f"{self.name}: its chat template lays out {text.count(self._image_token)} pictures of 2; "
+                "copy the published chat template of a Qwen-VL checkpoint into the folder"
+            )
+        return text
+
+    def _answer(self, batch: list[_Prepared]) -> list[Reply | LocatorError]:
+        """One outcome each; a batch that does not fit into memory is halved until it does."""
+        import torch
+
+        if not batch:
+            return []
+        try:
+            texts = self._generate(batch)
+        except torch.cuda.OutOfMemoryError:
+            if len(batch) == 1:
+                return [LocatorError(f"{self.name}: one pair does not fit into memory; lower max_pixels")]
+        else:
+            return [Reply(text, item.frame) for text, item in zip(texts, batch, strict=True)]
+        half = len(batch) // 2
+        return self._answer(batch[:half]) + self._answer(batch[half:])
+
+    def _generate(self, batch: list[_Prepared]) -> list[str]:
+        import torch
+
+        encoded = self._tokenizer(
+            [item.text for item in batch],
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        ids = encoded["input_ids"]
+        with torch.inference_mode():
+            output = self._model.generate(
+                input_ids=ids.to(self._device),
+                attention_mask=encoded["attention_mask"].to(self._device),
+                mm_token_type_ids=(ids == self._config.image_token_id).int().to(self._device),
+                pixel_values=torch.cat([item.patches for item in batch]).to(self._device, self._model.dtype),
+                image_grid_thw=torch.cat([item.grids for item in batch]).to(self._device),
+                generation_config=self._generation(),
+                logits_processor=self._noise([item.seed for item in batch]),
+            )
+        return [self._decode(row) for row in output[:, ids.shape[1] :].tolist()]
+
+    def _generation(self) -> Any:
+        """The likeliest token at each step: a checkpoint's own sampling and repetition penalties bend coordinates."""
+        from transformers import GenerationConfig
+
+        return GenerationConfig(
+            max_new_tokens=self.options.max_new_tokens,
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=sorted(self._end_ids()),
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
+
+    def _noise(self, seeds: list[int]) -> list[Any]:
+        if self.options.temperature == 0:
+            return []
+        return [_GumbelNoise(self.options.temperature, seeds)]
+
+    def _end_ids(self) -> set[int]:
+        ends = self._model.generation_config.eos_token_id
+        listed = ends if isinstance(ends, list) else [ends]
+        return {int(end) for end in (*listed, self._tokenizer.eos_token_id) if end is not None}
+
+    def _decode(self, row: list[int]) -> str:
+        """Text up to the end token; special tokens stay, for `<think>` and the box tokens may be among them."""
+        ends = self._end_ids()
+        stop = next((place for place, token in enumerate(row) if token in ends), len(row))
+        return str(self._tokenizer.decode(row[:stop], skip_special_tokens=False))
 
 
-def _load(kind: Any, checkpoint: str, **keywords: Any) -> Any:
+class _GumbelNoise:
+    """Turns the likeliest token into a draw at a temperature: argmax(l / T + g) with Gumbel g is a draw from softmax(l / T).
+
+    One generator per row, seeded by its pair, so that neither the batch nor the order of pairs moves an answer.
+    """
+
+    def __init__(self, temperature: float, seeds: list[int]) -> None:
+        import torch
+
+        self._temperature = temperature
+        self._generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
+
+    def __call__(self, _ids: Any, scores: Any) -> Any:
+        import torch
+
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=each) for each in self._generators])
+        noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+        return scores.float() / self._temperature + noise.to(scores.device)
+
+
+def _require_packages() -> None:
+    for package in ("torch", "transformers"):
+        try:
+            __import__(package)
+        except ModuleNotFoundError as error:
+            if error.name != package:
+                raise
+            raise MissingExtraError(_FEATURE, "local", package) from None
+
+
+def _resolve(checkpoint: str) -> str:
+    """A folder that holds a checkpoint, or the id of one on the hub. Raises OptionError."""
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise OptionError(f"{checkpoint}: no config.json; expected the folder of a checkpoint")
+        return str(folder)
+    if folder.exists():
+        raise OptionError(f"{checkpoint}: a file; expected the folder of a checkpoint that holds it")
+    if not _HUB_ID.fullmatch(checkpoint):
+        raise OptionError(f"{checkpoint}: no such folder; expected a checkpoint's folder or a hub id OWNER/NAME")
+    return checkpoint
+
+
+@contextmanager
+def _loading(source: str, what: str, remedy: str) -> Iterator[None]:
+    """Errors of the loaders, whose texts run over many lines, as one OptionError."""
+    from safetensors import SafetensorError
+
     try:
-        return kind.from_pretrained(checkpoint, trust_remote_code=False, **keywords)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise OptionError(f"{source}: {what} cannot be loaded ({reason[:200]}); {remedy}") from None
+
+
+def _load_config(source: str) -> Any:
+    from transformers import AutoConfig
+
+    remedy = "expected a Qwen-VL checkpoint's folder, or a hub id that this machine can reach"
+    with _loading(source, "config.json", remedy):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if config.model_type not in MODEL_TYPES:
         raise OptionError(
-            f"{checkpoint}: cannot be loaded ({reason}); expected a folder with config.json, tokenizer, image processor "
-            "and *.safetensors, or the id of such a repository on the hub"
-        ) from None
+            f"{source}: model type {config.model_type!r}; expected one of {', '.join(MODEL_TYPES)}. "
+            "Serve it with vLLM or SGLang and pass openai:NAME@URL"
+        )
+    return config
 
 
-def _pick_device(torch: Any, wanted: str) -> Any:
-    if wanted == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
+def _load_tokenizer(source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    with _loading(
+        source, "the tokenizer", "copy tokenizer.json and tokenizer_config.json from the published checkpoint"
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = _processor_template(source)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _processor_template(source: str) -> str:
+    """The chat template that older checkpoints keep in a file of its own. Raises OSError where there is none."""
+    from transformers.utils import cached_file
+
+    path = cached_file(source, "chat_template.json")
+    return str(json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"])
+
+
+def _load_image_processor(source: str, options: LocalOptions) -> Any:
+    from transformers import AutoImageProcessor
+
+    with _loading(source, "the image processor", "copy preprocessor_config.json from the published checkpoint"):
+        # Always Pillow's resize: torchvision's differs by grey levels, and answers would depend on what is installed.
+        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
+    own = ResizeRule.from_settings(processor.to_dict())
+    low = own.min_pixels if options.min_pixels is None else options.min_pixels
+    high = own.max_pixels if options.max_pixels is None else options.max_pixels
+    ResizeRule(own.factor, low, high)
+    processor.size = type(processor.size)(shortest_edge=low, longest_edge=high)
+    return processor
+
+
+def _load_model(source: str, dtype: str, device: Any) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    with _loading(source, "the weights", "expected complete safetensors files; convert pickled weights first"):
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            source, trust_remote_code=False, use_safetensors=True, dtype=dtype, output_loading_info=True
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise OptionError(
+            f"{source}: {len(missing)} weights are missing, {missing[0]} first; download the checkpoint again"
+        )
+    return model.to(device).eval()
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise OptionError(f"device={wanted}: cannot be used ({reason}); expected cpu, cuda, cuda:N or mps") from None
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise OptionError(
+            f"option device={name!r}: not usable here ({reason[:120]}); expected cpu, cuda or mps"
+        ) from None
     return device
-
-
-def _fill(prompt: str, mark: str, counts: Sequence[int]) -> str:
-    """The prompt with its i-th image mark repeated as often as that picture has tokens. Raises OptionError."""
-    parts = prompt.split(mark)
-    if len(parts) != len(counts) + 1:
-        raise OptionError(f"chat template makes {len(parts) - 1} places for {len(counts)} pictures; expected one each")
-    return parts[0] + "".join(mark * count + rest for count, rest in zip(counts, parts[1:], strict=True))

@@ -1,194 +1,261 @@
-"""Any server that speaks the OpenAI chat API: vLLM, SGLang, `transformers serve`, a cloud.
+"""Any server that speaks OpenAI's chat completions: vLLM, SGLang, `transformers serve`, a cloud.
 
-Retries with back-off and time-outs are the `openai` client's own. Each picture goes over the wire once per question, as a
-data URL, in its own bytes where the file already is what a server reads. Knows nothing of how an answer is written.
+Both pictures travel once per question, inside it, as data URLs: the file's own bytes where the server would decode the
+same pixels from them, else a PNG. Failed requests are repeated with exponential back-off by the `openai` client.
+
+Knows nothing of how a box is written; `answers` does. A server does not tell how it resized a picture, so families that
+answer in resized pixels need the settings of their image processor in a folder.
 """
 
 import base64
 import os
 import re
+import threading
 import time
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from differad.answers.formats import FORMATS, answer_format
+from differad.answers.formats import FORMATS, AnswerFormat, answer_format
 from differad.answers.parsing import Frame
+from differad.answers.prompts import SYSTEM, prompt_text
 from differad.answers.resize import ResizeRule
 from differad.core import Location, Pair
 from differad.errors import LocatorError, MissingExtraError, OptionError
-from differad.images import RGB, ImageSource, image_size, read_images
-from differad.locators.base import Outcome, check_option, locate_concurrently, option
-from differad.locators.chat import chat_messages, to_location
+from differad.images import RGB, ImageSource, read_images
+from differad.locators.base import Outcome, attempt
+from differad.locators.chat import Reply, check_at_least, to_location, user_content
 
-# What the last part of a served model's name begins with, where it tells the family.
-NAME_PREFIXES = {
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+# How the names of published checkpoints begin, owner left out, in lower case; the longest that fits counts.
+FAMILY_PREFIXES: dict[str, str] = {
+    "qwen-vl": "qwen-vl",
     "qwen2-vl": "qwen2-vl",
     "qwen2.5-vl": "qwen2.5-vl",
     "qwen3-vl": "qwen3-vl",
     "internvl": "internvl",
     "minicpm-v": "minicpm-v",
+    "minicpm-o": "minicpm-v",
+    "mantis": "mantis",
+    "mplug-owl3": "mplug-owl3",
     "cogvlm": "cogvlm",
+    "univg-r1": "univg-r1",
+    "migician": "migician",
 }
-# Formats that every server decodes, by the mode that they must have to be sent as they are.
-_PLAIN = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L")}
-_ADDRESS = re.compile(r"openai:(?P<name>[^@\s]+)@(?P<url>https?://[^\s@]+)")
+_ADDRESS = re.compile(r"openai:(?P<name>.+?)@(?P<url>https?://[^/\s?#]+[^\s?#]*)")
+_MIMES = {"JPEG": "image/jpeg", "PNG": "image/png"}
+_ORIENTATION = 0x0112
+_KEPT_IMAGES = 8
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class ServerOptions:
     """How a server is asked."""
 
-    concurrency: int = option(8, "questions on their way at once")
-    timeout: float = option(120.0, "seconds until a question is given up and asked again")
-    retries: int = option(4, "times a failed question is asked again, waiting twice as long each time")
-    max_new_tokens: int = option(256, "an answer is cut off here")
-    temperature: float = option(0.0, "0 takes the likeliest token each time; above 0 answers are sampled")
-    seed: int = option(0, "draws the samples, where the server heeds it")
-    processor: str | None = option(
-        None, "folder with preprocessor_config.json: for families that answer in resized pixels"
+    concurrency: int = _option(8, "requests under way at once")
+    timeout: float = _option(120.0, "seconds without a sign of the server until a request is given up and repeated")
+    retries: int = _option(4, "repetitions of a failed request, after waits that double from half a second to eight")
+    max_tokens: int = _option(1024, "an answer is cut off after this many tokens")
+    temperature: float = _option(0.0, "0 takes the likeliest token")
+    seed: int | None = _option(None, "of the server's draw, where it honours one; none: not sent")
+    api_key_env: str = _option("OPENAI_API_KEY", "environment variable that holds the key; unset: the key is 'none'")
+    processor: str | None = _option(
+        None, "folder with the model's preprocessor_config.json, for families that answer in resized pixels"
     )
-    api_key: str | None = option(None, "left out: the environment's OPENAI_API_KEY, else none", secret=True)
-    family: str | None = option(None, "answer format; left out: as the model's name implies")
+    family: str | None = _option(None, "the answer format; none: what the model's name implies")
 
     def __post_init__(self) -> None:
-        check_option("concurrency", self.concurrency, self.concurrency >= 1, "at least 1")
-        check_option("timeout", self.timeout, self.timeout > 0, "more than 0 seconds")
-        check_option("retries", self.retries, self.retries >= 0, "0 or more")
-        check_option("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1")
-        check_option("temperature", self.temperature, self.temperature >= 0, "0 or more")
+        check_at_least("concurrency", self.concurrency, 1)
+        check_at_least("timeout", self.timeout, 0.001)
+        check_at_least("retries", self.retries, 0)
+        check_at_least("max_tokens", self.max_tokens, 1)
+        check_at_least("temperature", self.temperature, 0)
+        if self.family is not None:
+            answer_format(self.family)
 
 
 def parse_server(value: str) -> tuple[str, str]:
-    """`openai:NAME@http://HOST:PORT/v1` as (name, base url). Raises OptionError."""
+    """`openai:NAME@http://host:port/v1` as (name, base URL). Raises OptionError."""
     match = _ADDRESS.fullmatch(value)
     if match is None:
-        raise OptionError(
-            f"model {value!r}: expected openai:NAME@http://HOST:PORT/v1, as in openai:qwen@http://127.0.0.1:8000/v1"
-        )
+        raise OptionError(f"model {value!r}: expected openai:NAME@http://HOST:PORT/v1")
     return match["name"], match["url"]
 
 
-class ServerLocator:
-    """A model behind the OpenAI chat API as a locator. Raises OptionError where the family or its resize is unknown."""
-
-    def __init__(self, served_name: str, base_url: str, options: ServerOptions | None = None) -> None:
-        self.options = options or ServerOptions()
-        self.name = f"openai:{served_name}"
-        self.served_name, self.base_url = served_name, base_url
-        self.format = answer_format(self.options.family or _family_from_name(served_name))
-        self.rule = self._resize_rule()
-        try:
-            import openai
-        except ImportError:
-            raise MissingExtraError("a server as the model", "openai", "openai") from None
-        self._api_error = openai.APIError
-        self._client = openai.OpenAI(
-            base_url=base_url,
-            # Local servers ask for no key, the client insists on one.
-            api_key=self.options.api_key or os.environ.get("OPENAI_API_KEY") or "none",
-            timeout=self.options.timeout,
-            max_retries=self.options.retries,
+def family_of_name(name: str) -> str:
+    """The family that a served model's name implies, by `FAMILY_PREFIXES`. Raises OptionError where it implies none."""
+    last = name.rsplit("/", 1)[-1].lower()
+    fitting = [prefix for prefix in FAMILY_PREFIXES if last.startswith(prefix)]
+    if not fitting:
+        raise OptionError(
+            f"model {name!r}: its name implies no answer format; pass --family, one of {', '.join(FORMATS)}"
         )
+    return FAMILY_PREFIXES[max(fitting, key=len)]
+
+
+class ServerLocator:
+    """Asks a served model about pairs, several at once. Safe to use from several threads."""
+
+    def __init__(self, name: str, base_url: str, options: ServerOptions | None = None) -> None:
+        self.name = f"openai:{name}@{base_url}"
+        self.options = options or ServerOptions()
+        self._served = name
+        self._format = answer_format(self.options.family or family_of_name(name))
+        self._rule = _resize_rule(self._format, self.options.processor)
+        self._client = _client(base_url, self.options)
+        self._files = _FileUrls(_KEPT_IMAGES)
 
     def locate(self, pair: Pair) -> Location:
-        """Ask about one pair. Raises ImageError, and LocatorError when the server gives no answer after all retries."""
+        """Where the target is abnormal. Raises ImageError; LocatorError when no answer came after all repetitions."""
         start = time.perf_counter()
-        width, height = image_size(pair.target)
-        frame = Frame(width, height, self.rule.resized(width, height) if self.rule else None)
-        images = [{"type": "image_url", "image_url": {"url": url}} for url in data_urls(pair.reference, pair.target)]
-        try:
-            reply = self._client.chat.completions.create(
-                model=self.served_name,
-                messages=chat_messages(self.format, images),  # type: ignore[arg-type]
-                max_tokens=self.options.max_new_tokens,
-                temperature=self.options.temperature,
-                seed=self.options.seed,
-            )
-        except self._api_error as error:
-            raise LocatorError(
-                f"{self.name} at {self.base_url}: no answer ({_reason(error)}); "
-                "check that the server runs, serves this name, and accepts the key"
-            ) from None
-        text = (reply.choices[0].message.content or "") if reply.choices else ""
-        return to_location(text, self.format, frame, self.name, time.perf_counter() - start)
+        reference, target = read_images(pair.reference, pair.target)
+        height, width = target.shape[:2]
+        frame = Frame(width, height, resized=self._rule.resized(width, height) if self._rule else None)
+        text = self._ask(self._url(pair.reference, reference), self._url(pair.target, target))
+        return to_location(Reply(text, frame), self._format, self.name, time.perf_counter() - start)
 
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
-        """Ask about a stream of pairs, `concurrency` at once, outcomes in order."""
-        return locate_concurrently(self, pairs, self.options.concurrency)
+        """Locate a stream in order; at most two pairs per allowed request are read ahead."""
+        waiting: deque[Future[Outcome]] = deque()
+        pool = ThreadPoolExecutor(self.options.concurrency)
+        try:
+            for pair in pairs:
+                waiting.append(pool.submit(attempt, self, pair))
+                if len(waiting) >= 2 * self.options.concurrency:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def _resize_rule(self) -> ResizeRule | None:
-        if self.format.space == "thousandths":
-            return None
-        if self.options.processor is None:
-            raise OptionError(
-                f"family {self.format.family} answers in pixels after its processor's resize: pass "
-                "-o processor=FOLDER with the checkpoint's preprocessor_config.json"
+    def _url(self, source: ImageSource, pixels: RGB) -> str:
+        url = self._files.get(Path(source)) if isinstance(source, str | Path) else None
+        return url or _png_url(pixels)
+
+    def _ask(self, reference: str, target: str) -> str:
+        from openai import OpenAIError
+
+        question: dict[str, Any] = {
+            "model": self._served,
+            "max_tokens": self.options.max_tokens,
+            "temperature": self.options.temperature,
+            "messages": [
+                {"role": "system", "content": SYSTEM},
+                {"role": "user", "content": user_content(prompt_text(self._format), _image(reference), _image(target))},
+            ],
+        }
+        if self.options.seed is not None:
+            question["seed"] = self.options.seed
+        try:
+            completion = self._client.chat.completions.create(**question)
+        except (OpenAIError, ValueError) as error:
+            raise LocatorError(f"{self.name}: {_reason(error, self.options)}") from None
+        return self._text(completion)
+
+    def _text(self, completion: Any) -> str:
+        """The answer, with reasoning that the server took out of it put back in front."""
+        choices = getattr(completion, "choices", None)
+        message = getattr(choices[0], "message", None) if choices else None
+        if message is None:
+            raise LocatorError(
+                f"{self.name}: the reply holds no choice; is this address a chat completions server's /v1?"
             )
-        return ResizeRule.from_folder(self.options.processor)
+        content = message.content or ""
+        reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+        return f"<think>{reasoning}</think>{content}" if reasoning else str(content)
 
 
-def data_urls(reference: ImageSource, target: ImageSource) -> list[str]:
-    """Both pictures as data URLs: files that are plain upright JPEG or PNG as they are, anything else as PNG."""
-    plain = [_plain_file_url(source) for source in (reference, target)]
-    if None not in plain:
-        return [url for url in plain if url is not None]
-    decoded = read_images(reference, target)
-    return [url or _png_url(image) for url, image in zip(plain, decoded, strict=True)]
+class _FileUrls:
+    """Data URLs of files that can go as they are, the last few kept: a reference is often shared by many targets."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._kept: OrderedDict[tuple[str, int, int], str | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, path: Path) -> str | None:
+        """The file's bytes as a data URL; None where a server could decode other pixels from them than we do."""
+        status = path.stat()
+        key = (str(path), status.st_mtime_ns, status.st_size)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        url = _file_url(path)
+        with self._lock:
+            self._kept[key] = url
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        return url
 
 
-def _plain_file_url(source: ImageSource) -> str | None:
-    if not isinstance(source, str | Path):
-        return None
-    path = Path(source)
-    try:
-        stamp = path.stat()
-    except OSError:
-        return None
-    return _read_plain(str(path), stamp.st_mtime_ns, stamp.st_size)
+def _file_url(path: Path) -> str | None:
+    with Image.open(path) as image:
+        plain = image.mode in ("RGB", "L") and "transparency" not in image.info
+        upright = image.getexif().get(_ORIENTATION, 1) == 1
+        mime = _MIMES.get(image.format or "")
+    return _data_url(path.read_bytes(), mime) if plain and upright and mime else None
 
 
-# A reference is usually shared by the pairs that follow each other.
-@lru_cache(maxsize=16)
-def _read_plain(path: str, _changed: int, _size: int) -> str | None:
-    try:
-        with Image.open(path) as image:
-            kind = image.format or ""
-            is_plain = (kind, image.mode) in _PLAIN and image.getexif().get(0x0112, 1) == 1
-            is_plain = is_plain and "transparency" not in image.info
-            image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None  # reading it in full says what is wrong with it
-    if not is_plain:
-        return None
-    return _url(f"image/{kind.lower()}", Path(path).read_bytes())
-
-
-def _png_url(image: RGB) -> str:
+def _png_url(pixels: RGB) -> str:
     buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return _url("image/png", buffer.getvalue())
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return _data_url(buffer.getvalue(), "image/png")
 
 
-def _url(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+def _data_url(data: bytes, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _family_from_name(served_name: str) -> str:
-    own = served_name.rpartition("/")[2].lower()
-    for prefix, family in NAME_PREFIXES.items():
-        if own.startswith(prefix):
-            return family
-    raise OptionError(
-        f"model {served_name!r}: its name implies no answer format; pass --family, one of {', '.join(FORMATS)}"
-    )
+def _image(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _reason(error: Exception) -> str:
-    """The client's message with what caused it: "Connection error." alone helps nobody."""
-    cause = f": {error.__cause__}" if error.__cause__ else ""
-    return f"{error}{cause}"[:300]
+def _resize_rule(spoken: AnswerFormat, processor: str | None) -> ResizeRule | None:
+    if processor is not None:
+        return ResizeRule.from_folder(processor)
+    if spoken.space == "resized":
+        raise OptionError(
+            f"family {spoken.family!r} answers in pixels of the picture as the server resized it; pass -o processor=FOLDER "
+            "with the model's preprocessor_config.json"
+        )
+    return None
+
+
+def _client(base_url: str, options: ServerOptions) -> "OpenAI":
+    try:
+        from openai import OpenAI
+    except ModuleNotFoundError as error:
+        if error.name != "openai":
+            raise
+        raise MissingExtraError("a server", "openai", "openai") from None
+    key = os.environ.get(options.api_key_env) or "none"
+    return OpenAI(base_url=base_url, api_key=key, timeout=options.timeout, max_retries=options.retries)
+
+
+def _reason(error: Exception, options: ServerOptions) -> str:
+    from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+    tried = f"after {options.retries + 1} tries"
+    if isinstance(error, APITimeoutError):
+        return f"no answer within {options.timeout:g} s {tried}; raise timeout or lower concurrency"
+    if isinstance(error, APIConnectionError):
+        return f"no connection {tried} ({error.__cause__ or error}); is the server up at this address?"
+    if isinstance(error, APIStatusError):
+        hint = {401: "set the key", 403: "check the key", 404: "check NAME and URL"}.get(
+            error.status_code, "see its log"
+        )
+        return f"status {error.status_code} ({str(error.message)[:200]}); {hint}"
+    return f"a reply that cannot be read ({str(error)[:200]}); is this address a chat completions server's /v1?"
