@@ -76,9 +76,14 @@ class Location:
             "boxes": to_list(self.boxes),
             "scores": [round(float(s), 4) for s in self.scores],
             "confidence": None if self.confidence is None else round(float(self.confidence), 4),
-            "reasoning": self.reasoning,
-            "answer": self.answer,
+            "reasoning": _storable(self.reasoning),
+            "answer": _storable(self.answer),
             "valid": self.valid,
             "model": self.model,
             "seconds": round(self.seconds, 4),
         }
+
+
+def _storable(text: str) -> str:
+    """The text without half surrogates, which a model may write and UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")

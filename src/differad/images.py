@@ -21,6 +21,8 @@ ImageSource = str | Path | Image.Image | NDArray[np.generic]
 MAX_PIXELS = 200_000_000
 _ORIENTATION = 0x0112
 _TRANSPOSED = frozenset({5, 6, 7, 8})
+# Pillow's decoders raise whatever their format's parser does on broken bytes.
+_BROKEN = (OSError, ValueError, SyntaxError, IndexError, EOFError, OverflowError, MemoryError)
 _BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 
@@ -50,9 +52,9 @@ def image_size(source: ImageSource) -> tuple[int, int]:
             raise ImageError(f"array of shape {source.shape}: expected (H, W) or (H, W, C)")
         return int(source.shape[1]), int(source.shape[0])
     if isinstance(source, Image.Image):
-        return _oriented_size(source)
+        return _oriented_size(source, _name(source))
     with _open(Path(source)) as image:
-        return _oriented_size(image)
+        return _oriented_size(image, _name(source))
 
 
 def write_image(path: str | Path, pixels: RGB) -> None:
@@ -82,9 +84,13 @@ def _open(path: Path) -> Image.Image:
         raise ImageError(f"{path}: cannot be opened ({error}); expected an image") from None
 
 
-def _oriented_size(image: Image.Image) -> tuple[int, int]:
+def _oriented_size(image: Image.Image, name: str) -> tuple[int, int]:
     width, height = image.size
-    return (height, width) if image.getexif().get(_ORIENTATION) in _TRANSPOSED else (width, height)
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except _BROKEN as error:
+        raise ImageError(f"{name}: broken or truncated image ({error}); export it again") from None
+    return (height, width) if orientation in _TRANSPOSED else (width, height)
 
 
 def _name(source: ImageSource) -> str:
@@ -112,8 +118,7 @@ def _from_pil(image: Image.Image, name: str, max_pixels: int) -> Samples:
     try:
         image.load()
         upright = ImageOps.exif_transpose(image)
-    # Pillow's decoders raise whatever their format's parser does on broken bytes.
-    except (OSError, ValueError, SyntaxError, IndexError, EOFError, OverflowError, MemoryError) as error:
+    except _BROKEN as error:
         raise ImageError(f"{name}: broken or truncated image ({error}); export it again") from None
     if upright.mode.startswith(("I", "F")):
         return np.asarray(upright)[:, :, None]

@@ -172,8 +172,16 @@ def _macro(by_category: dict[str, dict[str, Any]], draws: dict[str, dict[str, Va
         macro[name] = float(np.mean([by_category[c][name] for c in having])) if having else None
         if name in WITH_INTERVAL:
             drawn = [draws[c][name] for c in having]
-            macro[f"{name}_ci95"] = _interval(np.nanmean(drawn, axis=0)) if having else None
+            macro[f"{name}_ci95"] = _interval(_mean_of_defined(drawn)) if having else None
     return macro
+
+
+def _mean_of_defined(drawn: Sequence[Values]) -> Values:
+    """Mean over categories of resampled metrics, each (R,); a resample may lack what a category measures."""
+    values = np.array(drawn)
+    counts = (~np.isnan(values)).sum(axis=0)
+    sums = np.nansum(values, axis=0)
+    return np.asarray(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))
 
 
 def _pair_auroc(results: Sequence[PairResult]) -> float | None:

@@ -46,8 +46,7 @@ def to_line(pair_id: str, outcome: Location | DifferadError) -> str:
     else:
         record |= {key: value for key, value in outcome.to_dict().items() if key != "anomalous"}
         record["boxes"] = to_list(outcome.boxes)
-    # Escaped, so that even half a surrogate in a model's answer can be stored.
-    return json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n"
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 class PredictionWriter:

@@ -110,8 +110,7 @@ def write_report(path: str | Path, metrics: dict[str, Any], showcase: Showcase) 
             if showcase.cases(kind)
         ],
     )
-    # A model may write half a surrogate, which UTF-8 cannot hold.
-    Path(path).write_text(page, encoding="utf-8", errors="replace")
+    Path(path).write_text(page, encoding="utf-8")
 
 
 def _rows(metrics: dict[str, Any]) -> Iterable[dict[str, Any]]:

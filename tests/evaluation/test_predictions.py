@@ -1,0 +1,82 @@
+"""Predictions on disk: appended, continued, read by id."""
+
+import json
+
+import pytest
+
+from differad import Location
+from differad.errors import ImageError, InputError, ManifestError
+from differad.evaluation.predictions import PredictionIndex, PredictionWriter, keep_finished, read_predictions, to_line
+
+
+def test_an_outcome_comes_back_as_it_was(tmp_path):
+    path = tmp_path / "new" / "p.jsonl"
+    location = Location(
+        [[1, 2, 3, 4.5]], [0.9], 0.7, reasoning="a \ud800 dent", answer="(1,2)", model="m", seconds=0.25
+    )
+    with PredictionWriter(path) as writer:
+        writer.write("a", location)
+        writer.write("b", ImageError("b.png: broken"))
+        assert len(path.read_text().splitlines()) == 2  # on disk before the file is closed
+    first, second = read_predictions(path)
+    assert (first.id, first.boxes, first.scores, first.confidence) == ("a", [(1, 2, 3, 4.5)], [0.9], 0.7)
+    assert first.reasoning == "a ? dent"  # half a surrogate cannot be stored
+    assert (first.answer, first.seconds, first.is_valid) == ("(1,2)", 0.25, True)
+    assert (second.id, second.error, second.is_valid, second.boxes) == ("b", "b.png: broken", False, [])
+
+
+def test_the_lines_of_the_interface_are_enough(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "a", "boxes": [[1, 2, 3, 4]]}\n{"id": "b", "boxes": [], "valid": false, "more": 1}\n')
+    first, second = read_predictions(path)
+    assert first.is_valid
+    assert not second.is_valid
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [("{", "line"), ('{"boxes": []}', "id"), ('{"id": "a", "boxes": [[1, 2, 3]]}', r"boxes\.0"), ('{"id": 3}', "id"),
+     ('{"id": "a", "confidence": "high"}', "confidence")],
+)  # fmt: skip
+def test_errors_name_line_and_field(tmp_path, line, field):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "x"}\n' + line + "\n")
+    with pytest.raises(ManifestError, match=rf"p\.jsonl:2: {field}"):
+        list(read_predictions(path))
+    with pytest.raises(ManifestError, match=rf"p\.jsonl:2: {field}"):
+        PredictionIndex(path)
+
+
+def test_a_half_written_line_and_failures_are_done_again(tmp_path):
+    path = tmp_path / "p.jsonl"
+    lines = [
+        to_line("a", Location()),
+        to_line("b", ImageError("broken")),
+        to_line("c", Location()),
+        to_line("d", Location()),
+    ]
+    path.write_text("".join(lines)[:-10])  # killed while writing d
+    assert keep_finished(path) == {"a", "c"}
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a", "c"]
+    assert path.read_text().endswith("\n")
+    assert keep_finished(tmp_path / "nowhere.jsonl") == set()
+
+
+def test_by_id_the_last_line_counts(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "ä", "boxes": [[1, 2, 3, 4]]}\n\n{"id": "b"}\n{"id": "ä", "boxes": []}\n', encoding="utf-8")
+    index = PredictionIndex(path)
+    assert len(index) == 2
+    assert index.get("ä").boxes == []
+    assert index.get("b").id == "b"
+    assert index.get("c") is None
+
+
+def test_places_that_cannot_be_used(tmp_path):
+    with pytest.raises(ManifestError, match="no such file"):
+        PredictionIndex(tmp_path / "nowhere.jsonl")
+    with pytest.raises(ManifestError, match="cannot be read"):
+        PredictionIndex(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        PredictionWriter(tmp_path / "file" / "p.jsonl")

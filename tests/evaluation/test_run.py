@@ -1,0 +1,172 @@
+"""Runs over many pairs: streamed, resumable, killed, with bad pairs among them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from parts import PlainDifference, make_pairs
+
+from differad.data.manifest import read_pairs
+from differad.errors import InputError, ManifestError
+from differad.evaluation.run import evaluate, locate_to_file, score
+
+
+def ids(path):
+    return [json.loads(line)["id"] for line in path.read_text().splitlines()]
+
+
+def test_a_run_from_end_to_end(tmp_path):
+    manifest = make_pairs(tmp_path / "data", 12)
+    metrics = evaluate([manifest], PlainDifference(), tmp_path / "out")
+    overall = metrics["overall"]
+    assert (overall["pairs"], overall["anomalous"], overall["normal"]) == (12, 8, 4)
+    assert (overall["miou"], overall["acc_0.7"], overall["normal_accuracy"], overall["auroc"]) == (1, 1, 1, 1)
+    assert list(metrics["categories"]) == ["a", "b"]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    assert ids(tmp_path / "out" / "predictions.jsonl") == [f"p{n}" for n in range(12)]
+    stored = score([manifest], tmp_path / "out" / "predictions.jsonl")
+    assert stored == {key: value for key, value in metrics.items() if key != "model"}
+
+
+def test_the_baselines_by_hand(tmp_path):
+    manifest = make_pairs(tmp_path / "data", 3)
+    baselines = evaluate([manifest], PlainDifference(), tmp_path / "out")["baselines"]
+    whole, normal = baselines["whole_image"]["overall"], baselines["always_normal"]["overall"]
+    assert whole["miou"] == pytest.approx(16 * 12 / 64**2)  # the defect's share of the picture
+    assert (whole["normal_accuracy"], whole["detection_f1"]) == (0, pytest.approx(2 * 2 / (2 * 2 + 1)))
+    assert (normal["miou"], normal["normal_accuracy"]) == (0, 1)
+    assert set(baselines) == {"whole_image", "centre_box", "always_normal"}
+
+
+def test_a_bad_pair_is_recorded_and_the_run_goes_on(tmp_path):
+    manifest = make_pairs(tmp_path / "data", 9, p4={"target": "nowhere.png"})
+    (tmp_path / "data" / "5.png").write_bytes(b"broken")
+    metrics = evaluate([manifest], PlainDifference(), tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [(line["id"], "error" in line) for line in lines if "error" in line] == [("p4", True), ("p5", True)]
+    assert "nowhere.png: no such file" in lines[4]["error"]
+    assert metrics["errors"] == 2
+    assert metrics["overall"]["valid"] == pytest.approx(7 / 9)
+    assert metrics["overall"]["miou"] == pytest.approx(4 / 6)  # two of six anomalous pairs failed
+    assert metrics["without_image"] == 2
+
+
+def test_a_failed_pair_is_tried_again(tmp_path):
+    manifest = make_pairs(tmp_path / "data", 6)
+    target = tmp_path / "data" / "4.png"
+    whole = target.read_bytes()
+    target.write_bytes(whole[:50])
+    assert evaluate([manifest], PlainDifference(), tmp_path / "out")["errors"] == 1
+    target.write_bytes(whole)
+    again = evaluate([manifest], PlainDifference(), tmp_path / "out")
+    assert (again["errors"], again["overall"]["miou"]) == (0, 1)
+    assert sorted(ids(tmp_path / "out" / "predictions.jsonl")) == sorted(f"p{n}" for n in range(6))
+
+
+SLOW_RUN = """
+import sys
+sys.path.insert(0, {folder!r})
+from parts import PlainDifference
+from differad.evaluation.run import evaluate
+evaluate([{manifest!r}], PlainDifference(pause={pause}), {out!r}, progress=False)
+"""
+
+
+def test_killed_and_continued_is_as_if_unbroken(tmp_path):
+    manifest, out = make_pairs(tmp_path / "data", 40), tmp_path / "out"
+    code = SLOW_RUN.format(folder=str(Path(__file__).parent), manifest=str(manifest), out=str(out), pause=0.02)
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    predictions = out / "predictions.jsonl"
+    deadline = time.monotonic() + 60
+    while (
+        not (predictions.exists() and len(predictions.read_bytes().splitlines()) >= 5) and time.monotonic() < deadline
+    ):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    with predictions.open("a") as file:
+        file.write('{"id": "p39", "bo')  # what a kill in the middle of a line leaves
+    finished = predictions.read_text().splitlines()[:-1]
+    assert 5 <= len(finished) < 40
+
+    evaluate([manifest], PlainDifference(pause=0.02), out)
+    assert predictions.read_text().splitlines()[: len(finished)] == finished  # kept, not done again
+    assert ids(predictions) == [f"p{n}" for n in range(40)]
+    unbroken = evaluate([manifest], PlainDifference(), tmp_path / "unbroken")
+    resumed = json.loads((out / "metrics.json").read_text())
+    assert {**resumed, "median_seconds": 0} == {**unbroken, "median_seconds": 0}
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    manifest = make_pairs(tmp_path / "data", 3)
+    evaluate([manifest], PlainDifference(), tmp_path / "out")
+    with pytest.raises(InputError, match="other options; choose another --out"):
+        evaluate([manifest], PlainDifference(pause=0.001), tmp_path / "out")
+    changed = make_pairs(tmp_path / "data", 4)
+    with pytest.raises(InputError, match="other manifests"):
+        evaluate([changed], PlainDifference(), tmp_path / "out")
+
+
+def test_manifests_are_checked_before_any_work(tmp_path):
+    manifest = make_pairs(tmp_path / "data", 6)
+    manifest.write_text(manifest.read_text() + "{broken\n")
+    with pytest.raises(ManifestError, match=r"pairs\.jsonl:7"):
+        evaluate([manifest], PlainDifference(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+    one, two = make_pairs(tmp_path / "one", 2), make_pairs(tmp_path / "two", 2)
+    with pytest.raises(ManifestError, match=r"id 'p0' stands in .*one"):
+        evaluate([one, two], PlainDifference(), tmp_path / "out")
+    unlabelled = make_pairs(tmp_path / "bare", 1, p0={"boxes": None})
+    with pytest.raises(ManifestError, match="no labelled pair"):
+        evaluate([unlabelled], PlainDifference(), tmp_path / "out")
+
+
+def test_unlabelled_pairs_and_a_limit(tmp_path):
+    manifest = make_pairs(tmp_path / "data", 9, p1={"boxes": None})
+    metrics = evaluate([manifest], PlainDifference(), tmp_path / "out", limit=4)
+    assert (metrics["unlabelled"], metrics["overall"]["pairs"]) == (1, 4)
+    assert ids(tmp_path / "out" / "predictions.jsonl") == ["p0", "p2", "p3", "p4"]
+    assert metrics["unpredicted"] == 0
+
+
+def test_scoring_needs_neither_pictures_nor_all_predictions(tmp_path):
+    manifest = make_pairs(tmp_path / "data", 6)
+    for picture in (tmp_path / "data").glob("*.png"):
+        picture.unlink()
+    predictions = tmp_path / "p.jsonl"
+    truth = [json.loads(line) for line in manifest.read_text().splitlines()]
+    kept = [{"id": pair["id"], "boxes": pair["boxes"]} for pair in truth[:3]] + [{"id": "stranger", "boxes": []}]
+    predictions.write_text("\n".join(map(json.dumps, kept)) + "\n")
+    metrics = score([manifest], predictions)
+    assert metrics["overall"]["miou"] == pytest.approx(2 / 4)  # p1, p2 right; p4, p5 missing: IoU 0
+    assert metrics["overall"]["normal_accuracy"] == pytest.approx(1 / 2)  # p3 has no prediction: wrong
+    assert metrics["overall"]["valid"] == pytest.approx(3 / 6)
+    counts = {key: metrics[key] for key in ("unpredicted", "unknown_predictions", "without_image")}
+    assert counts == {"unpredicted": 3, "unknown_predictions": 1, "without_image": 6}
+    assert metrics["baselines"] == {}
+
+
+def test_locate_to_file_streams(tmp_path):
+    manifest = make_pairs(tmp_path / "data", 5)
+    taken = []
+
+    def pairs():
+        for pair in read_pairs(manifest):
+            taken.append(pair.id)
+            yield pair
+
+    class Watching(PlainDifference):
+        def locate(self, pair):
+            assert len(taken) <= int(pair.id[1:]) + 1  # nothing is read ahead of what the locator asks for
+            return super().locate(pair)
+
+    assert locate_to_file(pairs(), Watching(), tmp_path / "p.jsonl") == {"located": 5, "kept": 0, "failed": 0}
+    assert locate_to_file(pairs(), Watching(), tmp_path / "p.jsonl") == {"located": 0, "kept": 5, "failed": 0}
