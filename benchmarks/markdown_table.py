@@ -1,0 +1,37 @@
+"""The table of README from a stored run: each category on its own, with intervals, beside the trivial baselines.
+
+differad evaluate …/pairs.jsonl … --out runs/difference
+python benchmarks/markdown_table.py runs/difference/metrics.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+COLUMNS = {
+    "miou": "mIoU", "acc_0.3": "Acc@0.3", "f1_0.3": "F1@0.3", "detection_f1": "detection F1",
+    "normal_accuracy": "normal accuracy", "valid": "valid",
+}  # fmt: skip
+
+
+def cell(values, name, interval):
+    value, bounds = values.get(name), values.get(f"{name}_ci95")
+    if value is None:
+        return "–"
+    return f"{value:.2f} ({bounds[0]:.2f}–{bounds[1]:.2f})" if interval and bounds else f"{value:.2f}"
+
+
+def main():
+    metrics = json.loads(Path(sys.argv[1]).read_text())
+    print("| category, pairs (anomalous) | locator | " + " | ".join(COLUMNS.values()) + " |")
+    print("|---|---|" + "---|" * len(COLUMNS))
+    for category, values in metrics["categories"].items():
+        head = f"{category}, {values['pairs']} ({values['anomalous']})"
+        print(f"| **{head}** | **`{metrics['model']}`** | " + " | ".join(cell(values, c, True) for c in COLUMNS) + " |")
+        for name, parts in metrics["baselines"].items():
+            row = (cell(parts["categories"][category], column, False) for column in COLUMNS)
+            print(f"| | {name.replace('_', ' ')} | " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    main()
