@@ -140,7 +140,8 @@ class LocalLocator:
         rows, columns = (int(cells) * patch for cells in grids[1, 1:])
         frame = Frame(target.shape[1], target.shape[0], resized=(columns, rows))
         content = zlib.crc32(target.tobytes(), zlib.crc32(reference.tobytes()))
-        return _Prepared(inputs["pixel_values"], grids, text, frame, self.options.seed * 2**32 + content)
+        seed = zlib.crc32(str(self.options.seed).encode(), content)
+        return _Prepared(inputs["pixel_values"], grids, text, frame, seed)
 
     def _render_prompt(self) -> str:
         slot = {"type": "image"}
@@ -234,7 +235,7 @@ class _GumbelNoise:
         import torch
 
         self._temperature = temperature
-        self._generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, _ids: Any, scores: Any) -> Any:
         import torch

@@ -1,0 +1,296 @@
+"""A local checkpoint, run for real on tiny ones of the three classes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from PIL import Image
+
+from differad.answers.resize import ResizeRule
+from differad.core import Location, Pair
+from differad.errors import DifferadError, ImageError, MissingExtraError, OptionError
+from differad.images import RGB, read_image, read_images
+from differad.locators.local import LocalLocator, LocalOptions
+
+Checkpoint = Callable[..., Path]
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+SHORT = {"max_new_tokens": 12, "dtype": "float32", "device": "cpu"}
+
+
+def picture(width: int, height: int, seed: int = 0) -> RGB:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def pairs() -> list[Pair]:
+    """Of sizes that differ, so that a batch has to be padded."""
+    sizes = [(200, 100), (96, 200), (150, 150), (64, 64), (300, 90)]
+    return [
+        Pair(picture(*size, seed=i), picture(*sizes[-1 - i], seed=10 + i), id=str(i)) for i, size in enumerate(sizes)
+    ]
+
+
+def located(outcome: Location | DifferadError) -> Location:
+    assert isinstance(outcome, Location), outcome
+    return outcome
+
+
+def cpu(**values: object) -> LocalOptions:
+    return LocalOptions(**{"device": "cpu", **values})  # type: ignore[arg-type]
+
+
+# The target is 200x100. Thousandths: 98/1000 * 200 = 19.6, 28/1000 * 100 = 2.8, 39.2, 11.2.
+# Qwen2.5-VL sees it as 196x112 (multiples of 28): 98 * 200/196 = 100, 28 * 100/112 = 25, 200, 100.
+BOXES = {
+    "qwen2_vl": [[19.6, 2.8, 39.2, 11.2]],
+    "qwen2_5_vl": [[100, 25, 200, 100]],
+    "qwen3_vl": [[19.6, 2.8, 39.2, 11.2]],
+}
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_boxes_are_pixels_of_the_original_target(checkpoint: Checkpoint, model_type: str) -> None:
+    folder = checkpoint(model_type)
+    location = LocalLocator(str(folder), cpu()).locate(Pair(picture(140, 140), picture(200, 100)))
+    assert_allclose(location.boxes, BOXES[model_type])
+    assert location.valid
+    assert location.confidence is None
+    assert location.reasoning == "The cap is gone."
+    assert location.answer == "<think>The cap is gone.</think><answer>(98,28),(196,112)</answer>"
+    assert location.model == str(folder)
+    assert location.seconds > 0
+
+
+def test_family_overrides_what_the_config_implies(checkpoint: Checkpoint) -> None:
+    locator = LocalLocator(str(checkpoint("qwen2_vl")), cpu(family="qwen2.5-vl"))
+    assert_allclose(locator.locate(Pair(picture(140, 140), picture(200, 100))).boxes, BOXES["qwen2_5_vl"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "valid"), [("<answer>(0,0),(0,0)</answer>", True), ("<answer>I cannot tell.</answer>", False)]
+)
+def test_no_box_is_normal_or_unreadable(checkpoint: Checkpoint, answer: str, valid: bool) -> None:
+    location = LocalLocator(str(checkpoint("qwen3_vl", answer)), cpu()).locate(pairs()[0])
+    assert location.boxes.shape == (0, 4)
+    assert location.valid is valid
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_batch_answers_like_one_pair_at_a_time(checkpoint: Checkpoint, model_type: str, temperature: float) -> None:
+    folder = str(checkpoint(model_type, None))
+    batched = LocalLocator(folder, LocalOptions(**SHORT, batch_size=3, temperature=temperature))
+    single = LocalLocator(folder, LocalOptions(**SHORT, batch_size=1, temperature=temperature))
+    together = [located(outcome).answer for outcome in batched.locate_many(pairs())]
+    assert together == [single.locate(pair).answer for pair in pairs()]
+    assert len(set(together)) >= 3, "the answers must depend on the pictures for this test to say anything"
+
+
+def test_a_draw_depends_on_the_seed_alone(checkpoint: Checkpoint) -> None:
+    folder = str(checkpoint("qwen2_vl", None))
+
+    def draw(seed: int) -> str:
+        return LocalLocator(folder, LocalOptions(**SHORT, temperature=1.0, seed=seed)).locate(pairs()[0]).answer
+
+    assert draw(1) == draw(1)
+    assert len({draw(seed) for seed in range(4)}) > 1
+
+
+def test_noise_draws_from_the_softmax() -> None:
+    """Share of each token over many rows against softmax(log p) = p."""
+    import torch
+
+    from differad.locators.local import _GumbelNoise
+
+    chances, rows = torch.tensor([0.5, 0.3, 0.2]), 4000
+    scores = (2.0 * chances.log()).expand(rows, 3)  # at temperature 2 these logits have the chances above
+    drawn = _GumbelNoise(2.0, list(range(rows)))(None, scores).argmax(dim=1)
+    shares = torch.bincount(drawn, minlength=3) / rows
+    # Standard error of a share is at most sqrt(0.25 / 4000) = 0.008; four of them.
+    assert_allclose(shares, chances, atol=0.032)
+
+
+def test_a_broken_picture_costs_its_pair_only(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    good = Pair(picture(140, 140), picture(200, 100))
+    thin = Pair(picture(140, 140), picture(5000, 20))
+    stream = [good, Pair(broken, picture(64, 64)), good, thin, good]
+    outcomes = list(LocalLocator(str(checkpoint("qwen2_vl")), cpu(batch_size=3)).locate_many(stream))
+    assert [type(outcome) for outcome in outcomes] == [Location, ImageError, Location, ImageError, Location]
+    for outcome in outcomes[::2]:
+        assert_allclose(located(outcome).boxes, BOXES["qwen2_vl"])
+
+
+def test_no_more_than_a_batch_is_read_ahead(checkpoint: Checkpoint) -> None:
+    taken: list[Pair] = []
+    stream = (taken.append(pair) or pair for pair in pairs())
+    outcomes = LocalLocator(str(checkpoint("qwen2_vl")), cpu(batch_size=2)).locate_many(stream)
+    next(outcomes)
+    assert len(taken) == 2
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("limits", [{}, {"min_pixels": 40_000, "max_pixels": 90_000}, {"max_pixels": 12_544}])
+def test_the_resized_size_is_the_processors(checkpoint: Checkpoint, model_type: str, limits: dict[str, int]) -> None:
+    folder = checkpoint(model_type)
+    locator = LocalLocator(str(folder), cpu(**limits))
+    own = ResizeRule.from_folder(folder)
+    rule = ResizeRule(own.factor, limits.get("min_pixels", own.min_pixels), limits.get("max_pixels", own.max_pixels))
+    for width, height in [(200, 100), (33, 900), (64, 64), (1000, 777), (56, 57)]:
+        prepared = locator._prepare(picture(100, 100), picture(width, height))
+        assert prepared.frame.resized == rule.resized(width, height)
+
+
+def test_deep_pictures_of_a_pair_are_scaled_alike(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A reference that fills 12 bits and a target a quarter as bright: the target must not be brightened to match."""
+    levels = np.linspace(0, 4095, 100 * 100).reshape(100, 100).astype(np.uint16)
+    for name, samples in (("reference.png", levels), ("target.png", levels // 4)):
+        Image.fromarray(samples).save(tmp_path / name)
+    locator = LocalLocator(str(checkpoint("qwen2_vl", None)), LocalOptions(**SHORT))
+    deep = locator.locate(Pair(tmp_path / "reference.png", tmp_path / "target.png")).answer
+    together = read_images(tmp_path / "reference.png", tmp_path / "target.png")
+    assert [each.max() for each in together] == [255, 63]  # 4095 // 16 and 1023 // 16
+    assert deep == locator.locate(Pair(*together)).answer
+    assert deep != locator.locate(Pair(together[0], read_image(tmp_path / "target.png"))).answer
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to / "copy"))
+
+
+def test_a_template_may_lie_in_a_file_of_its_own(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = copy_of(checkpoint("qwen2_vl"), tmp_path)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    location = LocalLocator(str(folder), cpu()).locate(Pair(picture(140, 140), picture(200, 100)))
+    assert_allclose(location.boxes, BOXES["qwen2_vl"])
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def of_type(model_type: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
+
+    return change
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_short(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def incomplete(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def text_only_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message['role'] }}{% endfor %}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (without("config.json"), "no config.json"),
+        (without("model.safetensors"), "weights cannot be loaded"),
+        (without("preprocessor_config.json"), "image processor"),
+        (without("chat_template.jinja"), "tokenizer cannot be loaded"),
+        (text_only_template, "lays out 0 pictures of 2"),
+        (of_type("bert"), "model type 'bert'"),
+        (of_type("no_such_model"), "config.json cannot be loaded"),
+        (pickled, "safetensors"),
+        (cut_short, "weights cannot be loaded"),
+        (incomplete, "1 weights are missing, lm_head.weight first"),
+    ],
+)
+def test_a_spoiled_checkpoint_is_refused_in_one_line(
+    checkpoint: Checkpoint, tmp_path: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    folder = copy_of(checkpoint("qwen2_vl"), tmp_path)
+    spoil(folder)
+    with pytest.raises(OptionError, match=said) as caught:
+        LocalLocator(str(folder), cpu())
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_name_that_leads_nowhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "file").touch()
+    for name, said in [
+        (str(tmp_path / "nothing"), "no such folder"),
+        (str(tmp_path / "file"), "a file"),
+        ("nobody/has-made-this-model", "this machine can reach"),
+    ]:
+        with pytest.raises(OptionError, match=said):
+            LocalLocator(name, cpu())
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"{package}.*differad\[local\]"):
+        LocalLocator("Qwen/Qwen2-VL-2B-Instruct")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("max_new_tokens", 0),
+        ("temperature", -1.0),
+        ("temperature", float("nan")),
+        ("seed", -1),
+        ("min_pixels", 0),
+        ("max_pixels", 0),
+        ("dtype", "int3"),
+        ("family", "gpt"),
+    ],
+)
+def test_options_out_of_range_are_refused(name: str, value: object) -> None:
+    with pytest.raises(OptionError, match=name):
+        LocalOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(checkpoint: Checkpoint, device: str) -> None:
+    with pytest.raises(OptionError, match=f"device='{device}'"):
+        LocalLocator(str(checkpoint("qwen2_vl")), LocalOptions(device=device))
+
+
+def test_limits_the_wrong_way_round_are_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(OptionError, match="min_pixels <= max_pixels"):
+        LocalLocator(str(checkpoint("qwen2_vl")), cpu(min_pixels=60_000))
+
+
+def test_importing_the_locators_loads_no_heavy_package() -> None:
+    code = (
+        "import sys, differad.locators.local, differad.locators.server;"
+        "print(sorted({'torch', 'transformers', 'openai', 'safetensors'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_option_says_what_it_does() -> None:
+    from dataclasses import fields
+
+    assert all(field.metadata.get("help") for field in fields(LocalOptions))
