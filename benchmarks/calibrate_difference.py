@@ -9,9 +9,10 @@ boards and surfaces are seen under `Nuisance()` (shift, turn, scale, wobble, lig
   (boards, grain, prints; woven cloth repeats itself, so another piece of it does fit); `enough` and `excellent` are the
   5 % quantile and the median over pairs of one part; `worth` is what an affine map gains over a shift where nothing but
   a shift was made (95 % quantile).
-- detection: of a grid of tolerance, floor, low, high and gap, the one with the best mean of mIoU (first box; tight
-  truth, no margin) and normal accuracy, each with its own logistic curve, fitted to which groups touch the defect.
-- threshold: the smallest probability that leaves at most 5 % of the normal pairs with a box.
+- detection: of a grid of tolerance, floor, contrast, low, high, the one with the best mean of mIoU (first box; tight
+  truth, no margin) and normal accuracy, each with its own logistic curve, fitted to which groups touch the defect, then
+  moved and scaled so that a pair's best group says how likely the pair is abnormal where half of all pairs are.
+- threshold: 0.5, a box where a defect is more likely than not.
 - margin: nobody knows how loosely a labeller draws. Labels are taken to stand off a defect by a margin spread evenly
   over 0 .. 1/64 of the longer side (0 .. 10 pixels at 640: a box dragged by hand on a screen), and the margin with the
   best mean IoU over that spread is taken. This prior is a judgement; with masks as truth, 0 would be best.
@@ -38,12 +39,14 @@ from differad.synthesis.textures import TEXTURES
 
 CATEGORIES = ("board", "board", "board", "board", *TEXTURES)
 UNLIKE_ITSELF = ("board", "grain", "printed")
-TOLERANCES = (1, 2, 3)
-FLOORS = (4.0, 8.0, 16.0)
-LOWS = (2.25, 3.0, 4.5, 6.0)
+TOLERANCES = (1, 2)
+FLOORS = (4.0,)
+CONTRASTS = (0.05, 0.1, 0.15, 0.2)
+LOWS = (4.5, 6.0, 9.0)
 HIGH_RATIOS = (1.0, 1.5)
-GAPS = (0.004, 0.012)
-FALSE_ALARMS = 0.05
+GAPS = (0.008,)
+# A box where a defect is more likely than not.
+THRESHOLD = 0.5
 LABEL_MARGIN = 1 / 64
 MARGINS = np.arange(0, 17) / 1024
 RIDGE = 1.0
@@ -86,18 +89,27 @@ def groups_of(seed: int) -> list[tuple[tuple, list[Group], list[bool], np.ndarra
     here, there = soften(pair.target, moved)
     there = equalise(there, here, covered)
     there = displace(there, bend(there, here, covered))
-    spread = noise(here - there, covered)
+    spread, sd = noise(here - there, covered), float(there.std())
     result = []
     for tolerance in TOLERANCES:
         over = excess(here, there, tolerance)
         over[~inside(covered, tolerance + 1)] = 0
-        for floor, low, ratio, gap in itertools.product(FLOORS, LOWS, HIGH_RATIOS, GAPS):
+        for floor, contrast, low, ratio, gap in itertools.product(FLOORS, CONTRASTS, LOWS, HIGH_RATIOS, GAPS):
             found = group(
-                over / max(spread, floor), low=low, high=low * ratio, grow=tolerance, gap=max(1, round(gap * 640))
+                over / max(spread, floor, contrast * sd),
+                low=low,
+                high=low * ratio,
+                grow=tolerance,
+                gap=max(1, round(gap * 640)),
             )
             found = sorted(found, key=lambda g: -g.mass)[:30]
             result.append(
-                ((tolerance, floor, low, ratio, gap), found, [touches(g, pair.mask) for g in found], pair.boxes)
+                (
+                    (tolerance, floor, contrast, low, ratio, gap),
+                    found,
+                    [touches(g, pair.mask) for g in found],
+                    pair.boxes,
+                )
             )
     return result
 
@@ -126,31 +138,52 @@ def fit_logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return weights
 
 
-def judge(rows: list) -> tuple[dict[str, float], np.ndarray, float, list]:
-    """mIoU, normal accuracy and their mean for one setting, with its fitted weights, threshold and first boxes."""
+def fit_monotone(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Weights with none below 0 but the bias: a stronger, larger or thicker difference must not count as less suspect.
+
+    Without this, the peaks of black-and-white scans teach that high contrast speaks for a sliver.
+    """
+    kept = np.ones(x.shape[1], bool)
+    while True:
+        weights = np.zeros(x.shape[1])
+        weights[kept] = fit_logistic(x[:, kept], y)
+        negative = (weights < 0) & (np.arange(len(weights)) > 0)
+        if not negative.any():
+            return weights
+        kept[np.where(negative, weights, 0).argmin()] = False
+
+
+def to_pair_odds(weights: np.ndarray, rows: list) -> np.ndarray:
+    """The same curve, moved and scaled so that the best group's chance is the chance that the pair is abnormal."""
+    scored = [(row, max(np.dot(features(g), weights) for g in row[1])) for row in rows if row[1]]
+    abnormal = np.array([len(row[3]) > 0 for row, _ in scored], dtype=float)
+    move, stretch = fit_logistic(np.array([[1.0, logit] for _, logit in scored]), abnormal)
+    return weights * stretch + np.array([move, 0.0, 0.0, 0.0])
+
+
+def judge(rows: list) -> tuple[dict[str, float], np.ndarray, list]:
+    """mIoU, normal accuracy and their mean for one setting, with its fitted weights and first boxes."""
     x = np.array([features(g) for _, found, _, _ in rows for g in found]).reshape(-1, 4)
     y = np.array([hit for _, _, hits, _ in rows for hit in hits], dtype=float)
     if not 0 < y.sum() < len(y):
-        return {"score": 0.0}, np.zeros(4), 0.5, []
-    weights = fit_logistic(x, y)
+        return {"score": 0.0}, np.zeros(4), []
+    weights = to_pair_odds(fit_monotone(x, y), rows)
     chances = [
         1 / (1 + np.exp(-(np.array([features(g) for g in found]).reshape(-1, 4) @ weights))) for _, found, _, _ in rows
     ]
     best = np.array([c.max() if len(c) else 0.0 for c in chances])
     normal = np.array([len(truth) == 0 for *_, truth in rows])
-    threshold = float(np.quantile(best[normal], 1 - FALSE_ALARMS, method="higher")) + 1e-6
     firsts = [
-        (found[int(c.argmax())].box, truth[0]) if len(c) and c.max() >= threshold else (None, truth[0])
+        (found[int(c.argmax())].box, truth[0]) if len(c) and c.max() >= THRESHOLD else (None, truth[0])
         for (_, found, _, truth), c in zip(rows, chances, strict=True)
         if len(truth)
     ]
     overlaps = [0.0 if box is None else float(iou(box, truth)) for box, truth in firsts]
-    accuracy = float((best[normal] < threshold).mean())
+    accuracy = float((best[normal] < THRESHOLD).mean())
     miou, acc = float(np.mean(overlaps)), float(np.mean(np.array(overlaps) >= 0.3))
     return (
         {"score": (miou + accuracy) / 2, "miou": miou, "acc_0.3": acc, "normal_accuracy": accuracy},
         weights,
-        threshold,
         firsts,
     )
 
@@ -167,7 +200,7 @@ def best_margin(firsts: list) -> tuple[float, dict[str, float]]:
         )
         for m in MARGINS
     }
-    return max(curve, key=lambda m: curve[m]), {f"{m * size:.0f} px": round(v, 3) for m, v in curve.items()}
+    return max(curve, key=lambda m: curve[m]), {f"{m * size:.1f} px": round(v, 3) for m, v in curve.items()}
 
 
 def calibrate_registration(pool: ProcessPoolExecutor, seeds: range) -> dict[str, float]:
@@ -198,12 +231,13 @@ def calibrate_detection(pool: ProcessPoolExecutor, seeds: range) -> Iterator[tup
     ranked = sorted(judged, key=lambda s: -judged[s][0]["score"])
     yield "runners_up", [{"setting": s, **judged[s][0]} for s in ranked[:8]]
     setting = ranked[0]
-    metrics, weights, threshold, firsts = judged[setting]
+    metrics, weights, firsts = judged[setting]
     margin, curve = best_margin(firsts)
-    tolerance, floor, low, ratio, gap = setting
+    tolerance, floor, contrast, low, ratio, gap = setting
     bias, peak, mass, thickness = (round(float(w), 3) for w in weights)
     chosen = Comparing(
-        tolerance, floor, low, low * ratio, gap, margin, bias, peak, mass, thickness, round(threshold, 3)
+        *(tolerance, floor, contrast, low, low * ratio, gap, margin),
+        *(bias, peak, mass, thickness, THRESHOLD),
     )
     yield "metrics", metrics
     yield "margin_curve", curve

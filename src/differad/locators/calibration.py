@@ -11,26 +11,27 @@ class Registering:
     """What decides between the motions that may lay a reference on a target; qualities are tile correlations."""
 
     accept: float = 0.55
-    enough: float = 0.85
-    excellent: float = 0.97
-    worth: float = 0.01
+    enough: float = 0.88
+    excellent: float = 0.96
+    worth: float = 0.005
 
 
 @dataclass(frozen=True)
 class Comparing:
     """What decides which differences count; lengths are shares of the longer side unless they say pixels."""
 
-    tolerance: int = 2
-    floor: float = 6.0
-    low: float = 3.0
+    tolerance: int = 1
+    floor: float = 4.0
+    contrast: float = 0.15
+    low: float = 6.0
     high: float = 6.0
-    gap: float = 0.01
-    margin: float = 0.0078
-    bias: float = -8.0
-    peak: float = 1.0
-    mass: float = 1.0
-    thickness: float = 0.0
-    threshold: float = 0.5
+    gap: float = 0.008
+    margin: float = 0.0078125
+    bias: float = -12.108
+    peak: float = 0.0
+    mass: float = 1.454
+    thickness: float = 2.643
+    threshold: float = 0.536
 
 
 REGISTERING = Registering()

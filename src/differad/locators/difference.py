@@ -131,7 +131,10 @@ class DifferenceLocator:
         return self._answer(groups, registration, (width, height), factor)
 
     def difference(self, reference: RGB, target: RGB, registration: Registration) -> Picture:
-        """How far each target pixel is off, (H, W), in units of the pair's own noise."""
+        """How far each target pixel is off, (H, W), in units of the pair's own noise.
+
+        What a moved or ragged edge leaves grows with the picture's contrast, so a share of that counts as noise too.
+        """
         tolerance = self.options.tolerance
         moved, covered = warp(reference, registration.matrix, target.shape[:2])
         here, there = soften(target, moved)
@@ -139,7 +142,8 @@ class DifferenceLocator:
         there = displace(there, bend(there, here, covered))
         over = excess(here, there, tolerance)
         over[~inside(covered, tolerance + 1)] = 0
-        return np.asarray(over / max(noise(here - there, covered), self.constants.floor))
+        contrast = self.constants.contrast * float(there.std())
+        return np.asarray(over / max(noise(here - there, covered), self.constants.floor, contrast))
 
     def _groups(self, score: Picture) -> list[Group]:
         gap = max(1, round(self.constants.gap * max(score.shape)))

@@ -4,6 +4,7 @@ A layout is (H, W) float32 in [0, 1], the share of copper in each pixel, so that
 before any camera sees it. Knows nothing of defects, cameras or pairs.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Layer = NDArray[np.float32]
+_ETCH_SIGMA = 1.5
 _DIRECTIONS = np.array([(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)])
 
 
@@ -48,6 +50,18 @@ def draw_layout(rng: np.random.Generator, size: int) -> Layer:
     for _ in range(rng.integers(4, 16)):
         _draw_pad(rng, copper)
     return copper
+
+
+def etch(layout: Layer, field: Layer) -> Layer:
+    """The copper of one made board: edges of `layout` moved outwards by `field` (H, W) pixels, plain areas left alone.
+
+    The slope of a step blurred by sigma is 1 / (sigma sqrt(2 pi)) per pixel; adding `field` times that moves its middle.
+    """
+    slope = 1 / (_ETCH_SIGMA * math.sqrt(2 * math.pi))
+    soft = cv2.GaussianBlur(layout, (0, 0), _ETCH_SIGMA)
+    at_an_edge = 4 * soft * (1 - soft)
+    moved = (soft + field * slope * at_an_edge - 0.5) / slope + 0.5
+    return np.asarray(np.clip(moved, 0, 1), dtype=np.float32)
 
 
 def shade(layout: Layer, style: BoardStyle) -> Layer:

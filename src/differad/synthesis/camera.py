@@ -32,6 +32,7 @@ class Nuisance:
     shimmer: float = 0.12
     swell: float = 0.25
     wobble: float = 2.0
+    etch: float = 1.5
 
 
 STILL = Nuisance(
@@ -46,7 +47,8 @@ class View:
     `pose` (3, 3) maps pixels of the drawn part to pixels of the picture, up to `wobble` (H, W, 2), the pixels by which
     feed and lens bend it; `gain` (H, W) and `offset` are light, `grain`
     (H, W, 3) is noise in grey levels, `edge` (H, W) what a binary scan adds, as a share of the full range, before it
-    decides for black or white. `jpeg` is a quality or None.
+    decides for black or white, `etch` (h, w) how far making this very part moved the edges of the drawing. `jpeg` is a
+    quality or None.
     """
 
     pose: Matrix
@@ -56,6 +58,7 @@ class View:
     blur: float
     grain: Picture
     edge: Picture
+    etch: Picture
     jpeg: int | None
 
 
@@ -75,8 +78,8 @@ def draw_view(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisan
         offset=nuisance.offset * rng.uniform(-1, 1),
         blur=rng.uniform(0.4, nuisance.blur),
         grain=noise * np.float32(rng.uniform(0.5, max(nuisance.noise, 0.5))),
-        edge=np.float32(nuisance.shimmer) * smooth_noise(rng, (size, size), 0.8, 0.8)
-        + np.float32(nuisance.swell * rng.uniform(-1, 1)),
+        edge=_draw_edge(rng, size, nuisance),
+        etch=_draw_etch(rng, size + 2 * margin, nuisance.etch),
         jpeg=int(rng.integers(75, 96)) if rng.random() < 0.5 else None,
     )
 
@@ -116,8 +119,20 @@ def _draw_pose(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisa
     return np.asarray(move @ turn @ tilt)
 
 
+def _draw_edge(rng: np.random.Generator, size: int, nuisance: Nuisance) -> Picture:
+    """Kept under half the range: a scanner's threshold moves edges, it does not strew specks over plain areas."""
+    field = nuisance.shimmer * smooth_noise(rng, (size, size), 0.8, 0.8) + nuisance.swell * rng.uniform(-1, 1)
+    return np.asarray(np.clip(field, -0.45, 0.45), dtype=np.float32)
+
+
 def _draw_wobble(rng: np.random.Generator, size: int, bound: float) -> Picture:
     """A displacement field that bends over an eighth of the picture, two standard deviations of it within `bound`."""
     coarse = [smooth_noise(rng, (32, 32), 4, 4) for _ in range(2)]
     fields = [cv2.resize(field, (size, size), interpolation=cv2.INTER_CUBIC) for field in coarse]
     return np.asarray(np.stack(fields, axis=-1) * np.float32(bound / 2 * rng.uniform(0, 1)), dtype=np.float32)
+
+
+def _draw_etch(rng: np.random.Generator, size: int, bound: float) -> Picture:
+    """How far each edge lies outside its place, in pixels: ragged over 1 to 5 pixels, two deviations within `bound`."""
+    ragged = smooth_noise(rng, (size, size), *[rng.uniform(1, 5)] * 2)
+    return np.asarray(np.float32(bound / 2 * rng.uniform(0, 1)) * ragged, dtype=np.float32)

@@ -86,29 +86,29 @@ def _deep(copper: Layer, reach: int) -> NDArray[np.bool_]:
 
 
 def _bite(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
-    return _remove(copper, blob(rng, len(copper), _pick(rng, _edges(copper), margin), rng.uniform(4, 11)))
+    return _remove(copper, blob(rng, len(copper), _pick(rng, _edges(copper), margin), rng.uniform(2.5, 11)))
 
 
 def _spur(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
-    return _add(copper, blob(rng, len(copper), _pick(rng, _edges(copper), margin), rng.uniform(4, 11)))
+    return _add(copper, blob(rng, len(copper), _pick(rng, _edges(copper), margin), rng.uniform(2.5, 11)))
 
 
 def _hole(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
-    return _remove(copper, blob(rng, len(copper), _pick(rng, _deep(copper, 4), margin), rng.uniform(3, 10)))
+    return _remove(copper, blob(rng, len(copper), _pick(rng, _deep(copper, 4), margin), rng.uniform(2.5, 11)))
 
 
 def _island(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
-    return _add(copper, blob(rng, len(copper), _pick(rng, _deep(1 - copper, 4), margin), rng.uniform(4, 18)))
+    return _add(copper, blob(rng, len(copper), _pick(rng, _deep(1 - copper, 4), margin), rng.uniform(2.5, 18)))
 
 
 def _cut(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
     center = _pick(rng, copper > 0.5, margin)
-    return _remove(copper, stroke(rng, len(copper), center, rng.uniform(20, 45), int(rng.integers(4, 10))))
+    return _remove(copper, stroke(rng, len(copper), center, rng.uniform(20, 45), int(rng.integers(2, 10))))
 
 
 def _bridge(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:
     center = _pick(rng, copper < 0.5, margin)
-    return _add(copper, stroke(rng, len(copper), center, rng.uniform(15, 45), int(rng.integers(4, 10))))
+    return _add(copper, stroke(rng, len(copper), center, rng.uniform(15, 45), int(rng.integers(2, 10))))
 
 
 def _fade(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:

@@ -14,7 +14,7 @@ from differad.boxes import Boxes
 from differad.core import Pair
 from differad.data.masks import boxes_from_mask
 from differad.images import RGB
-from differad.synthesis.boards import BoardStyle, draw_layout, draw_style, shade
+from differad.synthesis.boards import BoardStyle, draw_layout, draw_style, etch, shade
 from differad.synthesis.camera import STILL, Nuisance, View, develop, draw_view, see
 from differad.synthesis.defects import damage_board, damage_surface
 from differad.synthesis.textures import Picture, draw_texture
@@ -67,16 +67,17 @@ def make_pair(
     if category == "board":
         style = style or draw_style(rng)
         layout = draw_layout(rng, drawn)
-        part = shade(layout, style)
-        variants = (shade(damage_board(rng, layout, margin), style) for _ in range(_ATTEMPTS))
+        template, part = (shade(etch(layout, view.etch), style) for view in (first, second))
+        damaged = (damage_board(rng, layout, margin) for _ in range(_ATTEMPTS))
+        variants = (shade(etch(copper, second.etch), style) for copper in damaged)
     else:
-        part = draw_texture(rng, drawn, category)
+        template = part = draw_texture(rng, drawn, category)
         variants = (damage_surface(rng, part, margin) for _ in range(_ATTEMPTS))
     binary = category == "board" and style is not None and style.binary
     clean = see(part, second, binary=binary)
     seen, mask = _first_visible(variants, clean, second, binary) if anomalous else (clean, _no_mask(clean))
     return SyntheticPair(
-        reference=develop(see(part, first, binary=binary), first, binary=binary),
+        reference=develop(see(template, first, binary=binary), first, binary=binary),
         target=develop(seen, second, binary=binary),
         mask=mask,
         pose=second.pose @ np.linalg.inv(first.pose),
