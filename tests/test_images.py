@@ -133,15 +133,19 @@ def broken_files(folder):
     yield "flipped.png", data[:60] + bytes(b ^ 255 for b in data[60:200]) + data[200:]
 
 
+HEADER_IS_WHOLE = {"truncated.jpg"}  # Pillow decodes a whole PNG in search of its orientation
+
+
 def test_broken_files_are_clear_errors(tmp_path):
     for name, content in broken_files(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ImageError, match=name):
             read_image(tmp_path / name)
-        try:  # the header may be whole
+        if name in HEADER_IS_WHOLE:
             assert image_size(tmp_path / name) == (64, 64)
-        except ImageError as error:
-            assert name in str(error)
+        else:
+            with pytest.raises(ImageError, match=name):
+                image_size(tmp_path / name)
 
 
 def test_a_missing_file_and_a_folder(tmp_path):

@@ -13,6 +13,8 @@ LAYERS = {
     "errors": 0,
     "boxes": 1,
     "images": 1,
+    "options": 1,
+    "weights": 1,
     "core": 2,
     "answers": 3,
     "data": 3,

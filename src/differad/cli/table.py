@@ -5,12 +5,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = ("miou", "acc_0.3", "f1_0.3", "detection_f1", "normal_accuracy", "valid")
+# Headings short enough that a row fits into 80 columns.
+COLUMNS = {
+    "miou": "mIoU",
+    "acc_0.3": "Acc@0.3",
+    "f1_0.3": "F1@0.3",
+    "detection_f1": "det F1",
+    "normal_accuracy": "normal",
+    "valid": "valid",
+}
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """Every category on its own, then all pairs, then the trivial baselines, on stdout."""
-    table = Table("", "pairs", *COLUMNS, box=None, padding=(0, 1), header_style="bold")
+    table = Table("", "pairs", *COLUMNS.values(), box=None, padding=(0, 1, 0, 0), header_style="bold")
     rows = {**metrics["categories"], "all pairs": metrics["overall"]}
     for name, values in rows.items():
         table.add_row(name, str(values["pairs"]), *(_cell(values, column) for column in COLUMNS))
@@ -24,4 +32,4 @@ def _cell(values: dict[str, Any], name: str) -> str:
     value, interval = values.get(name), values.get(f"{name}_ci95")
     if value is None:
         return "-"
-    return f"{value:.3f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+    return f"{value:.3f}" + (f" [{interval[0]:.2f},{interval[1]:.2f}]" if interval else "")

@@ -3,24 +3,12 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import field
-from typing import Any, Protocol
+from typing import Protocol
 
 from differad.core import Location, Pair
-from differad.errors import DifferadError, OptionError
+from differad.errors import DifferadError
 
 Outcome = Location | DifferadError
-
-
-def option(default: Any, help: str, *, secret: bool = False) -> Any:
-    """A field of a locator's options: its default and, in a line, what it is for; a secret one is never printed."""
-    return field(default=default, metadata={"help": help}, repr=not secret)
-
-
-def check_option(name: str, value: object, fits: bool, expected: str) -> None:
-    """Raise OptionError unless `fits`."""
-    if not fits:
-        raise OptionError(f"{name}={value}: expected {expected}")
 
 
 class Locator(Protocol):
@@ -55,10 +43,13 @@ def attempt(locator: Locator, pair: Pair) -> Outcome:
 def locate_concurrently(locator: Locator, pairs: Iterable[Pair], workers: int) -> Iterator[Outcome]:
     """Outcomes of `attempt` in the order of `pairs`, made by `workers` threads that run at most two pairs each ahead."""
     waiting: deque[Future[Outcome]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         for pair in pairs:
             waiting.append(pool.submit(attempt, locator, pair))
             if len(waiting) >= 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

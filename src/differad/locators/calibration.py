@@ -10,10 +10,9 @@ from dataclasses import dataclass
 class Registering:
     """What decides between the motions that may lay a reference on a target; qualities are tile correlations."""
 
-    accept: float = 0.55
-    enough: float = 0.88
-    excellent: float = 0.96
-    worth: float = 0.005
+    accept: float = 0.57
+    enough: float = 0.9
+    worth: float = 0.004
 
 
 @dataclass(frozen=True)
@@ -22,16 +21,17 @@ class Comparing:
 
     tolerance: int = 1
     floor: float = 4.0
-    contrast: float = 0.15
-    low: float = 6.0
-    high: float = 6.0
+    edge: float = 0.5
+    contrast: float = 0.2
+    low: float = 3.0
+    high: float = 3.0
     gap: float = 0.008
     margin: float = 0.0078125
-    bias: float = -12.108
-    peak: float = 0.0
-    mass: float = 1.454
-    thickness: float = 2.643
-    threshold: float = 0.536
+    bias: float = -11.262
+    peak: float = 1.471
+    mass: float = 0.634
+    thickness: float = 4.152
+    threshold: float = 0.5
 
 
 REGISTERING = Registering()

@@ -3,14 +3,12 @@
 Knows nothing of where the model runs; `local` and `server` do.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from differad.answers.formats import AnswerFormat
 from differad.answers.parsing import Frame, parse_answer
 from differad.core import Location
-from differad.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,6 @@ def to_location(reply: Reply, answer_format: AnswerFormat, model: str, seconds: 
         model=model,
         seconds=seconds,
     )
-
-
-def check_at_least(name: str, value: float | None, least: float) -> None:
-    """Raises OptionError for a number below `least`, or no finite number; None is an option left out."""
-    if value is not None and not (math.isfinite(value) and value >= least):
-        raise OptionError(f"option {name}={value!r}: expected {least} or more")
 
 
 def user_content(text: str, first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:

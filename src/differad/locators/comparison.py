@@ -18,11 +18,17 @@ Mask = NDArray[np.bool_]
 _SOFTEN = 0.8
 # Light is fitted at an eighth of the size, over windows of a third of the longer side, with gains of at most 2.
 _LIGHT_SHRINK, _LIGHT_WINDOW, _LIGHT_GAIN = 8, 3, 2.0
+# A small pixel is far off from three robust deviations on, but not for less than 10 grey levels.
+_LIGHT_OFF, _LIGHT_LEAST_OFF = 3.0, 10.0
 # Variance (grey levels squared) under which a window is flat and only its offset is fitted.
 _FLAT = 25.0
 # Bending: windows of a fifth of the longer side, at most 3 pixels; residuals beyond 40 levels pull no harder, and where
 # edges are weaker than a level per pixel (squared, mean over the window) nothing bends.
 _BEND_WINDOW, _BEND_REACH, _BEND_CLIP, _BEND_RIDGE = 5, 3.0, 40.0, 1.0
+
+# Pixels are edges from this share of the steepest step on, and from this many grey levels; of them this quantile is noise,
+# what lies above may be defect.
+_EDGE_SHARE, _EDGE_LEAST, _EDGE_QUANTILE = 0.25, 10.0, 0.98
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +55,25 @@ def soften(*pictures: RGB) -> tuple[Picture, ...]:
 def equalise(there: Picture, here: Picture, covered: Mask) -> Picture:
     """`there` with its light made that of `here`: a local gain and offset, fitted over windows far wider than a defect.
 
-    He, Sun, Tang, "Guided image filtering" (2013), with the reference as the guide, weighted by what it covers.
+    He, Sun, Tang, "Guided image filtering" (2013), with the reference as the guide, weighted by what it covers. Fitted
+    twice: what the first fit leaves far off has no say in the second, or a large defect would cast a halo around itself.
     """
     height, width = here.shape[:2]
     small = max(1, width // _LIGHT_SHRINK), max(1, height // _LIGHT_SHRINK)
     guide, seen, weight = (_small(p, small) for p in (there, here, covered.astype(np.float32)))
+    gain, offset = _fit_light(guide, seen, weight)
+    off = np.abs(seen - gain * guide - offset)
+    off = off if off.ndim == 2 else off.max(axis=2)
+    bound = max(_LIGHT_LEAST_OFF, _LIGHT_OFF * noise(off, weight > 0))
+    gain, offset = _fit_light(guide, seen, weight * (off < bound))
+    gain, offset = (cv2.resize(p, (width, height), interpolation=cv2.INTER_LINEAR) for p in (gain, offset))
+    return np.asarray(gain * there + offset, dtype=np.float32)
+
+
+def _fit_light(guide: Picture, seen: Picture, weight: Picture) -> tuple[Picture, Picture]:
+    """Gain and offset at each pixel that make `guide` most like `seen` over the window around it."""
+    window = max(3, max(guide.shape[:2]) // _LIGHT_WINDOW)
     weight = weight if guide.ndim == 2 else weight[..., None]
-    window = max(3, max(small) // _LIGHT_WINDOW)
 
     def total(p: Picture) -> Picture:
         summed = cv2.blur(p, (window, window), borderType=cv2.BORDER_CONSTANT)
@@ -65,10 +83,8 @@ def equalise(there: Picture, here: Picture, covered: Mask) -> Picture:
     guide_mean, seen_mean = total(weight * guide) / share, total(weight * seen) / share
     spread = total(weight * guide * guide) / share - guide_mean**2
     shared = total(weight * guide * seen) / share - guide_mean * seen_mean
-    gain = np.clip((shared + _FLAT) / (spread + _FLAT), 1 / _LIGHT_GAIN, _LIGHT_GAIN)
-    offset = seen_mean - gain * guide_mean
-    gain, offset = (cv2.resize(p, (width, height), interpolation=cv2.INTER_LINEAR) for p in (gain, offset))
-    return np.asarray(gain * there + offset, dtype=np.float32)
+    gain = np.clip((shared + _FLAT) / (spread + _FLAT), 1 / _LIGHT_GAIN, _LIGHT_GAIN).astype(np.float32)
+    return gain, np.asarray(seen_mean - gain * guide_mean, dtype=np.float32)
 
 
 def bend(there: Picture, here: Picture, covered: Mask) -> Picture:
@@ -138,6 +154,17 @@ def noise(residual: Picture, covered: Mask) -> float:
     """Robust standard deviation of what light and pose do not explain, in grey levels."""
     values = residual[covered]
     return 1.4826 * float(np.median(np.abs(values))) if values.size else 0.0
+
+
+def edge_noise(over: Picture, there: Picture, covered: Mask) -> float:
+    """What moved and ragged edges leave in this pair, in grey levels: a high quantile of `over` along its edges.
+
+    A defect holds a small share of a picture's edges, so it hardly moves the quantile. 0 where nothing has an edge.
+    """
+    grey = _flat(there)
+    steep = cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    at_edges = over[(steep > max(_EDGE_LEAST, _EDGE_SHARE * float(steep.max()))) & covered]
+    return float(np.quantile(at_edges, _EDGE_QUANTILE)) if at_edges.size else 0.0
 
 
 def group(score: Picture, *, low: float, high: float, grow: int, gap: int) -> list[Group]:

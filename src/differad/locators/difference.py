@@ -12,12 +12,10 @@ Knows nothing of materials or defect classes, and compares one pair at a time.
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -25,42 +23,51 @@ from numpy.typing import NDArray
 
 from differad.boxes import Boxes, clip
 from differad.core import Location, Pair
-from differad.errors import DifferadError, InputError, LocatorError, OptionError
-from differad.images import RGB, read_image
-from differad.locators.base import Outcome, attempt
+from differad.errors import DifferadError, InputError, LocatorError
+from differad.images import RGB, read_images
+from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.calibration import COMPARING, Comparing
-from differad.locators.comparison import Group, Picture, bend, displace, equalise, excess, group, inside, noise, soften
+from differad.locators.comparison import (
+    Group,
+    Picture,
+    bend,
+    displace,
+    edge_noise,
+    equalise,
+    excess,
+    group,
+    inside,
+    noise,
+    soften,
+)
 from differad.locators.registration import Registration, register, warp
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+from differad.options import check_option, option
 
 
 @dataclass(frozen=True)
 class DifferenceOptions:
     """What a user may want other than the calibrated defaults."""
 
-    threshold: float = _option(COMPARING.threshold, "a group counts as a defect from this probability on")
-    tolerance: int = _option(COMPARING.tolerance, "an edge may lie this many pixels off without being a difference")
-    margin: float = _option(
+    threshold: float = option(COMPARING.threshold, "a group counts as a defect from this probability on")
+    tolerance: int = option(COMPARING.tolerance, "an edge may lie this many pixels off without being a difference")
+    margin: float = option(
         COMPARING.margin, "boxes grow by this share of the longer side: labels are drawn with a margin"
     )
-    max_boxes: int = _option(20, "at most this many boxes, best first")
-    on_refusal: Literal["refuse", "overlay"] = _option(
+    max_boxes: int = option(20, "at most this many boxes, best first")
+    on_refusal: Literal["refuse", "overlay"] = option(
         "refuse", "a reference that does not register: give no answer, or compare with the best guess all the same"
     )
-    max_side: int = _option(2048, "longer pictures are shrunk to this: bounds time and memory")
-    workers: int = _option(0, "threads of locate_many; 0 takes one per usable core")
+    max_side: int = option(2048, "longer pictures are shrunk to this: bounds time and memory")
+    workers: int = option(0, "threads of locate_many; 0 takes one per usable core")
 
     def __post_init__(self) -> None:
-        _check("threshold", self.threshold, 0 <= self.threshold <= 1, "a probability in [0, 1]")
-        _check("tolerance", self.tolerance, 0 <= self.tolerance <= 50, "0 to 50 pixels")
-        _check("margin", self.margin, 0 <= self.margin <= 0.25, "a share in [0, 0.25]")
-        _check("max_boxes", self.max_boxes, self.max_boxes >= 1, "at least 1")
-        _check("on_refusal", self.on_refusal, self.on_refusal in ("refuse", "overlay"), "refuse or overlay")
-        _check("max_side", self.max_side, self.max_side >= 64, "at least 64 pixels")
-        _check("workers", self.workers, self.workers >= 0, "0 or more")
+        check_option("threshold", self.threshold, 0 <= self.threshold <= 1, "a probability in [0, 1]")
+        check_option("tolerance", self.tolerance, 0 <= self.tolerance <= 50, "0 to 50 pixels")
+        check_option("margin", self.margin, 0 <= self.margin <= 0.25, "a share in [0, 0.25]")
+        check_option("max_boxes", self.max_boxes, self.max_boxes >= 1, "at least 1")
+        check_option("on_refusal", self.on_refusal, self.on_refusal in ("refuse", "overlay"), "refuse or overlay")
+        check_option("max_side", self.max_side, self.max_side >= 64, "at least 64 pixels")
+        check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
 class DifferenceLocator:
@@ -75,7 +82,7 @@ class DifferenceLocator:
     def locate(self, pair: Pair) -> Location:
         """Where the target differs from the reference. Raises ImageError, LocatorError."""
         start = time.perf_counter()
-        reference, target = read_image(pair.reference), read_image(pair.target)
+        reference, target = read_images(pair.reference, pair.target)
         try:
             location = self._locate(reference, target)
         except cv2.error as error:
@@ -87,14 +94,8 @@ class DifferenceLocator:
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
         """Locate a stream in order; at most two pairs per worker are read ahead."""
         workers = self.options.workers or _cores()
-        waiting: deque[Future[Outcome]] = deque()
-        with _one_thread_each(workers), ThreadPoolExecutor(workers) as pool:
-            for pair in pairs:
-                waiting.append(pool.submit(attempt, self, pair))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        with _one_thread_each(workers):
+            yield from locate_concurrently(self, pairs, workers)
 
     def calibrate(self, normals: Iterable[Pair], false_alarms: float = 0.05) -> "DifferenceLocator":
         """A locator whose threshold leaves a box on at most a share `false_alarms` of normal pairs like these.
@@ -103,7 +104,7 @@ class DifferenceLocator:
         pair drawn like the given ones whatever their distribution. Pairs that do not register say nothing and are left
         out. Raises InputError where fewer than 1 / share - 1 remain, and the error of a pair that cannot be read.
         """
-        _check("false_alarms", false_alarms, 0 < false_alarms < 1, "a share between 0 and 1")
+        check_option("false_alarms", false_alarms, 0 < false_alarms < 1, "a share between 0 and 1")
         confidences = []
         for outcome in self.locate_many(normals):
             if isinstance(outcome, DifferadError):
@@ -133,7 +134,8 @@ class DifferenceLocator:
     def difference(self, reference: RGB, target: RGB, registration: Registration) -> Picture:
         """How far each target pixel is off, (H, W), in units of the pair's own noise.
 
-        What a moved or ragged edge leaves grows with the picture's contrast, so a share of that counts as noise too.
+        Where edges moved or are ragged, what that leaves counts as noise too; see `unit_of_noise`. Not where the
+        reference does not register: there nothing lies on its place, and noise measured from it would explain all away.
         """
         tolerance = self.options.tolerance
         moved, covered = warp(reference, registration.matrix, target.shape[:2])
@@ -142,8 +144,10 @@ class DifferenceLocator:
         there = displace(there, bend(there, here, covered))
         over = excess(here, there, tolerance)
         over[~inside(covered, tolerance + 1)] = 0
-        contrast = self.constants.contrast * float(there.std())
-        return np.asarray(over / max(noise(here - there, covered), self.constants.floor, contrast))
+        spread, edges = 0.0, 0.0
+        if registration.accepted:
+            spread, edges = noise(here - there, covered), edge_noise(over, there, covered)
+        return over / np.float32(unit_of_noise(self.constants, spread, edges, float(there.std())))
 
     def _groups(self, score: Picture) -> list[Group]:
         gap = max(1, round(self.constants.gap * max(score.shape)))
@@ -173,9 +177,9 @@ class DifferenceLocator:
         )
 
 
-def _check(name: str, value: object, fits: bool, expected: str) -> None:
-    if not fits:
-        raise OptionError(f"{name}={value}: expected {expected}")
+def unit_of_noise(constants: Comparing, spread: float, edges: float, contrast: float) -> float:
+    """Grey levels that count as one unit: the largest of what this pair shows on plain areas, along edges, at all."""
+    return max(spread, constants.floor, constants.edge * edges, constants.contrast * contrast)
 
 
 def _told(registration: Registration) -> str:

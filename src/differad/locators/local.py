@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -26,32 +26,29 @@ from differad.core import Location, Pair
 from differad.errors import DifferadError, LocatorError, MissingExtraError, OptionError
 from differad.images import RGB, read_images
 from differad.locators.base import Outcome
-from differad.locators.chat import Reply, check_at_least, to_location, user_content
+from differad.locators.chat import Reply, to_location, user_content
+from differad.options import check_at_least, check_option, option
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FEATURE = "a local checkpoint"
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class LocalOptions:
     """How a checkpoint is run; the defaults give the same answer every time."""
 
-    device: str = _option("auto", "cpu, cuda, cuda:1, mps; auto takes an accelerator where there is one")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+    device: str = option("auto", "cpu, cuda, cuda:1, mps; auto takes an accelerator where there is one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "the numbers that it computes in; auto takes those it was saved in"
     )
-    batch_size: int = _option(4, "pairs that are answered at once")
-    max_new_tokens: int = _option(512, "an answer is cut off after this many tokens")
-    temperature: float = _option(0.0, "0 takes the likeliest token, above it tokens are drawn")
-    seed: int = _option(0, "of the draw; a pair gets the same answer whatever its batch")
-    min_pixels: int | None = _option(None, "smaller pictures are enlarged to this area; none: the checkpoint's own")
-    max_pixels: int | None = _option(None, "larger pictures are shrunk to this area; none: the checkpoint's own")
-    family: str | None = _option(None, "the answer format; none: what the checkpoint's config implies")
+    batch_size: int = option(4, "pairs that are answered at once")
+    max_new_tokens: int = option(512, "an answer is cut off after this many tokens")
+    temperature: float = option(0.0, "0 takes the likeliest token, above it tokens are drawn")
+    seed: int = option(0, "of the draw; a pair gets the same answer whatever its batch")
+    min_pixels: int | None = option(None, "smaller pictures are enlarged to this area; none: the checkpoint's own")
+    max_pixels: int | None = option(None, "larger pictures are shrunk to this area; none: the checkpoint's own")
+    family: str | None = option(None, "the answer format; none: what the checkpoint's config implies")
 
     def __post_init__(self) -> None:
         check_at_least("batch_size", self.batch_size, 1)
@@ -60,8 +57,8 @@ class LocalOptions:
         check_at_least("seed", self.seed, 0)
         check_at_least("min_pixels", self.min_pixels, 1)
         check_at_least("max_pixels", self.max_pixels, 1)
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise OptionError(f"option dtype={self.dtype!r}: expected auto, float32, bfloat16 or float16")
+        dtypes = ("auto", "float32", "bfloat16", "float16")
+        check_option("dtype", self.dtype, self.dtype in dtypes, " or ".join(dtypes))
         if self.family is not None:
             answer_format(self.family)
 

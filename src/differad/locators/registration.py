@@ -102,7 +102,7 @@ def _ladder(
     yield "shift", shift, math.inf
     affine = _refine(there, here, shift, cv2.MOTION_AFFINE)
     if affine is not None:
-        yield "affine", affine, limits.excellent
+        yield "affine", affine, math.inf
     bent = _refine(there, here, shift if affine is None else affine, cv2.MOTION_HOMOGRAPHY)
     if bent is not None:
         yield "homography", bent, limits.enough

@@ -12,10 +12,9 @@ import os
 import re
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,9 @@ from differad.answers.resize import ResizeRule
 from differad.core import Location, Pair
 from differad.errors import LocatorError, MissingExtraError, OptionError
 from differad.images import RGB, ImageSource, read_images
-from differad.locators.base import Outcome, attempt
-from differad.locators.chat import Reply, check_at_least, to_location, user_content
+from differad.locators.base import Outcome, locate_concurrently
+from differad.locators.chat import Reply, to_location, user_content
+from differad.options import check_at_least, option
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -56,25 +56,21 @@ _ORIENTATION = 0x0112
 _KEPT_IMAGES = 8
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class ServerOptions:
     """How a server is asked."""
 
-    concurrency: int = _option(8, "requests under way at once")
-    timeout: float = _option(120.0, "seconds without a sign of the server until a request is given up and repeated")
-    retries: int = _option(4, "repetitions of a failed request, after waits that double from half a second to eight")
-    max_tokens: int = _option(1024, "an answer is cut off after this many tokens")
-    temperature: float = _option(0.0, "0 takes the likeliest token")
-    seed: int | None = _option(None, "of the server's draw, where it honours one; none: not sent")
-    api_key_env: str = _option("OPENAI_API_KEY", "environment variable that holds the key; unset: the key is 'none'")
-    processor: str | None = _option(
+    concurrency: int = option(8, "requests under way at once")
+    timeout: float = option(120.0, "seconds without a sign of the server until a request is given up and repeated")
+    retries: int = option(4, "repetitions of a failed request, after waits that double from half a second to eight")
+    max_tokens: int = option(1024, "an answer is cut off after this many tokens")
+    temperature: float = option(0.0, "0 takes the likeliest token")
+    seed: int | None = option(None, "of the server's draw, where it honours one; none: not sent")
+    api_key_env: str = option("OPENAI_API_KEY", "environment variable that holds the key; unset: the key is 'none'")
+    processor: str | None = option(
         None, "folder with the model's preprocessor_config.json, for families that answer in resized pixels"
     )
-    family: str | None = _option(None, "the answer format; none: what the model's name implies")
+    family: str | None = option(None, "the answer format; none: what the model's name implies")
 
     def __post_init__(self) -> None:
         check_at_least("concurrency", self.concurrency, 1)
@@ -128,17 +124,7 @@ class ServerLocator:
 
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
         """Locate a stream in order; at most two pairs per allowed request are read ahead."""
-        waiting: deque[Future[Outcome]] = deque()
-        pool = ThreadPoolExecutor(self.options.concurrency)
-        try:
-            for pair in pairs:
-                waiting.append(pool.submit(attempt, self, pair))
-                if len(waiting) >= 2 * self.options.concurrency:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return locate_concurrently(self, pairs, self.options.concurrency)
 
     def _url(self, source: ImageSource, pixels: RGB) -> str:
         url = self._files.get(Path(source)) if isinstance(source, str | Path) else None
@@ -187,6 +173,12 @@ class _FileUrls:
 
     def get(self, path: Path) -> str | None:
         """The file's bytes as a data URL; None where a server could decode other pixels from them than we do."""
+        try:
+            return self._get(path)
+        except OSError:  # gone or no longer readable since its pixels were read: these are sent instead
+            return None
+
+    def _get(self, path: Path) -> str | None:
         status = path.stat()
         key = (str(path), status.st_mtime_ns, status.st_size)
         with self._lock:

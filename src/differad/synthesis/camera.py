@@ -18,7 +18,10 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Nuisance:
-    """Upper bounds of what `draw_view` draws; lengths in pixels of the picture, light in shares or grey levels."""
+    """Upper bounds of what `draw_view` draws; lengths in pixels of the picture, light in shares or grey levels.
+
+    `jpeg` is the share of pictures that are compressed.
+    """
 
     shift: float = 6.0
     angle: float = 1.5
@@ -27,16 +30,30 @@ class Nuisance:
     gain: float = 0.2
     offset: float = 15.0
     gradient: float = 0.15
+    cast: float = 0.06
     blur: float = 0.9
     noise: float = 4.0
     shimmer: float = 0.12
     swell: float = 0.25
     wobble: float = 2.0
     etch: float = 1.5
+    jpeg: float = 0.5
 
 
+# How the reference is seen: all that may differ between two pictures is drawn into the second.
 STILL = Nuisance(
-    shift=0.0, angle=0.0, scale=0.0, gain=0.0, offset=0.0, gradient=0.0, blur=0.6, noise=2.0, swell=0.0, wobble=0.0
+    shift=0.0,
+    angle=0.0,
+    scale=0.0,
+    gain=0.0,
+    offset=0.0,
+    gradient=0.0,
+    cast=0.0,
+    blur=0.6,
+    noise=2.0,
+    swell=0.0,
+    wobble=0.0,
+    etch=0.0,
 )
 
 
@@ -45,15 +62,15 @@ class View:
     """One way of looking at a part.
 
     `pose` (3, 3) maps pixels of the drawn part to pixels of the picture, up to `wobble` (H, W, 2), the pixels by which
-    feed and lens bend it; `gain` (H, W) and `offset` are light, `grain`
-    (H, W, 3) is noise in grey levels, `edge` (H, W) what a binary scan adds, as a share of the full range, before it
-    decides for black or white, `etch` (h, w) how far making this very part moved the edges of the drawing. `jpeg` is a
-    quality or None.
+    feed and lens bend it; `gain` (H, W), `cast` (3,) and `offset` are light and its colour, `grain` (H, W, 1 or 3) is noise
+    in grey levels, `edge` (H, W) what a binary scan adds, as a share of the full range, before it decides for black or
+    white, `etch` (h, w) how far the edges of this very part lie off those of the reference's. `jpeg` is a quality or None.
     """
 
     pose: Matrix
     wobble: Picture
     gain: Picture
+    cast: Picture
     offset: float
     blur: float
     grain: Picture
@@ -68,19 +85,18 @@ def draw_view(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisan
     y, x = (np.mgrid[:size, :size] / size - 0.5).astype(np.float32)
     slope = nuisance.gradient * rng.uniform(-1, 1)
     gain = 1 + nuisance.gain * rng.uniform(-1, 1) + slope * (x * np.cos(direction) + y * np.sin(direction))
-    noise = rng.standard_normal((size, size, 3)).astype(np.float32)
-    if rng.random() < 0.5:
-        noise[...] = noise[..., :1]
+    noise = _sensor_noise(rng, (size, size, 1 if rng.random() < 0.5 else 3))
     return View(
         pose=_draw_pose(rng, size, margin, nuisance),
         wobble=_draw_wobble(rng, size, nuisance.wobble),
         gain=gain.astype(np.float32),
+        cast=(1 + nuisance.cast * rng.uniform(-1, 1, 3)).astype(np.float32),
         offset=nuisance.offset * rng.uniform(-1, 1),
-        blur=rng.uniform(0.4, nuisance.blur),
-        grain=noise * np.float32(rng.uniform(0.5, max(nuisance.noise, 0.5))),
+        blur=max(0.1, rng.uniform(min(0.4, nuisance.blur), nuisance.blur)),
+        grain=noise * np.float32(rng.uniform(min(0.5, nuisance.noise), nuisance.noise)),
         edge=_draw_edge(rng, size, nuisance),
         etch=_draw_etch(rng, size + 2 * margin, nuisance.etch),
-        jpeg=int(rng.integers(75, 96)) if rng.random() < 0.5 else None,
+        jpeg=int(rng.integers(75, 96)) if rng.random() < nuisance.jpeg else None,
     )
 
 
@@ -93,7 +109,9 @@ def see(part: Picture, view: View, *, binary: bool) -> Picture:
     seen = cv2.GaussianBlur(seen, (0, 0), view.blur)
     if binary:
         return np.where(seen + 255 * view.edge[..., None] > 127.5, np.float32(255), np.float32(0))
-    return np.asarray(np.clip(seen * view.gain[..., None] + view.offset, 0, 255), dtype=np.float32)
+    lit = seen * (view.gain[..., None] * view.cast)
+    lit += np.float32(view.offset)
+    return np.asarray(np.clip(lit, 0, 255, out=lit), dtype=np.float32)
 
 
 def develop(seen: Picture, view: View, *, binary: bool) -> RGB:
@@ -104,6 +122,17 @@ def develop(seen: Picture, view: View, *, binary: bool) -> RGB:
     _, encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, view.jpeg])
     decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), dtype=np.uint8)
     return np.ascontiguousarray(decoded[..., ::-1])
+
+
+def _sensor_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Picture:
+    """Noise of unit variance: the sum of four uniform bytes, which nobody tells from a Gaussian at a third of its time."""
+    drawn = np.frombuffer(rng.bytes(4 * int(np.prod(shape))), np.uint8).reshape(4, *shape)
+    total = drawn[0].astype(np.float32)
+    for more in drawn[1:]:
+        total += more
+    total -= 4 * 127.5
+    deviation = np.float32(np.sqrt(4 * (256**2 - 1) / 12))
+    return np.asarray(total / deviation)
 
 
 def _draw_pose(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisance) -> Matrix:
@@ -121,12 +150,16 @@ def _draw_pose(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisa
 
 def _draw_edge(rng: np.random.Generator, size: int, nuisance: Nuisance) -> Picture:
     """Kept under half the range: a scanner's threshold moves edges, it does not strew specks over plain areas."""
+    if nuisance.shimmer == nuisance.swell == 0:
+        return np.zeros((size, size), np.float32)
     field = nuisance.shimmer * smooth_noise(rng, (size, size), 0.8, 0.8) + nuisance.swell * rng.uniform(-1, 1)
     return np.asarray(np.clip(field, -0.45, 0.45), dtype=np.float32)
 
 
 def _draw_wobble(rng: np.random.Generator, size: int, bound: float) -> Picture:
     """A displacement field that bends over an eighth of the picture, two standard deviations of it within `bound`."""
+    if bound == 0:
+        return np.zeros((size, size, 2), np.float32)
     coarse = [smooth_noise(rng, (32, 32), 4, 4) for _ in range(2)]
     fields = [cv2.resize(field, (size, size), interpolation=cv2.INTER_CUBIC) for field in coarse]
     return np.asarray(np.stack(fields, axis=-1) * np.float32(bound / 2 * rng.uniform(0, 1)), dtype=np.float32)
@@ -134,5 +167,7 @@ def _draw_wobble(rng: np.random.Generator, size: int, bound: float) -> Picture:
 
 def _draw_etch(rng: np.random.Generator, size: int, bound: float) -> Picture:
     """How far each edge lies outside its place, in pixels: ragged over 1 to 5 pixels, two deviations within `bound`."""
+    if bound == 0:
+        return np.zeros((size, size), np.float32)
     ragged = smooth_noise(rng, (size, size), *[rng.uniform(1, 5)] * 2)
     return np.asarray(np.float32(bound / 2 * rng.uniform(0, 1)) * ragged, dtype=np.float32)

@@ -10,32 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from differad.synthesis.boards import Layer
+from differad.synthesis.regions import Stamp, blob, stroke
 from differad.synthesis.textures import Picture, draw_texture, smooth_noise
-
-Stamp = NDArray[np.float32]
-
-
-def blob(rng: np.random.Generator, size: int, center: NDArray[np.float64], radius: float) -> Stamp:
-    """A ragged spot as coverage (size, size) in [0, 1]."""
-    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    waves = np.sum([rng.uniform(0, 0.5 / k) * np.sin(k * angles + rng.uniform(0, 2 * np.pi)) for k in (1, 2, 3, 4)], 0)
-    stretch = np.array([1.0, rng.uniform(0.4, 1.0)])[rng.permutation(2)]
-    points = center + (radius * (1 + waves))[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1) * stretch
-    stamp = np.zeros((size, size), np.float32)
-    cv2.fillPoly(stamp, [np.rint(points * 16).astype(np.int32)], 1.0, cv2.LINE_AA, shift=4)
-    return stamp
-
-
-def stroke(rng: np.random.Generator, size: int, center: NDArray[np.float64], length: float, width: int) -> Stamp:
-    """A bent line through `center` as coverage (size, size) in [0, 1]."""
-    heading = rng.uniform(0, 2 * np.pi)
-    points = [center - length / 2 * np.array([np.cos(heading), np.sin(heading)])]
-    for _ in range(4):
-        heading += rng.normal(0, 0.35)
-        points.append(points[-1] + length / 4 * np.array([np.cos(heading), np.sin(heading)]))
-    stamp = np.zeros((size, size), np.float32)
-    cv2.polylines(stamp, [np.rint(np.array(points) * 16).astype(np.int32)], False, 1.0, width, cv2.LINE_AA, shift=4)
-    return stamp
 
 
 def damage_board(rng: np.random.Generator, copper: Layer, margin: int) -> Layer:

@@ -1,0 +1,108 @@
+"""Known motions are found back; another part is refused. Truth comes from the pose that the pictures were drawn with."""
+
+import cv2
+import numpy as np
+import pytest
+
+from differad.locators.registration import register, warp
+from differad.synthesis.camera import Nuisance
+from differad.synthesis.pairs import make_pair
+
+STEADY = {"gain": 0.0, "offset": 0.0, "gradient": 0.0, "wobble": 0.0, "swell": 0.0}
+MOTIONS = {
+    "still": Nuisance(shift=0, angle=0, scale=0, **STEADY),
+    "shift": Nuisance(shift=12, angle=0, scale=0, **STEADY),
+    "turn": Nuisance(shift=4, angle=2, scale=0, **STEADY),
+    "scale": Nuisance(shift=4, angle=0, scale=0.03, **STEADY),
+    "all": Nuisance(shift=6, angle=1.5, scale=0.015, **STEADY),
+    "light": Nuisance(shift=6, angle=1, scale=0, gain=0.4, offset=30, gradient=0.4, wobble=0, swell=0),
+}
+
+
+def grey(picture):
+    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+
+
+def corner_error(found, pose, size):
+    corners = np.array([[[0, 0], [size, 0], [size, size], [0, size], [size / 2, size / 2]]], np.float64)
+    return np.abs(cv2.perspectiveTransform(corners, found) - cv2.perspectiveTransform(corners, pose)).max()
+
+
+@pytest.mark.parametrize("category", ["board", "grain", "printed"])
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_known_motion_is_found_within_a_pixel(motion, category):
+    pair = make_pair(np.random.default_rng(7), category, nuisance=MOTIONS[motion])
+    found = register(grey(pair.reference), grey(pair.target))
+    assert found.accepted
+    assert corner_error(found.matrix, pair.pose, 640) < 1.0
+
+
+def test_large_turn_goes_through_features():
+    pair = make_pair(np.random.default_rng(3), "board", nuisance=Nuisance(shift=0, angle=0, scale=0, **STEADY))
+    turn = np.vstack([cv2.getRotationMatrix2D((320, 320), 25, 0.9), [0, 0, 1]])
+    target = cv2.warpPerspective(pair.target, turn, (640, 640), borderMode=cv2.BORDER_REFLECT)
+    found = register(grey(pair.reference), grey(target))
+    assert found.accepted
+    assert corner_error(found.matrix, turn @ pair.pose, 640) < 1.5
+
+
+def test_perspective_is_a_homography():
+    pair = make_pair(np.random.default_rng(4), "board", nuisance=Nuisance(shift=0, angle=0, scale=0, **STEADY))
+    tilt = np.array([[1, 0, 0], [0, 1, 0], [6e-5, -4e-5, 1.0]])
+    target = cv2.warpPerspective(pair.target, tilt, (640, 640), borderMode=cv2.BORDER_REFLECT)
+    found = register(grey(pair.reference), grey(target))
+    assert found.model == "homography"
+    assert corner_error(found.matrix, tilt @ pair.pose, 640) < 2.0
+
+
+@pytest.mark.parametrize("size", [(320, 320), (960, 960), (500, 640)], ids=str)
+def test_another_size_is_stretched(size):
+    pair = make_pair(np.random.default_rng(5), "board", nuisance=MOTIONS["still"])
+    target = cv2.resize(pair.target, size[::-1], interpolation=cv2.INTER_AREA)
+    found = register(grey(pair.reference), grey(target))
+    # Pixel centres: the middle of pixel x lies at x + 0.5.
+    y, x = size[0] / 640, size[1] / 640
+    expected = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
+    assert found.accepted
+    assert corner_error(found.matrix, expected, 640) < 1.0
+
+
+@pytest.mark.parametrize("category", ["board", "grain", "printed"])
+def test_another_part_is_refused(category):
+    first, second = (make_pair(np.random.default_rng(seed), category) for seed in (20, 21))
+    found = register(grey(first.reference), grey(second.target))
+    assert not found.accepted
+    assert found.quality < 0.4
+
+
+@pytest.mark.parametrize(
+    ("reference", "target", "accepted"),
+    [((1, 1), (1, 1), True), ((3, 5), (3, 5), True), ((3, 5), (5, 3), False), ((64, 64), (64, 64), True)],
+)
+def test_nothing_to_register_by(reference, target, accepted):
+    found = register(np.full(reference, 90, np.uint8), np.full(target, 90, np.uint8))
+    assert found.accepted is accepted
+    assert found.model == "size"
+
+
+def test_plain_noisy_surface_is_accepted_and_a_busy_target_is_not():
+    rng = np.random.default_rng(0)
+    plain = [np.clip(rng.normal(120, 5, (200, 200)), 0, 255).astype(np.uint8) for _ in range(2)]
+    busy = grey(make_pair(rng, "grain", size=200).target)
+    assert register(*plain).accepted
+    assert not register(plain[0], busy).accepted
+
+
+def test_warp_tells_what_is_not_covered():
+    picture = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    moved, covered = warp(picture, np.array([[1.0, 0, 3], [0, 1, 0], [0, 0, 1]]), (10, 10))
+    assert (moved[:, 3:] == picture[:, :7]).all()
+    assert covered[:, 3:].all()
+    assert not covered[:, :3].any()
+
+
+def test_same_input_same_answer():
+    pair = make_pair(np.random.default_rng(11), "board", nuisance=Nuisance(angle=8, shift=20))
+    first, second = (register(grey(pair.reference), grey(pair.target)) for _ in range(2))
+    assert (first.matrix == second.matrix).all()
+    assert first.quality == second.quality
