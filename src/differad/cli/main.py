@@ -10,6 +10,7 @@ import typer
 
 import differad
 from differad.cli.evaluate import evaluate_command
+from differad.cli.exchange import export_command, import_command
 from differad.cli.locate import locate_command
 from differad.cli.models import models_command
 from differad.cli.score import score_command
@@ -25,6 +26,8 @@ app = typer.Typer(
 app.command("locate")(locate_command)
 app.command("evaluate")(evaluate_command)
 app.command("score")(score_command)
+app.command("export")(export_command)
+app.command("import")(import_command)
 app.command("models")(models_command)
 
 

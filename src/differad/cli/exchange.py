@@ -1,0 +1,108 @@
+"""`differad export` and `differad import`: pairs and predictions to annotation tools, corrected boxes back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from differad.boxes import Boxes, as_boxes
+from differad.cli.options import AsJson, print_json
+from differad.data.exchange.registry import EXCHANGES, export_pairs, import_pairs
+from differad.data.exchange.shared import URL_PREFIX, Predictions, Scores
+from differad.errors import ManifestError
+from differad.evaluation.predictions import read_predictions
+
+Format = Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(EXCHANGES)}.", show_default=False)]
+Manifest = Annotated[Path, typer.Argument(metavar="PAIRS", help="The pairs.jsonl.", show_default=False)]
+Root = Annotated[
+    Path | None, typer.Option("--root", help="Folder that image names are relative to; left out: that of PAIRS.")
+]
+
+
+def export_command(
+    name: Format,
+    pairs: Manifest,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder for the files.", show_default=False)],
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="A predictions.jsonl to send along for review.")
+    ] = None,
+    root: Root = None,
+    copy: Annotated[bool, typer.Option("--copy", help="yolo: copy the images instead of linking them.")] = False,
+    url_prefix: Annotated[
+        str, typer.Option("--url-prefix", help="label-studio: what stands before the images' names.")
+    ] = URL_PREFIX,
+    as_json: AsJson = False,
+) -> None:
+    """Write pairs, and predictions, as an annotation tool or a trainer reads them.
+
+    Example: differad export label-studio pairs.jsonl review --predictions predictions.jsonl
+    """
+    found = None if predictions is None else load_predictions(predictions)
+    done = export_pairs(name, pairs, out, predictions=found, root=root, copy=copy, url_prefix=url_prefix)
+    if as_json:
+        print_json(done)
+        return
+    typer.echo(
+        f"{done['pairs']} pairs ({done['unlabelled']} unlabelled, {done['boxes']} boxes, {done['predictions']} predictions) "
+        f"written to {out}: {', '.join(done['files'])}"
+    )
+    if done["cut_boxes"] or done["unknown_predictions"]:
+        typer.echo(
+            f"{done['cut_boxes']} boxes were cut off at the image's edge; {done['unknown_predictions']} predictions "
+            "have an id that is not in the manifest",
+            err=True,
+        )
+
+
+def import_command(
+    name: Format,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="What the tool exported (yolo: the folder).", show_default=False)
+    ],
+    pairs: Manifest,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new pairs.jsonl.", show_default=False)],
+    root: Root = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="List what is wrong and go on; such a pair keeps its truth.")
+    ] = False,
+    empty_is_normal: Annotated[
+        bool,
+        typer.Option("--empty-is-normal", help="An unlabelled pair whose image comes back without a box is normal."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring corrected boxes back: a new manifest, in which pairs that the file does not mention keep their truth.
+
+    Example: differad import label-studio export.json pairs.jsonl corrected.jsonl
+    """
+    done = import_pairs(name, file, pairs, out, root=root, skip_bad=skip_bad, empty_is_normal=empty_is_normal)
+    for problem in done["problems"]:
+        typer.echo(f"skipped: {problem}", err=True)
+    if as_json:
+        print_json(done)
+        return
+    typer.echo(
+        f"{done['pairs']} pairs written to {out}: {done['corrected']} corrected, {done['confirmed']} confirmed, "
+        f"{done['kept']} kept; {done['skipped']} entries skipped, {done['cut_boxes']} boxes cut off at the edge"
+    )
+
+
+def load_predictions(path: Path) -> Predictions:
+    """Valid predictions of a file by id, boxes (N, 4) in pixels, scores (N,) or (0,); of one id's lines the last counts.
+
+    Raises ManifestError.
+    """
+    found: dict[str, tuple[Boxes, Scores]] = {}
+    for prediction in read_predictions(path):
+        found.pop(prediction.id, None)
+        if not prediction.is_valid:
+            continue
+        scores = np.asarray(prediction.scores or [], dtype=np.float64)
+        if len(scores) not in (0, len(prediction.boxes)):
+            raise ManifestError(
+                f"{path}: id {prediction.id!r}: {len(scores)} scores for {len(prediction.boxes)} boxes; "
+                "expected one each, or none"
+            )
+        found[prediction.id] = (as_boxes(prediction.boxes), scores)
+    return found

@@ -1,0 +1,116 @@
+"""The table of exchanges, and the two calls that use it: `export_pairs` and `import_pairs`."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from differad.data.exchange.coco import read_coco, write_coco
+from differad.data.exchange.cvat import read_cvat, write_cvat
+from differad.data.exchange.label_studio import read_label_studio, write_label_studio
+from differad.data.exchange.shared import URL_PREFIX, Corrections, ExportOptions, Item, Predictions, merge, prepare
+from differad.data.exchange.yolo import read_yolo, write_yolo
+from differad.data.manifest import read_pairs, write_pairs
+from differad.errors import InputError, OptionError
+
+
+class Exchange(NamedTuple):
+    """How a format is written into an empty folder, how it is read, and a line on it."""
+
+    write: Callable[[Path, Sequence[Item], ExportOptions], None]
+    read: Callable[[Path, Corrections], None]
+    help: str
+
+
+EXCHANGES: dict[str, Exchange] = {
+    "coco": Exchange(write_coco, read_coco, "COCO detection: instances.json, predictions.json in the results format"),
+    "yolo": Exchange(write_yolo, read_yolo, "Ultralytics YOLO: data.yaml, images/ (links), labels/, pairs.jsonl"),
+    "label-studio": Exchange(
+        write_label_studio, read_label_studio, "Label Studio: tasks.json, and config.xml with the reference beside"
+    ),
+    "cvat": Exchange(write_cvat, read_cvat, "CVAT for images 1.1: annotations.xml, and labels.json to make the task"),
+}
+
+
+def exchange_named(name: str) -> Exchange:
+    """The exchange of a format. Raises OptionError."""
+    if name not in EXCHANGES:
+        raise OptionError(f"format {name!r}: expected one of {', '.join(EXCHANGES)}")
+    return EXCHANGES[name]
+
+
+def export_pairs(
+    name: str,
+    manifest: Path,
+    out: Path,
+    *,
+    predictions: Predictions | None = None,
+    root: Path | None = None,
+    copy: bool = False,
+    url_prefix: str = URL_PREFIX,
+) -> dict[str, Any]:
+    """Write the pairs of a manifest, and predictions by id, into the new folder `out`; return what was written.
+
+    Images are named relative to `root` (default: the manifest's folder). Raises OptionError, ManifestError, ImageError,
+    and InputError where `out` holds files or cannot be written.
+    """
+    exchange = exchange_named(name)
+    predictions = predictions or {}
+    options = ExportOptions(root or manifest.parent, copy, url_prefix)
+    pairs = list(read_pairs(manifest))
+    items, cut = prepare(pairs, predictions)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise InputError(f"{out}: holds files; expected a new or empty folder, so that nothing old is mixed in")
+        exchange.write(out, items, options)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another OUT") from None
+    known = {pair.id for pair in pairs}
+    return {
+        "format": name,
+        "pairs": len(items),
+        "unlabelled": sum(item.boxes is None for item in items),
+        "boxes": sum(len(item.boxes) for item in items if item.boxes is not None),
+        "predictions": sum(item.predicted is not None for item in items),
+        "unknown_predictions": len(predictions.keys() - known),
+        "cut_boxes": cut,
+        "files": sorted(path.name for path in out.iterdir()),
+    }
+
+
+def import_pairs(
+    name: str,
+    file: Path,
+    manifest: Path,
+    out: Path,
+    *,
+    root: Path | None = None,
+    skip_bad: bool = False,
+    empty_is_normal: bool = False,
+) -> dict[str, Any]:
+    """Write the pairs of a manifest with the boxes that a tool's `file` gives them as the new manifest `out`.
+
+    Pairs that the file does not mention keep their truth. Raises OptionError; ImageError and ManifestError where an
+    entry is wrong, unless `skip_bad` lists it; InputError where `out` exists or cannot be written.
+    """
+    exchange = exchange_named(name)
+    if out.exists():
+        raise InputError(f"{out}: exists; expected the name of a new manifest, so that no truth is lost")
+    pairs = list(read_pairs(manifest))
+    corrections = Corrections(pairs, root or manifest.parent, skip_bad=skip_bad)
+    exchange.read(file, corrections)
+    merged = merge(pairs, corrections, empty_is_normal=empty_is_normal)
+    try:
+        write_pairs(out, merged.pairs)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another OUT") from None
+    return {
+        "format": name,
+        "pairs": len(pairs),
+        "corrected": merged.corrected,
+        "confirmed": merged.confirmed,
+        "kept": merged.kept,
+        "cut_boxes": corrections.cut,
+        "skipped": len(corrections.problems),
+        "problems": corrections.problems,
+    }

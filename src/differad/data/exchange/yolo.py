@@ -1,0 +1,118 @@
+"""Ultralytics YOLO detection: `data.yaml`, `images/`, `labels/`, and the manifest beside them.
+
+Layout: https://docs.ultralytics.com/datasets/detect/. A line of a label file is `class cx cy width height`, parts of the
+image's sides in [0, 1]; an image with an empty label file is background, which is how a normal target is written. A
+target that nobody has labelled has no label file and lies in `images/unlabelled`, which `data.yaml` leaves out: Ultralytics
+would train on it as background. Predictions are written as `yolo predict save_txt save_conf` does, score last.
+
+File names come from ids alone (`file_name`), since ids may hold slashes or differ by case only.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from differad.boxes import Boxes
+from differad.data.exchange.shared import LABEL, Corrections, ExportOptions, Item, finite, image_path
+from differad.data.manifest import numbered_lines, read_pairs, write_pairs
+from differad.errors import InputError, ManifestError
+
+_DATA = f"""\
+# Ultralytics YOLO detection data. Paths are relative to this file.
+# Training and validation name the same images: split them before you trust a score.
+train: images/labelled
+val: images/labelled
+names:
+  0: {LABEL}
+"""
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_FIELDS = ("class", "cx", "cy", "width", "height")
+
+
+def file_name(pair_id: str) -> str:
+    """The name, without ending, of a pair's files: readable, safe on every file system, and different for every id."""
+    digest = hashlib.sha256(pair_id.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    readable = _UNSAFE.sub("_", pair_id)[:60].strip("._-")
+    return f"{readable}-{digest}" if readable else digest
+
+
+def write_yolo(out: Path, items: Sequence[Item], options: ExportOptions) -> None:
+    """Write the layout; images are linked, or copied with `options.copy`. Raises InputError where that fails."""
+    for folder in ("images/labelled", "images/unlabelled", "labels/labelled"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for item in items:
+        name = file_name(item.pair.id)
+        target = image_path(item.pair, "target")
+        split = "unlabelled" if item.boxes is None else "labelled"
+        _place(target, out / "images" / split / f"{name}{target.suffix}", copy=options.copy)
+        if item.boxes is not None:
+            _write_labels(out / "labels" / split / f"{name}.txt", item, item.boxes)
+        if item.predicted is not None:
+            (out / "predictions" / "labels").mkdir(parents=True, exist_ok=True)
+            _write_labels(out / "predictions" / "labels" / f"{name}.txt", item, item.predicted, with_scores=True)
+    (out / "data.yaml").write_text(_DATA, encoding="utf-8")
+    write_pairs(out / "pairs.jsonl", (item.pair for item in items))
+
+
+def _place(source: Path, place: Path, *, copy: bool) -> None:
+    """Link a picture, hard where the file system can, else symbolically; never write its bytes anew unless asked."""
+    source = source.absolute()
+    try:
+        if copy:
+            shutil.copyfile(source, place)
+            return
+        try:
+            os.link(source, place)
+        except OSError:
+            place.symlink_to(source)
+    except OSError as error:
+        remedy = "choose another OUT" if copy else "--copy copies the images instead"
+        raise InputError(f"{place}: cannot be made from {source} ({error.strerror}); {remedy}") from None
+
+
+def _write_labels(path: Path, item: Item, boxes: Boxes, *, with_scores: bool = False) -> None:
+    lines = []
+    for rank, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        values = [(x1 + x2) / 2 / item.width, (y1 + y2) / 2 / item.height]
+        values += [(x2 - x1) / item.width, (y2 - y1) / item.height]
+        score = item.score(rank) if with_scores else None
+        # Eight decimals: half a thousandth of a pixel in an image of 50,000.
+        numbers = [f"{value:.8f}" for value in values] + ([] if score is None else [f"{score:.6f}"])
+        lines.append(" ".join(["0", *numbers]) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def read_yolo(path: Path, corrections: Corrections) -> None:
+    """Read the files below `labels/` of an exported folder (or of its `data.yaml`) into `corrections`.
+
+    An empty file says normal; a pair without a file is not mentioned. Every class counts as a defect. Raises
+    ManifestError.
+    """
+    folder = path.parent if path.is_file() else path
+    labels = folder / "labels"
+    if not labels.is_dir():
+        raise ManifestError(f"{labels}: no such folder; expected a YOLO folder, or its data.yaml, with labels/ in it")
+    ids = {file_name(pair_id): pair_id for pair_id in corrections.ids}
+    if (folder / "pairs.jsonl").is_file():
+        ids |= {file_name(pair.id): pair.id for pair in read_pairs(folder / "pairs.jsonl")}
+    for file in sorted(labels.rglob("*.txt")):
+        if file.name == "classes.txt":  # LabelImg puts its class names beside the labels
+            continue
+        with corrections.entry():
+            if file.stem not in ids:
+                raise ManifestError(f"{file}: is the name of no pair; expected names as differad export wrote them")
+            pair_id = ids[file.stem]
+            width, height = corrections.size(str(file), pair_id)
+            boxes = [_read_box(line, f"{file}:{number}", width, height) for number, line in numbered_lines(file)]
+            corrections.add(str(file), pair_id, boxes)
+
+
+def _read_box(line: str, place: str, width: int, height: int) -> list[float]:
+    parts = line.split()
+    if len(parts) != len(_FIELDS):
+        raise ManifestError(f"{place}: {len(parts)} values; expected five: {' '.join(_FIELDS)}")
+    _, cx, cy, w, h = (finite(text, place, field) for text, field in zip(parts, _FIELDS, strict=True))
+    return [(cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height]

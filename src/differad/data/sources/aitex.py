@@ -1,0 +1,132 @@
+"""AITEX fabrics: strips of 4096 x 256 pixels, cut here into square tiles given as `region`s of the strip.
+
+`Defect_images/nnnn_ddd_ff.png` (number, code of the defect, code of the fabric), `Mask_images/nnnn_ddd_ff_mask.png`
+(two pictures have `_mask1` and `_mask2`), `NODefect_images/ROLL/nnnn_000_ff.png`. Source: https://www.aitex.es/afid/;
+traits as found by users: one picture without a mask, one with an empty one, one strip 3796 pixels wide.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from differad.boxes import Boxes
+from differad.data.masks import boxes_from_mask, read_mask
+from differad.data.sources.sample import (
+    Listing,
+    Problems,
+    Region,
+    Sample,
+    attempt,
+    list_folder,
+    list_if_there,
+    missing_mask,
+    refuse,
+    stem,
+)
+from differad.errors import ManifestError
+from differad.images import image_size
+
+TILE = 256
+# Defective strips of the published set whose defect nobody marked: the first has no mask, the second a black one.
+UNMARKED = frozenset({"0100_025_08", "0106_010_03"})
+# Names of the codes in file names: https://github.com/dataset-ninja/afid/blob/main/src/convert.py.
+KINDS = {
+    "002": "broken end",
+    "006": "broken yarn",
+    "010": "broken pick",
+    "016": "weft curling",
+    "019": "fuzzyball",
+    "022": "cut selvage",
+    "023": "crease",
+    "025": "warp ball",
+    "027": "knots",
+    "029": "contamination",
+    "030": "nep",
+    "036": "weft crack",
+}
+
+
+def read_aitex(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
+    """AITEX as tiles; the fabric is the view, the strip the part. Opens masks, and headers of strips. Raises ManifestError.
+
+    A tile of a defective strip that holds no marked pixel is normal. What is left at the right end is dropped.
+    """
+    listing = list_folder(root, problems)
+    listing.require("Defect_images", "Mask_images", "NODefect_images", why="AITEX is unpacked into these three folders")
+    return _samples(listing, problems)
+
+
+def tiles(width: int, height: int, side: int = TILE) -> list[Region]:
+    """Squares of `side` pixels that lie wholly in a strip, from left to right, then down."""
+    return [
+        (x, y, x + side, y + side) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)
+    ]
+
+
+def tile_boxes(mask: NDArray[np.bool_], region: Region) -> Boxes:
+    """Boxes of the marks of a strip's mask (H, W) inside a tile: (N, 4) pixels of the tile."""
+    x1, y1, x2, y2 = region
+    return boxes_from_mask(mask[y1:y2, x1:x2])
+
+
+def _samples(listing: Listing, problems: Problems) -> Iterator[Sample]:
+    rolls = list_if_there(listing, "NODefect_images", problems)
+    for roll in rolls.folders:
+        pictures = list_folder(rolls.path / roll, problems)
+        for file in pictures.images:
+            yield from attempt(problems, _normal_tiles, pictures.path / file) or []
+    pictures = list_if_there(listing, "Defect_images", problems)
+    masks = list_if_there(listing, "Mask_images", problems)
+    for file in pictures.images:
+        if stem(file) not in UNMARKED:
+            yield from attempt(problems, _defective_tiles, pictures.path / file, masks) or []
+
+
+def _normal_tiles(image: Path) -> list[Sample]:
+    _, fabric = _codes(image)
+    return [
+        Sample(image, "aitex", True, product=image.stem, view=fabric, region=region)
+        for region in tiles(*image_size(image))
+    ]
+
+
+def _defective_tiles(image: Path, masks: Listing) -> list[Sample]:
+    defect, fabric = _codes(image)
+    names = [f"{image.stem}{ending}.png" for ending in ("_mask", "_mask1", "_mask2")]
+    paths = tuple(masks.path / name for name in names if name in masks.known)
+    if not paths:
+        raise ManifestError(missing_mask(image, masks.path / names[0]))
+    mask = _union(paths, image)
+    kind = KINDS.get(defect, defect)
+    found = []
+    for region in tiles(*image_size(image)):
+        boxes = tile_boxes(mask, region)
+        tile = Sample(image, "aitex", True, product=image.stem, view=fabric, region=region)
+        if len(boxes):
+            tile = replace(tile, is_normal=False, masks=paths, boxes=boxes, kind=kind)
+        found.append(tile)
+    return found
+
+
+def _union(paths: tuple[Path, ...], image: Path) -> NDArray[np.bool_]:
+    width, height = image_size(image)
+    union = np.zeros((height, width), dtype=np.bool_)
+    for path in paths:
+        mask = read_mask(path)
+        if mask.shape != union.shape:
+            raise ManifestError(f"{path}: {mask.shape[1]}x{mask.shape[0]} pixels; expected {width}x{height} as {image}")
+        union |= mask
+    if not union.any():
+        raise ManifestError(f"{image}: its mask marks nothing; mend the mask or leave the strip out (--skip-bad)")
+    return union
+
+
+def _codes(image: Path) -> tuple[str, str]:
+    """Codes of the defect and of the fabric. Raises ManifestError."""
+    fields = image.stem.split("_")
+    if len(fields) != 3:
+        raise ManifestError(f"{image}: expected a name nnnn_ddd_ff.png, as AITEX gives its strips")
+    return fields[1], fields[2]

@@ -1,0 +1,117 @@
+"""DAGM 2007: ten synthetic textures, one weakly labelled elliptic defect in each defective picture.
+
+Two versions exist. Later one: `ClassN/{Train,Test}/NNNN.PNG` with `Label/NNNN_label.PNG` and `Label/Labels.txt`, lines
+`id, 0 or 1, picture, 0, mask or 0`. Competition version: `ClassN/N.png` without defects and `ClassN_def/N.png` with
+`labels.txt`: `number, semi-major axis, semi-minor axis, rotation (radians), x, y` of an ellipse.
+Sources: https://conferences.mpi-inf.mpg.de/dagm/2007/prizes.html, https://zenodo.org/records/12750201.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from differad.boxes import Boxes, as_boxes, clip
+from differad.data.sources.sample import (
+    Listing,
+    Problems,
+    Sample,
+    attempt,
+    list_folder,
+    list_if_there,
+    missing_mask,
+    numbers,
+    read_lines,
+    read_text,
+    refuse,
+    stem,
+)
+from differad.errors import ManifestError
+
+SIDE = 512  # every picture is 512 x 512, and some ellipses reach over its edge
+
+
+def read_dagm(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
+    """DAGM 2007 in either version, told apart class by class. Raises ManifestError."""
+    listing = list_folder(root, problems)
+    names = [name for name in listing.folders if name.startswith("Class") and not name.endswith("_def")]
+    if not names:
+        raise ManifestError(f"{root}: no folder Class1; DAGM 2007 keeps each texture in ClassN")
+    classes = [_unnested(list_folder(root / name, problems), problems) for name in names]
+    for name, folder in zip(names, classes, strict=True):
+        if "Train" not in folder.folders and f"{name}_def" not in listing.folders:
+            raise ManifestError(
+                f"{folder.path}: no folder Train and no {name}_def beside it; one of them holds defects"
+            )
+    return (sample for folder in classes for sample in _class_samples(folder, problems))
+
+
+def ellipse_box(major: float, minor: float, angle: float, x: float, y: float) -> Boxes:
+    """The (1, 4) box around an ellipse of semi-axes `major`, `minor` (pixels), turned by `angle` (radians)."""
+    half_width = np.hypot(major * np.cos(angle), minor * np.sin(angle))
+    half_height = np.hypot(major * np.sin(angle), minor * np.cos(angle))
+    return as_boxes([x - half_width, y - half_height, x + half_width, y + half_height])
+
+
+def _unnested(folder: Listing, problems: Problems) -> Listing:
+    """Class1/Class1, as some archives unpack, becomes the inner folder."""
+    name = folder.path.name
+    if "Train" not in folder.folders and name in folder.folders:
+        return list_folder(folder.path / name, problems)
+    return folder
+
+
+def _class_samples(folder: Listing, problems: Problems) -> Iterator[Sample]:
+    if "Train" in folder.folders:
+        for split in ("Train", "Test"):
+            yield from _masked_samples(list_if_there(folder, split, problems), split.lower(), problems)
+        return
+    name = folder.path.name
+    yield from (Sample(folder.path / file, name, True) for file in folder.images)
+    yield from _ellipse_samples(list_folder(folder.path.parent / f"{name}_def", problems), name, problems)
+
+
+def _masked_samples(folder: Listing, split: str, problems: Problems) -> Iterator[Sample]:
+    label = list_if_there(folder, "Label", problems)
+    flagged = _flagged(label, problems)
+    name = folder.path.parent.name
+    for file in folder.images:
+        mask = label.find(f"{stem(file)}_label.PNG", f"{stem(file)}_label.png")
+        if mask is not None:
+            yield Sample(folder.path / file, name, False, (mask,), kind="defect", split=split)
+        elif file in flagged:
+            problems(missing_mask(folder.path / file, label.path / f"{stem(file)}_label.PNG"))
+        else:
+            yield Sample(folder.path / file, name, True, split=split)
+
+
+def _flagged(label: Listing, problems: Problems) -> set[str]:
+    """Pictures that Labels.txt calls defective; none where the file is absent, as masks alone tell then."""
+    path = label.find("Labels.txt", "labels.txt")
+    lines = (attempt(problems, read_lines, path) or []) if path else []
+    fields = [line.split() for _, line in lines]
+    return {columns[2] for columns in fields if len(columns) >= 3 and columns[1] == "1"}
+
+
+def _ellipse_samples(folder: Listing, name: str, problems: Problems) -> Iterator[Sample]:
+    boxes = _ellipses(folder)
+    for file in folder.images:
+        if stem(file) in boxes:
+            yield Sample(folder.path / file, name, False, boxes=boxes[stem(file)], kind="defect")
+        else:
+            problems(f"{folder.path / file}: no line in labels.txt; a defective part needs its ellipse (--skip-bad)")
+
+
+def _ellipses(folder: Listing) -> dict[str, Boxes]:
+    """Box of each ellipse by the picture's number. Raises ManifestError."""
+    path = folder.path / "labels.txt"
+    # A label is six values, on one line or with the picture's number on a line of its own.
+    fields = read_text(path).split()
+    if len(fields) % 6:
+        raise ManifestError(f"{path}: {len(fields)} values; expected six a picture: number, axes, angle, x, y")
+    found = {}
+    for start in range(0, len(fields), 6):
+        picture, *values = fields[start : start + 6]
+        major, minor, angle, x, y = numbers(values, f"{path}: picture {picture}")
+        found[stem(picture)] = clip(ellipse_box(major, minor, angle, x, y), SIDE, SIDE)
+    return found

@@ -1,0 +1,99 @@
+"""DeepPCB: 1,500 pairs of a template and an aligned test board, 640 x 640 pixels, with boxes of six kinds of defects.
+
+`PCBData/groupNNNNN/NNNNN/NNNNNIII_test.jpg`, `…_temp.jpg` and `PCBData/groupNNNNN/NNNNN_not/NNNNNIII.txt` with a line
+`x1 y1 x2 y2 type` per defect (commas in the text that describes it, spaces in the files); `trainval.txt` and
+`test.txt` give the split. Source: https://github.com/tangsanli5201/DeepPCB.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from differad.boxes import as_boxes, is_degenerate
+from differad.data.sources.sample import (
+    Listing,
+    Problems,
+    Sample,
+    attempt,
+    list_folder,
+    list_if_there,
+    numbers,
+    read_lines,
+    refuse,
+)
+from differad.errors import ManifestError
+
+KINDS = {1: "open", 2: "short", 3: "mousebite", 4: "spur", 5: "copper", 6: "pin-hole"}
+_TEST = "_test.jpg"
+
+
+def read_deeppcb(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
+    """DeepPCB from its repository or from `PCBData`; each sample has its template. Raises ManifestError.
+
+    Templates are no samples of their own: a board's only good picture is its template, which has no other reference.
+    """
+    listing = list_folder(root, problems)
+    if "PCBData" in listing.folders:
+        listing = list_folder(root / "PCBData", problems)
+    groups = [name for name in listing.folders if name.startswith("group")]
+    if not groups:
+        raise ManifestError(f"{root}: no folder PCBData/group00041; DeepPCB keeps its boards in groupNNNNN")
+    return _samples(listing, groups, problems)
+
+
+def _samples(listing: Listing, groups: list[str], problems: Problems) -> Iterator[Sample]:
+    splits = {**_split(listing, "trainval.txt", "train"), **_split(listing, "test.txt", "test")}
+    for group in groups:
+        folders = list_folder(listing.path / group, problems)
+        for board in folders.folders:
+            if board.endswith("_not"):
+                continue
+            pictures = list_folder(folders.path / board, problems)
+            labels = list_if_there(folders, f"{board}_not", problems)
+            for file in pictures.files:
+                if file.endswith(_TEST):
+                    name = file.removesuffix(_TEST)
+                    sample = attempt(problems, _sample, pictures, labels, name, splits.get(name, ""))
+                    if sample is not None:
+                        yield sample
+
+
+def _split(listing: Listing, name: str, split: str) -> dict[str, str]:
+    """The split by the board's number, from lines `group…/…/NNNNNIII.jpg group…/…_not/NNNNNIII.txt`."""
+    path = listing.find(name)
+    lines = read_lines(path) if path else []
+    return {Path(line.split()[0]).stem: split for _, line in lines}
+
+
+def _sample(pictures: Listing, labels: Listing, name: str, split: str) -> Sample:
+    image = pictures.path / f"{name}{_TEST}"
+    template = pictures.find(f"{name}_temp.jpg")
+    if template is None:
+        raise ManifestError(
+            f"{image}: no template {name}_temp.jpg beside it; add it or leave the board out (--skip-bad)"
+        )
+    path = labels.find(f"{name}.txt")
+    if path is None:
+        raise ManifestError(
+            f"{image}: no labels {labels.path / name}.txt; add them or leave the board out (--skip-bad)"
+        )
+    rows = [_label(line, f"{path}:{number}") for number, line in read_lines(path)]
+    boxes = as_boxes([row[:4] for row in rows])
+    kinds = dict.fromkeys(KINDS.get(int(row[4]), f"type {row[4]:g}") for row in rows)
+    return Sample(
+        image,
+        "deeppcb",
+        not rows,
+        boxes=boxes if rows else None,
+        template=template,
+        kind="+".join(kinds),
+        split=split,
+        product=name,
+        view=name,
+    )
+
+
+def _label(line: str, place: str) -> list[float]:
+    values = numbers(line.replace(",", " ").split(), place)
+    if len(values) != 5 or is_degenerate(as_boxes(values[:4])).any():
+        raise ManifestError(f"{place}: {line.strip()!r}; expected x1 y1 x2 y2 type with x1 < x2 and y1 < y2")
+    return values

@@ -1,0 +1,164 @@
+"""MVTec AD and the data sets in its layout: MPDD, 3CAD, BTAD, MVTec LOCO AD, and MVTec AD 2 close by.
+
+`CATEGORY/train/good`, `CATEGORY/test/KIND` and masks below `CATEGORY/ground_truth/KIND`; each data set names masks in
+its own way. The root may also be a single category. Layouts read at:
+https://github.com/open-edge-platform/anomalib/tree/main/src/anomalib/data/datasets/image (mvtecad.py, mvtecad2.py,
+mvtec_loco.py, mpdd.py, btech.py) and
+https://github.com/EnquanYang2022/3CAD/blob/main/train_utils/toolbox/datasets/Data_3CAD.py.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from differad.data.sources.sample import (
+    Listing,
+    Problems,
+    Sample,
+    folder_name,
+    list_folder,
+    list_if_there,
+    missing_mask,
+    refuse,
+    stem,
+)
+from differad.errors import ManifestError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set departs from MVTec AD: its name, the folder of good parts, the endings of its mask files.
+
+    `many_masks`: the masks of one picture lie in a folder of its name.
+    """
+
+    title: str
+    good: str = "good"
+    endings: tuple[str, ...] = ("_mask.png",)
+    many_masks: bool = False
+
+
+def read_mvtec(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
+    """MVTec AD, masks `NNN_mask.png` (or `NNN.png`, as copies of the layout have it). Raises ManifestError."""
+    return read_layout(root, Layout("MVTec AD", endings=("_mask.png", ".png")), problems)
+
+
+def read_mpdd(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
+    """MPDD, masks `NNN_mask.png`. Raises ManifestError."""
+    return read_layout(root, Layout("MPDD", endings=("_mask.png", ".png")), problems)
+
+
+def read_3cad(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
+    """3CAD, masks named as their picture. Raises ManifestError."""
+    return read_layout(root, Layout("3CAD", endings=(".png",)), problems)
+
+
+def read_btad(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
+    """BTAD: `ok` and `ko`, masks `.png` in products 01 and 02, `.bmp` in 03. Raises ManifestError."""
+    return read_layout(root, Layout("BTAD", good="ok", endings=(".png", ".bmp")), problems)
+
+
+def read_mvtec_loco(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
+    """MVTec LOCO AD: masks `ground_truth/KIND/NNN/000.png`, `001.png` …, one per anomaly. Raises ManifestError."""
+    return read_layout(root, Layout("MVTec LOCO AD", many_masks=True), problems)
+
+
+def read_mvtec2(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
+    """MVTec AD 2: train, validation and the public test set; the private ones have no labels. Raises ManifestError.
+
+    File names are `NNN_LIGHT.png`: the light (`regular`, `overexposed`, `shift_1` …) is the view, since a part seen in
+    another light is no fair reference, and the number is the part.
+    """
+    categories = _categories(root, Layout("MVTec AD 2"), problems)
+    for category in categories:
+        category.require("test_public", why="MVTec AD 2 keeps its labelled test pictures there")
+    return (sample for category in categories for sample in _light_samples(category, problems))
+
+
+def read_layout(root: Path, layout: Layout, problems: Problems = refuse) -> Iterator[Sample]:
+    """Any data set in this layout, category by category in order of their names. Raises ManifestError."""
+    categories = _categories(root, layout, problems)
+    return (sample for category in categories for sample in _category_samples(category, layout, problems))
+
+
+def _categories(root: Path, layout: Layout, problems: Problems) -> list[Listing]:
+    listing = list_folder(root, problems)
+    if "train" in listing.folders:
+        found = [listing]
+    else:
+        below = [list_folder(root / name, problems) for name in listing.folders]
+        found = [folder for folder in below if {"train", "test", "ground_truth"} & set(folder.folders)] or below
+    if not found:
+        raise ManifestError(f"{root}: no folders; {layout.title} keeps good parts in CATEGORY/train/{layout.good}")
+    why = f"{layout.title} keeps good parts there"
+    for category in found:
+        if layout.good not in list_if_there(category, "train").folders:
+            raise ManifestError(f"{category.path}: no folder train/{layout.good}; {why}")
+    return found
+
+
+def _category_samples(category: Listing, layout: Layout, problems: Problems) -> Iterator[Sample]:
+    name = folder_name(category.path)
+    truth = list_if_there(category, "ground_truth", problems)
+    for split in ("train", "validation", "test"):
+        parts = list_if_there(category, split, problems)
+        for kind in parts.folders:
+            pictures = list_folder(parts.path / kind, problems)
+            if kind == layout.good:
+                yield from (Sample(pictures.path / file, name, True, split=split) for file in pictures.images)
+                continue
+            find = _mask_finder(list_if_there(truth, kind, problems), layout, problems)
+            for file in pictures.images:
+                image = pictures.path / file
+                masks = find(image)
+                if masks:
+                    yield Sample(image, name, False, masks, kind=kind, split=split)
+
+
+def _mask_finder(folder: Listing, layout: Layout, problems: Problems) -> Callable[[Path], tuple[Path, ...]]:
+    """A function from a picture to its masks; none after a report that they are missing."""
+
+    def one(image: Path) -> tuple[Path, ...]:
+        names = [image.stem + ending for ending in layout.endings]
+        mask = folder.find(*names)
+        if mask is None:
+            problems(missing_mask(image, *(folder.path / name for name in names)))
+        return () if mask is None else (mask,)
+
+    def many(image: Path) -> tuple[Path, ...]:
+        own = list_if_there(folder, image.stem, problems)
+        masks = tuple(own.path / name for name in own.images)
+        if not masks:
+            problems(missing_mask(image, own.path / "000.png"))
+        return masks
+
+    return many if layout.many_masks else one
+
+
+def _light_samples(category: Listing, problems: Problems) -> Iterator[Sample]:
+    name = folder_name(category.path)
+    public = list_folder(category.path / "test_public", problems)
+    masks = list_if_there(list_if_there(public, "ground_truth", problems), "bad", problems)
+    for parent, split, kind in (
+        (list_if_there(category, "train", problems), "train", "good"),
+        (list_if_there(category, "validation", problems), "validation", "good"),
+        (public, "test", "good"),
+        (public, "test", "bad"),
+    ):
+        pictures = list_if_there(parent, kind, problems)
+        for file in pictures.images:
+            number, _, light = stem(file).partition("_")
+            mask = masks.find(f"{stem(file)}_mask.png") if kind == "bad" else None
+            if kind == "bad" and mask is None:
+                problems(missing_mask(pictures.path / file, masks.path / f"{stem(file)}_mask.png"))
+                continue
+            yield Sample(
+                pictures.path / file,
+                name,
+                kind == "good",
+                (mask,) if mask else (),
+                kind="" if kind == "good" else kind,
+                split=split,
+                product=f"{name}/{split}/{kind}/{number}",
+                view=light,
+            )

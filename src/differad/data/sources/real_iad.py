@@ -1,0 +1,106 @@
+"""Real-IAD: 30 objects, each part photographed by five cameras C1 to C5, labels in one JSON file per object.
+
+`realiad_jsons/OBJECT.json` holds `train` and `test` lists of {category, anomaly_class, image_path, mask_path}, paths
+relative to `realiad_1024/OBJECT` (or another size). A part with a defect that a camera does not see is `OK` in that
+camera's picture. Sources: https://github.com/Tencent/AnomalyDetection_Real-IAD and
+https://github.com/open-edge-platform/anomalib/blob/main/src/anomalib/data/datasets/image/realiad.py.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from differad.data.manifest import parse_line
+from differad.data.sources.sample import (
+    FileIndex,
+    Problems,
+    Sample,
+    attempt,
+    inside,
+    list_folder,
+    missing_mask,
+    read_text,
+    refuse,
+    stem,
+)
+from differad.errors import ManifestError
+
+# The largest pictures that most downloads have come first; `realiad_raw` is ten times their size.
+_IMAGE_FOLDERS = ("realiad_1024", "realiad_raw", "realiad_512", "realiad_256")
+_VIEW = re.compile(r"_(C\d)_")
+
+
+class _Entry(BaseModel):
+    anomaly_class: str
+    image_path: str
+    mask_path: str | None = None
+
+
+class _Meta(BaseModel):
+    normal_class: str = "OK"
+
+
+class _Document(BaseModel):
+    meta: _Meta = _Meta()
+    train: list[_Entry] = []
+    test: list[_Entry] = []
+
+
+def read_real_iad(root: Path, problems: Problems = refuse, *, labels: str = "realiad_jsons") -> Iterator[Sample]:
+    """Real-IAD with the labels of folder `labels` (`realiad_jsons_sv`: one view only). Raises ManifestError."""
+    listing = list_folder(root, problems)
+    images = next((root / name for name in _IMAGE_FOLDERS if name in listing.folders), None)
+    if images is None:
+        raise ManifestError(f"{root}: no folder {_IMAGE_FOLDERS[0]}; Real-IAD keeps OBJECT/OK and OBJECT/NG there")
+    documents = [path for path in _label_files(root, labels, problems) if (images / stem(path.name)).is_dir()]
+    if not documents:
+        raise ManifestError(f"{images}: no folder of an object that {labels} names; unpack the objects there")
+    return (sample for path in documents for sample in _object_samples(path, images / stem(path.name), problems))
+
+
+def _label_files(root: Path, labels: str, problems: Problems) -> list[Path]:
+    """The JSON files of folder `labels`, which the archive holds inside a folder `realiad_jsons` once more."""
+    for folder in (root / "realiad_jsons" / labels, root / labels):
+        if folder.is_dir():
+            found = [folder / name for name in list_folder(folder, problems).files if name.endswith(".json")]
+            if found:
+                return found
+    raise ManifestError(f"{root}: no {labels}/OBJECT.json; unpack realiad_jsons.zip there")
+
+
+def _object_samples(path: Path, folder: Path, problems: Problems) -> Iterator[Sample]:
+    document = parse_line(_Document, read_text(path), str(path))
+    files = FileIndex(problems)
+    for split, entries in (("train", document.train), ("test", document.test)):
+        build = partial(_sample, folder=folder, split=split, normal=document.meta.normal_class, files=files)
+        for number, entry in enumerate(entries):
+            sample = attempt(problems, build, entry, place=f"{path}: {split}.{number}")
+            if sample is not None:
+                yield sample
+
+
+def _sample(entry: _Entry, place: str, folder: Path, split: str, normal: str, files: FileIndex) -> Sample:
+    image = inside(folder, entry.image_path, place)
+    if image not in files:
+        raise ManifestError(f"{place}: {image} is not there; unpack the object again")
+    view = _VIEW.search(image.name)
+    is_normal = entry.anomaly_class == normal
+    masks: tuple[Path, ...] = ()
+    if not is_normal:
+        masks = (inside(folder, entry.mask_path, place),) if entry.mask_path else ()
+        if not masks or masks[0] not in files:
+            raise ManifestError(missing_mask(image, *(masks or (image.with_suffix(".png"),))))
+    return Sample(
+        image,
+        folder.name,
+        is_normal,
+        masks,
+        kind="" if is_normal else entry.anomaly_class,
+        split=split,
+        # OBJECT/NG/BX/S0001 or OBJECT/OK/S0001: one folder per part.
+        product=f"{folder.name}/{image.parent.relative_to(folder).as_posix()}",
+        view=view.group(1) if view else "",
+    )

@@ -1,0 +1,100 @@
+"""Surfaces with a mask beside each picture: KolektorSDD, KolektorSDD2 and the magnetic tiles.
+
+KolektorSDD: `kosNN/PartM.jpg`, `kosNN/PartM_label.bmp`; one folder per commutator. KolektorSDD2: `{train,test}/ID.png`,
+`ID_GT.png`. In both every picture has a mask and only the mask tells whether the part is good, so masks are opened.
+Magnetic tiles: `MT_KIND/Imgs/NAME.jpg`, `NAME.png`; `MT_Free` is good.
+Sources: https://www.vicos.si/resources/kolektorsdd/, https://www.vicos.si/resources/kolektorsdd2/,
+https://github.com/abin24/Magnetic-tile-defect-datasets.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from differad.data.sources.sample import (
+    Listing,
+    Problems,
+    Sample,
+    attempt,
+    list_folder,
+    list_if_there,
+    marks_anything,
+    missing_mask,
+    refuse,
+    stem,
+)
+from differad.errors import ManifestError
+
+
+def read_kolektor(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
+    """KolektorSDD; the commutator is the part. Raises ManifestError."""
+    listing = list_folder(root, problems)
+    names = [name for name in listing.folders if name.startswith("kos")]
+    if not names:
+        raise ManifestError(f"{root}: no folder kos01; KolektorSDD keeps the pictures of each commutator in kosNN")
+    return (sample for name in names for sample in _commutator_samples(list_folder(root / name, problems), problems))
+
+
+def read_kolektor2(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
+    """KolektorSDD2. Raises ManifestError."""
+    listing = list_folder(root, problems)
+    listing.require("train", "test", why="KolektorSDD2 keeps its pictures there, each with a mask ID_GT.png")
+    return (
+        sample
+        for split in ("train", "test")
+        for sample in _marked_samples(list_if_there(listing, split, problems), split, problems)
+    )
+
+
+def read_magnetic_tile(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
+    """Magnetic tiles; the kind is the folder's name without `MT_`. Raises ManifestError."""
+    listing = list_folder(root, problems)
+    names = [name for name in listing.folders if name.startswith("MT_")]
+    if not names:
+        raise ManifestError(f"{root}: no folder MT_Free; the magnetic tiles lie in MT_KIND/Imgs")
+    kinds = [list_folder(root / name, problems) for name in names]
+    for kind in kinds:
+        kind.require("Imgs", why="the magnetic tiles of a kind lie there, a .jpg and a .png mask each")
+    return (sample for kind in kinds for sample in _tile_samples(kind, problems))
+
+
+def _commutator_samples(folder: Listing, problems: Problems) -> Iterator[Sample]:
+    for file in folder.images:
+        if not stem(file).endswith("_label"):
+            sample = Sample(folder.path / file, "kolektor_sdd", True, product=folder.path.name)
+            yield from _judged(sample, folder, f"{stem(file)}_label.bmp", problems)
+
+
+def _marked_samples(folder: Listing, split: str, problems: Problems) -> Iterator[Sample]:
+    for file in folder.images:
+        if not stem(file).endswith("_GT"):
+            sample = Sample(folder.path / file, "kolektor_sdd2", True, split=split)
+            yield from _judged(sample, folder, f"{stem(file)}_GT.png", problems)
+
+
+def _judged(sample: Sample, folder: Listing, mask: str, problems: Problems) -> Iterator[Sample]:
+    """The sample, defective if its mask marks anything; nothing where the mask is missing or broken."""
+    path = folder.find(mask)
+    if path is None:
+        problems(f"{sample.image}: no mask {mask} beside it; good parts have a black one, so unpack the data again")
+        return
+    marked = attempt(problems, marks_anything, path)
+    if marked is not None:
+        yield replace(sample, is_normal=False, masks=(path,), kind="defect") if marked else sample
+
+
+def _tile_samples(kind: Listing, problems: Problems) -> Iterator[Sample]:
+    name = kind.path.name.removeprefix("MT_")
+    folder = list_if_there(kind, "Imgs", problems)
+    for file in folder.files:
+        if not file.endswith(".jpg"):
+            continue
+        image = folder.path / file
+        if name == "Free":
+            yield Sample(image, "magnetic_tile", True)
+            continue
+        mask = folder.find(f"{stem(file)}.png")
+        if mask is None:
+            problems(missing_mask(image, image.with_suffix(".png")))
+            continue
+        yield Sample(image, "magnetic_tile", False, (mask,), kind=name)

@@ -1,0 +1,265 @@
+"""A user's own data: pos/neg folders, anomalib's Folder, COCO and YOLO labels."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from differad.data.manifest import read_pairs
+from differad.data.sources.coco import read_coco
+from differad.data.sources.folders import read_folder, read_neg_defective, read_pos_defective, read_pos_neg
+from differad.data.sources.sample import ProblemList
+from differad.data.sources.yolo import class_names, read_yolo
+from differad.errors import ImageError, ManifestError, OptionError
+
+POS_NEG = {
+    "lens/pos/a.jpg": None,
+    "lens/pos/a.png": None,
+    "lens/pos/b.png": None,
+    "lens/pos/b_mask.png": None,
+    "lens/neg/c.jpg": None,
+}
+
+
+def test_pos_and_neg_mean_what_the_caller_says(plant, facts):
+    root = plant(POS_NEG)
+    assert facts(read_pos_defective(root), root) == [
+        ("lens/neg/c.jpg", "lens", True, []),
+        ("lens/pos/a.jpg", "lens", False, ["lens/pos/a.png"]),
+        ("lens/pos/b.png", "lens", False, ["lens/pos/b_mask.png"]),
+    ]
+    problems = ProblemList()
+    assert facts(read_neg_defective(root, problems), root) == [
+        ("lens/pos/a.jpg", "lens", True, []),
+        ("lens/pos/b.png", "lens", True, []),
+    ]
+    assert "c.jpg: no mask" in problems.messages[0]
+    with pytest.raises(OptionError, match="expected 'pos' or 'neg'"):
+        read_pos_neg(root, defective="bad")
+
+
+def test_pos_and_neg_at_the_root(plant):
+    root = plant(POS_NEG) / "lens"
+    assert {s.category for s in read_pos_defective(root)} == {"lens"}
+
+
+def test_pos_neg_broken_layouts(plant, tmp_path):
+    with pytest.raises(ManifestError, match="no folder neg"):
+        read_pos_defective(plant({"pos/a.jpg": None}))
+    with pytest.raises(ManifestError, match="no folder pos"):
+        read_pos_defective(plant({"lens/good/a.jpg": None}, "named"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ManifestError, match="no folders pos and neg"):
+        read_pos_defective(tmp_path / "empty")
+
+
+FOLDER = {
+    "good/1.png": None,
+    "scratch/2.png": None,
+    "dent/3.jpg": None,
+    "ground_truth/scratch/2_mask.png": None,
+    "ground_truth/dent/3.png": None,
+}
+
+
+def test_folder(plant, facts):
+    root = plant(FOLDER, "widget")
+    expected = [
+        ("good/1.png", "widget", True, []),
+        ("dent/3.jpg", "widget", False, ["ground_truth/dent/3.png"]),
+        ("scratch/2.png", "widget", False, ["ground_truth/scratch/2_mask.png"]),
+    ]
+    samples = list(read_folder(root))
+    assert facts(samples, root) == expected
+    assert [s.kind for s in samples] == ["", "dent", "scratch"]
+    assert facts(read_folder(root, normal="good", abnormal=("dent",), masks="ground_truth"), root) == expected[:2]
+
+
+def test_folder_with_all_masks_in_one(plant, facts):
+    root = plant({"normal/1.png": None, "abnormal/2.jpg": None, "masks/2.jpg": None})
+    assert facts(read_folder(root), root)[1][3] == ["masks/2.jpg"]
+
+
+def test_folder_broken_layouts(plant):
+    with pytest.raises(ManifestError, match="no folder good"):
+        read_folder(plant({"images/1.png": None}))
+    with pytest.raises(ManifestError, match="no folder ground_truth; the masks of bad lie there"):
+        read_folder(plant({"good/1.png": None, "bad/2.png": None}, "unmasked"))
+    with pytest.raises(ManifestError, match="no folder spots"):
+        read_folder(plant(FOLDER, "named"), abnormal=("spots",))
+    with pytest.raises(ManifestError, match="no folder fine"):
+        read_folder(plant(FOLDER, "fine"), normal="fine")
+    root = plant({**FOLDER, "dent/4.jpg": None}, "missing")
+    with pytest.raises(ManifestError, match=r"4.jpg: no mask"):
+        list(read_folder(root))
+
+
+def coco(images, annotations):
+    return json.dumps(
+        {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": 1, "name": "scratch"}, {"id": 2, "name": "dent"}],
+        }
+    )
+
+
+IMAGES = [{"id": 7, "file_name": "b.jpg", "width": 12, "height": 8}, {"id": 8, "file_name": "a.jpg"}]
+BOXES = [
+    {"id": 1, "image_id": 7, "category_id": 2, "bbox": [1, 2, 3, 4.5], "iscrowd": 0},
+    {"id": 2, "image_id": 7, "category_id": 1, "bbox": [0, 0, 5, 5]},
+]
+
+
+@pytest.mark.parametrize(
+    ("labels", "pictures", "split"),
+    [
+        ("annotations/instances_val2017.json", "val2017", "val"),
+        ("annotations/instances_train.json", "images", "train"),
+        ("test/_annotations.coco.json", "test", "test"),
+        ("valid/labels.json", "valid", "val"),
+        ("labels.json", ".", ""),
+        ("contest/labels.json", "contest", ""),
+    ],
+)
+def test_coco_layouts(plant, labels, pictures, split):
+    root = plant({labels: coco(IMAGES, BOXES), f"{pictures}/a.jpg": None, f"{pictures}/b.jpg": None}, "board")
+    good, bad = read_coco(root)
+    assert (good.image.name, good.is_normal, good.boxes, good.split, good.category) == (
+        "a.jpg",
+        True,
+        None,
+        split,
+        "board",
+    )
+    assert bad.boxes.tolist() == [[1, 2, 4, 6.5], [0, 0, 5, 5]]  # 1 + 3 = 4, 2 + 4.5 = 6.5
+    assert bad.kind == "dent+scratch"
+
+
+@pytest.mark.parametrize(
+    ("image", "box", "message"),
+    [
+        ({"id": 7, "file_name": "../../x.jpg"}, None, "leads out"),
+        ({"id": 7, "file_name": "none.jpg"}, None, "neither beside the labels nor in images/"),
+        ({"id": 7, "file_name": "a.jpg"}, [1, 2, 0, 4], "without area"),
+        ({"id": 7, "file_name": "a.jpg"}, [1, 2, 3], "expected x, y, width, height"),
+        ({"id": 7, "file_name": "a.jpg"}, [], "expected x, y, width, height"),
+    ],
+)
+def test_coco_problems(plant, image, box, message):
+    boxes = [] if box is None else [{"image_id": 7, "category_id": 1, "bbox": box}]
+    root = plant({"labels.json": coco([image], boxes), "a.jpg": None})
+    with pytest.raises(ManifestError, match=message):
+        list(read_coco(root))
+
+
+def test_coco_broken_files(plant):
+    with pytest.raises(ManifestError, match=r"no annotations/\*.json"):
+        read_coco(plant({"images/a.jpg": None}))
+    for text in ("{", "[]", '{"images": 3, "annotations": []}'):
+        with pytest.raises(ManifestError, match=r"labels.json: "):
+            list(read_coco(plant({"labels.json": text}, "broken")))
+    path = plant({"labels.json": b"\xff\xfe"}, "binary")
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        list(read_coco(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("names: ['scratch', \"dent\"]\nnc: 2\n", {0: "scratch", 1: "dent"}),
+        ("train: images/train\nnames:\n- scratch\n- dent\nnc: 2\n", {0: "scratch", 1: "dent"}),
+        ("names:\n  0: scratch  # deep\n  3: 'big dent'\n\nnc: 2\n", {0: "scratch", 3: "big dent"}),
+        ("names: {0: scratch, 1: dent}", {0: "scratch", 1: "dent"}),
+        ("names: [\n  scratch,\n  dent\n]\nnc: 2\n", {0: "scratch", 1: "dent"}),
+        ("nc: 2\n", {}),
+        ("names:\nnc: 2\n", {}),
+    ],
+)
+def test_class_names(text, expected):
+    assert class_names(text) == expected
+
+
+YOLO = {
+    "data.yaml": "names: [scratch, dent]\n",
+    "images/train/a.jpg": (0, 0, 1, 1),
+    "images/train/b.jpg": None,
+    "images/train/c.jpg": None,
+    "labels/train/a.txt": "1 0.5 0.5 0.5 0.25\n0 0 0 0.5 0 0.5 1\n",
+    "labels/train/b.txt": "\n",
+}
+
+
+def test_yolo(plant):
+    samples = list(read_yolo(plant(YOLO, "part")))
+    assert [(s.image.name, s.is_normal, s.split, s.category) for s in samples] == [
+        ("a.jpg", False, "train", "part"),
+        ("b.jpg", True, "train", "part"),
+        ("c.jpg", True, "train", "part"),
+    ]
+    # 12 x 8 pixels: 0.25 * 12 = 3, 0.375 * 8 = 3, 0.75 * 12 = 9, 0.625 * 8 = 5; the polygon spans (0, 0) to (0.5, 1).
+    assert samples[0].boxes.tolist() == [[3, 3, 9, 5], [0, 0, 6, 8]]
+    assert samples[0].kind == "dent+scratch"
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "split"), [("images", "labels", ""), ("valid/images", "valid/labels", "valid")]
+)
+def test_yolo_layouts(plant, images, labels, split):
+    root = plant({f"{images}/a.jpg": (0, 0, 1, 1), f"{labels}/a.txt": "0 0.5 0.5 1 1"})
+    assert [(s.boxes.tolist(), s.split, s.kind) for s in read_yolo(root)] == [([[0, 0, 12, 8]], split, "0")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 0.5 0.5", "expected class cx cy width height"),
+        ("0 0.5 0.5 100 100", "not pixels"),
+        ("0 0.5 0.5 0 0.5", "without area"),
+        ("scratch 0.5 0.5 0.1 0.1", "'scratch' is no number"),
+    ],
+)
+def test_yolo_problems(plant, line, message):
+    root = plant({**YOLO, "labels/train/a.txt": line})
+    with pytest.raises(ManifestError, match=message):
+        list(read_yolo(root))
+    problems = ProblemList()
+    assert len(list(read_yolo(root, problems))) == 2
+    assert "a.txt" in problems.messages[0]
+
+
+def test_yolo_broken_picture_and_root(plant):
+    root = plant({**YOLO, "images/train/a.jpg": "broken"})
+    with pytest.raises((ManifestError, ImageError), match=r"a.jpg"):
+        list(read_yolo(root))
+    with pytest.raises(ManifestError, match="no folders images and labels"):
+        read_yolo(plant({"images/a.jpg": None}, "unlabelled"))
+
+
+def test_real_boards_through_coco_and_yolo(shared, tmp_path):
+    """Boxes of real pairs, written in both formats, come back (YOLO's shares to a hundredth of a pixel)."""
+    pairs = list(read_pairs(shared / "deeppcb" / "pairs.jsonl"))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "images").symlink_to(shared.resolve() / "deeppcb" / "target")
+    images, annotations = [], []
+    for number, pair in enumerate(pairs):
+        images.append({"id": number, "file_name": pair.target.name})
+        with Image.open(pair.target) as picture:
+            width, height = picture.size
+        lines = []
+        for x1, y1, x2, y2 in pair.boxes.tolist():
+            annotations.append({"image_id": number, "category_id": 0, "bbox": [x1, y1, x2 - x1, y2 - y1]})
+            shares = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
+            lines.append("0 " + " ".join(f"{share:.6f}" for share in shares))
+        (tmp_path / "labels" / f"{pair.target.stem}.txt").write_text("\n".join(lines))
+    (tmp_path / "annotations.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    truth = {pair.target.name: pair.boxes.tolist() for pair in pairs}
+    for reader in (read_coco, read_yolo):
+        samples = list(reader(tmp_path))
+        assert len(samples) == len(pairs) == 130
+        for sample in samples:
+            boxes = [] if sample.boxes is None else sample.boxes.tolist()
+            assert sample.is_normal == (not boxes)
+            assert len(boxes) == len(truth[sample.image.name])
+            for box, true in zip(boxes, truth[sample.image.name], strict=True):
+                assert box == pytest.approx(true, abs=0.01)
