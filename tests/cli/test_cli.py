@@ -120,7 +120,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, says, capsys, monkey
     assert says in streams.err
 
 
-@pytest.mark.parametrize("command", ["locate", "evaluate", "score", "models"])
+@pytest.mark.parametrize("command", ["locate", "evaluate", "score", "models", "export", "import"])
 def test_every_command_has_help_with_an_example(command, capsys):
     assert run([command, "--help"]) == 0
     assert f"Example: differad {command}" in capsys.readouterr().out

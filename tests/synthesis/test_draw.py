@@ -107,6 +107,27 @@ def test_natural_pairs_add_or_remove_an_object(tmp_path):
     assert all(pair.mask.any() for pair in pairs)
 
 
+def test_segments_are_the_objects_where_they_are_given(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    picture = np.full((120, 160, 3), 90, np.uint8)
+    picture[40:80, 50:90] = (255, 0, 0)
+    labels = np.zeros((120, 160), np.uint8)
+    labels[40:80, 50:90] = 7
+    Image.fromarray(picture).save(folder / "scene.png")
+    Image.fromarray(labels).save(folder / "scene_segments.png")
+    drawer = Drawer(replace(SMALL, photographs=folder, natural_share=1.0, nuisance=0.0))
+    for pair in (drawer.draw(index) for index in range(8)):
+        shown = pair.target if pair.kind == "added" else pair.reference
+        red = (shown[..., 0] > 180) & (shown[..., 1] < 80)
+        assert red[pair.mask].mean() > 0.6  # the rim is blended; a place that is red already changes nothing
+        x1, y1, x2, y2 = pair.boxes[0]
+        assert 0.06 * 2 * 96 * 0.6 <= max(x2 - x1, y2 - y1) <= 0.25 * 2 * 96 + 4
+    Image.fromarray(labels[:50]).save(folder / "scene_segments.png")
+    with pytest.raises(InputError, match="its photograph has"):
+        drawer.draw(0)
+
+
 def test_defects_are_cut_from_labelled_pairs(tmp_path):
     target = np.full((60, 80, 3), 128, np.uint8)
     target[20:32, 30:44] = (250, 10, 10)
@@ -114,14 +135,16 @@ def test_defects_are_cut_from_labelled_pairs(tmp_path):
     mask[20:32, 30:44] = 255
     for name, pixels in (("good", np.full_like(target, 128)), ("bad", target), ("mask", mask)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    bank = Pair(tmp_path / "good.png", tmp_path / "bad.png", id="1", boxes=[[30, 20, 44, 32]], mask=tmp_path / "mask.png")
+    bank = Pair(
+        tmp_path / "good.png", tmp_path / "bad.png", id="1", boxes=[[30, 20, 44, 32]], mask=tmp_path / "mask.png"
+    )
     write_pairs(tmp_path / "pairs.jsonl", [bank])
     options = replace(SMALL, kinds=("transplanted",), categories=("grain",), nuisance=0.2)
     plain = Drawer(options).draw(0)
     pair = Drawer(replace(options, defects=tmp_path / "pairs.jsonl")).draw(0)
     assert not same(plain, pair)
-    x1, y1, x2, y2 = pair.boxes[0]
-    assert 0.5 * 14 <= x2 - x1 <= 1.6 * 14 + 4  # 14 x 12 pixels, scaled by 0.6 to 1.4, seen a little larger or smaller
+    width = pair.boxes[0, 2] - pair.boxes[0, 0]
+    assert 0.5 * 14 <= width <= 1.6 * 14 + 4  # 14 x 12 pixels, scaled by 0.6 to 1.4, seen a little larger or smaller
     write_pairs(tmp_path / "normal.jsonl", [replace(bank, boxes=np.empty((0, 4)), mask=None)])
     with pytest.raises(InputError, match="no anomalous pair with a mask"):
         Drawer(replace(options, defects=tmp_path / "normal.jsonl"))

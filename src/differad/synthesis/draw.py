@@ -22,7 +22,7 @@ from differad.images import read_image
 from differad.options import check_option, option
 from differad.synthesis.camera import Nuisance, View, draw_view
 from differad.synthesis.fills import FILLS, Bool, Foreign
-from differad.synthesis.normals import NORMALS, Draw, list_pictures, photograph
+from differad.synthesis.normals import NORMALS, Draw, cut_object, list_pictures, photograph
 from differad.synthesis.pairs import MARGIN_SHARE, SyntheticPair, make_pair, photograph_pair
 from differad.synthesis.regions import REGIONS, Stamp
 from differad.synthesis.textures import Picture
@@ -206,14 +206,26 @@ class Drawer:
         views = self._views(rng)
         if not anomalous:
             return self._photograph(plain, plain, iter(()), views, "natural")
-        name, radius = str(rng.choice(_COMPACT)), self.options.size * rng.uniform(0.06, 0.25)
-        inset = self._margin + radius
-        cover = REGIONS[name](rng, size, rng.uniform(inset, size - inset, 2), radius)
-        other = photograph(rng, size, self._photographs)
+        other, cover = self._object(rng, size)
         with_object = np.asarray(plain + cover[..., None] * (other - plain), dtype=np.float32)
         kind = str(rng.choice(NATURAL_KINDS))
         before, after = (plain, with_object) if kind == "added" else (with_object, plain)
         return _described(self._photograph(before, before, iter((after,)), views, "natural"), kind, "")
+
+    def _object(self, rng: np.random.Generator, size: int) -> tuple[Picture, Stamp]:
+        """Something of another photograph at its new place, and its coverage: a segment where there are any."""
+        cut = cut_object(rng, self._photographs[int(rng.integers(len(self._photographs)))])
+        radius = self.options.size * rng.uniform(0.06, 0.25)
+        center = rng.uniform(self._margin + radius, size - self._margin - radius, 2)
+        if cut is None:
+            cover = REGIONS[str(rng.choice(_COMPACT))](rng, size, center, radius)
+            return photograph(rng, size, self._photographs), cover
+        piece, mask = cut
+        scale = 2 * radius / max(mask.shape)
+        motion = np.array([[scale, 0, 0], [0, scale, 0]])
+        motion[:, 2] = center - scale * np.array(mask.shape[::-1]) / 2
+        cover = cv2.warpAffine(mask.astype(np.float32), motion, (size, size), flags=cv2.INTER_LINEAR)
+        return np.asarray(cv2.warpAffine(piece, motion, (size, size), flags=cv2.INTER_LINEAR)), np.asarray(cover)
 
     def _photograph(
         self, template: Picture, part: Picture, variants: Iterator[Picture], views: tuple[View, View], category: str

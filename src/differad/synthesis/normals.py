@@ -20,6 +20,7 @@ from differad.synthesis.textures import TEXTURES, Picture, draw_texture
 
 Draw = Callable[[np.random.Generator, int], Picture]
 Color = NDArray[np.float32]
+SEGMENTS = "_segments"
 PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 _LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ0123456789-/."
 _FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_PLAIN)
@@ -33,16 +34,40 @@ def cloud(rng: np.random.Generator, size: int, scale: float) -> Picture:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """Every picture below a folder, in a fixed order. Raises InputError where there is none."""
+    """Every picture below a folder but for maps of segments, in a fixed order. Raises InputError where there is none."""
     found = [
         Path(path) / name
         for path, _, names in os.walk(folder)
         for name in names
-        if Path(name).suffix.lower() in PICTURE_ENDINGS
+        if Path(name).suffix.lower() in PICTURE_ENDINGS and not Path(name).stem.endswith(SEGMENTS)
     ]
     if not found:
         raise InputError(f"{folder}: no pictures below it; expected PNG, JPEG, TIFF, BMP or WebP files")
     return sorted(found)
+
+
+def cut_object(rng: np.random.Generator, path: Path) -> tuple[Picture, NDArray[np.bool_]] | None:
+    """An object (h, w, 3) of a photograph and its mask (h, w), where `NAME_segments.png` beside it marks any.
+
+    Each value of that map but 0 is one object; those over a quarter or under a thousandth of the picture are left alone.
+    Raises ImageError, InputError.
+    """
+    beside = path.with_name(f"{path.stem}{SEGMENTS}.png")
+    if not beside.exists():
+        return None
+    picture, labels = read_image(path), read_image(beside)[..., 0]
+    if labels.shape != picture.shape[:2]:
+        raise InputError(
+            f"{beside}: {labels.shape[::-1]} pixels, its photograph has {picture.shape[1::-1]}; make it anew"
+        )
+    values, counts = np.unique(labels, return_counts=True)
+    fitting = values[(values > 0) & (counts < labels.size / 4) & (counts > labels.size / 1000)]
+    if not len(fitting):
+        return None
+    mask = labels == rng.choice(fitting)
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    window = np.s_[y : y + height, x : x + width]
+    return picture[window].astype(np.float32), mask[window]
 
 
 def crop_square(rng: np.random.Generator, picture: Picture, size: int) -> Picture:
