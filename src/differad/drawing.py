@@ -54,8 +54,9 @@ def jpeg_data_url(image: RGB, quality: int = 82) -> str:
 
 def _write_beside(canvas: RGB, text: str, x: float, y: float, width: int) -> None:
     size = 0.3 + 0.15 * width
-    (_, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, width)
+    weight = max(1, width // 2)
+    (_, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, weight)
     above = int(y) - base - width
     place = int(x), above if above > height else int(y) + height + base + width
-    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, HALO_COLOR, width + 3, cv2.LINE_AA)
-    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, PREDICTED_COLOR, width, cv2.LINE_AA)
+    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, HALO_COLOR, weight + 3, cv2.LINE_AA)
+    cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, PREDICTED_COLOR, weight, cv2.LINE_AA)

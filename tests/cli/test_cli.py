@@ -87,7 +87,7 @@ def test_evaluate_writes_everything_and_score_agrees(tmp_path):
 def test_evaluate_prints_a_table(tmp_path):
     result = differad("evaluate", EXAMPLES / "pairs.jsonl", "--out", tmp_path, env={"COLUMNS": "200"})
     assert result.returncode == 0, result.stderr
-    for word in ("miou", "whole image", "always normal", "report.html"):
+    for word in ("mIoU", "whole image", "always normal", "report.html"):
         assert word in result.stdout
 
 

@@ -16,9 +16,14 @@ COLUMNS = {
 }
 
 
+WITH_INTERVAL = ("miou", "acc_0.3")
+
+
 def print_metrics(metrics: dict[str, Any]) -> None:
     """Every category on its own, then all pairs, then the trivial baselines, on stdout."""
-    table = Table("", "pairs", *COLUMNS.values(), box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table = Table("", "pairs", box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for heading in COLUMNS.values():
+        table.add_column(heading, no_wrap=True)
     rows = {**metrics["categories"], "all pairs": metrics["overall"]}
     for name, values in rows.items():
         table.add_row(name, str(values["pairs"]), *(_cell(values, column) for column in COLUMNS))
@@ -32,4 +37,7 @@ def _cell(values: dict[str, Any], name: str) -> str:
     value, interval = values.get(name), values.get(f"{name}_ci95")
     if value is None:
         return "-"
-    return f"{value:.3f}" + (f" [{interval[0]:.2f},{interval[1]:.2f}]" if interval else "")
+    if name not in WITH_INTERVAL or not interval:
+        return f"{value:.2f}"
+    low, high = (f"{bound:.2f}".lstrip("0") for bound in interval)
+    return f"{value:.2f} [{low},{high}]"

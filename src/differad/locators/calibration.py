@@ -24,13 +24,13 @@ class Comparing:
     edge: float = 0.5
     contrast: float = 0.2
     low: float = 3.0
-    high: float = 3.0
+    high: float = 4.5
     gap: float = 0.008
     margin: float = 0.0078125
-    bias: float = -11.262
-    peak: float = 1.471
-    mass: float = 0.634
-    thickness: float = 4.152
+    bias: float = -13.274
+    peak: float = 2.369
+    mass: float = 0.797
+    thickness: float = 3.089
     threshold: float = 0.5
 
 
