@@ -103,14 +103,17 @@ def _ladder(
     affine = _refine(there, here, shift, cv2.MOTION_AFFINE)
     if affine is not None:
         yield "affine", affine, math.inf
-    bent = _refine(there, here, shift if affine is None else affine, cv2.MOTION_HOMOGRAPHY)
+    if affine is None:
+        bent = _refine(there, here, shift, cv2.MOTION_HOMOGRAPHY)
+    else:
+        bent = _refine(there, here, affine, cv2.MOTION_HOMOGRAPHY, near=True)
     if bent is not None:
         yield "homography", bent, limits.enough
     for matrix in _from_features(reference, target):
         affine = _refine(there, here, matrix, cv2.MOTION_AFFINE)
         if affine is not None:
-            yield "affine", affine, limits.enough
-        bent = _refine(there, here, matrix, cv2.MOTION_HOMOGRAPHY)
+            yield "affine", affine, math.inf
+        bent = _refine(there, here, matrix, cv2.MOTION_HOMOGRAPHY, near=True)
         if bent is not None:
             yield "homography", bent, limits.enough
 
@@ -195,13 +198,15 @@ def _match(reference: Grey, target: Grey) -> tuple[NDArray[np.float32], NDArray[
     )
 
 
-def _refine(there: Edges, here: Edges, matrix: Matrix, motion: int) -> Matrix | None:
+def _refine(there: Edges, here: Edges, matrix: Matrix, motion: int, *, near: bool = False) -> Matrix | None:
     """`matrix` moved to the nearest maximum of the enhanced correlation coefficient; None where it diverges.
 
-    At a quarter of the size, whose wide maxima reach farther, then at half, which is exact to a fifth of a pixel.
+    At a quarter of the size, whose wide maxima reach farther, then at half, which is exact to a fifth of a pixel; at half
+    alone where the start is `near`.
     """
     half = _halve(there), _halve(here)
-    for small_there, small_here in ((_halve(half[0]), _halve(half[1])), half):
+    quarter = _halve(half[0]), _halve(half[1])
+    for small_there, small_here in (half,) if near else (quarter, half):
         down = _resizing(there.shape, small_there.shape)
         up = _resizing(small_here.shape, here.shape)
         found = _ecc(small_there, small_here, np.linalg.inv(up) @ matrix @ np.linalg.inv(down), motion)
