@@ -6,9 +6,8 @@ The result belongs into src/differad/locators/calibration.py. Reads no real pict
 boards and surfaces are seen under `Nuisance()` (shift, turn, scale, wobble, light, noise, swollen edges, JPEG).
 
 - registration: `accept` lies half way between the 5 % quantile of pairs of one part and the 99 % quantile of pairs of two
-  (boards, grain, prints; woven cloth repeats itself, so another piece of it does fit); `enough` is the
-  5 % quantile and the median over pairs of one part; `worth` is what an affine map gains over a shift where nothing but
-  a shift was made (95 % quantile).
+  (boards, grain, prints; woven cloth repeats itself, so another piece of it does fit); `enough` is the 5 % quantile over
+  pairs of one part.
 - detection: a grid of tolerance, floor, edge, contrast, low, high is scored by the mean of mIoU (first box, with the margin and
   over the labels that are described below) and normal accuracy. Of those within a standard error of the best the one
   with the highest mIoU is taken: a missed defect costs more than a false alarm. Each setting has its own logistic curve,
@@ -79,7 +78,7 @@ def grey(picture: np.ndarray) -> np.ndarray:
 
 
 def registration_of(seed: int) -> dict[str, float | None]:
-    """Qualities of pair `seed` as it is, of its target with another part's reference, and what a needless map gains."""
+    """Qualities of pair `seed` as it is and of its target with another part's reference."""
     cv2.setNumThreads(1)
     pair = draw(seed)
     own = register(grey(pair.reference), grey(pair.target))
@@ -87,10 +86,7 @@ def registration_of(seed: int) -> dict[str, float | None]:
     if pair.category in UNLIKE_ITSELF:
         stranger = draw(seed + 100_000, category=pair.category)
         other = register(grey(stranger.reference), grey(pair.target)).quality
-    shifted = draw(seed, Nuisance(angle=0, scale=0, wobble=0))
-    strict = register(grey(shifted.reference), grey(shifted.target), replace(REGISTERING, worth=1.0))
-    eager = register(grey(shifted.reference), grey(shifted.target), replace(REGISTERING, worth=0.0))
-    return {"own": own.quality, "other": other, "gain": eager.quality - strict.quality}
+    return {"own": own.quality, "other": other}
 
 
 def groups_of(seed: int) -> list[tuple[tuple, list[Group], list[bool], np.ndarray]]:
@@ -231,12 +227,10 @@ def calibrate_registration(pool: ProcessPoolExecutor, seeds: range) -> dict[str,
     rows = list(pool.map(registration_of, seeds, chunksize=4))
     own = np.array([row["own"] for row in rows])
     other = np.array([row["other"] for row in rows if row["other"] is not None])
-    gain = np.array([row["gain"] for row in rows])
     worst_own, best_other = np.quantile(own, 0.05), np.quantile(other, 0.99)
     return {
         "accept": round(float(worst_own + best_other) / 2, 2),
         "enough": round(float(worst_own), 2),
-        "worth": round(max(0.001, float(np.quantile(gain, 0.95))), 3),
         "own_5%": round(float(worst_own), 3),
         "other_99%": round(float(best_other), 3),
     }

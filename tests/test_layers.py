@@ -28,7 +28,7 @@ LAYERS = {
     "web": 6,
     "__main__": 7,
 }
-HEAVY = ("torch", "transformers", "openai", "accelerate", "skimage", "scipy", "jinja2")
+HEAVY = ("torch", "transformers", "openai", "accelerate", "skimage", "scipy", "jinja2", "ray", "pyarrow", "pandas")
 
 
 def imported_layers(path):

@@ -14,6 +14,7 @@ from differad.cli.exchange import export_command, import_command
 from differad.cli.locate import locate_command
 from differad.cli.models import models_command
 from differad.cli.score import score_command
+from differad.cli.synthesize import synthesize_command
 from differad.errors import DifferadError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("locate")(locate_command)
 app.command("evaluate")(evaluate_command)
 app.command("score")(score_command)
+app.command("synthesize")(synthesize_command)
 app.command("export")(export_command)
 app.command("import")(import_command)
 app.command("models")(models_command)

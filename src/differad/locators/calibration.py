@@ -10,9 +10,8 @@ from dataclasses import dataclass
 class Registering:
     """What decides between the motions that may lay a reference on a target; qualities are tile correlations."""
 
-    accept: float = 0.57
-    enough: float = 0.9
-    worth: float = 0.004
+    accept: float = 0.59
+    enough: float = 0.91
 
 
 @dataclass(frozen=True)

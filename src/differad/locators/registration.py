@@ -6,8 +6,9 @@ onto the target: light does not move it, another part scores near zero. Knows no
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import cv2
@@ -23,11 +24,13 @@ Matrix = NDArray[np.float64]
 # Registration looks at pictures no longer than this; sub-pixel estimates keep the error under a pixel of larger ones.
 WORKING_SIDE = 640
 _EDGE_SIGMA = 1.0
-_LEAST_SIDE = 16
+_LEAST_SIDE, _LEAST_TILE = 32, 16
 # Grey levels of structure under which a surface is plain: sensor noise of 10 levels leaves 1.4 at this softness.
 _PLAIN = 1.5
 _PLAIN_SIGMA = 2.0
 _LEAST_MATCHES = 12
+# A freer motion is taken for this much more correlation: under it, it only follows noise.
+_WORTH = 0.005
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class Registration:
 def register(reference: Grey, target: Grey, limits: Registering = REGISTERING) -> Registration:
     """Find the motion from `reference` (H, W) to `target` (H', W').
 
-    A plain surface, or a picture under 16 pixels, has nothing to register by: it is laid on by size alone, with
+    A plain surface, or a picture under 32 pixels, has nothing to register by: it is laid on by size alone, with
     quality 0, and accepted where both are plain (but for a defect in the target), or of the same size.
     """
     down_reference, down_target = _shrink(reference), _shrink(target)
@@ -74,46 +77,41 @@ def warp(
 
 
 def _register_small(reference: Grey, target: Grey, limits: Registering) -> Registration:
+    """As `register`, on pictures of working size; motions are sought between edges at half of that."""
     resize = _resizing(reference.shape, target.shape)
     if min(*reference.shape, *target.shape) < _LEAST_SIDE:
         return Registration(resize, "size", 0.0, reference.shape == target.shape)
-    there, here = _edges(reference), _edges(target)
     if _contrast(reference, np.std) < _PLAIN:
         return Registration(resize, "size", 0.0, _contrast(target, _robust_spread) < _PLAIN)
+    there, here = _halve(_edges(reference)), _halve(_edges(target))
+    down = _resizing(reference.shape, there.shape)
+    up = np.linalg.inv(_resizing(target.shape, here.shape))
+    rough = (np.linalg.inv(up) @ matrix @ np.linalg.inv(down) for matrix in _from_features(reference, target))
     best = Registration(resize, "size", -1.0, False)
-    for model, matrix, stop in _ladder(reference, target, there, here, limits):
-        if not _is_sane(matrix, reference.shape, target.shape):
+    for model, matrix, stop in _ladder(there, here, rough, limits):
+        if not _is_sane(matrix, there.shape, here.shape):
             continue
         quality = _quality(there, here, matrix)
-        if quality > best.quality + limits.worth or (best.model == "size" and quality > best.quality):
-            best = Registration(matrix, model, quality, quality >= limits.accept)
+        if quality > best.quality + _WORTH or (best.model == "size" and quality > best.quality):
+            best = Registration(up @ matrix @ down, model, quality, quality >= limits.accept)
         if best.quality >= stop:
             break
     return best
 
 
 def _ladder(
-    reference: Grey, target: Grey, there: Edges, here: Edges, limits: Registering
+    there: Edges, here: Edges, rough: Iterable[Matrix], limits: Registering
 ) -> Iterator[tuple[str, Matrix, float]]:
     """Motions from simple to free, each with the quality at which dearer ones need not be computed."""
-    resize = _resizing(reference.shape, target.shape)
+    resize = _resizing(there.shape, here.shape)
     yield "size", resize, math.inf
     shift = _shift(_lay(there, resize, here.shape), here) @ resize
     yield "shift", shift, math.inf
-    affine = _refine(there, here, shift, cv2.MOTION_AFFINE)
-    if affine is not None:
-        yield "affine", affine, math.inf
-    if affine is None:
-        bent = _refine(there, here, shift, cv2.MOTION_HOMOGRAPHY)
-    else:
-        bent = _refine(there, here, affine, cv2.MOTION_HOMOGRAPHY, near=True)
-    if bent is not None:
-        yield "homography", bent, limits.enough
-    for matrix in _from_features(reference, target):
-        affine = _refine(there, here, matrix, cv2.MOTION_AFFINE)
+    for start in chain([shift], rough):
+        affine = _refine(there, here, start, cv2.MOTION_AFFINE)
         if affine is not None:
             yield "affine", affine, math.inf
-        bent = _refine(there, here, matrix, cv2.MOTION_HOMOGRAPHY, near=True)
+        bent = _refine(there, here, start if affine is None else affine, cv2.MOTION_HOMOGRAPHY, near=affine is not None)
         if bent is not None:
             yield "homography", bent, limits.enough
 
@@ -139,7 +137,7 @@ def _from_features(reference: Grey, target: Grey) -> Iterator[Matrix]:
 def _shrink(picture: Grey) -> Grey:
     """Not longer than WORKING_SIDE, unless that would leave a strip too thin to register."""
     height, width = picture.shape
-    factor = max(WORKING_SIDE / max(height, width), 2 * _LEAST_SIDE / min(height, width))
+    factor = max(WORKING_SIDE / max(height, width), _LEAST_SIDE / min(height, width))
     if factor >= 1:
         return picture
     size = max(1, round(width * factor)), max(1, round(height * factor))
@@ -201,12 +199,10 @@ def _match(reference: Grey, target: Grey) -> tuple[NDArray[np.float32], NDArray[
 def _refine(there: Edges, here: Edges, matrix: Matrix, motion: int, *, near: bool = False) -> Matrix | None:
     """`matrix` moved to the nearest maximum of the enhanced correlation coefficient; None where it diverges.
 
-    At a quarter of the size, whose wide maxima reach farther, then at half, which is exact to a fifth of a pixel; at half
-    alone where the start is `near`.
+    At half of the edges' size, whose wide maxima reach farther, then at all of it; at that alone where the start is `near`.
     """
-    half = _halve(there), _halve(here)
-    quarter = _halve(half[0]), _halve(half[1])
-    for small_there, small_here in (half,) if near else (quarter, half):
+    own = there, here
+    for small_there, small_here in (own,) if near else ((_halve(there), _halve(here)), own):
         down = _resizing(there.shape, small_there.shape)
         up = _resizing(small_here.shape, here.shape)
         found = _ecc(small_there, small_here, np.linalg.inv(up) @ matrix @ np.linalg.inv(down), motion)
@@ -220,7 +216,7 @@ def _ecc(there: Edges, here: Edges, matrix: Matrix, motion: int) -> Matrix | Non
     start = np.linalg.inv(matrix)
     start = (start / start[2, 2]).astype(np.float32)
     start = start if motion == cv2.MOTION_HOMOGRAPHY else start[:2].copy()
-    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
+    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-3)
     try:
         _, found = cv2.findTransformECC(here, there, start, motion, stop, None, 1)
     except cv2.error:
@@ -254,7 +250,7 @@ def _quality(there: Edges, here: Edges, matrix: Matrix) -> float:
     """
     covered = _lay(np.ones_like(there), matrix, here.shape) > 0.99
     moved = _lay(there, matrix, here.shape)
-    tile = max(_LEAST_SIDE, min(here.shape) // 8)
+    tile = max(_LEAST_TILE, min(here.shape) // 8)
     ours, theirs, inside = (_tiles(picture, tile) for picture in (here, moved, covered.astype(np.float32)))
     whole = inside.min(axis=1) > 0
     ours, theirs = (t - t.mean(axis=1, keepdims=True) for t in (ours, theirs))

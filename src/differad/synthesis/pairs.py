@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.boxes import Boxes
+from differad.boxes import Boxes, as_boxes
 from differad.core import Pair
-from differad.data.masks import boxes_from_mask
 from differad.images import RGB
 from differad.synthesis.boards import BoardStyle, draw_layout, draw_style, etch, shade
 from differad.synthesis.camera import STILL, Nuisance, View, develop, draw_view, see
@@ -46,7 +46,8 @@ class SyntheticPair:
     @property
     def boxes(self) -> Boxes:
         """One tight box around the defect, (0, 4) for a normal pair: a drawn defect is one defect."""
-        return boxes_from_mask(self.mask, gap=max(self.mask.shape))[:1]
+        x, y, width, height = cv2.boundingRect(self.mask.astype(np.uint8))
+        return as_boxes([[x, y, x + width, y + height]] if width else [])
 
     def as_pair(self, id: str = "") -> Pair:
         """The pair as a locator takes it, with its truth."""

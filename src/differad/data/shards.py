@@ -1,0 +1,194 @@
+"""Shards: many pairs in one file, for training that reads front to back. WebDataset tar or Parquet, pictures as PNG.
+
+A tar holds `KEY.reference.png`, `KEY.target.png`, `KEY.mask.png` (anomalous pairs) and `KEY.json` (the pair's line of a
+manifest, naming those members); a Parquet file holds the same as columns. Both are written in a fixed way: the same
+samples, the same bytes.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from differad.boxes import as_boxes
+from differad.core import Pair
+from differad.data.atomic import in_one_step
+from differad.data.manifest import PairRecord, parse_line
+from differad.data.masks import boxes_from_mask
+from differad.errors import ImageError, InputError, ManifestError, MissingExtraError
+from differad.images import RGB, read_image
+
+PARTS = ("reference", "target", "mask")
+# Pairs a Parquet row group holds, thus what a writer or a reader has in memory: some 10 MB at 224x224.
+ROW_GROUP = 64
+# What Pillow raises on bytes that are no picture.
+_BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A pair ready to be stored: its key in the shard, its pictures as PNG files, and its line of a manifest.
+
+    `record` is as in `pairs.jsonl`, without `reference`, `target` and `mask`; `mask` is None for a normal pair.
+    """
+
+    key: str
+    reference: bytes
+    target: bytes
+    mask: bytes | None
+    record: dict[str, Any]
+
+
+def write_webdataset(path: Path, samples: Iterable[Sample]) -> None:
+    """Write a tar as WebDataset reads it, in one step: a kill leaves no half shard. Raises OSError."""
+    with in_one_step(path) as fresh, tarfile.open(fresh, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            names = {part: f"{sample.key}.{part}.png" for part in PARTS if getattr(sample, part) is not None}
+            for part, name in names.items():
+                _add_member(tar, name, getattr(sample, part))
+            line = json.dumps({**sample.record, **names}, ensure_ascii=False, allow_nan=False)
+            _add_member(tar, f"{sample.key}.json", line.encode())
+
+
+def write_parquet(path: Path, samples: Iterable[Sample]) -> None:
+    """Write a Parquet file in one step. Raises OSError, MissingExtraError."""
+    arrow, parquet = require_pyarrow()
+    text, data = arrow.string(), arrow.binary()
+    schema = arrow.schema(
+        [("id", text), ("category", text), ("kind", text), ("group", text)]
+        + [("boxes", arrow.list_(arrow.list_(arrow.float64(), 4))), ("facts", text)]
+        + [(part, data) for part in PARTS]
+    )
+    stream = iter(samples)
+    # PNG does not compress any further.
+    with in_one_step(path) as fresh, parquet.ParquetWriter(fresh, schema, compression="none") as writer:
+        while rows := [_to_row(sample) for sample in islice(stream, ROW_GROUP)]:
+            writer.write_table(arrow.Table.from_pylist(rows, schema=schema))
+
+
+def read_shards(path: str | Path) -> Iterator[Pair]:
+    """Stream the pairs of a shard, or of every shard in a folder, in order.
+
+    Pictures are (H, W, 3) uint8 arrays; `extra` holds what else the line says, and under `mask` the (H, W) bool mask of an
+    anomalous pair. Raises InputError where there is no shard, ManifestError on one that is broken, ImageError.
+    """
+    for file in shard_files(path):
+        yield from READERS[file.suffix](file)
+
+
+def shard_files(path: str | Path) -> list[Path]:
+    """The shards that `path` is or holds, in order, to be shared out among readers. Raises InputError."""
+    path = Path(path)
+    found = sorted(file for file in path.iterdir() if file.suffix in READERS) if path.is_dir() else [path]
+    if not found or found[0].suffix not in READERS or not found[0].is_file():
+        raise InputError(f"{path}: no shard; expected a file that ends in {' or '.join(READERS)}, or a folder of them")
+    return found
+
+
+def require_pyarrow() -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet. Raises MissingExtraError."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError("Parquet", "data", "pyarrow") from None
+    return pyarrow, pyarrow.parquet
+
+
+def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    # TarInfo's own time (0), owner and mode: nothing of this machine or moment gets into the file.
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _to_row(sample: Sample) -> dict[str, Any]:
+    record = sample.record
+    return {
+        "id": record["id"],
+        "category": record["category"],
+        "kind": record.get("kind", ""),
+        "group": record.get("group"),
+        "boxes": record.get("boxes"),
+        "facts": json.dumps(record.get("facts", {}), ensure_ascii=False, allow_nan=False),
+        **{part: getattr(sample, part) for part in PARTS},
+    }
+
+
+def _read_webdataset(path: Path) -> Iterator[Pair]:
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for key, members in groupby(_members(tar), key=lambda member: member[0]):
+                parts = {part: content for _, part, content in members}
+                line = parts.pop("json", b"").decode("utf-8", "replace")
+                yield _to_pair(line, parts, f"{path}: {key}")
+    except (tarfile.TarError, EOFError) as error:
+        raise ManifestError(f"{path}: not a whole tar ({error}); write the shard again") from None
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected a tar") from None
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
+    """Key, part ("reference", "json", …) and content of each file; the key ends at the name's first dot."""
+    for member in iter(tar.next, None):
+        content = tar.extractfile(member)
+        if content is not None:
+            folder, slash, name = member.name.rpartition("/")
+            key, _, ending = name.partition(".")
+            yield folder + slash + key, ending.partition(".")[0], content.read()
+        # The library keeps every header it has seen: a big shard would grow in memory.
+        tar.members.clear()  # type: ignore[attr-defined]
+
+
+def _read_parquet(path: Path) -> Iterator[Pair]:
+    arrow, parquet = require_pyarrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROW_GROUP):
+                for row in batch.to_pylist():
+                    parts = {part: row.pop(part) for part in PARTS if row.get(part) is not None}
+                    facts = json.loads(row.pop("facts", "") or "{}")
+                    line = json.dumps({**row, "facts": facts, "reference": "reference", "target": "target"})
+                    yield _to_pair(line, parts, f"{path}: {row.get('id')}")
+    except (arrow.ArrowInvalid, json.JSONDecodeError) as error:
+        raise ManifestError(f"{path}: not a whole Parquet file ({error}); write the shard again") from None
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror or error}); expected Parquet") from None
+
+
+def _to_pair(line: str, parts: dict[str, bytes], place: str) -> Pair:
+    record = parse_line(PairRecord, line, place)
+    for part in ("reference", "target"):
+        if part not in parts:
+            raise ManifestError(f"{place}: no {part} picture; expected a PNG of that name beside the pair's line")
+    extra = dict(record.model_extra or {})
+    boxes = None if record.boxes is None else as_boxes(record.boxes)
+    if "mask" in parts:
+        extra["mask"] = _decode(parts["mask"], f"{place}: mask").any(axis=2)
+        boxes = boxes_from_mask(extra["mask"]) if boxes is None else boxes
+    return Pair(
+        reference=_decode(parts["reference"], f"{place}: reference"),
+        target=_decode(parts["target"], f"{place}: target"),
+        id=record.id,
+        category=record.category,
+        boxes=boxes,
+        group=record.group,
+        extra=extra,
+    )
+
+
+def _decode(content: bytes, place: str) -> RGB:
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return read_image(picture)
+    except (*_BROKEN, ImageError) as error:
+        raise ImageError(f"{place}: broken picture ({error}); write the shard again") from None
+
+
+READERS: dict[str, Callable[[Path], Iterator[Pair]]] = {".tar": _read_webdataset, ".parquet": _read_parquet}
