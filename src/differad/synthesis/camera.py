@@ -4,7 +4,9 @@
 alone, which is where exact masks come from. Knows nothing of defects.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -14,6 +16,8 @@ from differad.images import RGB
 from differad.synthesis.textures import Picture, smooth_noise
 
 Matrix = NDArray[np.float64]
+# A Gaussian is cut off after this many of its widths.
+_BLUR_REACH = 2.5
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,30 @@ class View:
     etch: Picture
     jpeg: int | None
 
+    @cached_property
+    def light(self) -> Picture:
+        """The factor (H, W, 3) on each channel."""
+        return np.asarray(cv2.merge([self.gain * share for share in self.cast]), dtype=np.float32)
+
+    @cached_property
+    def source(self) -> tuple[NDArray[np.int16], NDArray[np.uint16]]:
+        """Where in the part each pixel looks, as OpenCV's fixed-point maps; every picture in this view shares them."""
+        size = self.gain.shape[0]
+        grid = self.wobble.copy()
+        grid[..., 0] += np.arange(size, dtype=np.float32)
+        grid[..., 1] += np.arange(size, dtype=np.float32)[:, None]
+        looked = cv2.perspectiveTransform(grid.reshape(-1, 1, 2), np.linalg.inv(self.pose)).reshape(size, size, 2)
+        whole, rest = cv2.convertMaps(looked, None, cv2.CV_16SC2)
+        return np.asarray(whole, np.int16), np.asarray(rest, np.uint16)
+
 
 def draw_view(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisance) -> View:
     """A view that cuts `size` x `size` pixels out of a drawing `margin` pixels larger on each side."""
     direction = rng.uniform(0, 2 * np.pi)
-    y, x = (np.mgrid[:size, :size] / size - 0.5).astype(np.float32)
+    across = (np.arange(size) / size - 0.5).astype(np.float32)
     slope = nuisance.gradient * rng.uniform(-1, 1)
-    gain = 1 + nuisance.gain * rng.uniform(-1, 1) + slope * (x * np.cos(direction) + y * np.sin(direction))
+    ramp = across * np.cos(direction) + (across * np.sin(direction))[:, None]
+    gain = 1 + nuisance.gain * rng.uniform(-1, 1) + slope * ramp
     noise = _sensor_noise(rng, (size, size, 1 if rng.random() < 0.5 else 3))
     return View(
         pose=_draw_pose(rng, size, margin, nuisance),
@@ -102,26 +123,25 @@ def draw_view(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisan
 
 def see(part: Picture, view: View, *, binary: bool) -> Picture:
     """The picture before noise and compression, (H, W, 3) float32 in [0, 255]."""
-    size = view.gain.shape[0]
-    grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), axis=-1).astype(np.float32)
-    source = cv2.perspectiveTransform((grid + view.wobble).reshape(-1, 1, 2), np.linalg.inv(view.pose))
-    seen = cv2.remap(part, source.reshape(size, size, 2), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    seen = cv2.GaussianBlur(seen, (0, 0), view.blur)
+    seen = cv2.remap(part, *view.source, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    side = 2 * math.ceil(_BLUR_REACH * view.blur) + 1
+    seen = cv2.GaussianBlur(seen, (side, side), view.blur)
     if binary:
         return np.where(seen + 255 * view.edge[..., None] > 127.5, np.float32(255), np.float32(0))
-    lit = seen * (view.gain[..., None] * view.cast)
+    lit = cv2.multiply(seen, view.light)
     lit += np.float32(view.offset)
     return np.asarray(np.clip(lit, 0, 255, out=lit), dtype=np.float32)
 
 
 def develop(seen: Picture, view: View, *, binary: bool) -> RGB:
     """The file that the camera writes: noise (a binary scan has none), 8 bits, JPEG."""
-    pixels = np.rint(np.clip(seen if binary else seen + view.grain, 0, 255)).astype(np.uint8)
+    grain = np.broadcast_to(np.float32(0) if binary else view.grain, seen.shape)
+    pixels = cv2.add(seen, np.ascontiguousarray(grain), dtype=cv2.CV_8U)  # rounds and saturates in one pass
     if view.jpeg is None:
-        return pixels
-    _, encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, view.jpeg])
-    decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), dtype=np.uint8)
-    return np.ascontiguousarray(decoded[..., ::-1])
+        return np.asarray(pixels, dtype=np.uint8)
+    blue_first = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".jpg", blue_first, [cv2.IMWRITE_JPEG_QUALITY, view.jpeg])
+    return np.asarray(cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def _sensor_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Picture:

@@ -165,7 +165,7 @@ class Drawer:
         strength = self.options.nuisance * rng.uniform(0.1, 1.0)
         size, margin = self.options.size, self._margin
         return (
-            draw_view(rng, size, margin, usual_nuisance(size, strength / 3)),
+            draw_view(rng, size, margin, replace(usual_nuisance(size, strength / 3), wobble=0.0)),
             draw_view(rng, size, margin, usual_nuisance(size, strength)),
         )
 

@@ -1,0 +1,166 @@
+"""`differad build` and `differad build-recipe`: data sets on disk become manifests."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from differad.cli.options import AsJson, print_json
+from differad.data.build import MANIFEST, BuildOptions, build
+from differad.data.card import files_of, make_card, write_card
+from differad.data.pairing import METHODS, Pairing
+from differad.data.recipe import build_recipe, read_recipe
+from differad.data.sheet import write_sheet
+from differad.data.sources.registry import SOURCES
+from differad.errors import OptionError
+
+Out = Annotated[Path, typer.Option("--out", help="A new or empty folder.", show_default=False)]
+Boxes = Annotated[
+    bool, typer.Option("--boxes/--no-boxes", help="Take boxes from masks now, or leave them to whoever reads PAIRS.")
+]
+Check = Annotated[bool, typer.Option("--check", help="Decode every picture and mask first.")]
+Copy = Annotated[bool, typer.Option("--copy", help="Copy the files under OUT.")]
+Link = Annotated[bool, typer.Option("--link", help="Link the files under OUT (hard links, else symbolic ones).")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="List what is wrong and go on without it.")]
+Checksums = Annotated[bool, typer.Option("--checksums", help="Write the SHA-256 of every file that pairs name.")]
+# Lines of problems that are worth a terminal; the summary of --json has them all.
+_SHOWN_PROBLEMS = 20
+
+
+def build_command(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=f"One of {', '.join(SOURCES)}.", show_default=False)],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The folder of the data set.", show_default=False)],
+    out: Out,
+    pairing: Annotated[
+        str | None,
+        typer.Option("--pairing", help=f"Reference: {', '.join(METHODS)}; left out: nearest, with --lazy random."),
+    ] = None,
+    references: Annotated[int, typer.Option("--references", help="References for each target.")] = 1,
+    normals: Annotated[float, typer.Option("--normals", help="Share of normal pairs, 0 to below 1.")] = 0.5,
+    all_normals: Annotated[bool, typer.Option("--all-normals", help="A pair for every good part.")] = False,
+    count: Annotated[int | None, typer.Option("--count", help="Pairs of each category at most.")] = None,
+    category: Annotated[
+        list[str] | None, typer.Option("--category", help="A category to take; may be given several times.")
+    ] = None,
+    group: Annotated[str | None, typer.Option("--group", help="Structure group of all pairs.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="What is drawn by chance.")] = 0,
+    boxes: Boxes = True,
+    lazy: Annotated[bool, typer.Option("--lazy", help="Open no picture: random references, --no-boxes.")] = False,
+    check: Check = False,
+    copy: Copy = False,
+    link: Link = False,
+    skip_bad: SkipBad = False,
+    sheet: Annotated[bool, typer.Option("--sheet", help="Write sheet.html, a few pairs of each category.")] = False,
+    checksums: Checksums = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a data set into pairs.jsonl, without encoding any picture anew, and write its data card.
+
+    Example: differad build mvtec /data/mvtec --out pairs/mvtec --skip-bad
+    """
+    _refuse_lazy_with(lazy, check=check, sheet=sheet, checksums=checksums)
+    chosen = Pairing(
+        method=pairing or ("random" if lazy else "nearest"),
+        references=references,
+        normal_share=None if all_normals else normals,
+        count=count,
+        seed=seed,
+    )
+    if lazy and chosen.method == "nearest":
+        raise OptionError("--pairing nearest: looks at every picture, which --lazy rules out; expected random or given")
+    options = BuildOptions(
+        pairing=chosen,
+        boxes=boxes and not lazy,
+        check=check,
+        files=_files(copy, link),
+        skip_bad=skip_bad,
+        categories=tuple(category or ()),
+        group=group,
+    )
+    built = build(source, root, out, options)
+    title = SOURCES[source].title
+    card = make_card(built.pairs, title, open_images=not lazy, progress=True)
+    write_card(out, card, out / MANIFEST, files=files_of(built.pairs) if checksums else None, progress=True)
+    if sheet:
+        write_sheet(out / "sheet.html", built.pairs, title, progress=True)
+    _report({"source": source, "manifest": str(out / MANIFEST), **built.summary()}, as_json)
+
+
+def build_recipe_command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in YAML.", show_default=False)],
+    root: Annotated[
+        Path, typer.Option("--root", help="Folder that holds a folder SOURCE for each data set.", show_default=False)
+    ],
+    out: Out,
+    source_root: Annotated[
+        list[str] | None,
+        typer.Option("--source-root", metavar="SOURCE=PATH", help="Another place of one data set; several times."),
+    ] = None,
+    boxes: Boxes = True,
+    check: Check = False,
+    copy: Copy = False,
+    link: Link = False,
+    skip_bad: SkipBad = False,
+    checksums: Checksums = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build what is present of a benchmark; say what is absent and how to get it; write card and contact sheet.
+
+    Example: differad build-recipe recipes/ad_dualdiff.yaml --root /data --out ad_dualdiff
+    """
+    options = BuildOptions(boxes=boxes, check=check, files=_files(copy, link), skip_bad=skip_bad)
+    built = build_recipe(read_recipe(recipe), root, out, options, roots=_roots(source_root), checksums=checksums)
+    summary = {"manifest": str(out / MANIFEST), **built.summary()}
+    if not as_json:
+        _print_outcomes(summary["categories"])
+    _report(summary, as_json)
+
+
+def _refuse_lazy_with(lazy: bool, **others: bool) -> None:
+    for name, given in others.items():
+        if lazy and given:
+            raise OptionError(f"--lazy with --{name}: the one opens no file, the other every one; leave one out")
+
+
+def _files(copy: bool, link: bool) -> str:
+    if copy and link:
+        raise OptionError("--copy with --link: expected one of them, or neither to point at the files where they lie")
+    return "copy" if copy else "link" if link else "point"
+
+
+def _roots(given: list[str] | None) -> dict[str, Path]:
+    found = {}
+    for text in given or []:
+        name, separator, path = text.partition("=")
+        if not (name and separator and path):
+            raise OptionError(f"--source-root {text!r}: expected SOURCE=PATH, as in --source-root mvtec=/data/mvtec_ad")
+        found[name] = Path(path)
+    return found
+
+
+def _report(summary: dict[str, Any], as_json: bool) -> None:
+    """The summary as JSON, or as a line; what was left out goes to stderr."""
+    problems = summary["problems"]
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        typer.echo(f"skipped: {problem}", err=True)
+    if len(problems) > _SHOWN_PROBLEMS:
+        typer.echo(f"… and {len(problems) - _SHOWN_PROBLEMS} more; --json lists them all", err=True)
+    if as_json:
+        print_json(summary)
+        return
+    counts = f" ({summary['anomalous']} anomalous, {summary['normal']} normal)" if "anomalous" in summary else ""
+    wanted = f" of {summary['wanted']}" if "wanted" in summary else ""
+    typer.echo(f"{summary['pairs']}{wanted} pairs{counts}, {summary['skipped']} left out: {summary['manifest']}")
+
+
+def _print_outcomes(outcomes: list[dict[str, Any]]) -> None:
+    table = Table("category", "group", "pairs", "wanted", "", box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for one in outcomes:
+        table.add_row(one["category"], one["group"], str(one["pairs"]), str(one["wanted"]), one["state"])
+    Console().print(table)
+    for one in outcomes:
+        if one["state"] != "built":
+            get = f" Get it: {one['get']}" if one["get"] else ""
+            typer.echo(f"{one['category']}: {one['why']}.{get}", err=True)

@@ -1,0 +1,129 @@
+"""`differad split` and `differad check-leaks`: pairs for training and for testing that share nothing."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from differad.cli.options import AsJson, print_json
+from differad.core import Pair
+from differad.data.build import claim_folder, write_manifest
+from differad.data.hashing import MAX_RADIUS
+from differad.data.manifest import read_pairs
+from differad.data.splits import Leak, find_leaks, split_by_category, split_by_instance
+from differad.errors import ManifestError, OptionError
+
+Radius = Annotated[
+    int,
+    typer.Option("--radius", min=0, max=MAX_RADIUS, help="Bits of 64 in which hashes of near-duplicates may differ."),
+]
+SharedReferences = Annotated[
+    bool, typer.Option("--shared-references", help="Look at targets only: a good part may serve on both sides.")
+]
+# Leaks that are worth a terminal; --json has them all.
+_SHOWN_LEAKS = 20
+
+
+def split_command(
+    pairs: Annotated[Path, typer.Argument(metavar="PAIRS", help="The pairs.jsonl to split.", show_default=False)],
+    by: Annotated[str, typer.Option("--by", help="category or instance.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="A new or empty folder for SIDE.jsonl.", show_default=False)],
+    held_out: Annotated[
+        list[str] | None, typer.Option("--held-out", help="by category: one to test on; several times.")
+    ] = None,
+    share: Annotated[
+        list[str] | None,
+        typer.Option("--share", metavar="SIDE=SHARE", help="by instance: a side; left out: train=0.8 test=0.2."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="by instance: which pairs go where.")] = 0,
+    radius: Radius = MAX_RADIUS,
+    shared_references: SharedReferences = False,
+    as_json: AsJson = False,
+) -> None:
+    """Split pairs so that no picture, near-duplicate or part stands on two sides.
+
+    Example: differad split pairs.jsonl --by category --held-out zipper --held-out pcb --out splits
+
+    Instances: differad split pairs.jsonl --by instance --share train=0.8 --share test=0.2 --out splits
+    """
+    read = list(read_pairs(pairs))
+    references = not shared_references
+    if by == "category":
+        _refuse("share", bool(share), by)
+        sides = split_by_category(read, held_out or [])
+        leaks = find_leaks(sides["train"], sides["test"], radius=radius, references=references, progress=True)
+        _refuse_leaks(leaks)
+    elif by == "instance":
+        _refuse("held-out", bool(held_out), by)
+        shares = _shares(share or ["train=0.8", "test=0.2"])
+        sides = split_by_instance(read, shares, seed, radius=radius, references=references, progress=True)
+    else:
+        raise OptionError(f"--by {by!r}: expected category or instance")
+    out = claim_folder(out)
+    summary = {name: _write(out / f"{name}.jsonl", side) for name, side in sides.items()}
+    if as_json:
+        print_json({"by": by, "pairs": len(read), "sides": summary})
+        return
+    for name, side in summary.items():
+        typer.echo(f"{name}: {side['pairs']} pairs, {side['anomalous']} anomalous: {side['manifest']}")
+
+
+def check_leaks_command(
+    train: Annotated[Path, typer.Argument(metavar="TRAIN", help="A pairs.jsonl.", show_default=False)],
+    test: Annotated[Path, typer.Argument(metavar="TEST", help="The other pairs.jsonl.", show_default=False)],
+    radius: Radius = MAX_RADIUS,
+    shared_references: SharedReferences = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look for pictures, near-duplicates and parts that stand in both manifests; exit with 2 where there are any.
+
+    Example: differad check-leaks splits/train.jsonl splits/test.jsonl
+    """
+    left, right = list(read_pairs(train)), list(read_pairs(test))
+    leaks = find_leaks(left, right, radius=radius, references=not shared_references, progress=True)
+    if as_json:
+        kinds = {kind: sum(leak.kind == kind for leak in leaks) for kind in ("image", "product", "near-duplicate")}
+        print_json({"leaks": [leak.to_dict() for leak in leaks], "count": len(leaks), "kinds": kinds})
+    _refuse_leaks(leaks)
+    if not as_json:
+        typer.echo(f"no leaks between {len(left)} and {len(right)} pairs")
+
+
+def _refuse(name: str, given: bool, by: str) -> None:
+    if given:
+        raise OptionError(f"--{name} with --by {by}: does not apply; leave it out, or choose the other --by")
+
+
+def _refuse_leaks(leaks: list[Leak]) -> None:
+    """List leaks on stderr. Raises ManifestError where there are any."""
+    for leak in leaks[:_SHOWN_LEAKS]:
+        typer.echo(f"leak: {leak}", err=True)
+    if leaks:
+        raise ManifestError(
+            f"{len(leaks)} leaks between the sides, the first {leaks[0].kind} {leaks[0].train}; expected none, so take "
+            "those pairs out or split by instance (--shared-references looks at targets only)"
+        )
+
+
+def _shares(given: list[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        number = _number(value)
+        if not (separator and name and Path(name).name == name) or number is None or name in found:
+            raise OptionError(f"--share {text!r}: expected SIDE=SHARE, each side once, as in --share train=0.8")
+        found[name] = number
+    return found
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _write(path: Path, pairs: list[Pair]) -> dict[str, object]:
+    write_manifest(path, pairs)
+    anomalous = sum(pair.is_anomalous is True for pair in pairs)
+    return {"manifest": str(path), "pairs": len(pairs), "anomalous": anomalous}
