@@ -14,6 +14,7 @@ LAYERS = {
     "boxes": 1,
     "images": 1,
     "options": 1,
+    "progress": 1,
     "weights": 1,
     "core": 2,
     "answers": 3,

@@ -18,7 +18,7 @@ from differad.core import Location, Pair
 from differad.errors import ImageError, LocatorError, MissingExtraError, OptionError
 from differad.images import RGB, read_images
 from differad.locators.local import LocalLocator, LocalOptions
-from differad.locators.server import ServerLocator, ServerOptions, family_of_name, parse_server
+from differad.locators.server import ServerLocator, ServerOptions, _FileUrls, family_of_name, parse_server
 
 NAME = "Qwen2-VL-tiny"
 
@@ -365,3 +365,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
     with pytest.raises(MissingExtraError, match=r"openai.*differad\[openai\]"):
         ServerLocator(NAME, "http://127.0.0.1:9/v1")
+
+
+def test_a_file_that_is_gone_since_it_was_read_is_sent_as_pixels(tmp_path: Path) -> None:
+    assert _FileUrls(2).get(tmp_path / "gone.png") is None

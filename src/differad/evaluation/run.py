@@ -13,9 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from differad.boxes import as_boxes
 from differad.core import Pair
 from differad.data.manifest import read_pairs
@@ -26,6 +23,7 @@ from differad.evaluation.predictions import Prediction, PredictionIndex, Predict
 from differad.evaluation.report import Case, Showcase, write_report
 from differad.images import image_size
 from differad.locators import Locator
+from differad.progress import progress_bar
 
 
 def evaluate(
@@ -89,25 +87,13 @@ def locate_to_file(
                 waiting.append(pair.id)
                 yield pair
 
-    with _progress_bar(progress) as bar, PredictionWriter(path) as writer:
+    with progress_bar(progress) as bar, PredictionWriter(path) as writer:
         task = bar.add_task(locator.name, total=total)
         for outcome in locator.locate_many(to_do()):
             counts["failed" if isinstance(outcome, DifferadError) else "located"] += 1
             writer.write(waiting.popleft(), outcome)
             bar.advance(task)
     return counts
-
-
-def _progress_bar(shown: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
 
 
 def _check_manifests(paths: Sequence[Path]) -> int:

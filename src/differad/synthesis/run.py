@@ -16,14 +16,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 import differad
 from differad.data.atomic import TEMPORARY_ENDING, in_one_step
 from differad.data.shards import require_pyarrow
 from differad.errors import InputError, ManifestError
 from differad.options import check_option
+from differad.progress import progress_bar
 from differad.synthesis.draw import Drawer, DrawOptions
 from differad.synthesis.engines import ENGINES, require_ray
 from differad.synthesis.locks import sole_run, wait_for_workers
@@ -270,7 +268,7 @@ def _run(work: Work, tally: _Tally, workers: int, engine: str, progress: bool) -
     """Perform what is left, noting each task in the manifest. Raises InputError with what stopped a task."""
     starts = range(tally.pairs, work.count, work.step)
     manifest = work.out / FORMATS[work.format].manifest
-    with manifest.open("a", encoding="utf-8") as file, _progress_bar(progress) as bar:
+    with manifest.open("a", encoding="utf-8") as file, progress_bar(progress) as bar:
         task = bar.add_task("pairs", total=work.count, completed=tally.pairs)
         if not starts:
             return
@@ -288,15 +286,3 @@ def _run(work: Work, tally: _Tally, workers: int, engine: str, progress: bool) -
 def _add(work: Work, tally: _Tally, done: Done) -> None:
     for line in done.lines:
         tally.add(_read_line(work, line.encode(), tally))
-
-
-def _progress_bar(shown: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
