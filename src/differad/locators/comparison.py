@@ -97,12 +97,9 @@ def bend(there: Picture, here: Picture, covered: Mask) -> Picture:
     small = max(1, width // 2), max(1, height // 2)
     source, sink, weight = (_small(_flat(p), small) for p in (there, here, covered.astype(np.float32)))
     window = max(3, max(small) // _BEND_WINDOW)
-    y, x = np.mgrid[: small[1], : small[0]].astype(np.float32)
     field = np.zeros((*source.shape, 2), np.float32)
     for _ in range(2):
-        moved = cv2.remap(
-            source, x + field[..., 0], y + field[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
+        moved = displace(source, field)
         dx, dy = (cv2.Sobel(moved, cv2.CV_32F, i, 1 - i, scale=1 / 8) for i in (1, 0))
         off = np.clip(sink - moved, -_BEND_CLIP, _BEND_CLIP)
         sums = [
@@ -118,9 +115,10 @@ def bend(there: Picture, here: Picture, covered: Mask) -> Picture:
 
 def displace(picture: Picture, field: Picture) -> Picture:
     """`picture` read at each pixel plus `field` (H, W, 2)."""
-    y, x = np.mgrid[: field.shape[0], : field.shape[1]].astype(np.float32)
-    moved = cv2.remap(picture, x + field[..., 0], y + field[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(moved)
+    looked = field.astype(np.float32)
+    looked[..., 0] += np.arange(field.shape[1], dtype=np.float32)
+    looked[..., 1] += np.arange(field.shape[0], dtype=np.float32)[:, None]
+    return np.asarray(cv2.remap(picture, looked, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
 
 def _small(picture: Picture, size: tuple[int, int]) -> Picture:
@@ -151,8 +149,8 @@ def inside(covered: Mask, reach: int) -> Mask:
 
 
 def noise(residual: Picture, covered: Mask) -> float:
-    """Robust standard deviation of what light and pose do not explain, in grey levels."""
-    values = residual[covered]
+    """Robust standard deviation of what light and pose do not explain, in grey levels; every other row will do."""
+    values = residual[::2][covered[::2]]
     return 1.4826 * float(np.median(np.abs(values))) if values.size else 0.0
 
 
