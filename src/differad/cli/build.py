@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from differad.cli.options import AsJson, print_json
-from differad.data.build import MANIFEST, BuildOptions, build
+from differad.data.build import MANIFEST, BuildOptions, Built, build
 from differad.data.card import files_of, make_card, write_card
 from differad.data.pairing import METHODS, Pairing
 from differad.data.recipe import build_recipe, read_recipe
@@ -25,25 +25,28 @@ Copy = Annotated[bool, typer.Option("--copy", help="Copy the files under OUT.")]
 Link = Annotated[bool, typer.Option("--link", help="Link the files under OUT (hard links, else symbolic ones).")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="List what is wrong and go on without it.")]
 Checksums = Annotated[bool, typer.Option("--checksums", help="Write the SHA-256 of every file that pairs name.")]
+SourceName = Annotated[str, typer.Argument(metavar="SOURCE", help=f"One of {', '.join(SOURCES)}.", show_default=False)]
+Method = Annotated[
+    str | None,
+    typer.Option("--pairing", help=f"Reference: {', '.join(METHODS)}; left out: nearest, with --lazy random."),
+]
+Categories = Annotated[
+    list[str] | None, typer.Option("--category", help="A category to take; may be given several times.")
+]
 # Lines of problems that are worth a terminal; the summary of --json has them all.
 _SHOWN_PROBLEMS = 20
 
 
 def build_command(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help=f"One of {', '.join(SOURCES)}.", show_default=False)],
+    source: SourceName,
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The folder of the data set.", show_default=False)],
     out: Out,
-    pairing: Annotated[
-        str | None,
-        typer.Option("--pairing", help=f"Reference: {', '.join(METHODS)}; left out: nearest, with --lazy random."),
-    ] = None,
+    pairing: Method = None,
     references: Annotated[int, typer.Option("--references", help="References for each target.")] = 1,
     normals: Annotated[float, typer.Option("--normals", help="Share of normal pairs, 0 to below 1.")] = 0.5,
     all_normals: Annotated[bool, typer.Option("--all-normals", help="A pair for every good part.")] = False,
     count: Annotated[int | None, typer.Option("--count", help="Pairs of each category at most.")] = None,
-    category: Annotated[
-        list[str] | None, typer.Option("--category", help="A category to take; may be given several times.")
-    ] = None,
+    category: Categories = None,
     group: Annotated[str | None, typer.Option("--group", help="Structure group of all pairs.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="What is drawn by chance.")] = 0,
     boxes: Boxes = True,
@@ -61,30 +64,12 @@ def build_command(
     Example: differad build mvtec /data/mvtec --out pairs/mvtec --skip-bad
     """
     _refuse_lazy_with(lazy, check=check, sheet=sheet, checksums=checksums)
-    chosen = Pairing(
-        method=pairing or ("random" if lazy else "nearest"),
-        references=references,
-        normal_share=None if all_normals else normals,
-        count=count,
-        seed=seed,
-    )
-    if lazy and chosen.method == "nearest":
-        raise OptionError("--pairing nearest: looks at every picture, which --lazy rules out; expected random or given")
-    options = BuildOptions(
-        pairing=chosen,
-        boxes=boxes and not lazy,
-        check=check,
-        files=_files(copy, link),
-        skip_bad=skip_bad,
-        categories=tuple(category or ()),
-        group=group,
-    )
+    share = None if all_normals else normals
+    chosen = Pairing(_method(pairing, lazy), references, share, count, seed)
+    files, names = _files(copy, link), tuple(category or ())
+    options = BuildOptions(chosen, boxes and not lazy, check, files, skip_bad, names, group)
     built = build(source, root, out, options)
-    title = SOURCES[source].title
-    card = make_card(built.pairs, title, open_images=not lazy, progress=True)
-    write_card(out, card, out / MANIFEST, files=files_of(built.pairs) if checksums else None, progress=True)
-    if sheet:
-        write_sheet(out / "sheet.html", built.pairs, title, progress=True)
+    _describe(built, SOURCES[source].title, out, lazy=lazy, checksums=checksums, sheet=sheet)
     _report({"source": source, "manifest": str(out / MANIFEST), **built.summary()}, as_json)
 
 
@@ -116,6 +101,20 @@ def build_recipe_command(
     if not as_json:
         _print_outcomes(summary["categories"])
     _report(summary, as_json)
+
+
+def _describe(built: Built, title: str, out: Path, *, lazy: bool, checksums: bool, sheet: bool) -> None:
+    """Write the data card, and the contact sheet where it is wanted."""
+    card = make_card(built.pairs, title, open_images=not lazy, progress=True)
+    write_card(out, card, out / MANIFEST, files=files_of(built.pairs) if checksums else None, progress=True)
+    if sheet:
+        write_sheet(out / "sheet.html", built.pairs, title, progress=True)
+
+
+def _method(pairing: str | None, lazy: bool) -> str:
+    if lazy and pairing == "nearest":
+        raise OptionError("--pairing nearest: looks at every picture, which --lazy rules out; expected random or given")
+    return pairing or ("random" if lazy else "nearest")
 
 
 def _refuse_lazy_with(lazy: bool, **others: bool) -> None:

@@ -47,18 +47,7 @@ def split_command(
     Instances: differad split pairs.jsonl --by instance --share train=0.8 --share test=0.2 --out splits
     """
     read = list(read_pairs(pairs))
-    references = not shared_references
-    if by == "category":
-        _refuse("share", bool(share), by)
-        sides = split_by_category(read, held_out or [])
-        leaks = find_leaks(sides["train"], sides["test"], radius=radius, references=references, progress=True)
-        _refuse_leaks(leaks)
-    elif by == "instance":
-        _refuse("held-out", bool(held_out), by)
-        shares = _shares(share or ["train=0.8", "test=0.2"])
-        sides = split_by_instance(read, shares, seed, radius=radius, references=references, progress=True)
-    else:
-        raise OptionError(f"--by {by!r}: expected category or instance")
+    sides = _sides(read, by, held_out, share, seed, radius, references=not shared_references)
     out = claim_folder(out)
     summary = {name: _write(out / f"{name}.jsonl", side) for name, side in sides.items()}
     if as_json:
@@ -66,6 +55,29 @@ def split_command(
         return
     for name, side in summary.items():
         typer.echo(f"{name}: {side['pairs']} pairs, {side['anomalous']} anomalous: {side['manifest']}")
+
+
+def _sides(
+    pairs: list[Pair],
+    by: str,
+    held_out: list[str] | None,
+    share: list[str] | None,
+    seed: int,
+    radius: int,
+    *,
+    references: bool,
+) -> dict[str, list[Pair]]:
+    """Raises OptionError, ImageError, and ManifestError where the sides would leak."""
+    if by == "category":
+        _refuse("share", bool(share), by)
+        sides = split_by_category(pairs, held_out or [])
+        _refuse_leaks(find_leaks(*sides.values(), radius=radius, references=references, progress=True))
+        return sides
+    if by == "instance":
+        _refuse("held-out", bool(held_out), by)
+        shares = _shares(share or ["train=0.8", "test=0.2"])
+        return split_by_instance(pairs, shares, seed, radius=radius, references=references, progress=True)
+    raise OptionError(f"--by {by!r}: expected category or instance")
 
 
 def check_leaks_command(

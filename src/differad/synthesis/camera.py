@@ -123,12 +123,13 @@ def draw_view(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisan
 
 def see(part: Picture, view: View, *, binary: bool) -> Picture:
     """The picture before noise and compression, (H, W, 3) float32 in [0, 255]."""
-    seen = cv2.remap(part, *view.source, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    # Grey levels of the part are never below 0; eight bits of them are moved and blurred at a third of the time.
+    seen = cv2.remap(cv2.convertScaleAbs(part), *view.source, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     side = 2 * math.ceil(_BLUR_REACH * view.blur) + 1
     seen = cv2.GaussianBlur(seen, (side, side), view.blur)
     if binary:
         return np.where(seen + 255 * view.edge[..., None] > 127.5, np.float32(255), np.float32(0))
-    lit = cv2.multiply(seen, view.light)
+    lit = cv2.multiply(seen, view.light, dtype=cv2.CV_32F)
     lit += np.float32(view.offset)
     return np.asarray(np.clip(lit, 0, 255, out=lit), dtype=np.float32)
 
@@ -147,12 +148,11 @@ def develop(seen: Picture, view: View, *, binary: bool) -> RGB:
 def _sensor_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Picture:
     """Noise of unit variance: the sum of four uniform bytes, which nobody tells from a Gaussian at a third of its time."""
     drawn = np.frombuffer(rng.bytes(4 * int(np.prod(shape))), np.uint8).reshape(4, *shape)
-    total = drawn[0].astype(np.float32)
-    for more in drawn[1:]:
-        total += more
-    total -= 4 * 127.5
-    deviation = np.float32(np.sqrt(4 * (256**2 - 1) / 12))
-    return np.asarray(total / deviation)
+    total = np.add(drawn[0], drawn[1], dtype=np.uint16)
+    total += drawn[2]
+    total += drawn[3]
+    deviation = np.sqrt(4 * (256**2 - 1) / 12)
+    return np.asarray((total.astype(np.float32) - np.float32(4 * 127.5)) * np.float32(1 / deviation))
 
 
 def _draw_pose(rng: np.random.Generator, size: int, margin: int, nuisance: Nuisance) -> Matrix:

@@ -107,7 +107,7 @@ def photograph_pair(
     seen, mask = clean, np.zeros(clean.shape[:2], np.bool_)
     for changed in variants:
         seen = see(changed, second, binary=binary)
-        change = _largest(np.abs(seen - clean))
+        change = _largest(np.asarray(cv2.absdiff(seen, clean)))
         mask = np.asarray(change >= VISIBLE_LEVELS)
         count = int(mask.sum())
         if count >= least_pixels and float(change[mask].mean()) >= least_change:
