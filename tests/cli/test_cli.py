@@ -120,7 +120,22 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, says, capsys, monkey
     assert says in streams.err
 
 
-@pytest.mark.parametrize("command", ["locate", "evaluate", "score", "models", "export", "import"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "locate",
+        "evaluate",
+        "score",
+        "models",
+        "export",
+        "import",
+        "build",
+        "build-recipe",
+        "split",
+        "check-leaks",
+        "synthesize",
+    ],
+)
 def test_every_command_has_help_with_an_example(command, capsys):
     assert run([command, "--help"]) == 0
     assert f"Example: differad {command}" in capsys.readouterr().out

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 import typer
 
 import differad
+from differad.cli.build import build_command, build_recipe_command
 from differad.cli.evaluate import evaluate_command
 from differad.cli.exchange import export_command, import_command
 from differad.cli.locate import locate_command
 from differad.cli.models import models_command
 from differad.cli.score import score_command
+from differad.cli.split import check_leaks_command, split_command
 from differad.cli.synthesize import synthesize_command
 from differad.errors import DifferadError
 
@@ -27,6 +29,10 @@ app = typer.Typer(
 app.command("locate")(locate_command)
 app.command("evaluate")(evaluate_command)
 app.command("score")(score_command)
+app.command("build")(build_command)
+app.command("build-recipe")(build_recipe_command)
+app.command("split")(split_command)
+app.command("check-leaks")(check_leaks_command)
 app.command("synthesize")(synthesize_command)
 app.command("export")(export_command)
 app.command("import")(import_command)

@@ -1,0 +1,236 @@
+"""From a data set on disk to `pairs.jsonl`: read samples, leave out what is wrong, pair, take boxes from masks, write.
+
+Pictures stay where they lie and are never encoded anew; `placing` makes files only where a pair cannot point at one.
+Knows nothing of recipes, cards or sheets, which are made from the pairs.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from differad.boxes import Boxes
+from differad.core import Pair
+from differad.data.atomic import in_one_step
+from differad.data.manifest import write_pairs
+from differad.data.pairing import Embed, Match, Pairing, choose_targets, match_samples
+from differad.data.placing import FILES, Placer, check_sample, read_union, relative, sample_boxes
+from differad.data.sources.registry import find_source
+from differad.data.sources.sample import ProblemList, Problems, Sample, attempt, is_storable, refuse
+from differad.errors import InputError, ManifestError, OptionError
+from differad.options import check_option, option
+from differad.progress import track
+
+MANIFEST = "pairs.jsonl"
+# Decoding lets go of the interpreter, so that a check uses the cores that there are.
+_CHECKERS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What `build` does beyond pairing."""
+
+    pairing: Pairing = field(default_factory=Pairing)
+    boxes: bool = option(True, "take boxes from masks now; else a mask is left to whoever reads the manifest")
+    check: bool = option(False, "decode every picture and mask first")
+    files: str = option("point", "point at the files, copy them, or link them (hard, else symbolic) under the output")
+    skip_bad: bool = option(False, "list what is wrong and go on without it")
+    categories: tuple[str, ...] = option((), "categories to take; none takes all")
+    group: str | None = option(None, "structure group, written into every pair")
+
+    def __post_init__(self) -> None:
+        check_option("files", self.files, self.files in FILES, f"one of {', '.join(FILES)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """What a build gave: the pairs as they were written, and what was left out with the reason."""
+
+    pairs: list[Pair]
+    samples: int
+    problems: list[str]
+
+    def summary(self) -> dict[str, Any]:
+        """Counts as JSON has them."""
+        normal = sum(pair.is_anomalous is False for pair in self.pairs)
+        return {
+            "samples": self.samples,
+            "pairs": len(self.pairs),
+            "anomalous": len(self.pairs) - normal,
+            "normal": normal,
+            "skipped": len(self.problems),
+            "problems": self.problems,
+        }
+
+
+def build(
+    source: str,
+    root: str | Path,
+    out: str | Path,
+    options: BuildOptions | None = None,
+    *,
+    embed: Embed | None = None,
+    progress: bool = True,
+) -> Built:
+    """Read the data set `source` below `root`, pair it and write `pairs.jsonl` into the new or empty folder `out`.
+
+    `embed` replaces the look of a picture where references are chosen by nearness. Raises OptionError, InputError where
+    `out` is in use, and ManifestError or ImageError on the first thing that is wrong unless `skip_bad` lists it.
+    """
+    options = options or BuildOptions()
+    root, out = Path(root), claim_folder(out)
+    problems = ProblemList()
+    tell = problems if options.skip_bad else refuse
+    samples = read_samples(source, root, options, tell, progress=progress)
+    placer = Placer(root, out, options.files)
+    pairs = list(make_pairs(source, samples, placer, options, tell, embed=embed, progress=progress))
+    write_manifest(out / MANIFEST, pairs)
+    return Built(pairs, len(samples), problems.messages)
+
+
+def claim_folder(out: str | Path) -> Path:
+    """Make the folder `out`, or take it where it is empty; nothing is ever overwritten. Raises InputError."""
+    out = Path(out)
+    if not is_storable(str(out)):
+        raise InputError(f"--out {str(out)!r}: not UTF-8; a manifest could not name it, so choose another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise InputError(f"{out}: not empty; expected a new or empty folder, so that nothing is overwritten")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
+    return out
+
+
+def write_manifest(path: Path, pairs: Sequence[Pair]) -> None:
+    """Write pairs as a manifest that is there whole or not at all. Raises ManifestError, InputError."""
+    if not pairs:
+        raise ManifestError(f"{path}: no pair to write; every sample was left out or has no reference (--pairing)")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with in_one_step(path) as fresh:
+            write_pairs(fresh, pairs)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+def read_samples(
+    source: str, root: Path, options: BuildOptions, problems: Problems = refuse, *, progress: bool = True
+) -> list[Sample]:
+    """The samples of a data set that can be used, each picture once. Raises OptionError, ManifestError, ImageError."""
+    read = find_source(source).read
+    if not is_storable(str(root)):
+        raise InputError(f"{str(root)!r}: not UTF-8; a manifest could not name it, so rename the folder")
+    found = list(track(read(root, problems), f"reading {source}", shown=progress))
+    known = {sample.category for sample in found}
+    for name in options.categories:
+        if name not in known:
+            raise OptionError(f"category {name!r}: not in {root}; expected some of {', '.join(sorted(known))}")
+    wanted = [sample for sample in found if not options.categories or sample.category in options.categories]
+    samples = list(_distinct(wanted, root, problems))
+    return list(_sound(samples, problems, progress)) if options.check else samples
+
+
+def make_pairs(
+    source: str,
+    samples: Sequence[Sample],
+    placer: Placer,
+    options: BuildOptions,
+    problems: Problems = refuse,
+    *,
+    embed: Embed | None = None,
+    progress: bool = True,
+) -> Iterator[Pair]:
+    """Pair samples of one data set; files that pairs need are placed as they are made.
+
+    Raises OptionError, and ManifestError or ImageError through `problems`.
+    """
+    total = len(choose_targets(samples, options.pairing)) * options.pairing.references
+    matches = match_samples(samples, options.pairing, problems, embed=embed)
+    truth: tuple[Sample, tuple[Boxes | None, Path | None] | None] | None = None
+    for match in track(matches, f"pairing {source}", total, shown=progress):
+        # The references of one target follow each other: its mask is read, or reported, once.
+        if truth is None or truth[0] is not match.target:
+            truth = match.target, attempt(problems, _truth, match.target, placer, options.boxes)
+        if truth[1] is not None:
+            pair = attempt(problems, _pair, source, match, placer, *truth[1], options.group)
+            if pair is not None:
+                yield pair
+
+
+def _truth(target: Sample, placer: Placer, wants_boxes: bool) -> tuple[Boxes | None, Path | None]:
+    """Boxes and mask of a target; boxes are left to its mask where that is allowed and possible."""
+    one_file = len(target.masks) == 1 and target.region is None
+    if one_file and target.boxes is None and not wants_boxes:
+        return None, placer.mask(target, None)
+    union = read_union(target) if target.masks and not (one_file and target.boxes is not None) else None
+    return sample_boxes(target, union), placer.mask(target, union)
+
+
+def _pair(source: str, match: Match, placer: Placer, boxes: Boxes | None, mask: Path | None, group: str | None) -> Pair:
+    target, reference = match.target, match.reference
+    facts = {
+        "source": source,
+        "kind": target.kind,
+        "split": target.split,
+        "view": target.view,
+        # The source's name makes the part known beyond this manifest.
+        "product": f"{source}/{target.product}" if target.product else "",
+        "reference_product": f"{source}/{reference.product}" if reference.product else "",
+    }
+    rank = f"#{match.rank}" if match.rank else ""
+    return Pair(
+        reference=placer.image(reference),
+        target=placer.image(target),
+        id=f"{source}/{placer.name(target)}{rank}",
+        category=target.category,
+        boxes=boxes,
+        mask=mask,
+        group=group,
+        extra={name: value for name, value in facts.items() if value},
+    )
+
+
+def _distinct(samples: Sequence[Sample], root: Path, problems: Problems) -> Iterator[Sample]:
+    """Samples that lie below the root, each once."""
+    seen = set()
+    for sample in samples:
+        place = attempt(problems, _place, sample, root)
+        if place is None:
+            continue
+        if place in seen:
+            problems(f"{sample.image}: listed twice; expected each picture once, so mend the labels that name it")
+            continue
+        seen.add(place)
+        yield sample
+
+
+def _place(sample: Sample, root: Path) -> tuple[str, object]:
+    """What the sample's id is made of. Raises ManifestError where any of its files lies outside the root."""
+    for path in (*sample.masks, *((sample.template,) if sample.template else ())):
+        relative(path, root)
+    name = relative(sample.image, root).as_posix()
+    if not is_storable(name):
+        raise ManifestError(f"{name!r}: not UTF-8; a manifest could not name it, so rename the file")
+    return name, sample.region
+
+
+def _sound(samples: Sequence[Sample], problems: Problems, progress: bool) -> Iterator[Sample]:
+    """Samples whose files can be decoded and fit together."""
+    with ThreadPoolExecutor(_CHECKERS) as pool:
+        found = pool.map(_problem, samples)
+        for sample, problem in zip(samples, track(found, "checking", len(samples), shown=progress), strict=True):
+            if problem is None:
+                yield sample
+            else:
+                problems(problem)
+
+
+def _problem(sample: Sample) -> str | None:
+    try:
+        check_sample(sample)
+    except InputError as error:
+        return str(error)
+    return None

@@ -1,0 +1,245 @@
+"""A reference for each sample to inspect: the one that the data set gives, the most similar good part, or one by chance.
+
+A reference is a good part of the same category and view, never the target itself nor a picture of the same physical
+part. Good parts of the train split serve first; a view without any falls back to all its good parts. Pictures are
+opened for "nearest" only.
+"""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from differad.data.sources.sample import Problems, Region, Sample, attempt, refuse
+from differad.data.thumbnails import Thumbnail, read_region, read_thumbnail
+from differad.errors import OptionError
+from differad.images import RGB, read_image
+from differad.options import check_at_least, check_option, option
+
+METHODS = ("nearest", "random", "given")
+# Brightness-free pattern counts most: its distance runs from 0 to 2, while 1 here is black against white, or twice as wide.
+_GRID = 16
+
+Embed = Callable[[RGB], NDArray[np.floating]]
+"""From a picture (H, W, 3) to its feature vector (D,); distances are Euclidean."""
+
+_Descriptor = NDArray[np.float32]
+_Key = tuple[Path, Region | None]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How references are chosen and which samples become targets. A template of the data set itself always comes first."""
+
+    method: str = option("nearest", "nearest good part by look, random, or given (the data set's own template only)")
+    references: int = option(1, "references for each target, each a pair of its own")
+    normal_share: float | None = option(0.5, "share of normal pairs, as far as there are good parts; None takes all")
+    count: int | None = option(None, "pairs of each category at most; None takes all")
+    seed: int = option(0, "what is drawn by chance: random references, which good parts, which pairs of a count")
+
+    def __post_init__(self) -> None:
+        check_option("method", self.method, self.method in METHODS, f"one of {', '.join(METHODS)}")
+        check_at_least("references", self.references, 1)
+        check_at_least("count", self.count, 1)
+        share = self.normal_share
+        check_option("normal_share", share, share is None or 0 <= share < 1, "a share from 0 to below 1, or None")
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A sample to inspect and its reference; `rank` counts the references of one target from 0."""
+
+    target: Sample
+    reference: Sample
+    rank: int = 0
+
+
+@dataclass
+class Descriptors:
+    """Feature vectors of samples, read once and kept; by look unless an `embed` is given."""
+
+    embed: Embed | None = None
+    _known: dict[_Key, _Descriptor | None] = field(default_factory=dict)
+
+    def of(self, sample: Sample, problems: Problems = refuse) -> _Descriptor | None:
+        """The vector (D,) of a sample; None where its picture cannot be read, which is reported once."""
+        key = sample.image, sample.region
+        if key not in self._known:
+            self._known[key] = None
+            picture = attempt(problems, _read, sample, self.embed is not None)
+            if picture is not None:
+                self._known[key] = describe(picture) if self.embed is None else self._embedded(picture.pixels, sample)
+        return self._known[key]
+
+    def _embedded(self, pixels: RGB, sample: Sample) -> _Descriptor:
+        """Raises OptionError: what `embed` gives is the caller's business, not the data set's."""
+        vector = np.asarray(self.embed(pixels) if self.embed else [], dtype=np.float32).ravel()
+        if not (len(vector) and np.isfinite(vector).all()):
+            raise OptionError(f"embed: {sample.image}: gave {vector[:4]}; expected a vector of finite numbers")
+        return vector
+
+
+def _read(sample: Sample, whole: bool) -> Thumbnail:
+    """The sample's picture, shrunk unless it is wanted `whole`. Raises ImageError."""
+    if not whole:
+        return read_thumbnail(sample.image, sample.region)
+    pixels = read_image(sample.image) if sample.region is None else read_region(sample.image, sample.region)
+    return Thumbnail(pixels, pixels.shape[1] / pixels.shape[0])
+
+
+def describe(thumbnail: Thumbnail) -> _Descriptor:
+    """What a picture looks like as a vector: its pattern (unit length, without light), mean colour, aspect ratio."""
+    grey = cv2.cvtColor(thumbnail.pixels, cv2.COLOR_RGB2GRAY)
+    cells = cv2.resize(grey, (_GRID, _GRID), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+    pattern = cells - cells.mean()
+    pattern /= max(float(np.linalg.norm(pattern)), 1.0)
+    colour = thumbnail.pixels.reshape(-1, 3).mean(axis=0) / 255
+    return np.concatenate([pattern, colour, [np.log2(thumbnail.aspect)]]).astype(np.float32)
+
+
+def match_samples(
+    samples: Sequence[Sample],
+    pairing: Pairing | None = None,
+    problems: Problems = refuse,
+    *,
+    embed: Embed | None = None,
+) -> Iterator[Match]:
+    """Choose targets among the samples of each category and give each its references, in the order of the samples.
+
+    A defective target without any possible reference goes to `problems`; a good part that has nothing to be compared
+    with makes no pair. Raises ManifestError through `problems`, OptionError.
+    """
+    pairing = pairing or Pairing()
+    pools = _pools(samples)
+    finder = _Finder(pairing, Descriptors(embed), problems)
+    for target in choose_targets(samples, pairing):
+        references = finder.find(target, pools.get((target.category, target.view), []))
+        if references == [] and not target.is_normal:
+            problems(_no_reference(target, pairing.method))
+        yield from (Match(target, reference, rank) for rank, reference in enumerate(references or []))
+
+
+def choose_targets(samples: Sequence[Sample], pairing: Pairing) -> list[Sample]:
+    """The samples of each category that become targets: defective ones, and good ones up to the wanted share.
+
+    Good parts outside the train split come first, since those in it serve as references. Keeps the samples' order.
+    """
+    categories: dict[str, list[int]] = defaultdict(list)
+    for number, sample in enumerate(samples):
+        categories[sample.category].append(number)
+    chosen: list[int] = []
+    for name, members in categories.items():
+        rng = np.random.default_rng([pairing.seed, zlib.crc32(name.encode())])
+        order = [members[i] for i in rng.permutation(len(members))]
+        defective = [i for i in order if not samples[i].is_normal]
+        normal = sorted((i for i in order if samples[i].is_normal), key=lambda i: samples[i].split == "train")
+        wanted, normals = _numbers(pairing, len(defective), len(normal))
+        chosen += defective[:wanted] + normal[:normals]
+    return [samples[i] for i in sorted(chosen)]
+
+
+def _numbers(pairing: Pairing, defective: int, normal: int) -> tuple[int, int]:
+    """How many defective and good targets to take of those that there are."""
+    share = pairing.normal_share
+    limit = None if pairing.count is None else max(1, pairing.count // pairing.references)
+    if limit is not None:
+        kept = normal / max(1, normal + defective) if share is None else share
+        defective = min(defective, limit - round(limit * kept))
+    if share is not None:
+        # A data set of good parts only still gives pairs: nothing then says how many are wanted but the count.
+        most = round(defective * share / (1 - share)) if defective else (normal if share else 0)
+        normal = min(normal, most)
+    return defective, normal if limit is None else min(normal, limit - defective)
+
+
+def _pools(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:
+    """Possible references by category and view."""
+    pools: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if sample.is_normal:
+            pools[sample.category, sample.view].append(sample)
+    return {key: [s for s in pool if s.split == "train"] or pool for key, pool in pools.items()}
+
+
+def _may_serve(reference: Sample, target: Sample) -> bool:
+    if (reference.image, reference.region) == (target.image, target.region):
+        return False
+    return not (target.product and reference.product == target.product)
+
+
+class _Finder:
+    """Finds the references of one target after the other; what belongs to a pool is worked out once."""
+
+    def __init__(self, pairing: Pairing, descriptors: Descriptors, problems: Problems) -> None:
+        self._pairing = pairing
+        self._descriptors = descriptors
+        self._problems = problems
+        self._ready: dict[tuple[str, str], tuple[list[Sample], NDArray[np.float32]]] = {}
+
+    def find(self, target: Sample, pool: list[Sample]) -> list[Sample] | None:
+        """The references of `target`, best first; fewer than wanted where there are no more, none if none will do.
+
+        None where the target itself cannot be read, which is reported then.
+        """
+        if target.template is not None:
+            return [Sample(target.template, target.category, True, product=target.product, view=target.view)]
+        if self._pairing.method == "given" or not pool:
+            return []
+        if self._pairing.method == "random":
+            return self._draw(target, pool)
+        return self._nearest(target, pool)
+
+    def _draw(self, target: Sample, pool: list[Sample]) -> list[Sample]:
+        # By the target's name: what others there are does not change its references.
+        name = f"{target.category}/{target.image.name}/{target.region}"
+        rng = np.random.default_rng([self._pairing.seed, zlib.crc32(name.encode("utf-8", "surrogateescape"))])
+        found: list[Sample] = []
+        # Most draws succeed; a whole permutation of a large pool for each target would take quadratic time.
+        for number in rng.integers(len(pool), size=4 * self._pairing.references):
+            self._add(found, target, pool[number])
+        for number in rng.permutation(len(pool)) if len(found) < self._pairing.references else ():
+            self._add(found, target, pool[number])
+        return found
+
+    def _add(self, found: list[Sample], target: Sample, candidate: Sample) -> None:
+        is_new = not any(candidate is other for other in found)
+        if len(found) < self._pairing.references and is_new and _may_serve(candidate, target):
+            found.append(candidate)
+
+    def _nearest(self, target: Sample, pool: list[Sample]) -> list[Sample] | None:
+        own = self._descriptors.of(target, self._problems)
+        if own is None:
+            return None
+        usable, vectors = self._described(pool)
+        found: list[Sample] = []
+        if usable:
+            distances = np.linalg.norm(vectors - own, axis=1)
+            for number in np.argsort(distances, kind="stable"):
+                self._add(found, target, usable[number])
+                if len(found) == self._pairing.references:
+                    break
+        return found
+
+    def _described(self, pool: list[Sample]) -> tuple[list[Sample], NDArray[np.float32]]:
+        key = pool[0].category, pool[0].view
+        if key not in self._ready:
+            vectors = [self._descriptors.of(sample, self._problems) for sample in pool]
+            usable = [sample for sample, vector in zip(pool, vectors, strict=True) if vector is not None]
+            known = [vector for vector in vectors if vector is not None]
+            self._ready[key] = usable, np.stack(known) if known else np.empty((0, 0), dtype=np.float32)
+        return self._ready[key]
+
+
+def _no_reference(target: Sample, method: str) -> str:
+    if method == "given":
+        return f"{target.image}: the data set gives no template for it; choose --pairing nearest or random"
+    view = f" and view {target.view!r}" if target.view else ""
+    return (
+        f"{target.image}: no good part of category {target.category!r}{view} to compare it with, other than itself and "
+        "its own part; add one or leave it out (--skip-bad)"
+    )

@@ -1,0 +1,167 @@
+"""Where the files of a pair lie: where the data set has them, or copied, linked or cut out under the output folder.
+
+A tile of a strip (`region`) becomes a PNG under `images/`, its mask or the union of several masks one under `masks/`,
+and copies or links keep their names relative to the data set's root under `files/`.
+"""
+
+import errno
+import os
+import shutil
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from differad.boxes import Boxes, is_degenerate, no_boxes, to_list
+from differad.data.masks import boxes_from_mask, read_mask
+from differad.data.sources.sample import Sample
+from differad.data.thumbnails import read_region
+from differad.errors import InputError, ManifestError, OptionError
+from differad.images import image_size, read_image, write_image
+
+FILES = ("point", "copy", "link")
+Mask = NDArray[np.bool_]
+# What links between two file systems, or on one without hard links, fail with.
+_NO_HARD_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP})
+
+
+class Placer:
+    """Gives each sample's image and mask a path that a manifest can point at; makes each file once."""
+
+    def __init__(self, root: Path, out: Path, files: str = "point") -> None:
+        if files not in FILES:
+            raise OptionError(f"files={files!r}: expected one of {', '.join(FILES)}")
+        self._root, self._out, self._files = root, out, files
+        self._placed: dict[tuple[Path, object], Path] = {}
+
+    def name(self, sample: Sample) -> str:
+        """What tells a sample from all others of its data set: its path below the root, and where its tile begins."""
+        name = relative(sample.image, self._root).as_posix()
+        return name if sample.region is None else f"{name}@{sample.region[0]},{sample.region[1]}"
+
+    def image(self, sample: Sample) -> Path:
+        """The path of the sample's picture. Raises ImageError, InputError where a file cannot be made."""
+        key = sample.image, sample.region
+        if key not in self._placed:
+            if sample.region is None:
+                self._placed[key] = self._place(sample.image)
+            else:
+                path = self._made("images", sample)
+                write_image(path, read_region(sample.image, sample.region))
+                self._placed[key] = path
+        return self._placed[key]
+
+    def mask(self, sample: Sample, union: Mask | None) -> Path | None:
+        """The path of the sample's one mask, which is made from `union` (H, W) where the data set has no such file."""
+        if not sample.masks:
+            return None
+        if len(sample.masks) == 1 and sample.region is None:
+            return self._place(sample.masks[0])
+        key = sample.image, ("mask", sample.region)
+        if key not in self._placed:
+            path = self._made("masks", sample)
+            marked = (union if union is not None else read_union(sample)).astype(np.uint8) * 255
+            write_image(path, cv2.cvtColor(marked, cv2.COLOR_GRAY2RGB))
+            self._placed[key] = path
+        return self._placed[key]
+
+    def _made(self, folder: str, sample: Sample) -> Path:
+        below = relative(sample.image, self._root)
+        # The ending stays in the name: a.png and a.jpg of one folder are two pictures.
+        place = "" if sample.region is None else f"@{sample.region[0]},{sample.region[1]}"
+        return self._out / folder / below.with_name(f"{below.name}{place}.png")
+
+    def _place(self, path: Path) -> Path:
+        if self._files == "point":
+            return path
+        key = path, self._files
+        if key not in self._placed:
+            target = self._out / "files" / relative(path, self._root)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target) if self._files == "copy" else _link(path, target)
+            except OSError as error:
+                raise InputError(f"{target}: cannot be made from {path} ({error.strerror})") from None
+            self._placed[key] = target
+        return self._placed[key]
+
+
+def relative(path: Path, root: Path) -> Path:
+    """The path below `root`. Raises ManifestError where it lies elsewhere."""
+    if path.is_relative_to(root):
+        below = path.relative_to(root)
+        if ".." not in below.parts:
+            return below
+    raise ManifestError(f"{path}: lies outside of {root}; expected only files of the data set, so give its own folder")
+
+
+def read_union(sample: Sample) -> Mask:
+    """All masks of a defective sample as one (H, W), of its region where it has one.
+
+    Raises ImageError, and ManifestError where a mask's size is not its picture's or nothing is marked.
+    """
+    union = _whole_union(sample.masks, sample.image)
+    if sample.region is not None:
+        x1, y1, x2, y2 = sample.region
+        union = union[y1:y2, x1:x2]
+    if not union.any():
+        raise ManifestError(
+            f"{sample.masks[0]}: marks nothing, but {sample.image} is defective; mend the mask or leave it out (--skip-bad)"
+        )
+    return union
+
+
+def sample_boxes(sample: Sample, union: Mask | None = None) -> Boxes:
+    """True boxes (N, 4) in pixels of the sample: its own, or those of its masks (`union`, where it was read).
+
+    (0, 4) for a normal sample. Raises ImageError, ManifestError.
+    """
+    if sample.is_normal:
+        return no_boxes()
+    if sample.boxes is not None:
+        return sample.boxes
+    return boxes_from_mask(read_union(sample) if union is None else union)
+
+
+def check_sample(sample: Sample) -> None:
+    """Decode the sample's picture, template and masks and see that they fit. Raises ImageError, ManifestError."""
+    pixels = read_image(sample.image) if sample.region is None else read_region(sample.image, sample.region)
+    if sample.template is not None:
+        read_image(sample.template)
+    if sample.is_normal:
+        return
+    if sample.masks:
+        read_union(sample)
+    boxes, (height, width) = sample_boxes(sample), pixels.shape[:2]
+    if len(boxes) == 0 or is_degenerate(boxes).any():
+        raise ManifestError(f"{sample.image}: no box that holds any area, but it is defective; mend its labels")
+    if boxes.min() < 0 or (boxes[:, 2:] > (width, height)).any():
+        raise ManifestError(
+            f"{sample.image}: boxes {to_list(boxes)} reach out of its {width}x{height} pixels; mend the labels"
+        )
+
+
+@lru_cache(maxsize=4)
+def _whole_union(masks: tuple[Path, ...], image: Path) -> Mask:
+    width, height = image_size(image)
+    union = np.zeros((height, width), dtype=np.bool_)
+    for path in masks:
+        mask = read_mask(path)
+        if mask.shape != union.shape:
+            size = f"{mask.shape[1]}x{mask.shape[0]}"
+            raise ManifestError(f"{path}: {size} pixels; expected {width}x{height} as its picture {image} has")
+        union |= mask
+    return union
+
+
+def _link(path: Path, target: Path) -> None:
+    """A hard link, or a symbolic one where there can be none. Raises OSError."""
+    try:
+        # Of the file itself: a hard link to a relative symbolic link would lead nowhere from another folder.
+        os.link(path.resolve(), target)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINK:
+            raise
+        target.symlink_to(path.resolve())

@@ -1,0 +1,305 @@
+"""A recipe: one YAML file that names the categories of a benchmark, where each comes from, how it is paired, how many.
+
+`build_recipe` builds what is present below a folder of data sets, and says what is absent and how to get it. The
+result is one manifest whose `group` is the structure group, a data card and a contact sheet.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from differad.core import Pair
+from differad.data.build import MANIFEST, BuildOptions, claim_folder, make_pairs, read_samples, write_manifest
+from differad.data.card import files_of, make_card, write_card
+from differad.data.pairing import Embed, Pairing
+from differad.data.placing import Placer
+from differad.data.sheet import write_sheet
+from differad.data.sources.registry import SOURCES
+from differad.data.sources.sample import ProblemList, Problems, Sample, refuse
+from differad.errors import ManifestError, MissingExtraError, OptionError
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class Defaults(BaseModel):
+    """What holds for every category that does not say otherwise."""
+
+    model_config = _STRICT
+
+    pairing: Literal["nearest", "random", "given"] = "nearest"
+    references: int = Field(default=1, ge=1)
+    normals: float = Field(default=0.5, ge=0, lt=1)
+    seed: int = 0
+
+
+class Entry(BaseModel):
+    """A category: its group, its source, which of the source's categories, views and kinds, and how many pairs.
+
+    `from` names the source's own categories (none takes all); empty `views` and `kinds` take all. A good part has no kind.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    category: str = Field(min_length=1)
+    group: str = Field(min_length=1)
+    source: str
+    names: tuple[str, ...] = Field(default=(), alias="from")
+    views: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    count: int = Field(ge=1)
+    pairing: Literal["nearest", "random", "given"] | None = None
+    references: int | None = Field(default=None, ge=1)
+    normals: float | None = Field(default=None, ge=0, lt=1)
+    note: str = ""
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in SOURCES:
+            raise ValueError(f"no such source; expected one of {', '.join(sorted(SOURCES))}")
+        return name
+
+    def takes(self, sample: Sample) -> bool:
+        """Whether a sample of the source belongs to this category."""
+        return (
+            (not self.names or sample.category in self.names)
+            and (not self.views or sample.view in self.views)
+            and (sample.is_normal or not self.kinds or sample.kind in self.kinds)
+        )
+
+
+class Recipe(BaseModel):
+    """A benchmark as a list of categories."""
+
+    model_config = _STRICT
+
+    title: str = Field(min_length=1)
+    note: str = ""
+    defaults: Defaults = Defaults()
+    categories: tuple[Entry, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Recipe":
+        names = [entry.category for entry in self.categories]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"category {twice!r} stands twice; expected one entry each")
+        return self
+
+    def pairing(self, entry: Entry) -> Pairing:
+        """How the pairs of one category are made."""
+        base = self.defaults
+        return Pairing(
+            method=entry.pairing or base.pairing,
+            references=entry.references or base.references,
+            normal_share=base.normals if entry.normals is None else entry.normals,
+            count=entry.count,
+            seed=base.seed,
+        )
+
+
+@dataclass
+class Outcome:
+    """What became of one category: "built", "short" of its count, or "absent" with the reason and where to get it."""
+
+    category: str
+    group: str
+    source: str
+    wanted: int
+    pairs: int = 0
+    state: str = "absent"
+    why: str = ""
+    get: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as JSON has it."""
+        return dict(vars(self))
+
+
+@dataclass
+class BuiltRecipe:
+    """The pairs, what became of each category, and what was left out with the reason."""
+
+    pairs: list[Pair]
+    outcomes: list[Outcome]
+    problems: list[str] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Counts as JSON has them."""
+        return {
+            "pairs": len(self.pairs),
+            "wanted": sum(outcome.wanted for outcome in self.outcomes),
+            "categories": [outcome.to_dict() for outcome in self.outcomes],
+            "skipped": len(self.problems),
+            "problems": self.problems,
+        }
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe. Raises ManifestError naming the key, MissingExtraError without a YAML reader."""
+    try:
+        import yaml
+    except ImportError:
+        raise MissingExtraError("a recipe", "data", "pyyaml") from None
+    path = Path(path)
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such file; expected a recipe in YAML, as recipes/ad_dualdiff.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: cannot be read ({error}); expected a recipe in YAML") from None
+    except yaml.YAMLError as error:
+        raise ManifestError(f"{path}: not YAML ({error}); mend the recipe") from None
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "recipe"
+        value = "" if first["type"] in ("missing", "model_type") else f" {str(first['input'])[:60]!r}:"
+        raise ManifestError(f"{path}: {key}:{value} {first['msg']}") from None
+
+
+def build_recipe(
+    recipe: Recipe,
+    root: str | Path,
+    out: str | Path,
+    options: BuildOptions | None = None,
+    *,
+    roots: Mapping[str, Path] | None = None,
+    embed: Embed | None = None,
+    checksums: bool = False,
+    progress: bool = True,
+) -> BuiltRecipe:
+    """Build the categories that are present below `root`/SOURCE, or below `roots[SOURCE]`, into the new folder `out`.
+
+    Writes pairs.jsonl, card.json, card.md and sheet.html. What the recipe says of pairing, categories and groups takes
+    the place of the like in `options`. Raises OptionError, InputError, ManifestError where nothing at all is present,
+    and what a bad file raises unless `skip_bad` lists it.
+    """
+    options = options or BuildOptions()
+    places = _places(recipe, Path(root), roots or {})
+    out = claim_folder(out)
+    problems = ProblemList()
+    tell = problems if options.skip_bad else refuse
+    built = BuiltRecipe([], [_absent(entry, places[entry.source]) for entry in recipe.categories], problems.messages)
+    work = _Work(recipe, options, out, tell, embed, progress)
+    for source, place in places.items():
+        if place.is_dir():
+            work.run(source, place, built.outcomes)
+    built.pairs = [pair for entry in recipe.categories for pair in work.pairs.get(entry.category, [])]
+    if not built.pairs:
+        raise ManifestError(
+            f"{root}: holds no data set of the recipe; expected a folder such as {next(iter(places.values()))} "
+            "(docs/sources.md says where to get each)"
+        )
+    _refuse_shared(built.pairs)
+    write_manifest(out / MANIFEST, built.pairs)
+    card = {**make_card(built.pairs, recipe.title, progress=progress), **_notes(recipe, built.outcomes)}
+    listed = files_of(built.pairs) if checksums else None
+    write_card(out, card, out / MANIFEST, files=listed, progress=progress)
+    write_sheet(out / "sheet.html", built.pairs, recipe.title, note=_line(built.outcomes), progress=progress)
+    return built
+
+
+@dataclass
+class _Work:
+    """Builds the categories of one source after the other; the pairs gather by category."""
+
+    recipe: Recipe
+    options: BuildOptions
+    out: Path
+    problems: Problems
+    embed: Embed | None
+    progress: bool
+    pairs: dict[str, list[Pair]] = field(default_factory=dict)
+
+    def run(self, source: str, place: Path, outcomes: Sequence[Outcome]) -> None:
+        """Build every category of `source`, whose samples are read once. Raises ManifestError, ImageError."""
+        # Which of its categories are present shows when it is read; the recipe's choice is made after that.
+        samples = read_samples(
+            source, place, replace(self.options, categories=()), self.problems, progress=self.progress
+        )
+        # Copies of two data sets must not meet under one name.
+        placer = Placer(place, self.out / source, self.options.files)
+        for entry, outcome in zip(self.recipe.categories, outcomes, strict=True):
+            if entry.source == source:
+                self._build(entry, outcome, samples, placer)
+
+    def _build(self, entry: Entry, outcome: Outcome, samples: Sequence[Sample], placer: Placer) -> None:
+        own = _merged([sample for sample in samples if entry.takes(sample)], entry.category)
+        if not own:
+            known = ", ".join(sorted({sample.category for sample in samples})) or "nothing"
+            outcome.why = (
+                f"nothing there fits {', '.join(entry.names) or 'the views and kinds asked for'}; there is {known}"
+            )
+            return
+        options = replace(self.options, pairing=self.recipe.pairing(entry), group=entry.group)
+        found = make_pairs(entry.source, own, placer, options, self.problems, embed=self.embed, progress=self.progress)
+        self.pairs[entry.category] = list(found)
+        outcome.pairs = len(self.pairs[entry.category])
+        outcome.state, outcome.why, outcome.get = "built", "", ""
+        if outcome.pairs < outcome.wanted:
+            outcome.state, outcome.why = (
+                "short",
+                f"{outcome.pairs} of {outcome.wanted} pairs; the data set holds no more",
+            )
+
+
+def _merged(samples: Sequence[Sample], category: str) -> list[Sample]:
+    """Samples as one category; where the source had several, each is a view, so that references stay within it."""
+    if len({sample.category for sample in samples}) < 2:
+        return [replace(sample, category=category) for sample in samples]
+    return [
+        replace(sample, category=category, view=f"{sample.category}/{sample.view}".rstrip("/")) for sample in samples
+    ]
+
+
+def _places(recipe: Recipe, root: Path, roots: Mapping[str, Path]) -> dict[str, Path]:
+    """The folder of each source that the recipe names, in order. Raises OptionError."""
+    named = list(dict.fromkeys(entry.source for entry in recipe.categories))
+    for name in roots:
+        if name not in named:
+            raise OptionError(f"source {name!r}: not in the recipe; expected one of {', '.join(named)}")
+    return {name: Path(roots.get(name, root / name)) for name in named}
+
+
+def _absent(entry: Entry, place: Path) -> Outcome:
+    source = SOURCES[entry.source]
+    return Outcome(
+        entry.category,
+        entry.group,
+        entry.source,
+        entry.count,
+        why=f"no folder {place}",
+        get=f"{source.title}: {source.url} ({source.licence}); unpack as {source.layout}"
+        + (f". {entry.note}" if entry.note else ""),
+    )
+
+
+def _refuse_shared(pairs: Sequence[Pair]) -> None:
+    """Raise ManifestError where two categories take the same picture: a manifest holds each id once."""
+    taken: dict[str, str] = {}
+    for pair in pairs:
+        if pair.id in taken:
+            raise ManifestError(
+                f"categories {taken[pair.id]!r} and {pair.category!r} both take {pair.id}; expected each picture in one, "
+                "so tell them apart by from, views or kinds"
+            )
+        taken[pair.id] = pair.category
+
+
+def _notes(recipe: Recipe, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What the card says beyond its counts: the recipe's note, the notes of its categories, and what is absent."""
+    notes = [recipe.note] if recipe.note else []
+    built = {outcome.category for outcome in outcomes if outcome.state != "absent"}
+    notes += [f"{e.category}: {e.note}" for e in recipe.categories if e.note and e.category in built]
+    notes += [f"{o.category}: {o.state}, {o.why}" for o in outcomes if o.state != "built"]
+    return {"notes": notes, "recipe": [outcome.to_dict() for outcome in outcomes]}
+
+
+def _line(outcomes: Sequence[Outcome]) -> str:
+    absent = [outcome.category for outcome in outcomes if outcome.state == "absent"]
+    return f"Absent: {', '.join(absent)}." if absent else ""

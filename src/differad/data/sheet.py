@@ -1,0 +1,89 @@
+"""A contact sheet: one HTML file that opens offline, a few pairs of each category, reference beside target with its boxes.
+
+Names come from files and labels, so the template escapes everything.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from differad.boxes import Boxes
+from differad.core import Pair
+from differad.data.masks import boxes_from_mask, read_mask
+from differad.drawing import jpeg_data_url, thumbnail
+from differad.errors import ImageError
+from differad.images import read_images
+from differad.progress import track
+
+THUMBNAIL_SIDE = 200
+SHOWN = 4
+NO_GROUP = ""
+
+
+def write_sheet(
+    path: str | Path, pairs: Sequence[Pair], title: str, *, shown: int = SHOWN, note: str = "", progress: bool = False
+) -> int:
+    """Write the page with up to `shown` pairs of each category, by group; return how many pairs it shows.
+
+    A pair whose pictures cannot be read is shown with the reason.
+    """
+    from jinja2 import Environment, PackageLoader  # a light start matters more to those who only locate
+
+    chosen = {name: pick(own, shown) for name, own in _by_category(pairs).items()}
+    count = sum(map(len, chosen.values()))
+    order = [pair for own in chosen.values() for pair in own]
+    cards = iter([_card(pair) for pair in track(order, "contact sheet", count, shown=progress)])
+    groups: dict[str, list[dict[str, Any]]] = {}
+    totals = _by_category(pairs)
+    for name, own in chosen.items():
+        category = {"name": name or "(no category)", "pairs": len(totals[name]), "cards": [next(cards) for _ in own]}
+        groups.setdefault(own[0].group or NO_GROUP, []).append(category)
+    environment = Environment(
+        loader=PackageLoader("differad.data"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("sheet.html.j2").render(title=title, note=note, pairs=len(pairs), groups=groups)
+    Path(path).write_text(page, encoding="utf-8")
+    return count
+
+
+def pick(pairs: Sequence[Pair], shown: int) -> list[Pair]:
+    """Up to `shown` pairs spread evenly over those with a defect, the last one normal where there is a normal one."""
+    defective = [pair for pair in pairs if pair.is_anomalous is not False]
+    normal = [pair for pair in pairs if pair.is_anomalous is False]
+    last = normal[:1] if shown > 1 or not defective else []
+    wanted = min(shown - len(last), len(defective))
+    places = np.linspace(0, max(0, len(defective) - 1), wanted).round().astype(int)
+    return [defective[place] for place in places] + last
+
+
+def _by_category(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    found: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        found.setdefault(pair.category, []).append(pair)
+    return found
+
+
+def _card(pair: Pair) -> dict[str, Any]:
+    kind = str(pair.extra.get("kind", ""))
+    card: dict[str, Any] = {"id": pair.id, "kind": kind, "pictures": [], "problem": "", "boxes": 0, "known": True}
+    try:
+        boxes = _boxes(pair)
+        reference, target = read_images(pair.reference, pair.target)
+    except ImageError as error:
+        return {**card, "problem": str(error)}
+    pictures = [thumbnail(reference, THUMBNAIL_SIDE), thumbnail(target, THUMBNAIL_SIDE, truth=boxes)]
+    return {
+        **card,
+        "pictures": [jpeg_data_url(picture) for picture in pictures],
+        "boxes": 0 if boxes is None else len(boxes),
+        "known": boxes is not None,
+    }
+
+
+def _boxes(pair: Pair) -> Boxes | None:
+    """The true boxes, also where they are left to the mask. Raises ImageError."""
+    if pair.boxes is None and pair.mask is not None:
+        return boxes_from_mask(read_mask(pair.mask))
+    return pair.boxes

@@ -1,0 +1,261 @@
+"""From a data set on disk to a manifest, and what is said of data that is wrong."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from miniatures import SIZE, marked, mvtec, part, save
+from PIL import Image
+
+from differad.data import build as module
+from differad.data.build import BuildOptions, build
+from differad.data.manifest import read_pairs
+from differad.data.pairing import Pairing
+from differad.data.sources.registry import SOURCES
+from differad.data.sources.sample import Sample
+from differad.errors import ImageError, InputError, ManifestError, OptionError
+
+LAZY = BuildOptions(Pairing("random"), boxes=False)
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return mvtec(tmp_path / "data")
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def test_a_manifest_points_at_the_files_where_they_lie(root, out):
+    built = build("mvtec", root, out, BuildOptions(group="complex structure"))
+    assert built.summary() == {"samples": 18, "pairs": 12, "anomalous": 6, "normal": 6, "skipped": 0, "problems": []}
+    assert [path.name for path in out.iterdir()] == ["pairs.jsonl"]
+    first = next(line for line in lines(out) if line["boxes"])
+    assert first == {
+        "source": "mvtec",
+        "kind": "scratch",
+        "split": "test",
+        "id": "mvtec/nut/test/scratch/000.png",
+        "category": "nut",
+        "reference": "../data/nut/train/good/000.png",
+        "target": "../data/nut/test/scratch/000.png",
+        "boxes": [[10, 20, 30, 36]],
+        "mask": "../data/nut/ground_truth/scratch/000_mask.png",
+        "group": "complex structure",
+    }
+    for pair in read_pairs(out / "pairs.jsonl"):
+        assert Path(pair.reference).is_file()
+        assert Path(pair.target).is_file()
+        assert Path(pair.reference).resolve() != Path(pair.target).resolve()
+
+
+def test_lazily_no_picture_is_opened(root, out):
+    whole = build("mvtec", root, out, BuildOptions(Pairing("random")))
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"")
+    lazy = build("mvtec", root, out.with_name("lazy"), LAZY)
+    assert [pair.id for pair in lazy.pairs] == [pair.id for pair in whole.pairs]
+    assert [pair.reference for pair in lazy.pairs] == [pair.reference for pair in whole.pairs]
+    assert sum(pair.boxes is None for pair in lazy.pairs) == lazy.summary()["anomalous"] == 6
+    assert "boxes" not in next(line for line in lines(out.with_name("lazy")) if line["mask"])
+
+
+def test_boxes_left_to_masks_are_those_that_are_computed(root, out):
+    build("mvtec", root, out)
+    build("mvtec", root, out.with_name("lazy"), BuildOptions(boxes=False))
+    now, later = (
+        {pair.id: pair.boxes.tolist() for pair in read_pairs(folder / "pairs.jsonl")}
+        for folder in (out, out.with_name("lazy"))
+    )
+    assert now == later
+
+
+@pytest.mark.parametrize(("files", "links"), [("copy", 1), ("link", 2)])
+def test_copies_and_links_keep_names_and_bytes(root, out, files, links):
+    build("mvtec", root, out, BuildOptions(files=files))
+    for line in lines(out):
+        for name in filter(None, (line["reference"], line["target"], line["mask"])):
+            assert name.startswith("files/")
+            original = root / name.removeprefix("files/")
+            assert (out / name).read_bytes() == original.read_bytes()
+            assert (out / name).stat().st_nlink == links
+
+
+def test_links_between_file_systems_are_symbolic(root, out, monkeypatch):
+    def refuse_link(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse_link)
+    build("mvtec", root, out, BuildOptions(files="link"))
+    assert (out / lines(out)[0]["target"]).is_symlink()
+
+
+def test_several_masks_of_one_picture_become_one(tmp_path, out):
+    root = tmp_path / "loco"
+    for number in range(3):
+        save(root / f"box/train/good/{number:03}.png", part(number))
+    save(root / "box/test/logical/000.png", part(9))
+    save(root / "box/ground_truth/logical/000/000.png", marked((2, 2, 10, 10)))
+    save(root / "box/ground_truth/logical/000/001.png", marked((60, 60, 70, 90)))
+    build("mvtec_loco", root, out, BuildOptions(Pairing("random", normal_share=0), boxes=False))
+    (line,) = lines(out)
+    assert line["boxes"] == [[60, 60, 70, 90], [2, 2, 10, 10]]  # 300 pixels before 64
+    assert line["mask"] == "masks/box/test/logical/000.png.png"
+    mask = np.asarray(Image.open(out / line["mask"]).convert("L"))
+    assert (mask > 0).sum() == 300 + 64
+
+
+def strip(seed):
+    return np.concatenate([part(seed, 256), part(seed + 1, 256)], axis=1)
+
+
+@pytest.fixture
+def aitex(tmp_path):
+    root = tmp_path / "aitex"
+    save(root / "NODefect_images/1/0001_000_04.png", strip(0))
+    save(root / "NODefect_images/1/0002_000_04.png", strip(10))
+    save(root / "Defect_images/0003_002_04.png", strip(20))
+    mask = np.zeros((256, 512), np.uint8)
+    mask[30:50, 300:340] = 255
+    save(root / "Mask_images/0003_002_04_mask.png", mask)
+    return root
+
+
+def test_tiles_of_a_strip_are_cut_out_losslessly(aitex, out):
+    build("aitex", aitex, out, BuildOptions(Pairing(normal_share=0)))
+    (line,) = lines(out)
+    assert line["target"] == "images/Defect_images/0003_002_04.png@256,0.png"
+    assert line["id"] == "aitex/Defect_images/0003_002_04.png@256,0"
+    assert line["boxes"] == [[44, 30, 84, 50]]  # 300 - 256 = 44
+    assert (line["product"], line["view"]) == ("aitex/0003_002_04", "04")
+    assert line["reference_product"] in ("aitex/0001_000_04", "aitex/0002_000_04")
+    whole = np.asarray(Image.open(aitex / "Defect_images/0003_002_04.png"))
+    assert (np.asarray(Image.open(out / line["target"])) == whole[:, 256:]).all()
+    mask = np.asarray(Image.open(out / line["mask"]).convert("L")) > 0
+    assert mask.shape == (256, 256)
+    assert mask.sum() == 20 * 40
+
+
+def test_several_references_give_pairs_that_share_a_target(root, out):
+    build("mvtec", root, out, BuildOptions(Pairing(references=2, normal_share=0), categories=("nut",)))
+    found = lines(out)
+    assert [line["id"] for line in found[:2]] == ["mvtec/nut/test/scratch/000.png", "mvtec/nut/test/scratch/000.png#1"]
+    assert len({line["reference"] for line in found[:2]}) == 2
+    assert len(found) == 6
+
+
+def corrupt(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def small_mask(root):
+    save(root / "nut/ground_truth/scratch/001_mask.png", marked((1, 1, 5, 5), size=SIZE // 2))
+
+
+def black_mask(root):
+    save(root / "nut/ground_truth/scratch/001_mask.png", np.zeros((SIZE, SIZE), np.uint8))
+
+
+TROUBLES = {
+    "truncated target": (lambda root: corrupt(root / "nut/test/scratch/001.png"), "broken or truncated image", True),
+    "truncated reference": (lambda root: corrupt(root / "nut/train/good/001.png"), "broken or truncated image", True),
+    "broken mask": (lambda root: corrupt(root / "nut/ground_truth/scratch/001_mask.png"), "broken or truncated", False),
+    "mask of another size": (small_mask, "48x48 pixels; expected 96x96 as its picture", False),
+    "mask without a mark": (black_mask, "marks nothing, but", False),
+    "no mask": (lambda root: (root / "nut/ground_truth/scratch/001_mask.png").unlink(), "no mask at", False),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_troubles_are_refused_or_listed(root, out, trouble):
+    spoil, message, needs_check = TROUBLES[trouble]
+    spoil(root)
+    check = BuildOptions(Pairing("random"), check=needs_check)
+    with pytest.raises((ManifestError, ImageError), match=message) as caught:
+        build("mvtec", root, out, check)
+    assert "\n" not in str(caught.value)
+    skipping = BuildOptions(Pairing("random"), check=needs_check, skip_bad=True)
+    built = build("mvtec", root, out.with_name("skipped"), skipping)
+    assert [message in problem for problem in built.problems] == [True]
+    assert built.summary()["skipped"] == 1
+    assert not any("001" in pair.id and "nut/test/scratch" in pair.id for pair in built.pairs) or "reference" in trouble
+
+
+@pytest.fixture
+def listed(monkeypatch, tmp_path):
+    """A source that yields the samples given."""
+
+    def plan(samples):
+        source = SOURCES["mvtec"]
+        fake = type(source)(lambda root, problems: iter(samples), "fake", "own", "", "")
+        monkeypatch.setattr(module, "find_source", lambda name: fake)
+
+    return plan
+
+
+def test_a_picture_that_is_listed_twice_or_lies_elsewhere(tmp_path, out, listed):
+    root = tmp_path / "root"
+    good = [Sample(save(root / f"{n}.png", part(n)), "c", True) for n in range(3)]
+    outside = Sample(save(tmp_path / "outside.png", part(7)), "c", True)
+    climbing = Sample(root / ".." / "outside.png", "c", True)
+    cases = (good[0], "listed twice"), (outside, "lies outside of"), (climbing, "lies outside of")
+    for number, (bad, message) in enumerate(cases):
+        listed([*good, bad])
+        with pytest.raises(ManifestError, match=message):
+            build("fake", root, out, LAZY)
+        built = build("fake", root, out.with_name(f"skipped{number}"), BuildOptions(skip_bad=True))
+        assert [message in problem for problem in built.problems] == [True]
+        assert len(built.pairs) == 3
+
+
+def test_boxes_that_reach_out_of_the_picture(tmp_path, out, listed):
+    root = tmp_path / "root"
+    good = Sample(save(root / "good.png", part(0)), "c", True)
+    listed([good, Sample(save(root / "bad.png", part(1)), "c", False, boxes=[[0, 0, SIZE + 1, 5]])])
+    with pytest.raises(ManifestError, match=r"bad.png: boxes \[\[0, 0, 97, 5\]\] reach out of its 96x96 pixels"):
+        build("fake", root, out, BuildOptions(check=True))
+
+
+def test_a_name_that_is_not_utf_8(root, out):
+    try:
+        (root / "nut/train/good" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with pytest.raises(ManifestError, match="is not UTF-8; rename the file"):
+        build("mvtec", root, out, LAZY)
+    built = build("mvtec", root, out, BuildOptions(Pairing("random"), skip_bad=True))
+    assert built.summary()["skipped"] == 1
+    with pytest.raises(InputError, match="not UTF-8; a manifest could not name it"):
+        build("mvtec", root, out.with_name(os.fsdecode(b"\xe9")), LAZY)
+    with pytest.raises(InputError, match="rename the folder"):
+        build("mvtec", Path(os.fsdecode(b"\xe9")), out.with_name("new"), LAZY)
+
+
+def test_nothing_is_overwritten(root, out):
+    build("mvtec", root, out, LAZY)
+    with pytest.raises(InputError, match="not empty; expected a new or empty folder"):
+        build("mvtec", root, out, LAZY)
+    with pytest.raises(InputError, match="cannot be written"):
+        build("mvtec", root, out / "pairs.jsonl", LAZY)
+
+
+def test_options_that_do_not_fit(root, out):
+    with pytest.raises(OptionError, match=r"category 'bolt': not in .*; expected some of nut, tile"):
+        build("mvtec", root, out, BuildOptions(categories=("bolt",)))
+    with pytest.raises(OptionError, match="source 'mvtek' is not known"):
+        build("mvtek", root, out.with_name("b"))
+    with pytest.raises(OptionError, match="files='move': expected one of point, copy, link"):
+        BuildOptions(files="move")
+    with pytest.raises(ManifestError, match=r"nut/test/scratch/000.png: the data set gives no template"):
+        build("mvtec", root, out.with_name("c"), BuildOptions(Pairing("given", normal_share=0)))
+    given = BuildOptions(Pairing("given"), skip_bad=True)
+    with pytest.raises(ManifestError, match="no pair to write"):
+        build("mvtec", root, out.with_name("d"), given)
