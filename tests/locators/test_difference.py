@@ -96,7 +96,7 @@ def test_a_colour_change_of_equal_brightness_is_found():
 
 
 def test_another_size_and_boxes_in_pixels_of_the_target():
-    pair = drawn(0, anomalous=True)
+    pair = drawn(3, anomalous=True)
     half = cv2.resize(pair.reference, (320, 320), interpolation=cv2.INTER_AREA)
     plain = DifferenceLocator().locate(pair)
     smaller_reference = DifferenceLocator().locate(replace(pair, reference=half))

@@ -60,7 +60,7 @@ def test_the_pose_lays_the_reference_on_the_target():
     middle = np.s_[80:560, 80:560]
     correlation = np.corrcoef(laid[middle].ravel(), pair.target[middle].ravel())[0, 1]
     before = np.corrcoef(pair.reference[middle].ravel(), pair.target[middle].ravel())[0, 1]
-    assert correlation > 0.97
+    assert correlation > 0.95
     assert correlation > before + 0.05
 
 

@@ -10,10 +10,8 @@ Knows nothing of materials or defect classes, and compares one pair at a time.
 """
 
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 
 from differad.boxes import Boxes, clip
 from differad.core import Location, Pair
-from differad.errors import DifferadError, InputError, LocatorError
+from differad.errors import LocatorError
 from differad.images import RGB, read_images
 from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.calibration import COMPARING, Comparing
@@ -40,8 +38,12 @@ from differad.locators.comparison import (
     noise,
     soften,
 )
+from differad.locators.conformal import conformal_threshold
 from differad.locators.registration import Registration, register, warp
+from differad.locators.threads import one_thread_each, usable_cores
 from differad.options import check_option, option
+
+_REMEDY = "No answer; --model features compares parts that do not lie on each other."
 
 
 @dataclass(frozen=True)
@@ -93,31 +95,16 @@ class DifferenceLocator:
 
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
         """Locate a stream in order; at most two pairs per worker are read ahead."""
-        workers = self.options.workers or _cores()
-        with _one_thread_each(workers):
+        workers = self.options.workers or usable_cores()
+        with one_thread_each(workers):
             yield from locate_concurrently(self, pairs, workers)
 
     def calibrate(self, normals: Iterable[Pair], false_alarms: float = 0.05) -> "DifferenceLocator":
         """A locator whose threshold leaves a box on at most a share `false_alarms` of normal pairs like these.
 
-        Split conformal: of n confidences the ceil((n + 1)(1 - share))-th smallest is the bound, which holds for a new
-        pair drawn like the given ones whatever their distribution. Pairs that do not register say nothing and are left
-        out. Raises InputError where fewer than 1 / share - 1 remain, and the error of a pair that cannot be read.
+        See `conformal_threshold`. Raises InputError for too few pairs, and the error of a pair that cannot be read.
         """
-        check_option("false_alarms", false_alarms, 0 < false_alarms < 1, "a share between 0 and 1")
-        confidences = []
-        for outcome in self.locate_many(normals):
-            if isinstance(outcome, DifferadError):
-                raise outcome
-            if outcome.confidence is not None:
-                confidences.append(outcome.confidence)
-        rank = math.ceil((len(confidences) + 1) * (1 - false_alarms))
-        if rank > len(confidences):
-            raise InputError(
-                f"{len(confidences)} normal pairs that register: holding a false-alarm share of {false_alarms:g} needs"
-                f" at least {math.ceil(1 / false_alarms) - 1}; give more or allow a larger share"
-            )
-        threshold = math.nextafter(sorted(confidences)[rank - 1], 1.0)
+        threshold = conformal_threshold(self, normals, false_alarms)
         return DifferenceLocator(replace(self.options, threshold=threshold), self.constants)
 
     def _locate(self, reference: RGB, target: RGB) -> Location:
@@ -126,7 +113,7 @@ class DifferenceLocator:
         target, factor = _bounded(target, self.options.max_side)
         registration = register(_grey(reference), _grey(target))
         if not registration.accepted and self.options.on_refusal == "refuse":
-            return Location(valid=False, reasoning=f"{_told(registration)} No answer.")
+            return Location(valid=False, reasoning=f"{_told(registration)} {_REMEDY}")
         score = self.difference(reference, target, registration)
         groups = self._groups(score)
         return self._answer(groups, registration, (width, height), factor)
@@ -187,22 +174,6 @@ def _told(registration: Registration) -> str:
     if registration.accepted:
         return f"The reference was laid on by {registration.model} ({quality})."
     return f"The reference does not register with the target (best {quality}, by {registration.model})."
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _one_thread_each(workers: int) -> Iterator[None]:
-    """OpenCV's own threads off while several workers run: they would fight over the cores."""
-    before = cv2.getNumThreads()
-    if workers > 1:
-        cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
 
 
 def _bounded(picture: RGB, max_side: int) -> tuple[RGB, float]:

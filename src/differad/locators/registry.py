@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from differad.errors import OptionError
 from differad.locators.base import Locator
 from differad.locators.difference import DifferenceLocator, DifferenceOptions
+from differad.locators.features import FeaturesLocator, FeaturesOptions
 from differad.locators.local import LocalLocator, LocalOptions
 from differad.locators.server import ServerLocator, ServerOptions, parse_server
 
@@ -22,6 +23,7 @@ SERVER_SCHEME = "openai:"
 # What `--model` accepts, with the options that `-o key=value` sets; `differad models` prints it.
 KINDS: dict[str, tuple[type, str]] = {
     "difference": (DifferenceOptions, "classical: register, compare, threshold; no training, no download"),
+    "features": (FeaturesOptions, "frozen backbone, distance to the nearest patch; no training, no download"),
     "FOLDER or HUB/ID": (LocalOptions, "a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint run by transformers"),
     "openai:NAME@http://HOST:PORT/v1": (ServerOptions, "any OpenAI-compatible server: vLLM, SGLang, a cloud"),
 }
@@ -37,10 +39,12 @@ def load_locator(model: str | Path | None = None, *, family: str | None = None, 
     packages that are not installed.
     """
     name = DEFAULT_MODEL if model is None else str(model)
+    if name in ("difference", "features") and family is not None:
+        raise OptionError(f"family {family!r}: {name} speaks no answer format; leave --family out")
     if name == "difference":
-        if family is not None:
-            raise OptionError(f"family {family!r}: {name} speaks no answer format; leave --family out")
         return DifferenceLocator(build_options(DifferenceOptions, options, name))
+    if name == "features":
+        return FeaturesLocator(build_options(FeaturesOptions, options, name))
     if name.startswith(SERVER_SCHEME):
         server = build_options(ServerOptions, {**options, "family": family}, name)
         served_name, base_url = parse_server(name)

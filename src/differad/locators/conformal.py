@@ -1,0 +1,32 @@
+"""A threshold from normal pairs alone, that holds a share of false alarms whatever the confidences look like."""
+
+import math
+from collections.abc import Iterable
+
+from differad.core import Pair
+from differad.errors import DifferadError, InputError
+from differad.locators.base import Locator
+from differad.options import check_option
+
+
+def conformal_threshold(locator: Locator, normals: Iterable[Pair], false_alarms: float) -> float:
+    """The confidence that at most a share `false_alarms` of normal pairs like `normals` will reach.
+
+    Split conformal: of n confidences the ceil((n + 1)(1 - share))-th smallest is the bound, which holds for a new pair
+    drawn like the given ones whatever their distribution. Pairs without a confidence (refused ones) say nothing and are left
+    out. Raises InputError where fewer than 1 / share - 1 remain, and the error of a pair that cannot be read.
+    """
+    check_option("false_alarms", false_alarms, 0 < false_alarms < 1, "a share between 0 and 1")
+    confidences = []
+    for outcome in locator.locate_many(normals):
+        if isinstance(outcome, DifferadError):
+            raise outcome
+        if outcome.confidence is not None:
+            confidences.append(outcome.confidence)
+    rank = math.ceil((len(confidences) + 1) * (1 - false_alarms))
+    if rank > len(confidences):
+        raise InputError(
+            f"{len(confidences)} normal pairs with a confidence: holding a false-alarm share of {false_alarms:g} needs at"
+            f" least {math.ceil(1 / false_alarms) - 1}; give more or allow a larger share"
+        )
+    return min(1.0, math.nextafter(sorted(confidences)[rank - 1], 1.0))

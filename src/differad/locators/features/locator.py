@@ -1,0 +1,248 @@
+"""`features`: distance of every target patch to the nearest reference patch, on a frozen backbone, without training.
+
+The reference need not lie on the target: another good part will do. Where `difference` can lay it on, that locator gives the
+boxes, being exact to a pixel, and both decide how likely each is a defect; where it refuses, the map of distances does alone.
+Every constant was calibrated on synthetic pairs (`calibration`); the unit of a distance comes from the pair itself.
+
+Knows nothing of materials or defect classes; looks at a picture whole, so that specks are found by `difference` only.
+"""
+
+import hashlib
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from differad.boxes import Boxes
+from differad.core import Location, Pair
+from differad.errors import LocatorError
+from differad.images import RGB, ImageSource, read_image, read_images
+from differad.locators.base import Outcome, locate_concurrently
+from differad.locators.conformal import conformal_threshold
+from differad.locators.difference import DifferenceLocator, DifferenceOptions
+from differad.locators.features.augmentation import copies
+from differad.locators.features.backbone import Backbone, Features, fit
+from differad.locators.features.calibration import DECIDING, SCORING, Deciding, Scoring
+from differad.locators.features.nearest import Floors, distances, floors, scored
+from differad.locators.features.regions import Map, Region, regions
+from differad.locators.threads import one_thread_each, usable_cores
+from differad.options import check_option, option
+
+# References remembered with their noise: a line shows one good part beside thousands of others. Under 3 MB each.
+_REMEMBERED = 8
+# Chances nearer to 0 or 1 than this say no more.
+_SURE = 1e-6
+
+
+@dataclass(frozen=True)
+class FeaturesOptions:
+    """What a user may want other than the calibrated defaults."""
+
+    threshold: float = option(DECIDING.threshold, "a region counts as a defect from this probability on")
+    max_boxes: int = option(5, "at most this many boxes, best first")
+    fuse: bool = option(True, "where the reference can be laid on the target, let `difference` draw the boxes")
+    runtime: Literal["auto", "opencv", "onnxruntime"] = option(
+        "auto", "opencv, onnxruntime (faster, an extra), or auto: the faster one installed"
+    )
+    workers: int = option(0, "threads; 0 takes one per usable core")
+
+    def __post_init__(self) -> None:
+        check_option("threshold", self.threshold, 0 <= self.threshold <= 1, "a probability in [0, 1]")
+        check_option("max_boxes", self.max_boxes, self.max_boxes >= 1, "at least 1")
+        known = ("auto", "opencv", "onnxruntime")
+        check_option("runtime", self.runtime, self.runtime in known, "auto, opencv or onnxruntime")
+        check_option("workers", self.workers, self.workers >= 0, "0 or more")
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    """Features of one reference per stride, and the noise that its augmented copies show."""
+
+    patches: list[Features]
+    noise: Floors
+
+
+class FeaturesLocator:
+    """Compares patches with the nearest patch of the reference; needs no training and no download.
+
+    `references` are further good parts, compared with beside each pair's own; a patch counts by the nearest of all.
+    """
+
+    name = "features"
+
+    def __init__(
+        self,
+        options: FeaturesOptions | None = None,
+        *,
+        references: Sequence[ImageSource] = (),
+        scoring: Scoring = SCORING,
+        deciding: Deciding = DECIDING,
+    ) -> None:
+        self.options = options or FeaturesOptions()
+        self.scoring = scoring
+        self.deciding = deciding
+        self._sources = tuple(references)
+        self._backbone = Backbone(self.options.runtime)
+        self._difference = DifferenceLocator(DifferenceOptions(threshold=0.0))
+        self._further = [self._patches(read_image(source)) for source in references]
+        self._remembered: OrderedDict[bytes, _Reference] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def locate(self, pair: Pair) -> Location:
+        """Where the target differs from the reference. Raises ImageError, LocatorError."""
+        return self._locate(pair, self.options.workers or usable_cores())
+
+    def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
+        """Locate a stream in order; at most two pairs per worker are read ahead."""
+        workers = self.options.workers or usable_cores()
+        alone = self._variant(replace(self.options, workers=1))
+        with one_thread_each(workers):
+            yield from locate_concurrently(alone, pairs, workers)
+
+    def calibrate(self, normals: Iterable[Pair], false_alarms: float = 0.05) -> "FeaturesLocator":
+        """A locator whose threshold leaves a box on at most a share `false_alarms` of normal pairs like these.
+
+        See `conformal_threshold`. Raises InputError for too few pairs, and the error of a pair that cannot be read.
+        """
+        threshold = conformal_threshold(self, normals, false_alarms)
+        return self._variant(replace(self.options, threshold=threshold))
+
+    def anomaly_map(self, pair: Pair) -> NDArray[np.float32]:
+        """How far each target pixel is from the reference, (H, W), 1 about where noise ends. Raises ImageError.
+
+        Of features alone; the map of `difference` has its own unit and exists for pairs that register only.
+        """
+        reference, target = read_images(pair.reference, pair.target)
+        score = self.score(reference, target)
+        return np.asarray(cv2.resize(score, (target.shape[1], target.shape[0])), dtype=np.float32)
+
+    def score(self, reference: RGB, target: RGB) -> Map:
+        """The same map at 8 pixels of the resized target a cell, (h, w)."""
+        with ThreadPoolExecutor(self.options.workers or usable_cores()) as pool:
+            return self._score(reference, target, pool)
+
+    def _variant(self, options: FeaturesOptions) -> "FeaturesLocator":
+        """This locator with other options, sharing what it remembers."""
+        other = FeaturesLocator(options, scoring=self.scoring, deciding=self.deciding)
+        other._sources, other._further = self._sources, self._further
+        other._remembered, other._lock = self._remembered, self._lock
+        return other
+
+    def _locate(self, pair: Pair, workers: int) -> Location:
+        start = time.perf_counter()
+        reference, target = read_images(pair.reference, pair.target)
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                aligned = pool.submit(self._difference.locate, Pair(reference, target)) if self.options.fuse else None
+                score = self._score(reference, target, pool)
+                laid_on = aligned.result() if aligned else None
+        except cv2.error as error:
+            raise LocatorError(
+                f"pair {pair.id!r}: OpenCV cannot compare it ({error}); check the two pictures"
+            ) from None
+        size = target.shape[1], target.shape[0]
+        location = self._fused(laid_on, score, size) if laid_on and laid_on.valid else self._alone(score, size)
+        return replace(location, model=self.name, seconds=time.perf_counter() - start)
+
+    def _score(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor) -> Map:
+        s = self.scoring
+        seen = pool.submit(self._patches, target)
+        own = self._reference(reference, pool)
+        banks = [own.patches, *self._further]
+        found = [
+            distances(patches, [bank[stride] for bank in banks], s.reach)
+            for stride, patches in enumerate(seen.result())
+        ]
+        score = scored(found, own.noise)
+        return np.asarray(cv2.GaussianBlur(score, (0, 0), s.smooth))
+
+    def _reference(self, picture: RGB, pool: ThreadPoolExecutor) -> _Reference:
+        """The reference's features and noise, made once for the same pixels."""
+        key = hashlib.blake2b(picture.tobytes() + str(picture.shape).encode(), digest_size=16).digest()
+        with self._lock:
+            known = self._remembered.get(key)
+        if known is None:
+            known = self._made(picture, pool)
+        with self._lock:
+            self._remembered[key] = known
+            self._remembered.move_to_end(key)
+            while len(self._remembered) > _REMEMBERED:
+                self._remembered.popitem(last=False)
+        return known
+
+    def _made(self, picture: RGB, pool: ThreadPoolExecutor) -> _Reference:
+        s = self.scoring
+        small = fit(picture, s.side)
+        own, *others = pool.map(self._backbone.patches, [small, *copies(small, s.copies)])
+        return _Reference(own, floors(others, own, reach=s.reach, quantile=s.quantile))
+
+    def _patches(self, picture: RGB) -> list[Features]:
+        return self._backbone.patches(fit(picture, self.scoring.side))
+
+    def _alone(self, score: Map, size: tuple[int, int]) -> Location:
+        """The answer of the map alone."""
+        found = regions(score, size, cut=self.deciding.cut, least=1.0, most=self.options.max_boxes)
+        chances = np.array([self._chance(region) for region in found])
+        told = (
+            f"The reference was not laid on; patches were compared with the nearest of it (peak {found[0].peak:.2f})."
+        )
+        return self._answer(np.array([region.box for region in found]), chances, told)
+
+    def _chance(self, region: Region) -> float:
+        d = self.deciding
+        peak, contrast = evidence(region)
+        return _sigmoid(d.bias + d.peak * peak + d.contrast * contrast)
+
+    def _fused(self, laid_on: Location, score: Map, size: tuple[int, int]) -> Location:
+        """The answer where the reference registers: boxes of `difference`, chances of both."""
+        d = self.deciding
+        peaks = [peak_within(score, box, size) for box in laid_on.boxes]
+        chances = [
+            _sigmoid(d.fused_bias + d.fused_difference * logit(chance) + d.fused_peak * math.log(peak))
+            for chance, peak in zip(laid_on.scores, peaks, strict=True)
+        ]
+        # Its first sentence says how the reference was laid on; what follows counts with another threshold.
+        told = f"{laid_on.reasoning.partition('). ')[0]})."
+        return self._answer(laid_on.boxes, np.array(chances), told)
+
+    def _answer(self, boxes: Boxes, chances: NDArray[np.float64], told: str) -> Location:
+        order = np.argsort(-chances, kind="stable")
+        kept = order[chances[order] >= self.options.threshold][: self.options.max_boxes]
+        found = f"{len(kept)} region(s) differ." if len(kept) else "Nothing differs beyond noise."
+        return Location(
+            boxes=boxes[kept],
+            scores=chances[kept],
+            confidence=float(chances.max(initial=0.0)),
+            reasoning=f"{told} {found}",
+        )
+
+
+def evidence(region: Region) -> tuple[float, float]:
+    """What the chance of a region is computed from: logarithms of its peak and of how far that stands out of the map."""
+    return math.log(max(region.peak, _SURE)), math.log(max(region.peak, _SURE) / max(region.usual, _SURE))
+
+
+def peak_within(score: Map, box: NDArray[np.float64], size: tuple[int, int]) -> float:
+    """The highest value of (h, w) `score` within a box (4,) of a picture of (width, height)."""
+    x, y = score.shape[1] / size[0], score.shape[0] / size[1]
+    left, top = int(box[0] * x), int(box[1] * y)
+    right, bottom = max(left + 1, math.ceil(box[2] * x)), max(top + 1, math.ceil(box[3] * y))
+    return max(_SURE, float(score[top:bottom, left:right].max(initial=0.0)))
+
+
+def logit(chance: float) -> float:
+    """The inverse of the logistic curve, for chances short of certainty."""
+    chance = min(max(float(chance), _SURE), 1 - _SURE)
+    return math.log(chance / (1 - chance))
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-min(max(value, -30.0), 30.0)))
