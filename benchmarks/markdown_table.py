@@ -1,7 +1,7 @@
-"""The table of README from a stored run: each category on its own, with intervals, beside the trivial baselines.
+"""The table of README from stored runs: each category on its own, with intervals, beside the trivial baselines.
 
 differad evaluate …/pairs.jsonl … --out runs/difference
-python benchmarks/markdown_table.py runs/difference/metrics.json
+python benchmarks/markdown_table.py runs/difference/metrics.json runs/features/metrics.json
 """
 
 import json
@@ -22,13 +22,16 @@ def cell(values, name, interval):
 
 
 def main():
-    metrics = json.loads(Path(sys.argv[1]).read_text())
+    runs = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
     print("| category, pairs (anomalous) | locator | " + " | ".join(COLUMNS.values()) + " |")
     print("|---|---|" + "---|" * len(COLUMNS))
-    for category, values in metrics["categories"].items():
-        head = f"{category}, {values['pairs']} ({values['anomalous']})"
-        print(f"| **{head}** | **`{metrics['model']}`** | " + " | ".join(cell(values, c, True) for c in COLUMNS) + " |")
-        for name, parts in metrics["baselines"].items():
+    for category, values in runs[0]["categories"].items():
+        head = f"**{category}**, {values['pairs']} ({values['anomalous']})"
+        for run in runs:
+            own = run["categories"][category]
+            print(f"| {head} | **`{run['model']}`** | " + " | ".join(cell(own, c, True) for c in COLUMNS) + " |")
+            head = ""
+        for name, parts in runs[0]["baselines"].items():
             row = (cell(parts["categories"][category], column, False) for column in COLUMNS)
             print(f"| | {name.replace('_', ' ')} | " + " | ".join(row) + " |")
 
