@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import typer
 
 import differad
+from differad.cli.audit import audit_command
 from differad.cli.build import build_command, build_recipe_command
 from differad.cli.evaluate import evaluate_command
 from differad.cli.exchange import export_command, import_command
@@ -17,6 +18,7 @@ from differad.cli.models import models_command
 from differad.cli.score import score_command
 from differad.cli.split import check_leaks_command, split_command
 from differad.cli.synthesize import synthesize_command
+from differad.cli.train import train_app
 from differad.errors import DifferadError
 
 app = typer.Typer(
@@ -33,6 +35,8 @@ app.command("build")(build_command)
 app.command("build-recipe")(build_recipe_command)
 app.command("split")(split_command)
 app.command("check-leaks")(check_leaks_command)
+app.add_typer(train_app, name="train")
+app.command("audit-reward")(audit_command)
 app.command("synthesize")(synthesize_command)
 app.command("export")(export_command)
 app.command("import")(import_command)

@@ -1,0 +1,92 @@
+"""`differad train sft|rl`: a training run from a recipe."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from differad.cli.options import AsJson, print_json
+from differad.errors import MissingExtraError
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train, and on what.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set, as train.learning_rate=1e-5."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last whole checkpoint, if it has one.")]
+Check = Annotated[bool, typer.Option("--check", help="Read and check the recipe, print it and stop.")]
+
+train_app = typer.Typer(help="Train a policy: cold start (sft), then reinforcement (rl).", no_args_is_help=True)
+
+
+@train_app.command("sft")
+def sft_command(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    check: Check = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cold start: teach a checkpoint to answer difference pairs in its own format.
+
+    Example: differad train sft recipes/tiny/sft.yaml train.steps=100
+    """
+    _run("sft", recipe, overrides, resume, check, as_json)
+
+
+@train_app.command("rl")
+def rl_command(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    check: Check = False,
+    as_json: AsJson = False,
+) -> None:
+    """Reinforcement: difficulty-aware GRPO on a cold start.
+
+    Example: differad train rl recipes/tiny/rl.yaml grpo.reward=dclr
+    """
+    _run("rl", recipe, overrides, resume, check, as_json)
+
+
+def _run(phase: str, path: Path, overrides: list[str] | None, resume: bool, check: bool, as_json: bool) -> None:
+    if check:
+        print_json(_recipe(phase, path, overrides).model_dump(mode="json"))
+        return
+    summary = _train(phase, path, overrides, resume)
+    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+        return
+    if as_json:
+        print_json(summary)
+    else:
+        typer.echo(f"{summary['steps']} steps; model: {summary['model']} (differad locate --model takes it)")
+
+
+def _recipe(phase: str, path: Path, overrides: list[str] | None) -> Any:
+    try:
+        from differad.training.recipe import RlRecipe, SftRecipe, load_recipe
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    if phase == "sft":
+        return load_recipe(path, SftRecipe, overrides or ())
+    return load_recipe(path, RlRecipe, overrides or ())
+
+
+def _train(phase: str, path: Path, overrides: list[str] | None, resume: bool) -> dict[str, Any]:
+    recipe = _recipe(phase, path, overrides)
+    try:
+        if phase == "sft":
+            from differad.training.sft import train_sft
+
+            return train_sft(recipe, resume=resume)
+        from differad.training.rl import train_rl
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    return train_rl(recipe, resume=resume)
+
+
+def _missing(error: ModuleNotFoundError) -> Exception:
+    """What to say of a package that is not installed; a module of our own that is gone stays a bug."""
+    name = (error.name or "").partition(".")[0]
+    return error if name in ("", "differad") else MissingExtraError("training", "train", name)

@@ -1,0 +1,153 @@
+"""What happens beside the optimiser's loop: whole checkpoints, held-out evaluation, samples, progress.
+
+Each is a callback that reads the trainer; none touches its mathematics or its random state.
+"""
+
+import html
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import ProgressCallback, TrainerCallback
+
+from differad.core import Location, Pair
+from differad.data.manifest import read_pairs
+from differad.drawing import jpeg_data_url, thumbnail
+from differad.errors import DifferadError
+from differad.evaluation.run import evaluate
+from differad.images import read_images
+from differad.training.policy import LiveLocator, Source, answering
+from differad.training.provenance import write_run_info
+from differad.training.recipe import HeldOut
+
+_PICTURE_SIDE = 280
+LOGGED = ("miou", "acc_0.3", "f1_0.3", "detection_f1", "normal_accuracy", "valid")
+
+
+class WholeCheckpoints(TrainerCallback):
+    """Marks a checkpoint as whole once every process has written its part."""
+
+    def __init__(self, run: Mapping[str, Any]) -> None:
+        self._run = run
+
+    def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        """Write run_info.json beside the weights."""
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_run_info(folder, self._run, state.global_step)
+
+
+class Progress(ProgressCallback):
+    """The stock progress bar, with its log lines on stderr: stdout belongs to the command's result."""
+
+    def on_log(self, _: Any, state: Any, *__: Any, logs: Any = None, **___: Any) -> None:
+        """Print what was logged, one line."""
+        if state.is_world_process_zero and self.training_bar is not None:
+            shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in (logs or {}).items()}
+            self.training_bar.write(f"step {state.global_step}: {shown}", file=sys.stderr)
+
+
+class _WithPolicy(TrainerCallback):
+    """A callback that asks the policy in training. `trainer` is set once the trainer exists."""
+
+    def __init__(self, source: Source, held_out: HeldOut) -> None:
+        self.trainer: Any = None
+        self._source = source
+        self._held_out = held_out
+
+    @contextmanager
+    def _locator(self) -> Iterator[LiveLocator | None]:
+        """The policy as a locator; None on processes that have nothing to do.
+
+        A sharded model answers only where every process asks it the same at the same time.
+        """
+        accelerator = self.trainer.accelerator
+        sharded = self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled
+        model = accelerator.unwrap_model(self.trainer.model)
+        if sharded or accelerator.is_main_process:
+            with answering(model):
+                yield LiveLocator(
+                    model,
+                    self._source,
+                    batch_size=self._held_out.batch_size,
+                    max_new_tokens=self._held_out.max_new_tokens,
+                )
+        else:
+            yield None
+        accelerator.wait_for_everyone()
+
+
+class HeldOutEvaluation(_WithPolicy):
+    """Locates the held-out pairs every so many steps and scores them as `differad evaluate` does, report and all."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Evaluate; the metrics join the curves as `eval_…`."""
+        if not self._held_out.pairs or state.global_step % self._held_out.every:
+            return
+        due = control.should_log
+        with self._locator() as locator:
+            if locator is not None:
+                self._evaluate(locator, Path(args.output_dir), state)
+        # Logging clears the flag, and this step's own values are yet to be logged.
+        control.should_log = due
+
+    def _evaluate(self, locator: LiveLocator, out: Path, state: Any) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = out / "evaluation" / f"step-{state.global_step}"
+            if not state.is_world_process_zero:
+                folder = Path(scratch)
+            metrics = evaluate(self._held_out.pairs, locator, folder, limit=self._held_out.limit, progress=False)
+        overall = metrics["overall"]
+        self.trainer.log({f"eval_{name}": overall[name] for name in LOGGED if overall.get(name) is not None})
+
+
+class Samples(_WithPolicy):
+    """Writes what the policy answers on a few pairs, beside their pictures, to `samples/step-N.html`."""
+
+    def __init__(self, source: Source, held_out: HeldOut, manifest: Path, every: int, count: int) -> None:
+        super().__init__(source, held_out)
+        self._manifest, self._every, self._count = manifest, every, count
+
+    def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        """Write the page."""
+        if not self._every or state.global_step % self._every:
+            return
+        pairs = list(islice((pair for pair in read_pairs(self._manifest) if pair.boxes is not None), self._count))
+        with self._locator() as locator:
+            if locator is None:
+                return
+            outcomes = list(locator.locate_many(pairs))
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / "samples" / f"step-{state.global_step:06d}.html"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            page = sample_page(zip(pairs, outcomes, strict=True), f"step {state.global_step}")
+            path.write_text(page, encoding="utf-8")
+
+
+def sample_page(cases: Iterable[tuple[Pair, Location | DifferadError]], title: str) -> str:
+    """One page, pictures inside: reference, target with true (green) and given (orange) box, and the answer's text."""
+    rows = "\n".join(_sample(pair, outcome) for pair, outcome in cases)
+    return (
+        f'<!doctype html>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+        "<style>body{font:15px system-ui;margin:2em}section{display:flex;gap:1em;margin-bottom:1.5em}"
+        "pre{white-space:pre-wrap;margin:0;flex:1}</style>\n"
+        f"<h1>{html.escape(title)}</h1>\n<p>True boxes green, answers orange.</p>\n{rows}\n"
+    )
+
+
+def _sample(pair: Pair, outcome: Location | DifferadError) -> str:
+    reference, target = read_images(pair.reference, pair.target)
+    boxes = outcome.boxes if isinstance(outcome, Location) else None
+    text = outcome.answer if isinstance(outcome, Location) else str(outcome)
+    pictures = (thumbnail(reference, _PICTURE_SIDE), thumbnail(target, _PICTURE_SIDE, pair.boxes, boxes))
+    images = "".join(
+        f'<img alt="{name}" src="{jpeg_data_url(picture)}">'
+        for name, picture in zip(("reference", "target"), pictures, strict=True)
+    )
+    return f"<section>{images}<pre><b>{html.escape(pair.id)}</b>\n{html.escape(text)}</pre></section>"

@@ -1,0 +1,159 @@
+"""From pairs.jsonl to what TRL's trainers take: a conversation with two picture slots, the pictures, answer and truth.
+
+Everything random is drawn here, from the seed and the pair's id, so that a row always reads the same and all answers of a
+group reply to one question. Pictures are opened when a row is taken, not before. Knows nothing of trainers or rewards.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+
+from differad.answers.formats import AnswerFormat
+from differad.answers.parsing import Frame, format_answer, to_units
+from differad.answers.prompts import QUESTION, SYSTEM, prompt_text, training_question
+from differad.answers.resize import ResizeRule
+from differad.boxes import Boxes, area, as_boxes, centers
+from differad.core import Pair
+from differad.data.manifest import read_pairs
+from differad.errors import ManifestError
+from differad.images import ImageSource, image_size, read_images
+from differad.training.recipe import Data
+
+# A group's answers share their pictures: the last few pairs stay decoded.
+_KEPT_PAIRS = 16
+_SIZES = ((0.005, "a speck"), (0.02, "small"), (0.1, "of medium size"), (1.01, "large"))
+
+
+@dataclass(frozen=True)
+class Speech:
+    """How a checkpoint writes boxes: its family's format, and the resize of its own image processor."""
+
+    format: AnswerFormat
+    rule: ResizeRule
+
+    def frame(self, width: int, height: int) -> Frame:
+        """The target of that size in pixels, as the checkpoint sees it. Raises ImageError for a shape it refuses."""
+        return Frame(width, height, resized=self.rule.resized(width, height))
+
+    def units(self, frame: Frame) -> tuple[int, int]:
+        """Width and height of the target in the numbers that an answer is written in."""
+        if self.format.space == "resized" and frame.resized is not None:
+            return frame.resized
+        return 1000, 1000
+
+
+def build_dataset(data: Data, speech: Speech, *, with_answer: bool) -> Dataset:
+    """The labelled pairs of a recipe as a data set whose pictures are opened row by row.
+
+    Columns: `prompt`, `images` (two), and with an answer `completion`, else `solution` (true boxes (M, 4) in thousandths,
+    none for a normal target) and `units` for the rewards, and `id`, `category`. Raises ManifestError, ImageError.
+    """
+    rows = list(build_rows(_labelled(data), data, speech))
+    if not rows:
+        names = ", ".join(map(str, data.pairs))
+        raise ManifestError(f"{names}: no labelled pair; expected `boxes` or `mask` on some line ([] says normal)")
+    return Dataset.from_list(rows).with_transform(_Opened(with_answer))
+
+
+def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[dict[str, Any]]:
+    """One row of plain values a pair: what it is asked, what is right, and where its pictures lie."""
+    for pair in pairs:
+        boxes = as_boxes(pair.boxes)
+        frame = speech.frame(*image_size(pair.target))
+        speech.frame(*image_size(pair.reference))
+        rng = np.random.default_rng([data.seed, zlib.crc32(pair.id.encode())])
+        question = training_question(rng) if data.question == "drawn" else QUESTION
+        reasoning = describe(pair, frame) if data.reasoning else ""
+        width, height = speech.units(frame)
+        written = to_units(boxes, speech.format, frame).astype(np.float64)
+        yield {
+            "id": pair.id,
+            "category": pair.category,
+            "reference": str(pair.reference),
+            "target": str(pair.target),
+            "question": prompt_text(speech.format, question),
+            "answer": format_answer(_largest(boxes), speech.format, frame, reasoning=reasoning),
+            # What can be written, not what is true: a box put into whole numbers to the letter has IoU 1.
+            "solution": (written * 1000.0 / np.array([width, height, width, height])).tolist(),
+            "units": [width, height],
+        }
+
+
+def describe(pair: Pair, frame: Frame) -> str:
+    """What the pair's metadata knows, in a sentence: what is wrong with the target, where, and how large it is."""
+    boxes = _largest(as_boxes(pair.boxes))
+    if len(boxes) == 0:
+        return "The target shows the part as the reference does. Nothing is missing, added or damaged."
+    x, y = centers(boxes)[0] / (frame.width, frame.height)
+    share = float(area(boxes)[0]) / (frame.width * frame.height)
+    what = str(pair.extra.get("kind") or "defect").replace("_", " ")
+    row = "upper" if y < 1 / 3 else "middle" if y < 2 / 3 else "lower"
+    column = "left" if x < 1 / 3 else "centre" if x < 2 / 3 else "right"
+    size = next(name for limit, name in _SIZES if share < limit)
+    return f"The target differs from the reference: {what}, in the {row} {column}, {size}."
+
+
+def checksum(manifests: Sequence[str | Path]) -> dict[str, str]:
+    """SHA-256 of each manifest, by its path; pictures are not read."""
+    return {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in manifests}
+
+
+def prompt_messages(question: str) -> list[dict[str, Any]]:
+    """The conversation up to the answer: system text, then reference, target and question."""
+    slot = {"type": "image"}
+    return [
+        {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
+        {"role": "user", "content": [slot, slot, {"type": "text", "text": question}]},
+    ]
+
+
+def _labelled(data: Data) -> Iterator[Pair]:
+    count = 0
+    for manifest in data.pairs:
+        for pair in read_pairs(manifest):
+            if pair.boxes is None:
+                continue
+            if data.limit is not None and count >= data.limit:
+                return
+            count += 1
+            yield pair
+
+
+def _largest(boxes: Boxes) -> Boxes:
+    """The box that an answer names, (1, 4) or (0, 4): formats and rewards of the method know one."""
+    return boxes[[int(np.argmax(area(boxes)))]] if len(boxes) else boxes
+
+
+@lru_cache(maxsize=_KEPT_PAIRS)
+def _open(reference: ImageSource, target: ImageSource) -> tuple[Image.Image, Image.Image]:
+    first, second = read_images(reference, target)
+    return Image.fromarray(first), Image.fromarray(second)
+
+
+class _Opened:
+    """The transform of a data set: rows of paths become rows of pictures and conversations."""
+
+    def __init__(self, with_answer: bool) -> None:
+        self._with_answer = with_answer
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        opened: dict[str, list[Any]] = {
+            "prompt": [prompt_messages(question) for question in rows["question"]],
+            "images": [list(_open(*paths)) for paths in zip(rows["reference"], rows["target"], strict=True)],
+        }
+        if self._with_answer:
+            opened["completion"] = [_assistant(text) for text in rows["answer"]]
+            return opened
+        return opened | {name: rows[name] for name in ("solution", "units", "id", "category")}
+
+
+def _assistant(text: str) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]

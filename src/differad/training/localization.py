@@ -1,0 +1,96 @@
+"""Localization rewards by name: the published one, plain IoU, and a guarded one; and what a miss is.
+
+`differad.rewards` holds the published formulas to the letter. Here a reward is a value in a table, answers may count in any
+family's numbers, and a target may have several true boxes, of which the best matching one counts, as in evaluation. Knows
+nothing of groups or trainers; `differad audit-reward` (audit.py) measures what each pays for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from differad.boxes import Boxes, as_boxes, centers, diagonals, iou, is_degenerate
+from differad.errors import OptionError
+from differad.rewards import Scores, dclr, read_boxes
+
+MISS_BELOW = 0.3
+# What a box clear of the truth may earn at most: less than any hit.
+GUARD = MISS_BELOW
+
+
+class Outcomes(NamedTuple):
+    """What N answers earn: reward and IoU in [0, 1], and whether each missed; arrays of shape (N,)."""
+
+    reward: Scores
+    iou: Scores
+    missed: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A localization reward of boxes (N, 4) against true ones (N, 4), both with area, and what speaks for it."""
+
+    function: Callable[[Boxes, Boxes], Scores]
+    why: str
+
+
+def guarded(predicted: Boxes, truth: Boxes) -> Scores:
+    """IoU + (1 - IoU) * 0.3 * C * S of boxes (N, 4) with area, shape (N,).
+
+    C = 1 - (distance of centres / diagonal of the box around both): above 0 however far apart, so that nearer always pays;
+    the distance is the one that DIoU takes (arXiv 1911.08287). S = product of the ratios of the shorter to the longer
+    width and height: a box ten times too wide and too high keeps 1/100. Both must agree, so neither a box over everything
+    nor one of the right size elsewhere earns much; a box clear of the truth earns less than any hit.
+    """
+    overlap = iou(predicted, truth)
+    around = np.concatenate(
+        [np.minimum(predicted[..., :2], truth[..., :2]), np.maximum(predicted[..., 2:], truth[..., 2:])], axis=-1
+    )
+    nearness = 1.0 - np.linalg.norm(centers(predicted) - centers(truth), axis=-1) / diagonals(around)
+    sides, true_sides = (boxes[..., 2:] - boxes[..., :2] for boxes in (predicted, truth))
+    shape = np.prod(np.minimum(sides, true_sides) / np.maximum(sides, true_sides), axis=-1)
+    return np.asarray(overlap + (1.0 - overlap) * GUARD * nearness * shape)
+
+
+VARIANTS: dict[str, Variant] = {
+    "guarded": Variant(guarded, "bounded: tells near from far at IoU 0 and pays a box over everything next to nothing"),
+    "dclr": Variant(dclr, "as published: centre and area consistency, up to 0.6 for a box over everything"),
+    "iou": Variant(iou, "IoU alone: nothing to learn from until a box touches the truth"),
+}
+DEFAULT_VARIANT = "guarded"
+
+
+def variant(name: str) -> Variant:
+    """The reward of that name. Raises OptionError for an unknown one."""
+    if name not in VARIANTS:
+        raise OptionError(f"localization reward {name!r}: not known; expected one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def localize(
+    texts: Sequence[str], truths: Sequence[ArrayLike], units: Sequence[tuple[float, float]], name: str
+) -> Outcomes:
+    """Reward, IoU and miss of N answers; an unreadable one earns 0.
+
+    `truths` hold the (M, 4) true boxes of each answer's target in thousandths, none for a normal one; `units` the width and
+    height of the target in the numbers that its answer is written in: (1000, 1000), or the size after the processor's
+    resize. Boxes are read as the published code reads them (`rewards.read_boxes`). On an anomalous target an answer misses
+    below IoU 0.3; on a normal one it misses by giving a box.
+    """
+    reward_of = variant(name).function
+    written, answered = read_boxes(texts)
+    predicted = written * 1000.0 / np.tile(np.asarray(units, dtype=np.float64).reshape(-1, 2), 2)
+    boxes = [as_boxes(truth) for truth in truths]
+    gives_box = answered & written.any(axis=1)
+    is_normal = np.array([len(each) == 0 for each in boxes], dtype=np.bool_)
+    reward = (is_normal & answered & ~gives_box).astype(np.float64)
+    overlap = reward.copy()
+    for row in np.flatnonzero(~is_normal & answered & ~is_degenerate(predicted)):
+        own = np.broadcast_to(predicted[row], boxes[row].shape)
+        reward[row] = reward_of(own, boxes[row]).max()
+        overlap[row] = iou(own, boxes[row]).max()
+    missed = np.where(is_normal, gives_box, overlap < MISS_BELOW)
+    return Outcomes(reward, overlap, missed)

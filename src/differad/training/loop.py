@@ -1,0 +1,164 @@
+"""What both phases share: the recipe as TRL's arguments, the order of the data, start, resume and end of a run."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, PrinterCallback, ProgressCallback
+from trl.trainer.utils import RepeatSampler
+
+from differad.errors import OptionError
+from differad.training.callbacks import HeldOutEvaluation, Progress, Samples, WholeCheckpoints
+from differad.training.data import checksum
+from differad.training.policy import Source, export, open_source
+from differad.training.provenance import describe_run, find_start, write_run_info
+from differad.training.recipe import Recipe
+
+MODEL_FOLDER = "model"
+Config = TypeVar("Config")
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler with an order that depends on seed and epoch alone.
+
+    The stock one carries its generator from epoch to epoch, so a run resumed in a later epoch would see the first one's
+    order again. `epoch` tells the epoch when iteration begins.
+    """
+
+    def __init__(self, *args: Any, epoch: Callable[[], int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self._epoch())
+        yield from super().__iter__()
+
+
+class LoadsWholeWeights:
+    """Mixin for a trainer: a checkpoint's weights are loaded as `from_pretrained` loads them, all of them or not at all.
+
+    transformers saves Qwen2-VL and Qwen2.5-VL under their published names, which differ from the modules'; its trainer looks
+    for the modules' names, warns, and goes on from the start's weights.
+    """
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        model = self.model if model is None else model
+        if self.is_fsdp_enabled or isinstance(model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+            return
+        saved = AutoModelForImageTextToText.from_pretrained(
+            resume_from_checkpoint, trust_remote_code=False, use_safetensors=True, dtype=model.dtype
+        )
+        model.load_state_dict(saved.state_dict())
+
+
+def epoch_of(state: Any) -> int:
+    """The epoch that a trainer's state is in."""
+    # Where an epoch ends, sums of fractions may stay a little short of the whole.
+    return int((state.epoch or 0.0) + 1e-6)
+
+
+def trainer_config(kind: type[Config], recipe: Recipe, **own: Any) -> Config:
+    """The recipe as TRL's configuration `kind`; `train.more` goes on top. Raises OptionError naming the key."""
+    train = recipe.train
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    for key in train.more:
+        if key not in known:
+            raise OptionError(f"train.more.{key}: {kind.__name__} has no such field")
+    values = {
+        "output_dir": str(recipe.out),
+        "max_steps": train.steps,
+        "num_train_epochs": train.epochs,
+        "per_device_train_batch_size": train.batch_size,
+        "gradient_accumulation_steps": train.accumulate,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": train.schedule,
+        "warmup_steps": train.warmup_steps,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "dataloader_num_workers": train.workers,
+        "seed": train.seed,
+        "logging_steps": train.log_every,
+        "save_steps": train.save_every,
+        "save_total_limit": max(2, train.keep),  # the newest is not whole until its note is written
+        "report_to": list(train.report_to) or "none",
+        "remove_unused_columns": False,
+        "use_cpu": _on_cpu(),
+        **own,
+        **train.more,
+    }
+    try:
+        with warnings.catch_warnings():
+            # TRL still reads the older of transformers' two names for this option.
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
+            return kind(**values)
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"{kind.__name__} refuses the recipe: {str(error)[:300]}") from None
+
+
+def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resume: bool) -> dict[str, Any]:
+    """Train: `build` makes the trainer from the source and the callbacks. Returns the summary that the command prints.
+
+    `out` receives checkpoints, curves, evaluations, samples and, at the end, `model/`. Raises OptionError, ManifestError.
+    """
+    processes = PartialState(cpu=_on_cpu())
+    run = describe_run(recipe, checksum(recipe.data.pairs), processes.num_processes)
+    start = find_start(recipe.out, run, resume)
+    with processes.main_process_first():
+        source = open_source(recipe.model, recipe.out, recipe.train.seed)
+    asking = _asking(recipe, source)
+    trainer = build(source, [WholeCheckpoints(run), *asking])
+    for callback in asking:
+        callback.trainer = trainer
+    for stock in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(stock)
+    trainer.add_callback(Progress())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    _export(trainer, source, recipe.out / MODEL_FOLDER, run)
+    return {
+        "model": str(recipe.out / MODEL_FOLDER),
+        "steps": trainer.state.global_step,
+        "resumed_from": str(start) if start else None,
+        "last": _last_values(trainer.state.log_history),
+    }
+
+
+def _on_cpu() -> bool:
+    """Whether there is no accelerator; unless told, accelerate runs several processes on CPUs as strangers."""
+    return not torch.accelerator.is_available()
+
+
+def _asking(recipe: Recipe, source: Source) -> list[HeldOutEvaluation | Samples]:
+    manifest = (recipe.held_out.pairs or recipe.data.pairs)[0]
+    samples = Samples(source, recipe.held_out, manifest, recipe.train.samples_every, recipe.train.samples)
+    return [HeldOutEvaluation(source, recipe.held_out), samples]
+
+
+def _export(trainer: Any, source: Source, folder: Path, run: dict[str, Any]) -> None:
+    """The final policy in `folder`, from whole weights whatever shards them."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        # Only the trainer knows how to gather its shards; adapters stay adapters there.
+        trainer.save_model(str(folder))
+    elif trainer.accelerator.is_main_process:
+        export(trainer.accelerator.unwrap_model(trainer.model), source, folder)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        write_run_info(folder, run, trainer.state.global_step)
+
+
+def _last_values(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last logged value of every metric."""
+    last: dict[str, Any] = {}
+    for entry in history:
+        last |= entry
+    return last

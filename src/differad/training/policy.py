@@ -1,0 +1,131 @@
+"""The model that is trained: loaded as a locator loads it, adapted by the recipe, exported as a folder a locator takes.
+
+Stock processors of the Qwen-VL classes build a video processor, which needs torchvision; `PairProcessor` is one without.
+Knows nothing of pairs, rewards or trainers.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForImageTextToText, ProcessorMixin, Qwen2VLProcessor
+
+from differad.answers.formats import answer_format, family_of
+from differad.answers.resize import ResizeRule
+from differad.locators import local
+from differad.locators.local import LocalLocator, LocalOptions
+from differad.training.data import Speech
+from differad.training.recipe import Lora, Model
+from differad.training.scratch import build_scratch
+
+START_FOLDER = "start"
+
+
+class PairProcessor(Qwen2VLProcessor):
+    """Image processor and tokenizer of a Qwen-VL checkpoint, without the video processor.
+
+    All three classes lay image tokens out alike. Load it with this class and pass it on: `AutoProcessor` does not know it.
+    """
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A checkpoint before its weights are loaded: where it is, how it is read and how it speaks."""
+
+    path: str
+    config: Any
+    processor: PairProcessor
+    speech: Speech
+
+
+def open_source(model: Model, out: Path, seed: int) -> Source:
+    """The recipe's checkpoint; one from scratch is made in `out`/start unless it lies there. Raises OptionError."""
+    if model.scratch is not None:
+        folder = out / START_FOLDER
+        if not (folder / "preprocessor_config.json").is_file():
+            build_scratch(folder, model.scratch, seed)
+        path = str(folder)
+    else:
+        path = local._resolve(str(model.checkpoint))
+    config = local._load_config(path)
+    tokenizer = local._load_tokenizer(path)
+    options = LocalOptions(min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+    image_processor = local._load_image_processor(path, options)
+    processor = PairProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
+    rule = ResizeRule.from_settings(image_processor.to_dict())
+    return Source(path, config, processor, Speech(answer_format(family_of(config.model_type)), rule))
+
+
+def load_model(source: Source, model: Model) -> Any:
+    """The weights, with the vision tower frozen where the recipe says so. Raises OptionError."""
+    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
+    if model.attention is not None:
+        options["attn_implementation"] = model.attention
+    with local._loading(source.path, "the weights", "expected complete safetensors files"):
+        loaded = AutoModelForImageTextToText.from_pretrained(
+            source.path, trust_remote_code=False, use_safetensors=True, **options
+        )
+    if model.freeze_vision:
+        loaded.model.visual.requires_grad_(False)
+    return loaded
+
+
+def lora_config(lora: Lora | None) -> LoraConfig | None:
+    """peft's configuration of the recipe's adapters: the named layers of the language model, not of the vision tower."""
+    if lora is None:
+        return None
+    names = "|".join(lora.targets)
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=rf".*language_model.*\.({names})",
+        task_type="CAUSAL_LM",
+    )
+
+
+def export(model: Any, source: Source, folder: Path) -> None:
+    """Write the policy as a checkpoint folder that `--model` takes: safetensors, adapters merged, tokenizer, processor."""
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    model.save_pretrained(folder)
+    source.processor.tokenizer.save_pretrained(folder)
+    source.processor.image_processor.save_pretrained(folder)
+
+
+class LiveLocator(LocalLocator):
+    """The policy in memory as a locator: it answers exactly as its exported folder would."""
+
+    def __init__(self, model: Any, source: Source, *, batch_size: int, max_new_tokens: int) -> None:
+        self.name = "policy"
+        self.options = LocalOptions(batch_size=batch_size, max_new_tokens=max_new_tokens)
+        self._config = source.config
+        self._format = source.speech.format
+        self._device = model.device
+        self._tokenizer = source.processor.tokenizer
+        self._image_processor = source.processor.image_processor
+        self._rule = source.speech.rule
+        self._image_token = self._tokenizer.convert_ids_to_tokens(self._config.image_token_id)
+        self._prompt = self._render_prompt()
+        self._model = model
+
+
+@contextmanager
+def answering(model: Any) -> Iterator[None]:
+    """The model set to answer (no dropout, no activation checkpoints), and as it was afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,113 @@
+"""What a checkpoint came from, in `run_info.json` beside it: recipe, data checksums, versions, commit.
+
+The file is written last and in one step, so a checkpoint that has it is whole; one that a kill cut short has none and is
+never resumed from. Knows nothing of models or trainers.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from differad.data.atomic import in_one_step
+from differad.errors import OptionError
+from differad.training.recipe import Recipe
+
+RUN_INFO = "run_info.json"
+PACKAGES = ("differad", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+# What may differ when a run goes on: how long it lasts, and what watches it.
+_FREE_TRAIN = ("steps", "epochs", "log_every", "save_every", "keep", "report_to", "samples_every", "samples", "workers")
+_FREE = {"": ("out", "held_out"), "train.": _FREE_TRAIN}
+
+
+def describe_run(recipe: Recipe, checksums: Mapping[str, str], processes: int) -> dict[str, Any]:
+    """Everything that a run's losses depend on, JSON-ready."""
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "data": dict(checksums),
+        "processes": processes,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "commit": git_commit(Path(__file__)),
+    }
+
+
+def write_run_info(folder: Path, run: Mapping[str, Any], step: int) -> None:
+    """Mark the checkpoint in `folder` as whole."""
+    with in_one_step(folder / RUN_INFO) as fresh:
+        fresh.write_text(json.dumps({"step": step, **run}, indent=2) + "\n", encoding="utf-8")
+
+
+def whole_checkpoints(out: Path) -> list[Path]:
+    """The checkpoints of a run that were written to the end, oldest first."""
+    found = [folder for folder in out.glob("checkpoint-*") if (folder / RUN_INFO).is_file()]
+    return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
+
+
+def find_start(out: Path, run: Mapping[str, Any], resume: bool) -> Path | None:
+    """The checkpoint to go on from; None for a fresh start. Raises OptionError where the two do not fit.
+
+    A run that was killed before its first checkpoint starts afresh. Without `resume`, `out` must hold no checkpoint.
+    """
+    checkpoints = whole_checkpoints(out)
+    if not checkpoints:
+        return None
+    if not resume:
+        raise OptionError(f"{out}: holds {checkpoints[-1].name} of an earlier run; pass --resume or another out=FOLDER")
+    last = checkpoints[-1]
+    earlier = json.loads((last / RUN_INFO).read_text(encoding="utf-8"))
+    changed = [key for key in ("recipe", "data", "processes") if _fixed(earlier, key) != _fixed(run, key)]
+    if changed:
+        what = _first_change(earlier["recipe"], run["recipe"]) if changed[0] == "recipe" else changed[0]
+        raise OptionError(f"{last}: was made with another {what}; put it back, or start anew with out=FOLDER")
+    return last
+
+
+def git_commit(path: Path) -> str | None:
+    """The commit that the checkout around `path` is at, read from its files; None outside one."""
+    root = next((parent for parent in path.resolve().parents if (parent / ".git").exists()), None)
+    if root is None:
+        return None
+    folder = root / ".git"
+    if folder.is_file():  # a worktree: the file names the real folder
+        folder = root / folder.read_text().removeprefix("gitdir:").strip()
+    head = (folder / "HEAD").read_text().strip()
+    if not head.startswith("ref:"):
+        return head
+    name = head.removeprefix("ref:").strip()
+    common = folder / "commondir"
+    shared = folder / common.read_text().strip() if common.is_file() else folder
+    for place in (folder / name, shared / name):
+        if place.is_file():
+            return place.read_text().strip()
+    packed = shared / "packed-refs"
+    lines = packed.read_text().splitlines() if packed.is_file() else []
+    return next((line.split()[0] for line in lines if line.endswith(f" {name}")), None)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _fixed(run: Mapping[str, Any], key: str) -> Any:
+    """The part of a run that resuming must find as it was."""
+    if key != "recipe":
+        return run[key]
+    recipe = {name: value for name, value in run["recipe"].items() if name not in _FREE[""]}
+    return recipe | {"train": {name: value for name, value in recipe["train"].items() if name not in _FREE_TRAIN}}
+
+
+def _first_change(earlier: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> str:
+    """The key, dotted, of the first value that differs."""
+    for key in {**earlier, **now}:
+        old, new = earlier.get(key), now.get(key)
+        if old == new or key in _FREE.get(above, ()):
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            return _first_change(old, new, f"{above}{key}.")
+        return f"{above}{key} ({old!r}, now {new!r})"
+    return "recipe"

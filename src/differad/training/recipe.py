@@ -1,0 +1,244 @@
+"""Recipes: what a training run is, as YAML with `key=value` on top, checked field by field before anything is loaded.
+
+A recipe may build on another (`base: ../base/sft.yaml`, relative to itself); paths of data and checkpoints are relative to
+the folder that the command runs in. Every error names the file and the key. Knows nothing of torch or TRL.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from differad.errors import OptionError
+from differad.training.localization import DEFAULT_VARIANT, VARIANTS
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Part of a recipe; a key that it does not name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Scratch(Section):
+    """A small Qwen2-VL made from nothing, for runs on a CPU: the tokenizer is trained on the prompts themselves."""
+
+    hidden_size: Positive = 128
+    layers: Positive = 4
+    heads: Positive = 4
+    vision_depth: Positive = 3
+    vision_size: Positive = 96
+    vocabulary: Annotated[int, Field(ge=400)] = 1000
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        for name, size in (("hidden_size", self.hidden_size), ("vision_size", self.vision_size)):
+            if size % self.heads or (size // self.heads) % 8:
+                raise ValueError(f"{name} {size} over {self.heads} heads: expected a multiple of 8 for each head")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters on the language model's linear layers; the exported model has them merged."""
+
+    rank: Positive = 16
+    alpha: Positive = 32
+    dropout: Share = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Model(Section):
+    """The policy that the run starts from: a checkpoint's folder, a hub id, or one made from scratch."""
+
+    checkpoint: str | None = None
+    scratch: Scratch | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    attention: str | None = None
+    freeze_vision: bool = True
+    lora: Lora | None = None
+    min_pixels: Positive | None = None
+    max_pixels: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if (self.checkpoint is None) == (self.scratch is None):
+            raise ValueError("expected either checkpoint or scratch, not both and not neither")
+        return self
+
+
+class Data(Section):
+    """The pairs that are trained on, and how they are put into words."""
+
+    pairs: Annotated[tuple[Path, ...], Field(min_length=1)]
+    limit: Positive | None = None
+    question: Literal["drawn", "fixed"] = "drawn"
+    reasoning: bool = True
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class HeldOut(Section):
+    """Pairs that are never trained on: located every so many steps and scored as `differad evaluate` does."""
+
+    pairs: tuple[Path, ...] = ()
+    every: Positive = 100
+    limit: Positive | None = 64
+    batch_size: Positive = 8
+    max_new_tokens: Positive = 256
+
+
+class Train(Section):
+    """The optimiser's loop. `batch_size` is per device; `more` goes to TRL's configuration as it stands."""
+
+    steps: Annotated[int, Field(ge=-1)] = -1
+    epochs: NotNegative = 1.0
+    batch_size: Positive = 8
+    accumulate: Positive = 1
+    learning_rate: NotNegative = 1e-5
+    schedule: str = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: NotNegative = 1.0
+    gradient_checkpointing: bool = True
+    workers: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0
+    log_every: Positive = 1
+    save_every: Positive = 100
+    keep: Positive = 2
+    report_to: tuple[str, ...] = ("tensorboard",)
+    samples_every: Annotated[int, Field(ge=0)] = 100
+    samples: Positive = 6
+    more: dict[str, Any] = {}
+
+
+class Vllm(Section):
+    """Answers drawn by vLLM, on the training GPUs (colocate) or on others (server: `trl vllm-serve`)."""
+
+    mode: Literal["colocate", "server"] = "colocate"
+    memory_share: Share = 0.3
+    tensor_parallel: Positive = 1
+    url: str | None = None
+    sleep: bool = True
+
+
+class Grpo(Section):
+    """Difficulty-aware GRPO; the defaults are the paper's, except for the reward (see docs/training.md)."""
+
+    generations: Annotated[int, Field(ge=2)] = 8
+    max_new_tokens: Positive = 256
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    reward: str = DEFAULT_VARIANT
+    format_weight: NotNegative = 1.0
+    localization_weight: NotNegative = 1.0
+    resamples: Annotated[int, Field(ge=0)] = 3
+    reweight: bool = True
+    kl: NotNegative = 0.04
+    clip_low: NotNegative = 0.2
+    clip_high: NotNegative = 0.28
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"] = "grpo"
+    iterations: Positive = 1
+    mask_truncated: bool = True
+    vllm: Vllm | None = None
+
+    @model_validator(mode="after")
+    def _known_reward(self) -> Self:
+        if self.reward not in VARIANTS:
+            raise ValueError(f"reward {self.reward!r} is not known; expected one of {', '.join(VARIANTS)}")
+        return self
+
+
+class Recipe(Section):
+    """What both phases share. `out` receives checkpoints, curves, samples and, at the end, `model/`."""
+
+    out: Path
+    model: Model
+    data: Data
+    held_out: HeldOut = HeldOut()
+    train: Train = Train()
+
+
+class SftRecipe(Recipe):
+    """Cold start."""
+
+    phase: Literal["sft"]
+
+
+class RlRecipe(Recipe):
+    """Reinforcement."""
+
+    phase: Literal["rl"]
+    grpo: Grpo = Grpo()
+
+
+AnyRecipe = TypeVar("AnyRecipe", SftRecipe, RlRecipe)
+
+
+def load_recipe(path: str | Path, kind: type[AnyRecipe], overrides: Sequence[str] = ()) -> AnyRecipe:
+    """The recipe at `path` with `key.key=value` overrides, values read as YAML. Raises OptionError naming the key."""
+    values = _read(Path(path), ())
+    for override in overrides:
+        _override(values, override)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise OptionError(f"{path}: {_explain(error)}") from None
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The YAML mapping at `path`, laid over the one that its `base` names."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{path}: cannot be read ({error.strerror}); expected a recipe in YAML") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path}: not YAML ({str(error)[:200]})") from None
+    if not isinstance(values, dict):
+        raise OptionError(f"{path}: holds {type(values).__name__}; expected a mapping of keys")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    place = (path.parent / str(base)).resolve()
+    if place in above:
+        raise OptionError(f"{path}: base: {base}: builds on itself; expected a recipe that does not name this one")
+    return _merge(_read(place, (*above, place)), values)
+
+
+def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """`high` over `low`, mappings key by key."""
+    merged = dict(low)
+    for key, value in high.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise OptionError(f"{override!r}: expected KEY=VALUE, as in train.learning_rate=1e-5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise OptionError(f"{override!r}: the value is not YAML; put it in quotes") from None
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = values.get(parent)
+        values[parent] = dict(below) if isinstance(below, dict) else {}
+        values = values[parent]
+    values[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "recipe"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{key}: no such key{more}; docs/training.md lists them"
+    if first["type"] == "missing":
+        return f"{key}: missing{more}"
+    value = "" if isinstance(first["input"], dict | BaseModel) else f" {first['input']!r}:"
+    return f"{key}:{value} {first['msg'].removeprefix('Value error, ')}{more}"

@@ -1,0 +1,36 @@
+"""Cold start: supervised fine-tuning on difference pairs, TRL's `SFTTrainer` with the data in a reproducible order."""
+
+from typing import Any
+
+from trl import SFTConfig, SFTTrainer
+
+from differad.training.data import build_dataset
+from differad.training.loop import EpochSampler, LoadsWholeWeights, epoch_of, run_phase, trainer_config
+from differad.training.policy import Source, load_model, lora_config
+from differad.training.recipe import SftRecipe
+
+
+class PairSftTrainer(LoadsWholeWeights, SFTTrainer):
+    """TRL's trainer; the loss is taken on the answers alone."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return EpochSampler(dataset, 1, seed=self.args.seed, epoch=lambda: epoch_of(self.state))
+
+
+def train_sft(recipe: SftRecipe, *, resume: bool = False) -> dict[str, Any]:
+    """Run a cold start to its end; see `loop.run_phase`. Raises OptionError, ManifestError, ImageError."""
+
+    def build(source: Source, callbacks: list[Any]) -> PairSftTrainer:
+        # A prompt must not lose its picture slots to a length limit.
+        config = trainer_config(SFTConfig, recipe, max_length=None, completion_only_loss=True)
+        return PairSftTrainer(
+            model=load_model(source, recipe.model),
+            args=config,
+            train_dataset=build_dataset(recipe.data, source.speech, with_answer=True),
+            processing_class=source.processor,
+            peft_config=lora_config(recipe.model.lora),
+            callbacks=callbacks,
+        )
+
+    return run_phase(recipe, build, resume=resume)

@@ -1,0 +1,148 @@
+"""Sharing a prompt changes nothing: logits, losses and gradients equal those of the prompt repeated for each answer."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from transformers import AutoModelForImageTextToText, GenerationConfig  # noqa: E402
+
+from differad.training.prefix import Pictures, answer_inputs, can_share, find_prompts, generate_shared  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
+from tiny_models import PATCH, build_checkpoint  # noqa: E402
+
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+GROUP, PROMPTS, ANSWER = 3, 2, 7
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request, tmp_path_factory):
+    folder = build_checkpoint(tmp_path_factory.mktemp(request.param), request.param, None)
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def batch(model, seed=0):
+    """Two prompts of different lengths with two pictures each, three answers to each; pads left and right."""
+    random = torch.Generator().manual_seed(seed)
+    vision = model.config.vision_config
+    width = 3 * 2 * PATCH[model.config.model_type] ** 2
+    image = model.config.image_token_id
+    rows, patches, grids = [], [], []
+    for prompt in range(PROMPTS):
+        own = torch.tensor([[1, 4, 6], [1, 4 + 2 * prompt, 4]])
+        tokens = []
+        for grid in own:
+            text = torch.randint(5, 60, (3 + prompt,), generator=random)
+            count = int(grid.prod()) // vision.spatial_merge_size**2
+            tokens += [*text.tolist(), *[image] * count]
+        tokens += torch.randint(5, 60, (4,), generator=random).tolist()
+        pixels = torch.randn(int(own.prod(dim=1).sum()), width, generator=random)
+        rows += [tokens] * GROUP
+        patches += [pixels] * GROUP
+        grids += [own] * GROUP
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    answers = torch.randint(5, 60, (len(rows), ANSWER), generator=random)
+    lengths = torch.randint(2, ANSWER + 1, (len(rows), 1), generator=random)
+    answered = (torch.arange(ANSWER) < lengths).long()
+    full = torch.cat([ids, answers * answered], dim=1)
+    full_mask = torch.cat([mask, answered], dim=1)
+    pictures = Pictures(torch.cat(patches), torch.cat(grids), [2] * len(rows))
+    return full, full_mask, (full == image).int(), pictures
+
+
+def log_probs(logits, full, mask):
+    taken = torch.log_softmax(logits, dim=-1).gather(2, full[:, -ANSWER:, None])[..., 0]
+    return taken * mask[:, -ANSWER:]
+
+
+def stock(model, full, mask, types, pictures):
+    logits = model(
+        input_ids=full,
+        attention_mask=mask,
+        mm_token_type_ids=types,
+        pixel_values=pictures.patches,
+        image_grid_thw=pictures.grids,
+    ).logits
+    return log_probs(logits[:, -ANSWER - 1 : -1], full, mask)
+
+
+def shared(model, full, mask, types, pictures):
+    logits = model(**answer_inputs(model, full, mask, types, ANSWER, pictures)).logits
+    return log_probs(logits[:, :-1], full, mask)
+
+
+def test_prompts_are_told_apart_by_their_pictures_too(model):
+    full, mask, _, pictures = batch(model)
+    prompt, seen = full[:, :-ANSWER], mask[:, :-ANSWER]
+    assert find_prompts(prompt, seen, pictures).of_row.tolist() == [0, 0, 0, 1, 1, 1]
+    other = pictures.patches.clone()
+    other[0] += 1  # the first row's picture alone
+    changed = find_prompts(prompt, seen, Pictures(other, pictures.grids, pictures.counts))
+    assert changed.of_row.tolist() == [0, 1, 1, 2, 2, 2]
+    assert changed.first.tolist() == [0, 1, 3]
+    assert changed.shared
+
+
+def test_losses_and_every_gradient_equal_those_of_repeated_prompts(model):
+    inputs = batch(model)
+    weights = torch.randn(PROMPTS * GROUP, 1, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for name, scores in (("stock", stock), ("shared", shared)):
+        model.zero_grad()
+        logs = scores(model, *inputs)
+        loss = -(weights * logs).sum()
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found[name] = logs.detach(), gradients
+    torch.testing.assert_close(found["shared"][0], found["stock"][0], atol=1e-5, rtol=1e-5)
+    assert set(found["shared"][1]) == set(found["stock"][1])
+    for name, expected in found["stock"][1].items():
+        difference = (found["shared"][1][name] - expected).norm() / expected.norm().clamp(min=1e-6)
+        assert difference < 1e-5, name
+
+
+def test_rows_in_any_order_get_their_own_prompt(model):
+    full, mask, types, pictures = batch(model)
+    order = torch.tensor([3, 0, 4, 1, 5, 2])
+    rows = [pictures.rows()[row] for row in order.tolist()]
+    mixed = Pictures(torch.cat([p for p, _ in rows]), torch.cat([g for _, g in rows]), pictures.counts)
+    with torch.no_grad():
+        straight = stock(model, full, mask, types, pictures)
+        crossed = shared(model, full[order], mask[order], types[order], mixed)
+    torch.testing.assert_close(crossed, straight[order], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_the_same_random_numbers_draw_the_same_answers(model, sample):
+    full, mask, types, pictures = batch(model)
+    ids, seen, kinds = full[:, :-ANSWER], mask[:, :-ANSWER], types[:, :-ANSWER]
+    config = GenerationConfig(do_sample=sample, max_new_tokens=6, top_k=0, pad_token_id=0)
+    torch.manual_seed(5)
+    expected = model.generate(
+        input_ids=ids,
+        attention_mask=seen,
+        mm_token_type_ids=kinds,
+        pixel_values=pictures.patches,
+        image_grid_thw=pictures.grids,
+        generation_config=config,
+    )
+    torch.manual_seed(5)
+    found = generate_shared(model, ids, seen, kinds, pictures, config)
+    assert found.tolist() == expected.tolist()
+    if sample:  # members of a group differ, so that the test could fail
+        assert len({tuple(row) for row in found[:GROUP].tolist()}) > 1
+
+
+def test_a_model_that_checkpoints_its_gradients_does_not_share(model):
+    assert can_share(model)
+    model.gradient_checkpointing_enable()
+    model.train()
+    try:
+        assert not can_share(model)
+    finally:
+        model.gradient_checkpointing_disable()
+        model.eval()

@@ -1,0 +1,268 @@
+"""Difficulty-aware GRPO, value by value: what is drawn anew, weighted, dropped, and that it all belongs together."""
+
+import inspect
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl", reason="the train extra is not installed")
+import torch
+from transformers import AutoModelForImageTextToText
+
+from differad.errors import OptionError
+from differad.training import contract
+from differad.training.advantages import group_advantages
+from differad.training.localization import localize
+from differad.training.recipe import RlRecipe
+from differad.training.rl import DifficultyAwareTrainer, drop_rows, grpo_config, take_rows
+
+sys.path.insert(0, str(Path(__file__).parent))
+from scripted import SCRIPT, UNREADABLE, answer, make_trainer, summarise
+
+G = 4
+# The whole script is one batch: three groups of four.
+BATCH = ("train.batch_size=12", "grpo.resamples=2", "grpo.max_new_tokens=64")
+FINAL = [*SCRIPT[0][0], *SCRIPT[1][2], *SCRIPT[2][2]]
+TRUTHS = [[[250, 250, 500, 750]]] * G + [[]] * G + [[[500, 0, 1000, 500]]] * G
+
+
+@pytest.fixture
+def scored(make_recipe):
+    """A trainer that has scored the script, and what it hands to the loss. Iterations: 2, so that old values are kept."""
+    trainer = make_trainer(make_recipe("rl", *BATCH, "grpo.iterations=2", "train.save_every=2"))
+    trainer.begin(SCRIPT)
+    return trainer, trainer.score([0, 1, 2])
+
+
+def test_tokens_are_those_of_the_final_draw(scored):
+    trainer, output = scored
+    ids = [row[row != trainer._tokenizer.pad_token_id].tolist() for row in output["completion_ids"]]
+    assert trainer._reader(ids) == FINAL
+    assert trainer.calls == 1 + 2  # the batch, then twice the groups that were stuck
+    # Pair 0 was informative at once; pair 1 came right at the second redraw; pair 2 never: all its rewards are 0.
+    assert trainer._draw.redraws.tolist() == [0, 2, 2]
+    assert trainer._draw.stuck.tolist() == [False, False, True]
+
+
+def test_rewards_and_weights_belong_to_the_final_draw(scored):
+    trainer, output = scored
+    outcomes = localize(FINAL, TRUTHS, [(1000, 1000)] * 12, "guarded")
+    assert trainer._draw.localization.flatten().tolist() == pytest.approx(outcomes.reward.tolist())
+    # Pair 0: the box, its upper half (IoU 1/2, centres 125 apart, sides 250 x 500 against 250 x 250), zero box, nothing.
+    half = 0.5 + 0.5 * 0.3 * (1 - 125 / math.hypot(250, 500)) * 0.5
+    localization = torch.tensor([[1, half, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.float64)
+    assert outcomes.reward.tolist() == pytest.approx(localization.flatten().tolist())
+    form = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 1], [0, 0, 0, 1]], dtype=torch.float64)
+    alpha = [(1 + half) / 4, 1 / 4]
+    beta = [2 / 4, 2 / 4]  # pair 0: zero box and nothing; pair 1: two boxes on a normal target
+    weights = [(math.exp(1 - a) + math.sqrt(1 + b)) / 2 for a, b in zip(alpha, beta, strict=True)]
+    expected = group_advantages(localization + form) * torch.tensor([[*weights, 0]], dtype=torch.float64).T
+    assert output["advantages"].tolist() == pytest.approx(expected.flatten().tolist(), rel=1e-5)
+
+
+def test_log_probabilities_belong_to_the_final_tokens(scored, start):
+    _, output = scored
+    model = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32).eval()
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+    with torch.no_grad():
+        logits = model(
+            input_ids=ids,
+            attention_mask=torch.cat([output["prompt_mask"], (output["completion_ids"] != 0).long()], dim=1),
+            pixel_values=output["pixel_values"],
+            image_grid_thw=output["image_grid_thw"],
+            mm_token_type_ids=output["mm_token_type_ids"],
+        ).logits
+    length = output["completion_ids"].shape[1]
+    every = logits[:, -length - 1 : -1].log_softmax(-1).gather(-1, output["completion_ids"][..., None])[..., 0]
+    mask = output["completion_mask"].bool()
+    # The start policy is the reference and, before the first step, the policy itself.
+    for name in ("ref_per_token_logps", "old_per_token_logps"):
+        torch.testing.assert_close(output[name][mask], every[mask], rtol=1e-4, atol=1e-4)
+        assert output[name][2 * G :].abs().max() == 0
+
+
+def test_a_stuck_group_is_dropped_and_uncounted(scored):
+    trainer, output = scored
+    tokens = [len(trainer._tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in FINAL[: 2 * G]]
+    assert output["completion_mask"].sum(dim=1).tolist() == [*tokens, 0, 0, 0, 0]
+    assert int(output["num_items_in_batch"]) == sum(tokens)
+
+
+def test_metrics_are_those_of_the_final_draw(scored):
+    trainer, _ = scored
+    metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    assert metrics["iou"] == pytest.approx((1 + 0.5 + 1) / 12)
+    assert metrics["miss_rate"] == pytest.approx((2 + 2 + 4) / 12)
+    assert metrics["groups/informative"] == pytest.approx(2 / 3)
+    assert metrics["groups/redrawn"] == pytest.approx(2 / 3)
+    assert metrics["groups/redraws"] == 4
+    assert metrics["rewards/format_reward/mean"] == pytest.approx((3 + 3 + 1) / 12)
+    lengths = [len(trainer._tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in FINAL]
+    assert metrics["completions/mean_length"] == pytest.approx(sum(lengths) / 12)
+
+
+def test_a_dropped_group_carries_no_gradient_whatever_the_loss(scored):
+    trainer, output = scored
+    trainer.current_gradient_accumulation_steps = 1
+    changed = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in output.items()}
+    changed["completion_ids"][2 * G :] = trainer._tokenizer.eos_token_id
+    changed["advantages"][2 * G :] = 5.0
+    losses = inspect.get_annotations(type(trainer._grpo))["loss"].__args__
+    assert len(losses) == 8
+    for name in losses:
+        trainer.loss_type = name
+        gradients = [_gradient(trainer, batch) for batch in (output, changed)]
+        assert gradients[0].isfinite().all(), name
+        assert gradients[0].abs().max() > 0, name
+        torch.testing.assert_close(*gradients, msg=name)
+
+
+def _gradient(trainer, batch):
+    trainer.model.zero_grad()
+    trainer.compute_loss(trainer.model, batch).backward()
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+
+def test_a_batch_without_any_informative_group_is_harmless(make_recipe):
+    trainer = make_trainer(make_recipe("rl", *BATCH, "grpo.resamples=0"))
+    trainer.begin({pair: [[UNREADABLE] * G] for pair in range(3)})
+    output = trainer.score([0, 1, 2])
+    assert trainer.calls == 1
+    assert int(output["num_items_in_batch"]) == 0
+    trainer.current_gradient_accumulation_steps = 1
+    assert _gradient(trainer, output).abs().max() == 0
+
+
+def test_a_solved_group_is_neither_redrawn_nor_dropped(make_recipe):
+    trainer = make_trainer(make_recipe("rl", *BATCH))
+    trainer.begin({pair: [[answer()] * G] for pair in (1, 3)})
+    output = trainer.score([1, 3])
+    assert trainer.calls == 1
+    assert trainer._draw.stuck.tolist() == [False, False]
+    assert output["completion_mask"].any(dim=1).all()
+    assert output["advantages"].abs().max() == 0
+
+
+def test_truncated_answers_are_masked(make_recipe):
+    trainer = make_trainer(make_recipe("rl", *BATCH))
+    trainer.begin({0: [[answer(250, 250, 500, 750), answer(1, 1, 9, 9), "<think>and so on…", answer()]]})
+    output = trainer.score([0])
+    assert output["completion_mask"].any(dim=1).tolist() == [True, True, False, True]
+
+
+def test_without_reweighting_the_advantages_are_trls(make_recipe):
+    trainer = make_trainer(make_recipe("rl", *BATCH, "grpo.reweight=false"))
+    trainer.begin(SCRIPT)
+    output = trainer.score([0])
+    rewards = trainer._draw.localization + torch.tensor([[1, 1, 1, 0]])
+    assert output["advantages"].tolist() == pytest.approx(group_advantages(rewards)[0].tolist(), rel=1e-5)
+
+
+def test_rows_keep_their_own_patches():
+    fields = {
+        "pixel_values": torch.arange(10.0)[:, None],
+        "image_grid_thw": [[1, 1, 1], [1, 1, 2], [1, 1, 3], [1, 2, 2]],
+        "mm_token_type_ids": [[0], [1]],
+    }
+    taken = take_rows(fields, [["a", "b"], ["c", "d"]], [1])
+    # The first row's two pictures have 1 + 2 patches, the second's 3 + 4.
+    assert taken["pixel_values"].flatten().tolist() == [3, 4, 5, 6, 7, 8, 9]
+    assert taken["image_grid_thw"].tolist() == [[1, 1, 3], [1, 2, 2]]
+    assert taken["mm_token_type_ids"] == [[1]]
+
+
+def test_dropping_leaves_the_rest():
+    output = {
+        "completion_mask": torch.ones(3, 2),
+        "advantages": torch.ones(3),
+        "ref_per_token_logps": -torch.ones(3, 2),
+    }
+    drop_rows(output, [1])
+    assert output["completion_mask"].tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert output["advantages"].tolist() == [1, 0, 1]
+    assert output["ref_per_token_logps"].tolist() == [[-1, -1], [0, 0], [-1, -1]]
+
+
+def test_training_starts_at_no_distance_from_the_cold_start(make_recipe):
+    trainer = make_trainer(make_recipe("rl", "train.steps=1", "grpo.resamples=0", "grpo.generations=2"), Keeping)
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    for name in ("loss", "iou", "miss_rate", "groups/informative", "groups/redraws", "entropy", "reward"):
+        assert name in first
+
+
+class Keeping(DifficultyAwareTrainer):
+    """Real answers; groups count as informative, for a policy from scratch never writes a box."""
+
+    def _gather(self, answers):
+        localization, overlap, missed = super()._gather(answers)
+        localization = localization + 0.5 * torch.arange(localization.shape[1]) / localization.shape[1]
+        return localization, overlap, missed
+
+
+def test_two_processes_agree_with_one(make_recipe, tmp_path):
+    alone = make_trainer(make_recipe("rl", *BATCH))
+    alone.begin(SCRIPT)
+    expected = summarise(alone, alone.score([0, 1, 2]))
+    # Six rows each: the second group lies across the two processes.
+    recipe: RlRecipe = make_recipe("rl", *BATCH, "train.batch_size=6")
+    path = tmp_path / "recipe.json"
+    path.write_text(recipe.model_dump_json())
+    script = Path(__file__).with_name("scripted.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(script), str(path), str(tmp_path)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert (found["processes"], expected["processes"]) == (2, 1)
+        assert found["stuck"] == expected["stuck"] == [False, False, True]
+        assert found["redraws"] == expected["redraws"]
+        assert found["tokens"] == expected["tokens"]
+        assert found["num_items"] == expected["num_items"]
+        assert found["advantages"] == pytest.approx(expected["advantages"], rel=1e-6)
+        assert found["localization"] == expected["localization"]
+        assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-6)
+
+
+def test_trls_hooks_are_where_they_were():
+    assert contract.moved_hooks() == []
+
+
+def test_a_moved_hook_is_named(monkeypatch):
+    class Renamed(contract.GRPOTrainer):
+        def _generate_single_turn(self, prompts):
+            return prompts
+
+        _get_train_sampler = None
+
+    monkeypatch.setattr(contract, "GRPOTrainer", Renamed)
+    moved = contract.moved_hooks(Renamed)
+    assert any(text.startswith("_generate_single_turn takes ('self', 'prompts')") for text in moved)
+    assert "_get_train_sampler is gone" in moved
+    monkeypatch.setattr(contract, "moved_hooks", lambda: moved)
+    with pytest.raises(OptionError, match=r"trl 1\..*_get_train_sampler is gone"):
+        contract.check_hooks()
+
+
+def test_a_checkpoint_between_two_draws_is_refused(make_recipe):
+    with pytest.raises(OptionError, match=r"train.save_every=1: answers are drawn every 2 batches.*a multiple of 2"):
+        grpo_config(make_recipe("rl", "grpo.iterations=2"))
+    with pytest.raises(OptionError, match=r"GRPOConfig refuses the recipe: .*generations"):
+        grpo_config(make_recipe("rl", "grpo.generations=3"))
+    with pytest.raises(OptionError, match=r"train.more.lerning: GRPOConfig has no such field"):
+        grpo_config(make_recipe("rl", "train.more.lerning=1"))
+
+
+def test_the_configuration_is_the_recipes(make_recipe):
+    config = grpo_config(make_recipe("rl", "train.more.top_p=0.9"))
+    assert (config.beta, config.epsilon, config.epsilon_high) == (0.04, 0.2, 0.28)
+    assert (config.mask_truncated_completions, config.top_p, config.scale_rewards) == (True, 0.9, "group")

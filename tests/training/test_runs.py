@@ -1,0 +1,200 @@
+"""Whole runs on tiny checkpoints: what they write, what stays frozen, what loads again, what a kill costs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl", reason="the train extra is not installed")
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from differad.core import Pair
+from differad.data.manifest import read_pairs
+from differad.locators import load_locator
+from differad.training.policy import LiveLocator, load_model, open_source
+from differad.training.recipe import Data, Model, SftRecipe, Train
+from differad.training.rl import train_rl
+from differad.training.sft import train_sft
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
+from tiny_models import build_checkpoint
+
+
+def changed(before, after):
+    """Names of the weights that differ between two checkpoint folders."""
+    old, new = (load_file(Path(folder) / "model.safetensors") for folder in (before, after))
+    assert old.keys() == new.keys()
+    return {name for name in old if not torch.equal(old[name], new[name])}
+
+
+def test_a_cold_start_writes_what_it_should(make_recipe, pairs, start):
+    recipe = make_recipe(
+        "sft", f"held_out.pairs=[{pairs}]", "held_out.every=2", "train.samples_every=2", "train.report_to=[tensorboard]"
+    )
+    summary = train_sft(recipe)
+    out = recipe.out
+    assert summary["steps"] == 2
+    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    # Weights lie in safetensors alone; pickles hold the trainer's own state, and none goes into what is exported.
+    assert {path.name for path in out.rglob("*.bin")} == {"training_args.bin"}
+    pickles = [path for ending in ("bin", "pt", "pth", "pkl") for path in (out / "model").rglob(f"*.{ending}")]
+    assert pickles == []
+    note = json.loads((out / "checkpoint-2" / "run_info.json").read_text())
+    assert (note["step"], note["data"].keys()) == (2, {str(pairs)})
+    metrics = json.loads((out / "evaluation" / "step-2" / "metrics.json").read_text())
+    assert metrics["overall"]["pairs"] == 4
+    history = json.loads((out / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2]
+    assert [entry["step"] for entry in history if "eval_miou" in entry] == [2]
+    page = (out / "samples" / "step-000002.html").read_text()
+    assert page.count("<section>") == 4
+    assert page.count("data:image/jpeg") == 8
+    assert list(out.rglob("events.out.tfevents*"))
+    moved = changed(start, out / "model")
+    assert moved
+    assert not any("visual" in name for name in moved)  # frozen by default
+
+
+def test_the_vision_tower_trains_where_it_is_let(make_recipe, start):
+    train_sft(make_recipe("sft", "model.freeze_vision=false", "train.steps=1"))
+    recipe = make_recipe("sft")
+    assert any("visual" in name for name in changed(start, recipe.out / "model"))
+
+
+@pytest.mark.parametrize("phase", ["sft", "rl"])
+def test_adapters_are_merged_into_what_is_exported(make_recipe, start, phase):
+    overrides = ("model.lora={rank: 4, alpha: 8}", "train.steps=1", "model.freeze_vision=true", "grpo.resamples=0")
+    recipe = make_recipe(phase, *overrides[: 3 if phase == "sft" else 4])
+    (train_sft if phase == "sft" else train_rl)(recipe)
+    moved = changed(start, recipe.out / "model")
+    if phase == "sft":  # a policy from scratch earns nothing, so reinforcement has nothing to move
+        assert moved
+    assert all("visual" not in name and "proj" in name for name in moved)
+    adapters = recipe.out / "checkpoint-1" / "adapter_model.safetensors"
+    assert adapters.is_file()
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_every_family_takes_a_step_and_answers_alike_from_memory_and_disk(make_recipe, tmp_path, pairs, model_type):
+    folder = build_checkpoint(tmp_path / "start", model_type, None)
+    recipe = make_recipe(
+        "sft", f"model.checkpoint={folder}", "train.steps=1", "train.batch_size=2", "train.learning_rate=1e-4"
+    )
+    train_sft(recipe)
+    locator = load_locator(str(recipe.out / "model"), max_new_tokens=6, max_pixels=recipe.model.max_pixels)
+    source = open_source(recipe.model.model_copy(update={"checkpoint": str(recipe.out / "model")}), recipe.out, 0)
+    live = LiveLocator(load_model(source, recipe.model).eval(), source, batch_size=2, max_new_tokens=6)
+    pair = next(read_pairs(pairs))
+    assert isinstance(pair, Pair)
+    assert live.locate(pair).answer == locator.locate(pair).answer
+    train_rl(make_recipe("rl", f"model.checkpoint={recipe.out / 'model'}", "train.steps=1", f"out={tmp_path / 'rl'}"))
+
+
+RUN = (
+    "import sys; from differad.training.recipe import RlRecipe, SftRecipe, load_recipe;"
+    "from differad.training.{phase} import train_{phase};"
+    "train_{phase}(load_recipe(sys.argv[1], {kind}), resume='resume' in sys.argv)"
+)
+
+
+def start_run(phase, path, *flags):
+    code = RUN.format(phase=phase, kind={"sft": "SftRecipe", "rl": "RlRecipe"}[phase])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(path), *flags],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+
+
+def losses(out, step):
+    history = json.loads((out / f"checkpoint-{step}" / "trainer_state.json").read_text())["log_history"]
+    kept = ("loss", "grad_norm", "reward", "kl", "completions/mean_length", "mean_token_accuracy")
+    return [{name: entry[name] for name in kept if name in entry} for entry in history if "loss" in entry]
+
+
+@pytest.fixture(scope="session")
+def taught(pairs, start, tmp_path_factory):
+    """A policy that writes boxes, some right and some wrong: what reinforcement needs to have anything to do."""
+    out = tmp_path_factory.mktemp("taught")
+    recipe = SftRecipe(
+        phase="sft",
+        out=out,
+        model=Model(checkpoint=str(start), dtype="float32", max_pixels=56 * 56),
+        data=Data(pairs=(pairs,), question="fixed", reasoning=False),
+        train=Train(
+            steps=150, batch_size=4, learning_rate=5e-3, gradient_checkpointing=False, report_to=(), samples_every=0
+        ),
+    )
+    train_sft(recipe)
+    return out / "model"
+
+
+def test_two_processes_train_together(make_recipe, taught, pairs, tmp_path):
+    """A real run under torchrun: gathered metrics, one set of files, a note that says two."""
+    own = [f"model.checkpoint={taught}", "train.batch_size=4", "train.steps=2", "data.question=fixed"]
+    own += ["grpo.generations=8", "grpo.resamples=1", "grpo.max_new_tokens=36"]  # a group lies across both
+    recipe = make_recipe("rl", *own, f"held_out.pairs=[{pairs}]", "held_out.every=2", "train.keep=9")
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    script = tmp_path / "run.py"
+    script.write_text(RUN.format(phase="rl", kind="RlRecipe"))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    note = json.loads((recipe.out / "checkpoint-2" / "run_info.json").read_text())
+    assert note["processes"] == 2
+    assert len(losses(recipe.out, 2)) == 2
+    assert json.loads((recipe.out / "evaluation" / "step-2" / "metrics.json").read_text())["overall"]["pairs"] == 4
+    assert load_locator(str(recipe.out / "model")).locate(next(read_pairs(pairs))).answer
+
+
+@pytest.mark.parametrize("phase", ["sft", "lora", "rl"])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(make_recipe, taught, tmp_path, phase):
+    """Four pairs, two a step: the second epoch begins at step 3, and the kill comes once step 3 is saved."""
+    own = ["train.steps=6", "train.epochs=3", "train.keep=9", "data.question=fixed", "data.reasoning=false"]
+    if phase == "rl":
+        own += [f"model.checkpoint={taught}", "train.batch_size=8", "train.learning_rate=1e-4"]
+        own += ["grpo.generations=4", "grpo.resamples=1", "grpo.max_new_tokens=36"]
+    else:
+        own += ["train.batch_size=2"] + (["model.lora={rank: 4, alpha: 8}"] if phase == "lora" else [])
+    kind = "rl" if phase == "rl" else "sft"
+    recipe = make_recipe(kind, *own)
+    paths = {}
+    for name in ("whole", "killed"):
+        paths[name] = tmp_path / f"{name}.yaml"
+        values = recipe.model_copy(update={"out": tmp_path / name}).model_dump(mode="json")
+        paths[name].write_text(yaml.safe_dump(values))
+    whole, victim = (start_run(kind, paths[name]) for name in ("whole", "killed"))
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "killed" / "checkpoint-3" / "run_info.json").exists():
+        assert victim.poll() is None, victim.stderr.read()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    assert not (tmp_path / "killed" / "model").exists()
+    finish(whole)
+    finish(start_run(kind, paths["killed"], "resume"))
+    unbroken, resumed = losses(tmp_path / "whole", 6), losses(tmp_path / "killed", 6)
+    assert len(unbroken) == 6
+    assert any(entry["grad_norm"] > 0 for entry in unbroken[3:])
+    assert resumed == unbroken
+    assert changed(tmp_path / "whole" / "model", tmp_path / "killed" / "model") == set()
