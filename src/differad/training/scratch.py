@@ -129,13 +129,6 @@ def _settings(scratch: Scratch, tokenizer: PreTrainedTokenizerFast) -> dict[str,
         "patch_size": PATCH,
         "spatial_merge_size": MERGE,
     }
-    tokens = {
-        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{text}|>")
-        for name, text in (
-            ("image", "image_pad"),
-            ("video", "video_pad"),
-            ("vision_start", "vision_start"),
-            ("vision_end", "vision_end"),
-        )
-    }
+    names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    tokens = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{text}|>") for name, text in names.items()}
     return {"text_config": text, "vision_config": vision, "tie_word_embeddings": True, **tokens}
