@@ -49,6 +49,7 @@ def test_other_data_is_refused(tmp_path, make_recipe):
 
 
 def test_the_note_holds_recipe_data_versions_and_commit(tmp_path, make_recipe):
+    pytest.importorskip("trl", reason="the train extra is not installed")
     write_run_info(tmp_path, describe_run(make_recipe("sft"), {"p": "abc"}, 2), 7)
     note = json.loads((tmp_path / "run_info.json").read_text())
     assert (note["step"], note["processes"], note["data"]) == (7, 2, {"p": "abc"})
