@@ -106,10 +106,14 @@ FORMATS: dict[str, AnswerFormat] = {
     )
 }
 
+# The embedded policy's own `model_type`; it speaks Qwen2-VL's format.
+TINY_MODEL_TYPE = "differad_tiny"
+
 # The `model_type` of a checkpoint's config.json, where it tells the family.
 MODEL_TYPES: dict[str, str] = {
     "qwen": "qwen-vl",
     "qwen2_vl": "qwen2-vl",
+    TINY_MODEL_TYPE: "qwen2-vl",
     "qwen2_5_vl": "qwen2.5-vl",
     "qwen3_vl": "qwen3-vl",
     "qwen3_vl_moe": "qwen3-vl",

@@ -11,14 +11,14 @@ import json
 import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from differad.answers.formats import answer_format, family_of
+from differad.answers.formats import TINY_MODEL_TYPE, answer_format, family_of
 from differad.answers.parsing import Frame
 from differad.answers.prompts import SYSTEM, prompt_text
 from differad.answers.resize import ResizeRule
@@ -29,7 +29,7 @@ from differad.locators.base import Outcome
 from differad.locators.chat import Reply, to_location, user_content
 from differad.options import check_at_least, check_option, option
 
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", TINY_MODEL_TYPE)
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FEATURE = "a local checkpoint"
 
@@ -64,7 +64,7 @@ class LocalOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class _Prepared:
+class Prepared:
     """One pair as the model takes it: patches (P, D) of both pictures, their grids (2, 3), the text, the target's frame."""
 
     patches: Any
@@ -105,23 +105,27 @@ class LocalLocator:
         while batch := list(islice(stream, self.options.batch_size)):
             start = time.perf_counter()
             prepared = [self._attempt_prepare(pair) for pair in batch]
-            good = [item for item in prepared if isinstance(item, _Prepared)]
+            good = [item for item in prepared if isinstance(item, Prepared)]
             answers = iter(self._answer(good))
             share = (time.perf_counter() - start) / len(batch)
             for item in prepared:
-                outcome = next(answers) if isinstance(item, _Prepared) else item
+                outcome = next(answers) if isinstance(item, Prepared) else item
                 if isinstance(outcome, Reply):
-                    yield to_location(outcome, self._format, self.name, share)
+                    yield self._decide(outcome, share)
                 else:
                     yield outcome
 
-    def _attempt_prepare(self, pair: Pair) -> _Prepared | DifferadError:
+    def _decide(self, reply: Reply, seconds: float) -> Location:
+        """What a reply says, as it says it."""
+        return to_location(reply, self._format, self.name, seconds)
+
+    def _attempt_prepare(self, pair: Pair) -> Prepared | DifferadError:
         try:
             return self._prepare(*read_images(pair.reference, pair.target))
         except DifferadError as error:
             return error
 
-    def _prepare(self, reference: RGB, target: RGB) -> _Prepared:
+    def _prepare(self, reference: RGB, target: RGB) -> Prepared:
         for picture in (reference, target):
             self._rule.resized(picture.shape[1], picture.shape[0])
         inputs = self._image_processor(
@@ -138,7 +142,7 @@ class LocalLocator:
         frame = Frame(target.shape[1], target.shape[0], resized=(columns, rows))
         content = zlib.crc32(target.tobytes(), zlib.crc32(reference.tobytes()))
         seed = zlib.crc32(str(self.options.seed).encode(), content)
-        return _Prepared(inputs["pixel_values"], grids, text, frame, seed)
+        return Prepared(inputs["pixel_values"], grids, text, frame, seed)
 
     def _render_prompt(self) -> str:
         slot = {"type": "image"}
@@ -154,23 +158,27 @@ class LocalLocator:
             )
         return text
 
-    def _answer(self, batch: list[_Prepared]) -> list[Reply | LocatorError]:
+    def _answer(self, batch: list[Prepared]) -> list[Reply | LocatorError]:
         """One outcome each; a batch that does not fit into memory is halved until it does."""
         import torch
 
         if not batch:
             return []
         try:
-            texts = self._generate(batch)
+            return list(self._generate(batch))
         except torch.cuda.OutOfMemoryError:
             if len(batch) == 1:
                 return [LocatorError(f"{self.name}: one pair does not fit into memory; lower max_pixels")]
-        else:
-            return [Reply(text, item.frame) for text, item in zip(texts, batch, strict=True)]
         half = len(batch) // 2
         return self._answer(batch[:half]) + self._answer(batch[half:])
 
-    def _generate(self, batch: list[_Prepared]) -> list[str]:
+    def _generate(self, batch: list[Prepared]) -> Sequence[Reply]:
+        """One reply each."""
+        texts = self._texts(batch, self._noise([item.seed for item in batch]))
+        return [Reply(text, item.frame) for text, item in zip(texts, batch, strict=True)]
+
+    def _texts(self, batch: list[Prepared], processors: list[Any]) -> list[str]:
+        """The model's text for each; `processors` change the logits of each step."""
         import torch
 
         encoded = self._tokenizer(
@@ -189,7 +197,7 @@ class LocalLocator:
                 pixel_values=torch.cat([item.patches for item in batch]).to(self._device, self._model.dtype),
                 image_grid_thw=torch.cat([item.grids for item in batch]).to(self._device),
                 generation_config=self._generation(),
-                logits_processor=self._noise([item.seed for item in batch]),
+                logits_processor=processors,
             )
         return [self._decode(row) for row in output[:, ids.shape[1] :].tolist()]
 
@@ -280,6 +288,8 @@ def _loading(source: str, what: str, remedy: str) -> Iterator[None]:
 
 def _load_config(source: str) -> Any:
     from transformers import AutoConfig
+
+    import differad.locators.tiny.model  # noqa: F401 - makes the Auto classes know it
 
     remedy = "expected a Qwen-VL checkpoint's folder, or a hub id that this machine can reach"
     with _loading(source, "config.json", remedy):

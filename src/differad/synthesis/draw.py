@@ -25,6 +25,7 @@ from differad.synthesis.fills import FILLS, Bool, Foreign
 from differad.synthesis.normals import NORMALS, Draw, cut_object, list_pictures, photograph
 from differad.synthesis.pairs import MARGIN_SHARE, SyntheticPair, make_pair, photograph_pair
 from differad.synthesis.regions import REGIONS, Stamp
+from differad.synthesis.siblings import SURFACES, draw_siblings
 from differad.synthesis.textures import Picture
 
 # Regions that suit a fill; a fill that is not listed takes any compact one.
@@ -83,13 +84,18 @@ class DrawOptions:
     photographs: Path | None = option(None, "folder of photographs for natural pairs")
     natural_share: float = option(0.0, "share of pairs that are natural: an object added to a photograph or taken away")
     defects: Path | None = option(None, "pairs.jsonl with masks, whose defects are transplanted")
+    siblings: float = option(
+        0.0, "share of pairs whose reference is another part of the kind, not the same one seen twice"
+    )
+    aspect: float = option(1.0, "pictures are cut to sides that differ by up to this factor")
 
     def __post_init__(self) -> None:
         check_option("seed", self.seed, self.seed >= 0, "0 or more")
         check_option("size", self.size, 32 <= self.size <= 4096, "32 to 4096 pixels")
-        for name in ("normal_share", "natural_share"):
+        for name in ("normal_share", "natural_share", "siblings"):
             check_option(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a share in [0, 1]")
         check_option("nuisance", self.nuisance, 0 <= self.nuisance <= 4, "0 to 4")
+        check_option("aspect", self.aspect, 1 <= self.aspect <= 4, "1 to 4")
         for name, table in (("kinds", KINDS), ("categories", tuple(NORMALS)), ("grades", tuple(GRADES))):
             for value in getattr(self, name):
                 check_option(name, value, value in table, f"any of {', '.join(table)}")
@@ -133,9 +139,15 @@ class Drawer:
     def draw(self, index: int) -> SyntheticPair:
         """Pair number `index` (from 0). Raises ImageError where a picture of a folder cannot be read."""
         rng = np.random.default_rng([self.options.seed, index])
+        pair = self._square(rng)
+        return _cut(rng, pair, self.options.aspect) if self.options.aspect > 1 else pair
+
+    def _square(self, rng: np.random.Generator) -> SyntheticPair:
         anomalous = bool(rng.random() >= self.options.normal_share)
         if rng.random() < self.options.natural_share:
             return self._natural(rng, anomalous)
+        if self.options.siblings and rng.random() < self.options.siblings:
+            return self._siblings(rng, anomalous)
         category = str(rng.choice(list(self._normals)))
         kinds = [kind for kind in self._kinds if kind not in _UNSEEN.get(category, ())]
         kind = str(rng.choice(kinds or [_LAST_RESORT]))
@@ -189,6 +201,18 @@ class Drawer:
         radius = max(radius, 6.0) * 2 if name == "line" else radius
         inset = self._margin + min(0.7 * radius, 0.3 * self.options.size) + 2
         return REGIONS[name](rng, size, rng.uniform(inset, size - inset, 2), radius)
+
+    def _siblings(self, rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
+        """Two parts of one kind, the second perhaps with a defect."""
+        category = str(rng.choice([name for name in SURFACES if name in self._normals] or list(self._normals)))
+        kinds = [kind for kind in self._kinds if kind not in (BOARD, *_UNSEEN.get(category, ()))]
+        kind, grade = str(rng.choice(kinds or [_LAST_RESORT])), str(rng.choice(self._grades))
+        views = self._views(rng)
+        first, second = draw_siblings(rng, self._normals[category], self.options.size + 2 * self._margin)
+        tried: list[str] = []
+        variants = self._damaged(rng, second, kind, grade, tried) if anomalous else iter(())
+        pair = self._photograph(first, second, variants, views, category)
+        return _described(pair, tried[-1], grade) if anomalous else pair
 
     def _board(self, rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
         """A circuit board whose defect is etched into the copper, not laid over its picture."""
@@ -267,6 +291,28 @@ def _cut_out(pair: Pair) -> tuple[Picture, Bool]:
     x, y, width, height = cv2.boundingRect(wide)
     window = np.s_[y : y + height, x : x + width]
     return target[window].astype(np.float32), wide[window] > 0
+
+
+def _cut(rng: np.random.Generator, pair: SyntheticPair, aspect: float) -> SyntheticPair:
+    """The same window of both pictures, one side shorter than the other by up to `aspect`; a defect stays whole."""
+    ratio = float(np.exp(rng.uniform(-np.log(aspect), np.log(aspect))))
+    size = len(pair.mask)
+    width, height = (max(16, round(size * min(1.0, factor))) for factor in (ratio, 1 / ratio))
+    place = rng.random(2)
+    x1, y1, x2, y2 = pair.boxes[0] if len(pair.boxes) else (size, size, 0, 0)
+    low, high = np.maximum(0, [x2 - width, y2 - height]), np.minimum([x1, y1], [size - width, size - height])
+    if (low > high).any():
+        return pair
+    x, y = (int(v) for v in low + place * (high - low))
+    window = np.s_[y : y + height, x : x + width]
+    move = np.array([[1, 0, -x], [0, 1, -y], [0, 0, 1.0]])
+    return replace(
+        pair,
+        reference=np.ascontiguousarray(pair.reference[window]),
+        target=np.ascontiguousarray(pair.target[window]),
+        mask=np.ascontiguousarray(pair.mask[window]),
+        pose=move @ pair.pose @ np.linalg.inv(move),
+    )
 
 
 def _described(pair: SyntheticPair, kind: str, grade: str) -> SyntheticPair:

@@ -79,6 +79,8 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
             "category": pair.category,
             "reference": str(pair.reference),
             "target": str(pair.target),
+            "mask": "" if pair.mask is None else str(pair.mask),
+            "boxes": boxes.tolist(),
             "question": prompt_text(speech.format, question),
             "answer": format_answer(_largest(boxes), speech.format, frame, reasoning=reasoning),
             # What can be written, not what is true: a box put into whole numbers to the letter has IoU 1.
@@ -151,7 +153,7 @@ class _Opened:
         }
         if self._with_answer:
             opened["completion"] = [_assistant(text) for text in rows["answer"]]
-            return opened
+            return opened | {name: rows[name] for name in ("mask", "boxes", "target")}
         return opened | {name: rows[name] for name in ("solution", "units", "id", "category")}
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, PrinterCallback, ProgressC
 from trl.trainer.utils import RepeatSampler
 
 from differad.errors import OptionError
+from differad.locators.tiny.processor import EvidenceProcessor
 from differad.training.callbacks import HeldOutEvaluation, Progress, Samples, WholeCheckpoints
 from differad.training.data import checksum
 from differad.training.policy import Source, export, open_source
@@ -113,6 +114,8 @@ def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resu
     start = find_start(recipe.out, run, resume)
     with processes.main_process_first():
         source = open_source(recipe.model, recipe.out, recipe.train.seed)
+    if isinstance(source.processor.image_processor, EvidenceProcessor):
+        source.processor.image_processor.cache = recipe.data.evidence
     asking = _asking(recipe, source)
     trainer = build(source, [WholeCheckpoints(run), *asking])
     for callback in asking:

@@ -21,6 +21,7 @@ from differad.locators.local import LocalLocator, LocalOptions
 from differad.training.data import Speech
 from differad.training.recipe import Lora, Model
 from differad.training.scratch import build_scratch
+from differad.training.tiny import build_tiny
 
 START_FOLDER = "start"
 
@@ -50,10 +51,13 @@ class Source:
 
 def open_source(model: Model, out: Path, seed: int) -> Source:
     """The recipe's checkpoint; one from scratch is made in `out`/start unless it lies there. Raises OptionError."""
-    if model.scratch is not None:
+    if model.scratch is not None or model.tiny is not None:
         folder = out / START_FOLDER
         if not (folder / "preprocessor_config.json").is_file():
-            build_scratch(folder, model.scratch, seed)
+            if model.tiny is not None:
+                build_tiny(folder, model.tiny, seed)
+            elif model.scratch is not None:
+                build_scratch(folder, model.scratch, seed)
         path = str(folder)
     else:
         path = local._resolve(str(model.checkpoint))

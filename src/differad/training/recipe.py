@@ -43,6 +43,24 @@ class Scratch(Section):
         return self
 
 
+class Tiny(Section):
+    """The embedded policy made from nothing: a small Qwen2-VL on evidence of the frozen backbone (locators/tiny)."""
+
+    hidden_size: Positive = 128
+    layers: Positive = 4
+    heads: Positive = 4
+    channels: Annotated[int, Field(ge=4, multiple_of=4)] = 32
+    blocks: Positive = 3
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 8:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} over {self.heads} heads: expected a multiple of 8 for each head"
+            )
+        return self
+
+
 class Lora(Section):
     """Low-rank adapters on the language model's linear layers; the exported model has them merged."""
 
@@ -57,6 +75,7 @@ class Model(Section):
 
     checkpoint: str | None = None
     scratch: Scratch | None = None
+    tiny: Tiny | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     attention: str | None = None
     freeze_vision: bool = True
@@ -66,8 +85,8 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
-        if (self.checkpoint is None) == (self.scratch is None):
-            raise ValueError("expected either checkpoint or scratch, not both and not neither")
+        if [self.checkpoint, self.scratch, self.tiny].count(None) != 2:
+            raise ValueError("expected one of checkpoint, scratch and tiny, not several and not none")
         return self
 
 
@@ -79,6 +98,8 @@ class Data(Section):
     question: Literal["drawn", "fixed"] = "drawn"
     reasoning: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
+    # The embedded policy sees evidence of a frozen backbone: computed once a pair and kept here, by content.
+    evidence: Path | None = None
 
 
 class HeldOut(Section):

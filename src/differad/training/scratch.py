@@ -100,9 +100,6 @@ def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def _settings(scratch: Scratch, tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
-    head = scratch.hidden_size // scratch.heads
-    # Sections of the rotary frequencies for time, height and width, in the published proportion 2 : 3 : 3.
-    third = head * 3 // 16
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": scratch.hidden_size,
@@ -111,11 +108,7 @@ def _settings(scratch: Scratch, tokenizer: PreTrainedTokenizerFast) -> dict[str,
         "num_attention_heads": scratch.heads,
         "num_key_value_heads": scratch.heads,
         "max_position_embeddings": 8192,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e4,
-            "mrope_section": [head // 2 - 2 * third, third, third],
-        },
+        "rope_parameters": rotary(scratch.hidden_size // scratch.heads),
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -129,6 +122,16 @@ def _settings(scratch: Scratch, tokenizer: PreTrainedTokenizerFast) -> dict[str,
         "patch_size": PATCH,
         "spatial_merge_size": MERGE,
     }
+    return {"text_config": text, "vision_config": vision, "tie_word_embeddings": True, **token_ids(tokenizer)}
+
+
+def rotary(head: int) -> dict[str, object]:
+    """Rotary settings of heads `head` wide: sections for time, height and width in the published proportion 2 : 3 : 3."""
+    third = head * 3 // 16
+    return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [head // 2 - 2 * third, third, third]}
+
+
+def token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The ids of the tokens around pictures, as Qwen2-VL's configuration names them."""
     names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
-    tokens = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{text}|>") for name, text in names.items()}
-    return {"text_config": text, "vision_config": vision, "tie_word_embeddings": True, **tokens}
+    return {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{text}|>") for name, text in names.items()}

@@ -4,6 +4,8 @@ from typing import Any
 
 from trl import SFTConfig, SFTTrainer
 
+from differad.locators.tiny.processor import EvidenceProcessor
+from differad.training.coverage import WithCoverage
 from differad.training.data import build_dataset
 from differad.training.loop import EpochSampler, LoadsWholeWeights, epoch_of, run_phase, trainer_config
 from differad.training.policy import Source, load_model, lora_config
@@ -24,7 +26,7 @@ def train_sft(recipe: SftRecipe, *, resume: bool = False) -> dict[str, Any]:
     def build(source: Source, callbacks: list[Any]) -> PairSftTrainer:
         # A prompt must not lose its picture slots to a length limit.
         config = trainer_config(SFTConfig, recipe, max_length=None, completion_only_loss=True)
-        return PairSftTrainer(
+        trainer = PairSftTrainer(
             model=load_model(source, recipe.model),
             args=config,
             train_dataset=build_dataset(recipe.data, source.speech, with_answer=True),
@@ -32,5 +34,8 @@ def train_sft(recipe: SftRecipe, *, resume: bool = False) -> dict[str, Any]:
             peft_config=lora_config(recipe.model.lora),
             callbacks=callbacks,
         )
+        if isinstance(source.processor.image_processor, EvidenceProcessor):
+            trainer.data_collator = WithCoverage(trainer.data_collator)
+        return trainer
 
     return run_phase(recipe, build, resume=resume)

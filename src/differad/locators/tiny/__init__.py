@@ -1,0 +1,1 @@
+"""`tiny`: the embedded policy. See docs/tiny.md."""

@@ -1,0 +1,236 @@
+"""The embedded policy: a small Qwen2-VL whose vision tower compares instead of looking.
+
+`Comparer` stands where Qwen2-VL has `visual`: rows of evidence (evidence.py) in, one token per MERGE x MERGE patches out. A small
+convolutional network turns evidence into a map of where the target changed; its features become the target's tokens, and
+the boxes around the map's peaks become the reference's. The language model, generate and TRL are stock.
+
+Sizes come from Qwen2-VL's own configuration: `vision_config.embed_dim` channels, `vision_config.depth` residual blocks.
+Knows nothing of pictures, text formats or training.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from differad.answers.formats import TINY_MODEL_TYPE
+from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE
+from differad.locators.tiny.processor import MERGE, PROPOSALS, EvidenceProcessor
+
+# Cells of stride 8 along a token's side.
+CELLS = 2 * MERGE
+# Frequencies in which a place between 0 and 1 is written, 1 to 128 half waves.
+_OCTAVES = 8
+# Around each peak, where the map has fallen to these shares of it.
+_CUTS = (0.5, 0.2)
+_PEAKS = PROPOSALS // len(_CUTS)
+# A proposal: four places, the logarithm of the odds at its peak, and the mean within.
+_PROPOSAL = 6
+_LEAST_SPREAD = 0.02
+# The dense loss beside the text's: changed or unchanged is what everything else is read off.
+DENSE_WEIGHT = 5.0
+# A cell of 8 x 8 pixels with an eighth of it changed counts as changed.
+_FULL_AT = 8.0
+
+
+class TinyConfig(Qwen2VLConfig):
+    """Qwen2-VL's configuration under a name of its own, so that the right classes are loaded."""
+
+    model_type = TINY_MODEL_TYPE
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
+        self.norm = nn.GroupNorm(4, channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(nn.functional.gelu(self.norm(self.first(x))))
+
+
+class Comparer(nn.Module):
+    """Evidence (P, WIDTH) of pairs of pictures to tokens (T, hidden size); `logits` keeps the maps of the last call."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        channels, hidden = config.embed_dim, config.hidden_size
+        wide = 2 * channels
+        self.spatial_merge_size = config.spatial_merge_size
+        self.fine = nn.Conv2d(FINE + CELL_EXTRA + DISTANCES, channels, 1)
+        self.coarse = nn.Conv2d(COARSE + CELL_EXTRA + DISTANCES, channels, 1)
+        self.enter = nn.Conv2d(channels, channels, 3, padding=1)
+        self.down = nn.Conv2d(channels, wide, 3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(_Residual(wide, 1 + block % 2) for block in range(config.depth))
+        self.context = nn.Linear(2 * wide, wide)
+        self.leave = nn.Conv2d(channels + wide, channels, 3, padding=1)
+        self.changed = nn.Conv2d(channels, 1, 1)
+        self.merge = nn.Conv2d(channels + 1, hidden, CELLS, stride=CELLS)
+        self.place = nn.Linear(4 * _OCTAVES, hidden)
+        self.propose = nn.Sequential(
+            nn.Linear(8 * _OCTAVES + _PROPOSAL, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
+        )
+        self.rank = nn.Parameter(torch.zeros(PROPOSALS, hidden))
+        self.logits: list[Tensor] = []
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the evidence is cast to."""
+        return self.changed.weight.dtype
+
+    def forward(self, hidden_states: Tensor, grid_thw: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """Tokens as `pooler_output`; pictures come in pairs, reference first."""
+        lengths = [int(n) for n in grid_thw.prod(dim=1)]
+        targets = torch.split(hidden_states, lengths)[1::2]
+        grids = [(int(h), int(w)) for _, h, w in grid_thw[1::2]]
+        tokens: list[Tensor] = [hidden_states] * len(targets)
+        self.logits = [hidden_states] * len(targets)
+        # Convolutions are run once for all pictures of one shape.
+        for grid in sorted(set(grids)):
+            chosen = [number for number, other in enumerate(grids) if other == grid]
+            maps, found = self._compare(torch.stack([targets[number] for number in chosen]), grid)
+            for number, logits, own in zip(chosen, maps, found, strict=True):
+                self.logits[number], tokens[number] = logits, own
+        joined = torch.cat(tokens)
+        return BaseModelOutputWithPooling(last_hidden_state=joined, pooler_output=joined)
+
+    def _compare(self, rows: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Maps (N, 2h, 2w) and tokens (N, PROPOSALS + hw / MERGE^2, hidden) of N targets of (h, w) patches."""
+        fine, coarse = unfold(rows, grid)
+        entered = self.fine(_with_standing(fine, FINE)) + nn.functional.interpolate(
+            self.coarse(_with_standing(coarse, COARSE)), scale_factor=2.0, mode="bilinear"
+        )
+        near = nn.functional.gelu(self.enter(nn.functional.gelu(entered)))
+        far = self.down(near)
+        for block in self.blocks:
+            far = block(far)
+        whole = self.context(torch.cat([far.mean(dim=(2, 3)), far.amax(dim=(2, 3))], dim=1))
+        far = nn.functional.gelu(far + whole[..., None, None])
+        far = nn.functional.interpolate(far, scale_factor=2.0, mode="bilinear")
+        seen = nn.functional.gelu(self.leave(torch.cat([near, far], dim=1)))
+        logits = self.changed(seen)
+        merged = self.merge(torch.cat([seen, logits], dim=1))
+        places = _places(merged)
+        target = merged.flatten(2).transpose(1, 2) + self.place(waves(places).flatten(1))
+        known = torch.stack([proposals(each) for each in logits[:, 0]]).to(merged)
+        written = torch.cat([waves(known[..., :4]).flatten(2), known], dim=-1)
+        return logits[:, 0], torch.cat([self.propose(written) + self.rank, target], dim=1)
+
+
+class TinyPolicy(Qwen2VLForConditionalGeneration):
+    """Qwen2-VL with a `Comparer` for its vision tower."""
+
+    config_class = TinyConfig
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__(config)
+        self.model.visual = Comparer(config.vision_config)
+        self.post_init()
+
+    def forward(self, *args: Any, coverage: Tensor | None = None, **kwargs: Any) -> Any:
+        """As Qwen2-VL; with `coverage` (P, 4), the share of each cell that changed, the dense loss joins the text's."""
+        output = super().forward(*args, **kwargs)
+        if coverage is not None and output.loss is not None:
+            output.loss = output.loss + DENSE_WEIGHT * dense_loss(
+                self.model.visual.logits, coverage, kwargs["image_grid_thw"]
+            )
+        return output
+
+
+def dense_loss(logits: Sequence[Tensor], coverage: Tensor, grid_thw: Tensor) -> Tensor:
+    """Mean of binary cross-entropy and, where anything changed, a fifth of the Dice loss (Milletari et al. 2016)."""
+    lengths = [int(n) for n in grid_thw.prod(dim=1)]
+    losses = []
+    shares = torch.split(coverage, lengths)[1::2]
+    for own, share, (_, height, width) in zip(logits, shares, grid_thw[1::2].tolist(), strict=True):
+        truth = (_FULL_AT * _cells(share[None, :, :, None], (height, width))[0, 0]).clamp(max=1.0).to(own.dtype)
+        loss = nn.functional.binary_cross_entropy_with_logits(own, truth)
+        if truth.any():
+            chance = own.sigmoid()
+            overlap = (2 * (chance * truth).sum() + 1) / (chance.sum() + truth.sum() + 1)
+            loss = loss + 0.2 * (1 - overlap)
+        losses.append(loss)
+    return torch.stack(losses).mean()
+
+
+def unfold(rows: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Rows (N, hw, WIDTH) as maps (N, C, 2h, 2w) of stride 8 and (N, C, h, w) of stride 16."""
+    count = 4 * (FINE + CELL_EXTRA)
+    fine = _cells(rows[..., :count].unflatten(-1, (4, FINE + CELL_EXTRA)), grid)
+    coarse = _patches(rows[..., count:], grid)
+    return fine, coarse.permute(0, 3, 1, 2)
+
+
+def _patches(rows: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(N, hw, ...) in blocks of MERGE x MERGE as (N, h, w, ...)."""
+    height, width = grid
+    blocks = rows.unflatten(1, (height // MERGE, width // MERGE, MERGE, MERGE))
+    return blocks.transpose(2, 3).flatten(1, 2).flatten(2, 3)
+
+
+def _cells(rows: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(N, hw, 4, C) as (N, C, 2h, 2w): the four cells of each patch laid out."""
+    maps = _patches(rows, grid).unflatten(3, (2, 2))
+    return maps.permute(0, 5, 1, 3, 2, 4).flatten(2, 3).flatten(3, 4)
+
+
+def _with_standing(cells: Tensor, channels: int) -> Tensor:
+    """Maps with their distances once more, by how far each stands out of its own picture: (N, C + DISTANCES, h, w)."""
+    distances = cells[:, channels : channels + DISTANCES]
+    mean = distances.mean(dim=(2, 3), keepdim=True)
+    spread = distances.std(dim=(2, 3), keepdim=True)
+    return torch.cat([cells, (distances - mean) / (spread + _LEAST_SPREAD) / 4], dim=1)
+
+
+def waves(values: Tensor) -> Tensor:
+    """Values in [0, 1] as sines and cosines, (..., 2 * _OCTAVES): near values look alike, far ones do not."""
+    angles = values[..., None] * torch.pi * 2.0 ** torch.arange(_OCTAVES, device=values.device, dtype=values.dtype)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def _places(like: Tensor) -> Tensor:
+    """Middles (hw, 2) of the tokens of a map (N, C, h, w), x then y, as shares."""
+    height, width = like.shape[2:]
+    y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
+    x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
+
+
+def proposals(logits: Tensor) -> Tensor:
+    """Boxes around the highest peaks of a map (h, w), (PROPOSALS, 6): four places, peak and mean logit over 4."""
+    values = logits.detach().float().cpu().numpy()
+    chance = 1 / (1 + np.exp(-np.clip(values, -30, 30)))
+    left = chance.copy()
+    found = []
+    for _ in range(_PEAKS):
+        place = np.unravel_index(int(left.argmax()), left.shape)
+        for cut in _CUTS:
+            _, labels = cv2.connectedComponents((left >= cut * left[place]).astype(np.uint8))
+            own = labels == labels[place]
+            rows, columns = np.flatnonzero(own.any(axis=1)), np.flatnonzero(own.any(axis=0))
+            box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] / np.array(chance.shape[::-1] * 2)
+            found.append([*box, values[place] / 4, values[own].mean() / 4])
+        left[cv2.dilate(own.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0] = 0
+    return torch.tensor(found, device=logits.device)
+
+
+def register() -> None:
+    """Make transformers' Auto classes know the policy; may be called again."""
+    AutoConfig.register(TINY_MODEL_TYPE, TinyConfig, exist_ok=True)
+    AutoModelForImageTextToText.register(TinyConfig, TinyPolicy, exist_ok=True)
+    AutoImageProcessor.register(TinyConfig, slow_image_processor_class=EvidenceProcessor, exist_ok=True)
+
+
+register()

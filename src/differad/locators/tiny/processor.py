@@ -1,0 +1,114 @@
+"""The embedded policy's image processor: pairs of pictures in, rows of evidence out, in Qwen2-VL's own layout.
+
+It stands where a Qwen2-VL checkpoint has `Qwen2VLImageProcessor`, so that processor, chat template, TRL and generate need to know
+nothing of it. Pictures come in pairs, reference first. The target's rows are its patches; the reference's rows are empty and
+few: all that is known of it stands in the target's. Evidence of a pair can be kept on disk, for training sees a pair often.
+"""
+
+import hashlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from transformers import BatchFeature
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
+from differad.data.atomic import in_one_step
+from differad.images import RGB
+from differad.locators.features.backbone import Backbone
+from differad.locators.tiny.evidence import PATCH, WIDTH, Evidence, ReferenceFeatures, evidence, reference_features
+
+# One token stands for MERGE x MERGE patches.
+MERGE = 4
+# Tokens of the reference, which carry what the comparison proposes; its grid in patches.
+PROPOSALS = 4
+REFERENCE_GRID = (1, MERGE, MERGE * PROPOSALS)
+AREA = 384 * 384
+# References remembered with their features: a line shows one good part beside thousands of others. About 1 MB each.
+_REMEMBERED = 8
+
+
+class EvidenceProcessor(Qwen2VLImageProcessorPil):
+    """`pixel_values` (patches of all pictures, WIDTH) and `image_grid_thw` (pictures, 3) of pairs of pictures.
+
+    `cache` is a folder in which the evidence of a pair is kept by its content, or None. Raises ValueError for a picture
+    without a partner.
+    """
+
+    patch_size = PATCH
+    merge_size = MERGE
+    size = {"shortest_edge": AREA, "longest_edge": AREA}  # noqa: RUF012 - as the class it extends declares it
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.cache: Path | None = None
+        self._backbone = Backbone()
+        self._remembered: OrderedDict[bytes, list[ReferenceFeatures]] = OrderedDict()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings that are saved: not what this process has open or remembers."""
+        return {
+            name: value
+            for name, value in super().to_dict().items()
+            if name not in ("cache", "_backbone", "_remembered")
+        }
+
+    def _preprocess(self, images: list[Any], size: Any, return_tensors: Any = None, **_settings: Any) -> BatchFeature:
+        pictures = [np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(1, 2, 0)) for image in images]
+        if len(pictures) % 2:
+            raise ValueError(f"{len(pictures)} pictures: expected pairs, each a reference and its target")
+        rows: list[Evidence] = []
+        grids: list[tuple[int, int, int]] = []
+        for reference, target in zip(pictures[::2], pictures[1::2], strict=True):
+            found = self._pair(*(_resized(picture, size) for picture in (reference, target)))
+            height, width = found.shape[:2]
+            rows += [np.zeros((int(np.prod(REFERENCE_GRID)), WIDTH), np.float32), to_rows(found)]
+            grids += [REFERENCE_GRID, (1, height, width)]
+        data = {"pixel_values": np.concatenate(rows), "image_grid_thw": np.array(grids, dtype=np.int64)}
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _pair(self, reference: RGB, target: RGB) -> Evidence:
+        if self.cache is None:
+            return self._evidence(reference, target)
+        path = self.cache / f"{_digest(reference, target).hex()}.npy"
+        try:
+            return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
+        except FileNotFoundError:
+            found = self._evidence(reference, target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with in_one_step(path) as fresh, fresh.open("wb") as file:
+            np.save(file, found.astype(np.float16))
+        return found.astype(np.float16).astype(np.float32)
+
+    def _evidence(self, reference: RGB, target: RGB) -> Evidence:
+        key = _digest(reference)
+        known = self._remembered.get(key)
+        if known is None:
+            known = self._remembered[key] = reference_features(self._backbone, reference)
+            while len(self._remembered) > _REMEMBERED:
+                self._remembered.popitem(last=False)
+        return evidence(self._backbone.patches(target), known)
+
+
+def to_rows(found: Evidence) -> Evidence:
+    """(h, w, WIDTH) as rows (h * w, WIDTH) in Qwen2-VL's order: blocks of MERGE x MERGE patches, row by row."""
+    height, width = found.shape[:2]
+    blocks = found.reshape(height // MERGE, MERGE, width // MERGE, MERGE, -1)
+    return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3, 4)).reshape(height * width, -1)
+
+
+def _resized(picture: RGB, size: Any) -> RGB:
+    height, width = picture.shape[:2]
+    rows, columns = smart_resize(height, width, PATCH * MERGE, size.shortest_edge, size.longest_edge)
+    how = cv2.INTER_AREA if rows * columns < height * width else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(picture, (columns, rows), interpolation=how), dtype=np.uint8)
+
+
+def _digest(*pictures: RGB) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for picture in pictures:
+        digest.update(str(picture.shape).encode())
+        digest.update(picture.data)
+    return digest.digest()

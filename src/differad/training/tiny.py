@@ -1,0 +1,92 @@
+"""The embedded policy made from nothing: a folder that reads like a Qwen2-VL checkpoint, random weights, a tokenizer of its own.
+
+It knows one question, so its chat template leaves texts out and lays out the two pictures alone. Whole numbers from 0 to 1000
+are tokens, whose embeddings start out as waves of the number: near numbers look alike from the first step on.
+"""
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from differad.locators.tiny.evidence import PATCH
+from differad.locators.tiny.locator import OPENING
+from differad.locators.tiny.model import TinyConfig, TinyPolicy, waves
+from differad.locators.tiny.processor import MERGE, EvidenceProcessor
+from differad.training.recipe import Tiny
+from differad.training.scratch import SPECIALS, rotary, token_ids
+
+# What every answer is made of; one token each, so that an answer takes ten.
+PHRASES = (OPENING, "),(", ")</answer>", "<think>", "</think>", "<answer>", "</answer>")
+NUMBERS = 1001
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}<|im_start|>"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>"
+    "{% elif message['content'] is not string %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+
+
+def build_tiny(folder: Path, tiny: Tiny, seed: int) -> Path:
+    """Write the checkpoint to `folder`; the same seed gives the same weights."""
+    torch.manual_seed(seed)
+    tokenizer = _tokenizer()
+    model = TinyPolicy(TinyConfig(**_settings(tiny, tokenizer)))
+    _write_numbers(model, tokenizer)
+    ends = [tokenizer.convert_tokens_to_ids(text) for text in ("<|im_end|>", "<|endoftext|>")]
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    EvidenceProcessor().save_pretrained(folder)
+    return folder
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes, phrases and numbers: whatever is not one of the latter is spelt."""
+    tokenizer = Tokenizer(models.BPE(vocab={}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIALS])
+    # Ordinary tokens: completions are decoded without special ones, and rewards look for the tags.
+    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *PHRASES, *(str(number) for number in range(NUMBERS))]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in dict.fromkeys(words)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
+    )
+
+
+def _write_numbers(model: TinyPolicy, tokenizer: PreTrainedTokenizerFast) -> None:
+    table = model.get_input_embeddings().weight
+    places = [tokenizer.convert_tokens_to_ids(str(number)) for number in range(NUMBERS)]
+    written = waves(torch.arange(NUMBERS, dtype=torch.float32) / (NUMBERS - 1))
+    mixing = torch.randn(written.shape[1], table.shape[1]) / written.shape[1] ** 0.5
+    with torch.no_grad():
+        table[places] = written @ mixing * table.std()
+
+
+def _settings(tiny: Tiny, tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": tiny.hidden_size,
+        "intermediate_size": 3 * tiny.hidden_size,
+        "num_hidden_layers": tiny.layers,
+        "num_attention_heads": tiny.heads,
+        "num_key_value_heads": tiny.heads,
+        "max_position_embeddings": 2048,
+        "rope_parameters": rotary(tiny.hidden_size // tiny.heads),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "depth": tiny.blocks,
+        "embed_dim": tiny.channels,
+        "hidden_size": tiny.hidden_size,
+        "num_heads": 1,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+    }
+    return {"text_config": text, "vision_config": vision, "tie_word_embeddings": True, **token_ids(tokenizer)}
