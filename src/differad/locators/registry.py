@@ -16,6 +16,7 @@ from differad.locators.difference import DifferenceLocator, DifferenceOptions
 from differad.locators.features import FeaturesLocator, FeaturesOptions
 from differad.locators.local import LocalLocator, LocalOptions
 from differad.locators.server import ServerLocator, ServerOptions, parse_server
+from differad.locators.tiny import TinyLocator, TinyOptions
 
 DEFAULT_MODEL = "difference"
 SERVER_SCHEME = "openai:"
@@ -24,6 +25,7 @@ SERVER_SCHEME = "openai:"
 KINDS: dict[str, tuple[type, str]] = {
     "difference": (DifferenceOptions, "classical: register, compare, threshold; no training, no download"),
     "features": (FeaturesOptions, "frozen backbone, distance to the nearest patch; no training, no download"),
+    "tiny": (TinyOptions, "the embedded policy, a small Qwen2-VL on the same backbone; no download, needs torch"),
     "FOLDER or HUB/ID": (LocalOptions, "a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint run by transformers"),
     "openai:NAME@http://HOST:PORT/v1": (ServerOptions, "any OpenAI-compatible server: vLLM, SGLang, a cloud"),
 }
@@ -39,12 +41,14 @@ def load_locator(model: str | Path | None = None, *, family: str | None = None, 
     packages that are not installed.
     """
     name = DEFAULT_MODEL if model is None else str(model)
-    if name in ("difference", "features") and family is not None:
-        raise OptionError(f"family {family!r}: {name} speaks no answer format; leave --family out")
+    if name in ("difference", "features", "tiny") and family is not None:
+        raise OptionError(f"family {family!r}: {name} has no choice of answer formats; leave --family out")
     if name == "difference":
         return DifferenceLocator(build_options(DifferenceOptions, options, name))
     if name == "features":
         return FeaturesLocator(build_options(FeaturesOptions, options, name))
+    if name == "tiny":
+        return TinyLocator(build_options(TinyOptions, options, name))
     if name.startswith(SERVER_SCHEME):
         server = build_options(ServerOptions, {**options, "family": family}, name)
         served_name, base_url = parse_server(name)

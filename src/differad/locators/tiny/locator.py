@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from differad.answers.parsing import parse_answer
+from differad.answers.parsing import Frame, parse_answer
 from differad.boxes import Boxes, area, centers
 from differad.core import Location, Pair
 from differad.locators.chat import Reply
@@ -70,28 +70,28 @@ class TinyLocator(LocalLocator):
         doubt = _Doubt(self._opening, self._zero)
         texts = self._texts(batch, [doubt])
         peaks = [float(logits.max()) for logits in self._model.model.visual.logits]
-        chances = [self._chance(normal, peak) for normal, peak in zip(doubt.normal, peaks, strict=True)]
-        return [SureReply(text, item.frame, chance) for text, item, chance in zip(texts, batch, chances, strict=True)]
+        return [
+            SureReply(text, item.frame, _log_odds(1 - normal), peak)
+            for text, item, normal, peak in zip(texts, batch, doubt.normal, peaks, strict=True)
+        ]
 
-    def _chance(self, normal: float, peak: float) -> float:
-        """How likely a target is abnormal, from the policy's belief in the zero box and its map's highest logit."""
+    def _chance(self, reply: "SureReply") -> float:
+        """How likely a target is abnormal."""
         d = self._deciding
-        normal = min(max(normal, _SURE), 1 - _SURE)
-        odds = d.bias + d.answer * math.log((1 - normal) / normal) + d.peak * peak
+        odds = d.bias + d.answer * reply.odds + d.peak * reply.peak
         return 1 / (1 + math.exp(-min(max(odds, -30.0), 30.0)))
 
     def _decide(self, reply: Reply, seconds: float) -> Location:
         assert isinstance(reply, SureReply)
-        answer = parse_answer(reply.text, self._format, reply.frame)
-        found = reply.chance >= self.decision.threshold
+        answer, chance = parse_answer(reply.text, self._format, reply.frame), self._chance(reply)
+        found = chance >= self.decision.threshold
         boxes = answer.boxes[:1] if found else answer.boxes[:0]
-        text = reply.text if found else f"<think></think><answer>{self._format.zero_box}</answer>"
         return Location(
             boxes=boxes,
-            scores=np.full(len(boxes), reply.chance),
-            confidence=reply.chance,
-            reasoning=describe(boxes, reply),
-            answer=text,
+            scores=np.full(len(boxes), chance),
+            confidence=chance,
+            reasoning=describe(boxes, reply.frame, chance),
+            answer=reply.text if found else f"<think></think><answer>{self._format.zero_box}</answer>",
             valid=answer.status != "unreadable",
             model=self.name,
             seconds=seconds,
@@ -100,9 +100,15 @@ class TinyLocator(LocalLocator):
 
 @dataclass(frozen=True)
 class SureReply(Reply):
-    """A reply with the probability that its target is abnormal."""
+    """A reply that names a box, with the logarithm of the odds of a box against the zero box, and the map's highest logit."""
 
-    chance: float
+    odds: float
+    peak: float
+
+
+def _log_odds(chance: float) -> float:
+    chance = min(max(chance, _SURE), 1 - _SURE)
+    return math.log(chance / (1 - chance))
 
 
 class _Doubt:
@@ -124,15 +130,13 @@ class _Doubt:
         return scores
 
 
-def describe(boxes: Boxes, reply: SureReply) -> str:
-    """Where, how large and how sure, in a sentence."""
-    chance = f"{reply.chance:.0%}"
+def describe(boxes: Boxes, frame: Frame, chance: float) -> str:
+    """Where, how large and how sure, in a sentence; `boxes` (N, 4) are pixels of the frame's target."""
     if len(boxes) == 0:
-        return f"Nothing differs from the reference beyond what two good parts may (abnormal with {chance})."
-    width, height = reply.frame.width, reply.frame.height
-    x, y = centers(boxes)[0] / (width, height)
-    share = float(area(boxes)[0]) / (width * height)
+        return f"Nothing differs from the reference beyond what two good parts may (abnormal with {chance:.0%})."
+    x, y = centers(boxes)[0] / (frame.width, frame.height)
+    share = float(area(boxes)[0]) / (frame.width * frame.height)
     return (
         f"The target differs most from the reference at {x:.0%} of its width and {y:.0%} of its height, over "
-        f"{share:.1%} of the picture (abnormal with {chance})."
+        f"{share:.1%} of the picture (abnormal with {chance:.0%})."
     )

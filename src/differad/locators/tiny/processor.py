@@ -26,8 +26,10 @@ MERGE = 4
 PROPOSALS = 4
 REFERENCE_GRID = (1, MERGE, MERGE * PROPOSALS)
 AREA = 384 * 384
-# References remembered with their features: a line shows one good part beside thousands of others. About 1 MB each.
+# References remembered with their features, for a line shows one good part beside thousands of others, and the evidence of
+# the last pairs, for the answers of a group share theirs. About 1 MB each.
 _REMEMBERED = 8
+_LAST_PAIRS = 64
 
 
 class EvidenceProcessor(Qwen2VLImageProcessorPil):
@@ -46,14 +48,12 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
         self.cache: Path | None = None
         self._backbone = Backbone()
         self._remembered: OrderedDict[bytes, list[ReferenceFeatures]] = OrderedDict()
+        self._pairs: OrderedDict[bytes, Evidence] = OrderedDict()
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that are saved: not what this process has open or remembers."""
-        return {
-            name: value
-            for name, value in super().to_dict().items()
-            if name not in ("cache", "_backbone", "_remembered")
-        }
+        own = ("cache", "_backbone", "_remembered", "_pairs")
+        return {name: value for name, value in super().to_dict().items() if name not in own}
 
     def _preprocess(self, images: list[Any], size: Any, return_tensors: Any = None, **_settings: Any) -> BatchFeature:
         pictures = [np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(1, 2, 0)) for image in images]
@@ -70,26 +70,39 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _pair(self, reference: RGB, target: RGB) -> Evidence:
+        """The evidence of a pair of resized pictures, (h, w, WIDTH)."""
+        key = _digest(reference, target)
+        if key not in self._pairs:
+            self._pairs[key] = self._kept(key, reference, target)
+            _forget(self._pairs, _LAST_PAIRS)
+        return self._pairs[key]
+
+    def _kept(self, key: bytes, reference: RGB, target: RGB) -> Evidence:
+        """The evidence from the cache, or computed and put there; half precision, whether it was there or not."""
         if self.cache is None:
             return self._evidence(reference, target)
-        path = self.cache / f"{_digest(reference, target).hex()}.npy"
+        path = self.cache / f"{key.hex()}.npy"
         try:
             return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
         except FileNotFoundError:
-            found = self._evidence(reference, target)
+            found = self._evidence(reference, target).astype(np.float16)
         path.parent.mkdir(parents=True, exist_ok=True)
         with in_one_step(path) as fresh, fresh.open("wb") as file:
-            np.save(file, found.astype(np.float16))
-        return found.astype(np.float16).astype(np.float32)
+            np.save(file, found)
+        return found.astype(np.float32)
 
     def _evidence(self, reference: RGB, target: RGB) -> Evidence:
         key = _digest(reference)
-        known = self._remembered.get(key)
-        if known is None:
-            known = self._remembered[key] = reference_features(self._backbone, reference)
-            while len(self._remembered) > _REMEMBERED:
-                self._remembered.popitem(last=False)
-        return evidence(self._backbone.patches(target), known)
+        if key not in self._remembered:
+            self._remembered[key] = reference_features(self._backbone, reference)
+            _forget(self._remembered, _REMEMBERED)
+        return evidence(self._backbone.patches(target), self._remembered[key])
+
+
+def _forget(remembered: OrderedDict[bytes, Any], most: int) -> None:
+    """Drop the oldest entries but for `most`."""
+    while len(remembered) > most:
+        remembered.popitem(last=False)
 
 
 def to_rows(found: Evidence) -> Evidence:

@@ -1,0 +1,78 @@
+"""Find the constants of the `tiny` locator's decision on synthetic pairs, and print them with what they reach.
+
+    differad synthesize --count 600 --seed 93 --size 448 --aspect 2.5 --siblings 0.7 --out runs/tiny/calibration
+    python benchmarks/calibrate_tiny.py runs/tiny/calibration/pairs.jsonl
+
+A logistic curve over the odds of a box in the policy's answer and the highest logit of its map, fitted to which pairs are
+abnormal; no weight is below 0. The threshold is judgement: 0.5, a box where a defect is more likely than not. The result
+belongs into src/differad/locators/tiny/calibration.py. Reads no real picture.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from calibrate_features import fit_logistic
+
+from differad.boxes import as_boxes, iou
+from differad.core import Location
+from differad.data.manifest import read_pairs
+from differad.evaluation.metrics import auroc
+from differad.locators.chat import Reply
+from differad.locators.tiny.locator import WEIGHTS, TinyLocator, TinyOptions
+
+
+class Recorder(TinyLocator):
+    """The locator, keeping what its decision is made from; every target gets its box."""
+
+    evidence: list[tuple[float, float]]
+
+    def _decide(self, reply: Reply, seconds: float) -> Location:
+        self.evidence.append((reply.odds, reply.peak))
+        return super()._decide(reply, seconds)
+
+
+def judge(logits: np.ndarray, overlap: np.ndarray, abnormal: np.ndarray) -> dict[str, float]:
+    found = logits >= 0
+    return {
+        "miou": float((overlap * found)[abnormal].mean()),
+        "miou_of_every_box": float(overlap[abnormal].mean()),
+        "normal_accuracy": float((~found)[~abnormal].mean()),
+        "auroc": auroc(logits[abnormal], logits[~abnormal]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", type=Path, help="pairs.jsonl of drawn pairs that the policy was not trained on")
+    parser.add_argument("--folder", type=Path, default=WEIGHTS, help="the policy; the shipped one unless told")
+    arguments = parser.parse_args()
+    locator = Recorder(TinyOptions(threshold=0.0), folder=arguments.folder)
+    locator.evidence = []
+    pairs = [pair for pair in read_pairs(arguments.pairs) if pair.boxes is not None]
+    outcomes: list[Any] = list(locator.locate_many(pairs))
+    x = np.array(locator.evidence)
+    abnormal = np.array([len(as_boxes(pair.boxes)) > 0 for pair in pairs])
+    overlap = np.array(
+        [
+            max((float(iou(outcome.boxes[:1], box[None])[0]) for box in as_boxes(pair.boxes)), default=0.0)
+            if len(outcome.boxes)
+            else 0.0
+            for pair, outcome in zip(pairs, outcomes, strict=True)
+        ]
+    )
+    weights = fit_logistic(x, abnormal.astype(float))
+    bias, answer, peak = (round(float(w), 3) for w in weights)
+    report = {
+        "deciding": {"bias": bias, "answer": answer, "peak": peak, "threshold": 0.5},
+        "pairs": len(pairs),
+        "calibrated": judge(weights[0] + x @ weights[1:], overlap, abnormal),
+        "answer_alone": judge(x[:, 0], overlap, abnormal),
+    }
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Draws what the embedded policy is trained on, below the folder given: 13,000 pairs, and 400 of kinds that are not among them.
+#   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs; licences in their copyright files
+#   bash recipes/tiny/data.sh data/tiny [WORKERS]
+# Runs again where it was stopped. Evidence (the frozen backbone's comparison) is computed by the first epoch of training.
+set -euo pipefail
+out=${1:?folder for the data}
+workers=${2:-2}
+mkdir -p "$out"
+[ -d "$out/photographs" ] || python "$(dirname "$0")/photographs.py" "$out/photographs" /usr/share/wallpapers /usr/share/backgrounds/mate/nature
+
+draw() { # name, count, seed, size, more options
+  local name=$1 count=$2 seed=$3 size=$4
+  shift 4
+  differad synthesize --workers "$workers" --normal-share 0.4 --count "$count" --seed "$seed" --size "$size" "$@" --out "$out/$name"
+}
+each() { # option, values: the option once for each
+  local option=$1
+  shift
+  for value in "$@"; do printf -- '%s %s ' "$option" "$value"; done
+}
+seen=$(each --categories brushed woven grain printed board machined striped tiled assembled)
+unseen=$(each --categories wood perforated lettered)
+laid_on=$(each --kinds texture shifted stained scratched pierced smeared missing duplicated turned shoved warped transplanted)
+photographs="--photographs $out/photographs"
+# shellcheck disable=SC2086
+{
+  draw held_out 400 91 448 --aspect 2.5 --siblings 0.5 $unseen $laid_on
+  draw small_siblings 3000 1 224 --aspect 2.5 --siblings 1 $seen $photographs
+  draw siblings 4000 2 448 --aspect 2.5 --siblings 1 $seen $photographs
+  draw same 3000 3 448 --aspect 2.5 $seen $photographs
+  draw large 1500 4 640 --aspect 2 $seen $photographs
+  draw natural 1500 5 448 --aspect 2.5 --natural-share 1 $photographs
+}
