@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from calibrate_features import fit_logistic
 
+from calibrate_features import fit_logistic
 from differad.boxes import as_boxes, iou
 from differad.core import Location
 from differad.data.manifest import read_pairs
