@@ -51,6 +51,16 @@ def test_options_of_the_drawing(tmp_path):
     assert (noted["kinds"], noted["normal_share"]) == (["scratched", "stained"], 0.25)
 
 
+def test_siblings_and_other_shapes(tmp_path):
+    own = ["--siblings", 0.5, "--aspect", 2]
+    assert command("--count", 12, "--size", 64, "--out", tmp_path / "set", *own) == 0
+    sizes = {image_size(pair.target) for pair in read_pairs(tmp_path / "set" / "pairs.jsonl")}
+    assert len(sizes) > 6
+    assert all(max(size) == 64 and min(size) >= 64 / 2 for size in sizes)
+    noted = json.loads((tmp_path / "set" / "synthesis.json").read_text())["options"]
+    assert (noted["siblings"], noted["aspect"]) == (0.5, 2.0)
+
+
 def test_shards(tmp_path, capsys):
     assert (
         command("--count", 5, "--size", 64, "--out", tmp_path / "s", "--format", "webdataset", "--shard-size", 2) == 0
@@ -67,6 +77,8 @@ def test_shards(tmp_path, capsys):
         (["--count", 2, "--kinds", "rust-of-ages"], "option kinds='rust-of-ages'"),
         (["--count", 2, "--normals", "/nowhere"], "/nowhere: no pictures below it"),
         (["--count", 2, "--seed", "x"], "--seed"),
+        (["--count", 2, "--siblings", 2], "option siblings=2.0: expected a share in [0, 1]"),
+        (["--count", 2, "--aspect", 0.5], "option aspect=0.5: expected 1 to 4"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, capsys, arguments, message):

@@ -66,7 +66,7 @@ def write(folder, **changes):
         (["train.lerning_rate=1"], r"train.lerning_rate: no such key"),
         (["grpo.reward=giou"], r"grpo: reward 'giou' is not known; expected one of guarded, dclr, iou"),
         (["grpo.loss=ppo"], r"grpo.loss: 'ppo': Input should be 'grpo'"),
-        (["model.checkpoint=null"], r"model: expected either checkpoint or scratch"),
+        (["model.checkpoint=null"], r"model: expected one of checkpoint, scratch and tiny"),
         (["data.pairs=[]"], r"data.pairs: .*at least 1 item"),
         (["phase=sft"], r"phase: 'sft': Input should be 'rl'"),
         (["out"], r"'out': expected KEY=VALUE"),

@@ -306,13 +306,14 @@ def _cut(rng: np.random.Generator, pair: SyntheticPair, aspect: float) -> Synthe
     x, y = (int(v) for v in low + place * (high - low))
     window = np.s_[y : y + height, x : x + width]
     move = np.array([[1, 0, -x], [0, 1, -y], [0, 0, 1.0]])
-    return replace(
+    cut = replace(
         pair,
         reference=np.ascontiguousarray(pair.reference[window]),
         target=np.ascontiguousarray(pair.target[window]),
         mask=np.ascontiguousarray(pair.mask[window]),
         pose=move @ pair.pose @ np.linalg.inv(move),
     )
+    return _described(cut, pair.kind, pair.facts.get("grade", "")) if pair.kind else cut
 
 
 def _described(pair: SyntheticPair, kind: str, grade: str) -> SyntheticPair:

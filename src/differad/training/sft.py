@@ -4,6 +4,7 @@ from typing import Any
 
 from trl import SFTConfig, SFTTrainer
 
+from differad.locators.tiny.model import DENSE_WEIGHT, Comparer, dense_loss
 from differad.locators.tiny.processor import EvidenceProcessor
 from differad.training.coverage import WithCoverage
 from differad.training.data import build_dataset
@@ -13,7 +14,24 @@ from differad.training.recipe import SftRecipe
 
 
 class PairSftTrainer(LoadsWholeWeights, SFTTrainer):
-    """TRL's trainer; the loss is taken on the answers alone."""
+    """TRL's trainer; the loss is taken on the answers alone, and for the embedded policy on its map of changes too."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss; with `coverage` in the batch the dense loss joins it.
+
+        TRL takes no loss from a model's forward, which it replaces, so it is added here, as TRL adds a model's own.
+        """
+        coverage = inputs.pop("coverage", None)
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if coverage is None:
+            return found
+        comparer = next(module for module in self.model.modules() if isinstance(module, Comparer))
+        dense = DENSE_WEIGHT * dense_loss(comparer.logits, coverage, inputs["image_grid_thw"])
+        # Where the text's loss is divided by the tokens of a whole step, the trainer sums over its parts.
+        dense = dense / (self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1)
+        return (found[0] + dense, found[1]) if return_outputs else found + dense
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset

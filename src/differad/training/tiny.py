@@ -46,13 +46,15 @@ def build_tiny(folder: Path, tiny: Tiny, seed: int) -> Path:
 
 def _tokenizer() -> PreTrainedTokenizerFast:
     """Bytes, phrases and numbers: whatever is not one of the latter is spelt."""
-    tokenizer = Tokenizer(models.BPE(vocab={}, merges=[]))
+    # Bytes lie in the vocabulary itself: as added tokens their letters would be looked for in the text as it stands.
+    spelt = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={text: number for number, text in enumerate(spelt)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIALS])
     # Ordinary tokens: completions are decoded without special ones, and rewards look for the tags.
-    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *PHRASES, *(str(number) for number in range(NUMBERS))]
-    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in dict.fromkeys(words)])
+    words = [*PHRASES, *(str(number) for number in range(NUMBERS))]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in words])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
     )

@@ -139,15 +139,6 @@ class TinyPolicy(Qwen2VLForConditionalGeneration):
         self.model.visual = Comparer(config.vision_config)
         self.post_init()
 
-    def forward(self, *args: Any, coverage: Tensor | None = None, **kwargs: Any) -> Any:
-        """As Qwen2-VL; with `coverage` (P, 4), the share of each cell that changed, the dense loss joins the text's."""
-        output = super().forward(*args, **kwargs)
-        if coverage is not None and output.loss is not None:
-            output.loss = output.loss + DENSE_WEIGHT * dense_loss(
-                self.model.visual.logits, coverage, kwargs["image_grid_thw"]
-            )
-        return output
-
 
 def dense_loss(logits: Sequence[Tensor], coverage: Tensor, grid_thw: Tensor) -> Tensor:
     """Mean of binary cross-entropy and, where anything changed, a fifth of the Dice loss (Milletari et al. 2016)."""
