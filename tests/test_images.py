@@ -133,7 +133,7 @@ def broken_files(folder):
     yield "flipped.png", data[:60] + bytes(b ^ 255 for b in data[60:200]) + data[200:]
 
 
-HEADER_IS_WHOLE = {"truncated.jpg"}  # Pillow decodes a whole PNG in search of its orientation
+HEADER_IS_WHOLE = {"truncated.jpg", "flipped.png"}  # a size is read from heads alone; the pixels are refused when read
 
 
 def test_broken_files_are_clear_errors(tmp_path):
@@ -146,6 +146,20 @@ def test_broken_files_are_clear_errors(tmp_path):
         else:
             with pytest.raises(ImageError, match=name):
                 image_size(tmp_path / name)
+
+
+def test_a_png_turned_by_exif_has_its_size_turned_wherever_the_chunk_stands(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (40, 20)).save(tmp_path / "before.png", exif=exif)
+    whole = (tmp_path / "before.png").read_bytes()
+    start = whole.index(b"eXIf") - 4
+    chunk = whole[start : start + 12 + int.from_bytes(whole[start : start + 4], "big")]
+    rest = whole.replace(chunk, b"")
+    (tmp_path / "behind.png").write_bytes(rest[:-12] + chunk + rest[-12:])  # IEND is 12 bytes
+    for name in ("before.png", "behind.png"):
+        assert image_size(tmp_path / name) == (20, 40)
+        assert read_image(tmp_path / name).shape == (40, 20, 3)
 
 
 def test_a_missing_file_and_a_folder(tmp_path):

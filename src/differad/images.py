@@ -54,6 +54,8 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     if isinstance(source, Image.Image):
         return _oriented_size(source, _name(source))
     with _open(Path(source)) as image:
+        if image.format == "PNG" and _is_plain_png(Path(source)):
+            return image.size
         return _oriented_size(image, _name(source))
 
 
@@ -82,6 +84,25 @@ def _open(path: Path) -> Image.Image:
         raise ImageError(f"{path}: {error}; cut the picture into tiles or shrink it first") from None
     except (OSError, ValueError, SyntaxError) as error:
         raise ImageError(f"{path}: cannot be opened ({error}); expected an image") from None
+
+
+def _is_plain_png(path: Path) -> bool:
+    """Whether a PNG is whole and has no chunk that could hold an orientation, told by its chunks' heads alone.
+
+    Pillow decodes all pixels to find out, for the chunk may stand behind them. Format: PNG specification, section 5.
+    """
+    end = path.stat().st_size
+    with path.open("rb") as file:
+        place = 8  # the signature
+        while place + 12 <= end:
+            file.seek(place)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            if kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return False
+            place += 12 + length
+            if kind == b"IEND":
+                return place <= end
+    return False
 
 
 def _oriented_size(image: Image.Image, name: str) -> tuple[int, int]:

@@ -51,6 +51,10 @@ class Tiny(Section):
     heads: Positive = 4
     channels: Annotated[int, Field(ge=4, multiple_of=4)] = 32
     blocks: Positive = 3
+    # Steps of the reading lesson (training/reading.py) before the first picture is shown.
+    reading: Annotated[int, Field(ge=0)] = 0
+    # A checkpoint of an earlier run whose comparer (not its language model) is the start.
+    comparer: Path | None = None
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

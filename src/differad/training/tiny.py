@@ -7,19 +7,23 @@ are tokens, whose embeddings start out as waves of the number: near numbers look
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from differad.errors import OptionError
 from differad.locators.tiny.evidence import PATCH
 from differad.locators.tiny.locator import OPENING
-from differad.locators.tiny.model import TinyConfig, TinyPolicy, waves
+from differad.locators.tiny.model import COMPARISON, TinyConfig, TinyPolicy, waves
 from differad.locators.tiny.processor import MERGE, EvidenceProcessor
+from differad.training.reading import teach_reading
 from differad.training.recipe import Tiny
 from differad.training.scratch import SPECIALS, rotary, token_ids
 
 # What every answer is made of; one token each, so that an answer takes ten.
 PHRASES = (OPENING, "),(", ")</answer>", "<think>", "</think>", "<answer>", "</answer>")
 NUMBERS = 1001
+_NUMBER_LENGTH = 1.5
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}<|im_start|>"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -36,6 +40,9 @@ def build_tiny(folder: Path, tiny: Tiny, seed: int) -> Path:
     tokenizer = _tokenizer()
     model = TinyPolicy(TinyConfig(**_settings(tiny, tokenizer)))
     _write_numbers(model, tokenizer)
+    if tiny.comparer is not None:
+        _take_comparer(model, tiny.comparer)
+    teach_reading(model, tokenizer, tiny.reading, seed)
     ends = [tokenizer.convert_tokens_to_ids(text) for text in ("<|im_end|>", "<|endoftext|>")]
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
@@ -61,12 +68,32 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _write_numbers(model: TinyPolicy, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Embeddings of numbers as mixed waves, long enough that a state that lies along one can be sure of it.
+
+    The output layer is tied to them: with the usual short embeddings the odds of one number in a thousand stay even for long.
+    """
     table = model.get_input_embeddings().weight
     places = [tokenizer.convert_tokens_to_ids(str(number)) for number in range(NUMBERS)]
     written = waves(torch.arange(NUMBERS, dtype=torch.float32) / (NUMBERS - 1))
-    mixing = torch.randn(written.shape[1], table.shape[1]) / written.shape[1] ** 0.5
     with torch.no_grad():
-        table[places] = written @ mixing * table.std()
+        mixed = written @ torch.randn(written.shape[1], table.shape[1])
+        table[places] = _NUMBER_LENGTH * mixed / mixed.norm(dim=1, keepdim=True)
+
+
+def _take_comparer(model: TinyPolicy, checkpoint: Path) -> None:
+    """The weights up to the map of changes of another policy; what turns them into tokens is learnt anew."""
+    path = checkpoint / "model.safetensors"
+    if not path.is_file():
+        raise OptionError(f"model.tiny.comparer={checkpoint}: no model.safetensors in it; expected a policy's folder")
+    prefix = "model.visual."
+    found = {name.removeprefix(prefix): value for name, value in load_file(path).items() if name.startswith(prefix)}
+    kept = {name: value for name, value in found.items() if name.partition(".")[0] in COMPARISON}
+    try:
+        missing = model.model.visual.load_state_dict(kept, strict=False).missing_keys
+    except RuntimeError as error:
+        raise OptionError(f"model.tiny.comparer={checkpoint}: of another size ({str(error)[:200]})") from None
+    if any(name.partition(".")[0] in COMPARISON for name in missing):
+        raise OptionError(f"model.tiny.comparer={checkpoint}: no comparer in it; expected a policy's folder")
 
 
 def _settings(tiny: Tiny, tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:

@@ -38,6 +38,8 @@ _PEAKS = PROPOSALS // len(_CUTS)
 # A proposal: four places, the logarithm of the odds at its peak, and the mean within.
 _PROPOSAL = 6
 _LEAST_SPREAD = 0.02
+# The parts of a comparer that lead to its map; the others turn map and features into tokens.
+COMPARISON = ("fine", "coarse", "enter", "down", "blocks", "context", "leave", "changed")
 # The dense loss beside the text's: changed or unchanged is what everything else is read off.
 DENSE_WEIGHT = 5.0
 # A cell of 8 x 8 pixels with an eighth of it changed counts as changed.
@@ -79,10 +81,10 @@ class Comparer(nn.Module):
         self.changed = nn.Conv2d(channels, 1, 1)
         self.merge = nn.Conv2d(channels + 1, hidden, CELLS, stride=CELLS)
         self.place = nn.Linear(4 * _OCTAVES, hidden)
-        self.propose = nn.Sequential(
-            nn.Linear(8 * _OCTAVES + _PROPOSAL, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
-        )
-        self.rank = nn.Parameter(torch.zeros(PROPOSALS, hidden))
+        self.propose = nn.Linear(8 * _OCTAVES + _PROPOSAL, hidden)
+        # The language model adds to what it is given: tokens of any size but its own would drown what it says of them.
+        self.merge_norm, self.place_norm, self.propose_norm = (nn.LayerNorm(hidden) for _ in range(3))
+        self.rank = nn.Embedding(PROPOSALS, hidden)
         self.logits: list[Tensor] = []
 
     @property
@@ -122,11 +124,18 @@ class Comparer(nn.Module):
         seen = nn.functional.gelu(self.leave(torch.cat([near, far], dim=1)))
         logits = self.changed(seen)
         merged = self.merge(torch.cat([seen, logits], dim=1))
-        places = _places(merged)
-        target = merged.flatten(2).transpose(1, 2) + self.place(waves(places).flatten(1))
+        target = self.merge_norm(merged.flatten(2).transpose(1, 2)) + self.placed(merged)
         known = torch.stack([proposals(each) for each in logits[:, 0]]).to(merged)
+        return logits[:, 0], torch.cat([self.proposed(known), target], dim=1)
+
+    def proposed(self, known: Tensor) -> Tensor:
+        """Tokens (N, PROPOSALS, hidden) of proposals (N, PROPOSALS, 6)."""
         written = torch.cat([waves(known[..., :4]).flatten(2), known], dim=-1)
-        return logits[:, 0], torch.cat([self.propose(written) + self.rank, target], dim=1)
+        return self.propose_norm(self.propose(written)) + self.rank.weight
+
+    def placed(self, like: Tensor) -> Tensor:
+        """What each token of a map (N, C, h, w) says of its place, (hw, hidden)."""
+        return self.place_norm(self.place(waves(_places(like)).flatten(1)))
 
 
 class TinyPolicy(Qwen2VLForConditionalGeneration):
