@@ -31,4 +31,5 @@ photographs="--photographs $out/photographs"
   draw same 3000 3 448 --aspect 2.5 $seen $photographs
   draw large 1500 4 640 --aspect 2 $seen $photographs
   draw natural 1500 5 448 --aspect 2.5 --natural-share 1 $photographs
+  draw fresh 1200 12 448 --aspect 2.5 --siblings 0.6 $seen $photographs
 }

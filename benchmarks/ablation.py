@@ -1,0 +1,214 @@
+"""Does the method work? Every part of it added to the cold start on its own, some seeds each, on categories never trained on.
+
+    differad train sft recipes/tiny/sft.yaml                     # the cold start that all arms share
+    python benchmarks/ablation.py run --seeds 3 --workers 2      # trains what is missing, then writes docs/ablation.json
+    python benchmarks/ablation.py report                         # docs/ablation.md and its picture from docs/ablation.json
+
+A run that was finished is kept, one that was cut short starts anew. All arms answer the same held-out pairs, the policy as it
+is, without the locator's calibrated decision. Intervals are Student's over seeds (95 %); of the cold start, which is one
+policy, over pairs (bootstrap).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+from differad.boxes import area, as_boxes, iou
+from differad.data.manifest import read_pairs
+from differad.images import image_size
+
+mpl.use("Agg")
+RECIPE = Path("recipes/tiny/rl.yaml")
+HELD_OUT = Path("data/tiny/held_out/pairs.jsonl")
+COLD = "cold start"
+ARMS = {
+    "GRPO, IoU": ("iou", 0, False),
+    "GRPO, DCLR": ("dclr", 0, False),
+    "DCLR + resampling": ("dclr", 3, False),
+    "DCLR + reweighting": ("dclr", 0, True),
+    "all, DCLR": ("dclr", 3, True),
+    "all, guarded": ("guarded", 3, True),
+}
+# Shares of the picture that part small, medium and large defects.
+SIZES = {"small": (0.0, 0.01), "medium": (0.01, 0.04), "large": (0.04, 1.01)}
+METRICS = ("miou", "acc_0.3", "normal_accuracy", "detection_f1")
+# Student's t for 95 % at 1 to 9 degrees of freedom.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def train(arm: str, seed: int, root: Path, more: list[str]) -> Path:
+    reward, resamples, reweight = ARMS[arm]
+    out = root / f"{arm.replace(', ', '-').replace(' + ', '-').replace(' ', '-')}-{seed}"
+    if (out / "model" / "run_info.json").exists():
+        return out
+    settings = {
+        "out": out,
+        "train.seed": seed,
+        "data.seed": seed,
+        "grpo.reward": reward,
+        "grpo.resamples": resamples,
+        "grpo.reweight": str(reweight).lower(),
+    }
+    command = [sys.executable, "-m", "differad", "train", "rl", str(RECIPE)]
+    log = root / f"{out.name}.log"
+    with log.open("w") as file:
+        subprocess.run(
+            [*command, *(f"{key}={value}" for key, value in settings.items()), *more, "train.report_to=[]"],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
+    return out
+
+
+def by_size(predictions: Path, held_out: Path) -> dict[str, float]:
+    """Mean IoU of anomalous pairs by the size of their largest defect."""
+    found = {line["id"]: line for line in map(json.loads, predictions.read_text().splitlines())}
+    overlaps: dict[str, list[float]] = {name: [] for name in SIZES}
+    for pair in read_pairs(held_out):
+        if pair.id not in found or pair.boxes is None or not len(pair.boxes):
+            continue
+        truth, boxes = as_boxes(pair.boxes), as_boxes(found[pair.id]["boxes"])
+        width, height = image_size(pair.target)
+        share = float(area(truth).max()) / (width * height)
+        name = next(name for name, (low, high) in SIZES.items() if low <= share < high)
+        overlaps[name].append(
+            max((float(iou(boxes[:1], true[None])[0]) for true in truth), default=0.0) if len(boxes) else 0.0
+        )
+    return {name: float(np.mean(values)) for name, values in overlaps.items()}
+
+
+def read_run(out: Path, held_out: Path) -> dict:
+    """Final metrics, metrics over steps, and what the trainer logged, of one run."""
+    folders = sorted((out / "evaluation").glob("step-*"), key=lambda folder: int(folder.name.partition("-")[2]))
+    steps = {
+        int(folder.name.partition("-")[2]): json.loads((folder / "metrics.json").read_text()) for folder in folders
+    }
+    logged = json.loads((max(out.glob("checkpoint-*")) / "trainer_state.json").read_text())["log_history"]
+    return {
+        "final": {name: steps[max(steps)]["overall"][name] for name in METRICS},
+        "sizes": by_size(folders[-1] / "predictions.jsonl", held_out),
+        "curve": {step: {name: values["overall"][name] for name in METRICS} for step, values in steps.items()},
+        "informative": [
+            [entry["step"], entry["groups/informative"]] for entry in logged if "groups/informative" in entry
+        ],
+        "rollout_iou": [[entry["step"], entry["iou"]] for entry in logged if "iou" in entry],
+    }
+
+
+def run(arguments: argparse.Namespace) -> None:
+    arguments.root.mkdir(parents=True, exist_ok=True)
+    cold = arguments.root / "cold-start"
+    command = [
+        sys.executable,
+        "-m",
+        "differad",
+        "evaluate",
+        str(HELD_OUT),
+        "--model",
+        arguments.cold_start,
+        "--out",
+        str(cold),
+    ]
+    subprocess.run([*command, "-o", "max_new_tokens=16", "-o", "batch_size=32"], check=True, stdout=subprocess.DEVNULL)
+    jobs = list(product(range(arguments.seeds), ARMS))
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        outs = list(pool.map(lambda job: train(job[1], job[0], arguments.root, arguments.more), jobs))
+    overall = json.loads((cold / "metrics.json").read_text())["overall"]
+    stored = {
+        "cold": {
+            "final": {name: overall[name] for name in METRICS},
+            "miou_ci95": overall["miou_ci95"],
+            "pairs": overall["pairs"],
+            "sizes": by_size(cold / "predictions.jsonl", HELD_OUT),
+        },
+        "arms": {
+            arm: [read_run(out, HELD_OUT) for (_, name), out in zip(jobs, outs, strict=True) if name == arm]
+            for arm in ARMS
+        },
+    }
+    arguments.stored.write_text(json.dumps(stored, indent=1) + "\n")
+    report(arguments)
+
+
+def interval(values: list[float]) -> str:
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return f"{mean:.3f}"
+    half = STUDENT[count - 2] * float(np.std(values, ddof=1)) / count**0.5
+    return f"{mean:.3f} ± {half:.3f}"
+
+
+def report(arguments: argparse.Namespace) -> None:
+    stored = json.loads(arguments.stored.read_text())
+    cold = stored["cold"]
+    low, high = cold["miou_ci95"]
+    names = [*METRICS, *(f"mIoU, {size}" for size in SIZES), "informative groups, last 20 steps"]
+    lines = [f"| arm | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    cells = [f"{cold['final'][name]:.3f}" for name in METRICS]
+    cells[0] += f" ({low:.3f}–{high:.3f} over pairs)"
+    cells += [f"{cold['sizes'][size]:.3f}" for size in SIZES]
+    lines.append(f"| {COLD} | {' | '.join([*cells, '–'])} |")
+    for arm, runs in stored["arms"].items():
+        row = [interval([one["final"][name] for one in runs]) for name in METRICS]
+        row += [interval([one["sizes"][size] for one in runs]) for size in SIZES]
+        row.append(f"{np.mean([value for one in runs for _, value in one['informative'][-4:]]):.2f}")
+        lines.append(f"| {arm} | {' | '.join(row)} |")
+    page = arguments.page.read_text()
+    start, end = "<!-- table -->\n", "<!-- end of table -->"
+    before, _, rest = page.partition(start)
+    arguments.page.write_text(before + start + "\n".join(lines) + "\n" + end + rest.partition(end)[2])
+    draw(stored, arguments.picture)
+    print("\n".join(lines))
+
+
+def draw(stored: dict, path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+    for arm, runs in stored["arms"].items():
+        steps = [int(step) for step in runs[0]["curve"]]
+        for axis, metric in zip(axes, ("miou", "normal_accuracy"), strict=False):
+            values = np.array([[one["curve"][str(step)][metric] for step in steps] for one in runs])
+            values = np.concatenate([np.full((len(runs), 1), stored["cold"]["final"][metric]), values], axis=1)
+            axis.plot([0, *steps], values.mean(axis=0), label=arm, marker="o", markersize=3)
+            axis.fill_between([0, *steps], values.min(axis=0), values.max(axis=0), alpha=0.12)
+        shares = np.array([[value for _, value in one["informative"]] for one in runs])
+        axes[2].plot([step for step, _ in runs[0]["informative"]], shares.mean(axis=0), label=arm)
+    for axis, title in zip(
+        axes, ("held-out mIoU", "held-out normal accuracy", "share of informative groups"), strict=True
+    ):
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("more", nargs="*", help="further keys of the recipe, as train.steps=4")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--workers", type=int, default=1, help="runs side by side; give each a core by OMP_NUM_THREADS=1"
+    )
+    parser.add_argument("--root", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--cold-start", default="runs/tiny/sft/model")
+    parser.add_argument("--stored", type=Path, default=Path("docs/ablation.json"))
+    parser.add_argument("--page", type=Path, default=Path("docs/ablation.md"))
+    parser.add_argument("--picture", type=Path, default=Path("docs/images/ablation.png"))
+    arguments = parser.parse_args()
+    (run if arguments.what == "run" else report)(arguments)
+
+
+if __name__ == "__main__":
+    main()
