@@ -8,7 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 from transformers import AutoModelForImageTextToText, GenerationConfig  # noqa: E402
 
-from differad.training.prefix import Pictures, answer_inputs, can_share, find_prompts, generate_shared  # noqa: E402
+from differad.training.pictures import Pictures  # noqa: E402
+from differad.training.prefix import answer_inputs, find_prompts, generate_shared, obstacle  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
 from tiny_models import PATCH, build_checkpoint  # noqa: E402
@@ -78,10 +79,10 @@ def shared(model, full, mask, types, pictures):
 def test_prompts_are_told_apart_by_their_pictures_too(model):
     full, mask, _, pictures = batch(model)
     prompt, seen = full[:, :-ANSWER], mask[:, :-ANSWER]
-    assert find_prompts(prompt, seen, pictures).of_row.tolist() == [0, 0, 0, 1, 1, 1]
+    assert find_prompts(prompt, seen, pictures.rows()).of_row.tolist() == [0, 0, 0, 1, 1, 1]
     other = pictures.patches.clone()
     other[0] += 1  # the first row's picture alone
-    changed = find_prompts(prompt, seen, Pictures(other, pictures.grids, pictures.counts))
+    changed = find_prompts(prompt, seen, Pictures(other, pictures.grids, pictures.counts).rows())
     assert changed.of_row.tolist() == [0, 1, 1, 2, 2, 2]
     assert changed.first.tolist() == [0, 1, 3]
     assert changed.shared
@@ -138,11 +139,11 @@ def test_the_same_random_numbers_draw_the_same_answers(model, sample):
 
 
 def test_a_model_that_checkpoints_its_gradients_does_not_share(model):
-    assert can_share(model)
+    assert obstacle(model) is None
     model.gradient_checkpointing_enable()
     model.train()
     try:
-        assert not can_share(model)
+        assert obstacle(model).startswith("gradient checkpointing")
     finally:
         model.gradient_checkpointing_disable()
         model.eval()
