@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers import Qwen2VLProcessor
 from trl import GRPOTrainer
 
-from differad.training.policy import open_source
+from differad.training.policy import PairProcessor, open_source
 from differad.training.recipe import RlRecipe, Scratch
 from differad.training.rl import DifficultyAwareTrainer, build_trainer, make_rewards
 
@@ -56,6 +57,12 @@ class StockTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, grpo: Any, reader: Any, **kwargs: Any) -> None:
         super().__init__(*args, reward_funcs=make_rewards(reader, grpo.reward), **kwargs)
+
+
+class StockProcessor(PairProcessor):
+    """Pictures prepared as transformers does it, each as often as it stands in the batch."""
+
+    _process_images = Qwen2VLProcessor._process_images
 
 
 class Clock:
@@ -148,7 +155,11 @@ def make_trainer(case: Case, side: str, folder: Path, pairs: Path) -> Any:
         }
     )
     source = open_source(recipe.model, recipe.out, 0)
-    kind: Any = StockTrainer if side == "stock" else DifficultyAwareTrainer
+    kind: Any = DifficultyAwareTrainer
+    if side == "stock":
+        kind, given = StockTrainer, source.processor
+        processor = StockProcessor(given.image_processor, given.tokenizer, given.chat_template)
+        source = replace(source, processor=processor)
     trainer = build_trainer(recipe, source, [], kind)
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("trl", reason="the train extra is not installed")
 import torch
 from PIL import Image
+from transformers import Qwen2VLProcessor
 
 from differad.training.recipe import RlRecipe
 from differad.training.rl import DifficultyAwareTrainer
@@ -226,6 +227,35 @@ def test_a_frozen_tower_looks_at_a_pair_once(build):
     assert len(looked) == 3  # weights that change see anew, and no longer as the reference does
 
 
+def test_pictures_of_a_group_are_prepared_once(build, monkeypatch):
+    trainer = build()
+    processor = trainer.processing_class
+    rows = [trainer.train_dataset[pair]["images"] for pair in (0, 3, 0, 0, 1)]
+    slots = ["<|vision_start|><|image_pad|><|vision_end|>" * 2] * len(rows)
+    stock = Qwen2VLProcessor._process_images
+    prepared = []
+
+    def counting(self, images, **settings):
+        prepared.append(len(images))
+        return stock(self, images, **settings)
+
+    monkeypatch.setattr(Qwen2VLProcessor, "_process_images", counting)
+    found = {kind: processor(images=rows, text=slots, padding=True, return_tensors=kind) for kind in ("pt", "np")}
+    assert prepared == [3, 3]
+    monkeypatch.setattr(type(processor), "_process_images", stock)
+    for kind, own in found.items():
+        expected = processor(images=rows, text=slots, padding=True, return_tensors=kind)
+        assert own.keys() == expected.keys()
+        for name, value in expected.items():
+            assert type(own[name]) is type(value)
+            assert own[name].tolist() == value.tolist()
+    del prepared[:]
+    monkeypatch.undo()
+    monkeypatch.setattr(Qwen2VLProcessor, "_process_images", counting)
+    draw(trainer)
+    assert prepared == [2, 2]  # TRL prepares them before it draws and once more before it scores
+
+
 def test_memory_is_bounded_and_may_be_none(build):
     trainer = build("grpo.remember_pictures_mb=0")
     looked = []
@@ -235,12 +265,12 @@ def test_memory_is_bounded_and_may_be_none(build):
     assert len(looked) == 2
     trainer = build()
     memory = trainer._memory(trainer.model)
-    memory._limit = 1000  # 64 features of 32 numbers are more, 4 + 4 features are 1,024 bytes
-    draw(trainer)
-    assert len(memory) == 0
-    memory._limit = 1100
-    draw(trainer, (0, 3))
-    assert len(memory) == 1 or memory._size <= 1100
+    # Tokens of 28 x 28 pixels, 32 numbers of 4 bytes each, two pictures: 4, 8 and 20 tokens a picture.
+    sizes = {0: 1024, 1: 2048, 3: 5120}
+    memory._limit = 2100
+    for pairs, kept in (((0, 3), 0), ((1, 0), 0), ((0, 1), 1)):
+        draw(trainer, pairs)
+        assert (len(memory), memory._size) == (1, sizes[kept])
 
 
 @pytest.mark.parametrize(

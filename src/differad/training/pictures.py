@@ -40,9 +40,9 @@ class Pictures:
 
     def take(self, rows: slice) -> "Pictures":
         """The pictures of consecutive rows."""
-        chosen = self.rows()[rows]
-        joined = join(chosen)
-        return Pictures(joined["pixel_values"], joined["image_grid_thw"], self.counts[rows])
+        begin, end = sum(self.counts[: rows.start]), sum(self.counts[: rows.stop])
+        first, last = (int(self.grids[:place].prod(dim=1).sum()) for place in (begin, end))
+        return Pictures(self.patches[first:last], self.grids[begin:end], self.counts[rows])
 
 
 def join(rows: list[Row]) -> dict[str, Tensor]:
@@ -90,6 +90,8 @@ class PictureMemory:
         return SimpleNamespace(pooler_output=pooled, deepstack_features=deep)
 
     def _keep(self, key: bytes, levels: Levels) -> None:
+        if _bytes(levels) > self._limit:
+            return
         if key not in self._kept:
             self._kept[key] = levels
             self._size += _bytes(levels)

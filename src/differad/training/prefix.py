@@ -15,8 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
 
 from differad.training.pictures import PictureMemory, Pictures, Row, join
+
+# Tokens that a cache has room for where nothing says how many will come.
+_ROOM = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +85,12 @@ def encode_prompts(
     """
     rows = pictures.rows()
     chosen = [rows[row] for row in prompts.first.tolist()]
-    vision: dict[str, Any] = join(chosen)
+    vision: dict[str, Any]
     if memory is not None and memory.serves():
-        del vision["pixel_values"]
-        vision["mm_encoder_outputs"] = {"image": memory.features(chosen)}
+        grids = torch.cat([grids for _, grids in chosen])
+        vision = {"mm_encoder_outputs": {"image": memory.features(chosen)}, "image_grid_thw": grids}
+    else:
+        vision = join(chosen)
     cache = DynamicCache(config=model.config.get_text_config())
     model(
         input_ids=ids[prompts.first, :-1],
@@ -118,7 +124,7 @@ def answer_inputs(
         input_ids=ids, mm_token_type_ids=types, image_grid_thw=pictures.grids, attention_mask=mask
     )
     cache = encode_prompts(model, ids[:, :start], mask[:, :start], types[:, :start], pictures, prompts, memory)
-    cache.batch_select_indices(prompts.of_row)
+    cache.reorder_cache(prompts.of_row)
     return {
         "input_ids": ids[:, start - 1 :],
         "attention_mask": mask,
@@ -126,6 +132,48 @@ def answer_inputs(
         "past_key_values": cache,
         "use_cache": True,
     }
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer of a cache with room for tokens to come: the stock one copies all that came before at every token."""
+
+    def __init__(self, keys: Tensor, values: Tensor, of_row: Tensor, room: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._room = room
+        self._wide = [_widen(states[of_row], room) for states in (keys, values)]
+        self._show(keys.shape[2])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, tokens, size) with the new ones behind them; without gradients."""
+        begin = self.keys.shape[2]
+        end = begin + key_states.shape[2]
+        if end > self._wide[0].shape[2]:
+            self._wide = [_widen(states, end - begin + self._room) for states in (self.keys, self.values)]
+        for wide, fresh in zip(self._wide, (key_states, value_states), strict=True):
+            wide[:, :, begin:end] = fresh
+        self._show(end)
+        return self.keys, self.values
+
+    def _show(self, end: int) -> None:
+        self.keys, self.values = (wide[:, :, :end] for wide in self._wide)
+
+
+def _widen(states: Tensor, room: int) -> Tensor:
+    """States (B, heads, tokens, size) with room behind them."""
+    rows, heads, length, size = states.shape
+    wide = states.new_empty(rows, heads, length + room, size)
+    wide[:, :, :length] = states
+    return wide
+
+
+def spread_out(cache: DynamicCache, of_row: Tensor, room: int) -> None:
+    """Give every row the cache of its prompt, with room for `room` tokens more; for use without gradients."""
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[number] = RoomyLayer(layer.keys, layer.values, of_row, room)
+        else:  # a sliding window forgets as it grows
+            layer.reorder_cache(of_row)
 
 
 @torch.no_grad()
@@ -145,7 +193,7 @@ def generate_shared(
     """
     prompts = find_prompts(ids, mask, pictures.rows())
     cache = encode_prompts(model, ids, mask, types, pictures, prompts, memory)
-    cache.batch_select_indices(prompts.of_row)
+    spread_out(cache, prompts.of_row, config.max_new_tokens or _ROOM)
     model.model.rope_deltas = model.model.rope_deltas[prompts.of_row]
     # The class's own: a trainer may have put this function in its place.
     return type(model).generate(
