@@ -88,10 +88,28 @@ def summarise(trainer, output):
     }
 
 
-def main(recipe_path, out):
-    """Run under torchrun: score the script and write what came out, one file a process."""
+def learn(trainer, out):
+    """Train on the script and write the weights before and after."""
+
+    def weights():
+        return {
+            name: value.clone() for name, value in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()
+        }
+
+    trainer.begin({**SCRIPT, 3: SCRIPT[0]})
+    before = weights()
+    trainer.train()
+    if trainer.accelerator.is_main_process:
+        torch.save({"before": before, "after": weights()}, out)
+
+
+def main(recipe_path, out, task="score"):
+    """Run under torchrun: score the script and write what came out, one file a process; or learn from it."""
     recipe = RlRecipe.model_validate_json(Path(recipe_path).read_text())
     trainer = make_trainer(recipe)
+    if task == "learn":
+        learn(trainer, Path(recipe_path).with_suffix(".pt"))
+        return
     trainer.begin(SCRIPT)
     output = trainer.score([0, 1, 2])
     summary = summarise(trainer, output)

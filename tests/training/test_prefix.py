@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
-from transformers import AutoModelForImageTextToText, GenerationConfig  # noqa: E402
+from transformers import AutoModelForImageTextToText, DynamicCache, GenerationConfig  # noqa: E402
 
-from differad.training.prefix import Pictures, answer_inputs, can_share, find_prompts, generate_shared  # noqa: E402
+from differad.training.pictures import Pictures  # noqa: E402
+from differad.training.prefix import answer_inputs, find_prompts, generate_shared, obstacle, spread_out  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
 from tiny_models import PATCH, build_checkpoint  # noqa: E402
@@ -78,10 +79,10 @@ def shared(model, full, mask, types, pictures):
 def test_prompts_are_told_apart_by_their_pictures_too(model):
     full, mask, _, pictures = batch(model)
     prompt, seen = full[:, :-ANSWER], mask[:, :-ANSWER]
-    assert find_prompts(prompt, seen, pictures).of_row.tolist() == [0, 0, 0, 1, 1, 1]
+    assert find_prompts(prompt, seen, pictures.rows()).of_row.tolist() == [0, 0, 0, 1, 1, 1]
     other = pictures.patches.clone()
     other[0] += 1  # the first row's picture alone
-    changed = find_prompts(prompt, seen, Pictures(other, pictures.grids, pictures.counts))
+    changed = find_prompts(prompt, seen, Pictures(other, pictures.grids, pictures.counts).rows())
     assert changed.of_row.tolist() == [0, 1, 1, 2, 2, 2]
     assert changed.first.tolist() == [0, 1, 3]
     assert changed.shared
@@ -116,6 +117,30 @@ def test_rows_in_any_order_get_their_own_prompt(model):
     torch.testing.assert_close(crossed, straight[order], atol=1e-5, rtol=1e-5)
 
 
+def test_consecutive_rows_keep_their_pictures(model):
+    *_, pictures = batch(model)
+    part = pictures.take(slice(2, 5))
+    assert part.counts == [2, 2, 2]
+    for own, expected in zip(part.rows(), pictures.rows()[2:5], strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(own, expected, strict=True))
+
+
+def test_a_roomy_cache_holds_what_the_stock_one_does():
+    random = torch.Generator().manual_seed(0)
+    first = torch.randn(2, 1, 3, 4, generator=random)
+    of_row = torch.tensor([0, 0, 1])
+    roomy, stock = DynamicCache(), DynamicCache()
+    for cache in (roomy, stock):
+        cache.update(first, -first, 0)
+    spread_out(roomy, of_row, 2)
+    stock.batch_select_indices(of_row)
+    for _ in range(5):  # past its room
+        fresh = torch.randn(3, 1, 1, 4, generator=random)
+        found, expected = roomy.update(fresh, 2 * fresh, 0), stock.update(fresh, 2 * fresh, 0)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert roomy.get_seq_length() == 8
+
+
 @pytest.mark.parametrize("sample", [False, True])
 def test_the_same_random_numbers_draw_the_same_answers(model, sample):
     full, mask, types, pictures = batch(model)
@@ -138,11 +163,11 @@ def test_the_same_random_numbers_draw_the_same_answers(model, sample):
 
 
 def test_a_model_that_checkpoints_its_gradients_does_not_share(model):
-    assert can_share(model)
+    assert obstacle(model) is None
     model.gradient_checkpointing_enable()
     model.train()
     try:
-        assert not can_share(model)
+        assert obstacle(model).startswith("gradient checkpointing")
     finally:
         model.gradient_checkpointing_disable()
         model.eval()

@@ -7,6 +7,7 @@ Knows nothing of pairs, rewards or trainers.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,32 @@ class PairProcessor(Qwen2VLProcessor):
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    def _process_images(self, images: list[list[Any]], **settings: Any) -> tuple[dict[str, Any], list[str]]:
+        """As stock, but pictures that several rows hold in common, the answers of a group, are prepared once.
+
+        Rows as a whole, for an image processor may compare the pictures of one.
+        """
+        rows = [row if isinstance(row, list) else [row] for row in images]
+        keys = [tuple(map(id, row)) for row in rows]
+        distinct = dict(zip(keys, rows, strict=True))
+        found, texts = super()._process_images(list(distinct.values()), **settings)
+        if len(distinct) == len(rows):
+            return found, texts
+        ends = list(accumulate(map(len, distinct.values())))
+        places = {key: slice(end - len(key), end) for key, end in zip(distinct, ends, strict=True)}
+        order = [number for key in keys for number in range(places[key].start, places[key].stop)]
+        return _repeat_pictures(found, order), [texts[number] for number in order]
+
+
+def _repeat_pictures(found: dict[str, Any], order: list[int]) -> dict[str, Any]:
+    """Patches and grids, arrays or tensors, of the pictures in this order."""
+    grids = torch.as_tensor(found["image_grid_thw"])
+    parts = torch.split(torch.as_tensor(found["pixel_values"]), grids.prod(dim=1).tolist())
+    fresh = {"pixel_values": torch.cat([parts[number] for number in order]), "image_grid_thw": grids[order]}
+    if not isinstance(found["pixel_values"], torch.Tensor):
+        fresh = {name: value.numpy() for name, value in fresh.items()}
+    return {**found, **fresh}
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,18 @@ Knows nothing of rewards, advantages or trainers.
 """
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
+
+from differad.training.pictures import PictureMemory, Pictures, Row, join
+
+# Tokens that a cache has room for where nothing says how many will come.
+_ROOM = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +30,8 @@ class Prompts:
     `first` (U,) are the rows that show each distinct prompt first, `of_row` (B,) says which of them each row shares.
     """
 
-    first: torch.Tensor
-    of_row: torch.Tensor
+    first: Tensor
+    of_row: Tensor
 
     @property
     def shared(self) -> bool:
@@ -31,27 +39,8 @@ class Prompts:
         return len(self.first) < len(self.of_row)
 
 
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """Pictures of a batch of prompts as a Qwen-VL takes them.
-
-    `patches` (N, D) of all pictures, `grids` (M, 3) their patches in time, height and width, `counts` pictures per row.
-    """
-
-    patches: torch.Tensor
-    grids: torch.Tensor
-    counts: list[int]
-
-    def rows(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Patches and grids of each row."""
-        grids = torch.split(self.grids, self.counts)
-        lengths = [int(grid.prod(dim=1).sum()) for grid in grids]
-        return list(zip(torch.split(self.patches, lengths), grids, strict=True))
-
-
-def find_prompts(ids: torch.Tensor, mask: torch.Tensor, pictures: Pictures) -> Prompts:
+def find_prompts(ids: Tensor, mask: Tensor, rows: list[Row]) -> Prompts:
     """Which rows have the same prompt (B, P) and the same pictures; a text alone does not tell two pairs apart."""
-    rows = pictures.rows()
     first: list[int] = []
     of_row: list[int] = []
     for row, (patches, grids) in enumerate(rows):
@@ -70,33 +59,59 @@ def find_prompts(ids: torch.Tensor, mask: torch.Tensor, pictures: Pictures) -> P
     return Prompts(torch.tensor(first, device=ids.device), torch.tensor(of_row, device=ids.device))
 
 
-def can_share(model: Any) -> bool:
-    """Whether a model's prompts can be shared: gradient checkpointing throws the cache away that the answers need."""
-    checkpointing = bool(getattr(model, "is_gradient_checkpointing", False)) and model.training
-    return hasattr(model.model, "get_rope_index") and not checkpointing
+def obstacle(model: Any) -> str | None:
+    """Why prompts of a model cannot be shared, in words; None where they can."""
+    if not hasattr(getattr(model, "model", None), "get_rope_index"):
+        return f"{type(model).__name__} tells no positions of pictures (get_rope_index)"
+    if not hasattr(model.model, "visual") or "mm_encoder_outputs" not in signature(type(model).forward).parameters:
+        return f"{type(model).__name__} takes no image features (mm_encoder_outputs)"
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        return "gradient checkpointing throws the prompt's cache away before the answers have read it"
+    return None
 
 
 def encode_prompts(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor, pictures: Pictures, prompts: Prompts
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    types: Tensor,
+    pictures: Pictures,
+    prompts: Prompts,
+    memory: PictureMemory | None = None,
 ) -> DynamicCache:
-    """The cache (U rows) of every distinct prompt but for its last token; `ids`, `mask`, `types` are (B, P)."""
-    rows = [pictures.rows()[row] for row in prompts.first.tolist()]
+    """The cache (U rows) of every distinct prompt but for its last token; `ids`, `mask`, `types` are (B, P).
+
+    Pictures that `memory` holds are not looked at again.
+    """
+    rows = pictures.rows()
+    chosen = [rows[row] for row in prompts.first.tolist()]
+    vision: dict[str, Any]
+    if memory is not None and memory.serves():
+        grids = torch.cat([grids for _, grids in chosen])
+        vision = {"mm_encoder_outputs": {"image": memory.features(chosen)}, "image_grid_thw": grids}
+    else:
+        vision = join(chosen)
     cache = DynamicCache(config=model.config.get_text_config())
     model(
         input_ids=ids[prompts.first, :-1],
         attention_mask=mask[prompts.first, :-1],
         mm_token_type_ids=types[prompts.first, :-1],
-        pixel_values=torch.cat([patches for patches, _ in rows]),
-        image_grid_thw=torch.cat([grids for _, grids in rows]),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **vision,
     )
     return cache
 
 
 def answer_inputs(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor, keep: int, pictures: Pictures
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    types: Tensor,
+    keep: int,
+    pictures: Pictures,
+    memory: PictureMemory | None = None,
 ) -> dict[str, Any]:
     """What `model` takes to score the last `keep` tokens of (B, P + keep) rows, whose prompts have been encoded once.
 
@@ -104,12 +119,12 @@ def answer_inputs(
     right of an answer.
     """
     start = ids.shape[1] - keep
-    prompts = find_prompts(ids[:, :start], mask[:, :start], pictures)
+    prompts = find_prompts(ids[:, :start], mask[:, :start], pictures.rows())
     positions, _ = model.model.get_rope_index(
         input_ids=ids, mm_token_type_ids=types, image_grid_thw=pictures.grids, attention_mask=mask
     )
-    cache = encode_prompts(model, ids[:, :start], mask[:, :start], types[:, :start], pictures, prompts)
-    cache.batch_select_indices(prompts.of_row)
+    cache = encode_prompts(model, ids[:, :start], mask[:, :start], types[:, :start], pictures, prompts, memory)
+    cache.reorder_cache(prompts.of_row)
     return {
         "input_ids": ids[:, start - 1 :],
         "attention_mask": mask,
@@ -119,25 +134,68 @@ def answer_inputs(
     }
 
 
+class RoomyLayer(DynamicLayer):
+    """A layer of a cache with room for tokens to come: the stock one copies all that came before at every token."""
+
+    def __init__(self, keys: Tensor, values: Tensor, of_row: Tensor, room: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._room = room
+        self._wide = [_widen(states[of_row], room) for states in (keys, values)]
+        self._show(keys.shape[2])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, tokens, size) with the new ones behind them; without gradients."""
+        begin = self.keys.shape[2]
+        end = begin + key_states.shape[2]
+        if end > self._wide[0].shape[2]:
+            self._wide = [_widen(states, end - begin + self._room) for states in (self.keys, self.values)]
+        for wide, fresh in zip(self._wide, (key_states, value_states), strict=True):
+            wide[:, :, begin:end] = fresh
+        self._show(end)
+        return self.keys, self.values
+
+    def _show(self, end: int) -> None:
+        self.keys, self.values = (wide[:, :, :end] for wide in self._wide)
+
+
+def _widen(states: Tensor, room: int) -> Tensor:
+    """States (B, heads, tokens, size) with room behind them."""
+    rows, heads, length, size = states.shape
+    wide = states.new_empty(rows, heads, length + room, size)
+    wide[:, :, :length] = states
+    return wide
+
+
+def spread_out(cache: DynamicCache, of_row: Tensor, room: int) -> None:
+    """Give every row the cache of its prompt, with room for `room` tokens more; for use without gradients."""
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[number] = RoomyLayer(layer.keys, layer.values, of_row, room)
+        else:  # a sliding window forgets as it grows
+            layer.reorder_cache(of_row)
+
+
 @torch.no_grad()
 def generate_shared(
     model: Any,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    types: torch.Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    types: Tensor,
     pictures: Pictures,
     config: GenerationConfig,
+    memory: PictureMemory | None = None,
     **settings: Any,
-) -> torch.Tensor:
+) -> Tensor:
     """As `model.generate` on the same rows (B, P): each prompt is encoded once. Returns prompts with answers (B, P + C).
 
-    Rows of one group must stand together, all groups equally large; draws are those of `generate` for the same random
-    numbers, up to rounding of the logits.
+    Draws are those of `generate` for the same random numbers, up to rounding of the logits.
     """
-    prompts = find_prompts(ids, mask, pictures)
-    cache = encode_prompts(model, ids, mask, types, pictures, prompts)
-    cache.batch_select_indices(prompts.of_row)
+    prompts = find_prompts(ids, mask, pictures.rows())
+    cache = encode_prompts(model, ids, mask, types, pictures, prompts, memory)
+    spread_out(cache, prompts.of_row, config.max_new_tokens or _ROOM)
     model.model.rope_deltas = model.model.rope_deltas[prompts.of_row]
-    return model.generate(
-        input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=config, **settings
+    # The class's own: a trainer may have put this function in its place.
+    return type(model).generate(
+        model, input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=config, **settings
     )

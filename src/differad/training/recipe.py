@@ -151,7 +151,11 @@ class Vllm(Section):
 
 
 class Grpo(Section):
-    """Difficulty-aware GRPO; the defaults are the paper's, except for the reward (see docs/training.md)."""
+    """Difficulty-aware GRPO; the defaults are the paper's, except for the reward (see docs/training.md).
+
+    `share_prefix` encodes each distinct prompt once for all its answers. `remember_pictures_mb` is how many MiB of a frozen
+    vision tower's features stay on the device, so that no picture is looked at twice; 0 remembers none.
+    """
 
     generations: Annotated[int, Field(ge=2)] = 8
     max_new_tokens: Positive = 256
@@ -167,6 +171,8 @@ class Grpo(Section):
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"] = "grpo"
     iterations: Positive = 1
     mask_truncated: bool = True
+    share_prefix: bool = True
+    remember_pictures_mb: Annotated[int, Field(ge=0)] = 256
     vllm: Vllm | None = None
 
     @model_validator(mode="after")

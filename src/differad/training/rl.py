@@ -26,6 +26,7 @@ from differad.training.localization import Outcomes, localize
 from differad.training.loop import EpochSampler, LoadsWholeWeights, epoch_of, run_phase, trainer_config
 from differad.training.policy import Source, load_model, lora_config
 from differad.training.recipe import Grpo, RlRecipe
+from differad.training.sharing import SharesPrefixes
 
 Reward = Callable[..., list[float]]
 # Completion ids of each row, and the log-probabilities that they were drawn with where the engine tells them.
@@ -82,11 +83,12 @@ def make_rewards(reader: AnswerReader, name: str) -> list[Reward]:
     return [format_reward, localization_reward]
 
 
-class DifficultyAwareTrainer(LoadsWholeWeights, GRPOTrainer):
+class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
     """GRPO with group-wise resampling and adaptive reweighting (arXiv 2606.16601)."""
 
     def __init__(self, *args: Any, grpo: Grpo, reader: AnswerReader, **kwargs: Any) -> None:
         check_hooks()
+        self.start_sharing(grpo.share_prefix, grpo.remember_pictures_mb)
         super().__init__(*args, reward_funcs=make_rewards(reader, grpo.reward), **kwargs)
         self._grpo = grpo
         self._reader = reader

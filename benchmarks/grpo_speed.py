@@ -1,0 +1,354 @@
+"""One GRPO step with shared prompts beside the same step of stock TRL: seconds by part, memory, operations.
+
+    python benchmarks/grpo_speed.py [--quick] [--threads 2] [--out docs/grpo_speed.md]
+
+Both sides train the same Qwen2-VL (8.5 million weights, frozen vision tower, float32) on the same pairs with the same answers'
+length (32 tokens, ends ignored). A step is what TRL does between two draws of answers: rollout, old and reference
+log-probabilities, rewards, then one loss with its backward pass. Sides take turns, step by step, in one process, so that other
+work on the machine weighs on both alike; every step is a pair not seen before. Memory is measured in a process for each side.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Qwen2VLProcessor
+from trl import GRPOTrainer
+
+from differad.training.policy import PairProcessor, open_source
+from differad.training.recipe import RlRecipe, Scratch
+from differad.training.rl import DifficultyAwareTrainer, build_trainer, make_rewards
+
+SIDES = ("stock", "shared")
+PARTS = ("vision", "rollout", "log-probs", "loss and backward", "other")
+ANSWER = 32
+SCRATCH = Scratch(hidden_size=256, layers=7, heads=8, vision_depth=4, vision_size=192, vocabulary=1000)
+QUICK = Scratch(hidden_size=64, layers=2, heads=2, vision_depth=1, vision_size=64, vocabulary=1000)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one row of the table measures."""
+
+    generations: int
+    tokens: int
+    scratch: Scratch
+    steps: int
+    threads: int
+
+
+class StockTrainer(GRPOTrainer):
+    """TRL's trainer as it is, with the same rewards."""
+
+    def __init__(self, *args: Any, grpo: Any, reader: Any, **kwargs: Any) -> None:
+        super().__init__(*args, reward_funcs=make_rewards(reader, grpo.reward), **kwargs)
+
+
+class StockProcessor(PairProcessor):
+    """Pictures prepared as transformers does it, each as often as it stands in the batch."""
+
+    _process_images = Qwen2VLProcessor._process_images
+
+
+class Clock:
+    """Seconds by part; a part that runs inside another is not counted twice."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._open: list[str] = []
+        self._last = time.perf_counter()
+
+    def enter(self, part: str) -> None:
+        self._mark()
+        self._open.append(part)
+
+    def leave(self) -> None:
+        self._mark()
+        self._open.pop()
+
+    def _mark(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._last
+        self._last = now
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self.enter(name)
+        yield
+        self.leave()
+
+    def watch(self, trainer: Any) -> None:
+        """Time the vision towers, `generate` and the log-probabilities of a trainer."""
+        for model in (trainer.model, trainer.ref_model):
+            model.model.visual.register_forward_pre_hook(lambda *_: self.enter("vision"))
+            model.model.visual.register_forward_hook(lambda *_: self.leave())
+        draw, score = trainer._generate_single_turn, trainer._get_per_token_logps_and_entropies
+
+        def timed_draw(*args: Any, **kwargs: Any) -> Any:
+            with self.part("rollout"):
+                return draw(*args, **kwargs)
+
+        def timed_score(*args: Any, **kwargs: Any) -> Any:
+            with self.part("loss and backward" if torch.is_grad_enabled() else "log-probs"):
+                return score(*args, **kwargs)
+
+        trainer._generate_single_turn, trainer._get_per_token_logps_and_entropies = timed_draw, timed_score
+
+
+def write_pairs(folder: Path, side: int, count: int) -> Path:
+    """Pairs of noise, the second half of each target brighter."""
+    random, lines = np.random.default_rng(0), []
+    for number in range(count):
+        picture = random.integers(0, 200, (side, side, 3), np.uint8)
+        Image.fromarray(picture).save(folder / f"{number}_good.png")
+        picture[side // 2 :] += 50
+        Image.fromarray(picture).save(folder / f"{number}_test.png")
+        names = f'"reference": "{number}_good.png", "target": "{number}_test.png"'
+        lines.append(
+            f'{{"id": "{number}", "category": "noise", {names}, "boxes": [[0, {side // 2}, {side}, {side}]]}}\n'
+        )
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(lines))
+    return path
+
+
+def make_trainer(case: Case, side: str, folder: Path, pairs: Path) -> Any:
+    """One side's trainer; both read the checkpoint that the first of them made."""
+    recipe = RlRecipe.model_validate(
+        {
+            "phase": "rl",
+            "out": folder,
+            "model": {"scratch": case.scratch.model_dump(), "dtype": "float32"},
+            "data": {"pairs": [pairs], "question": "fixed"},
+            "train": {
+                "steps": 2,
+                "batch_size": case.generations,
+                "gradient_checkpointing": False,
+                "save_every": 2,
+                "report_to": [],
+                "more": {"generation_kwargs": {"min_new_tokens": ANSWER}},
+            },
+            # Two iterations, so that the log-probabilities of the draw are computed as well.
+            "grpo": {
+                "generations": case.generations,
+                "max_new_tokens": ANSWER,
+                "resamples": 0,
+                "iterations": 2,
+                "mask_truncated": False,
+            },
+        }
+    )
+    source = open_source(recipe.model, recipe.out, 0)
+    kind: Any = DifficultyAwareTrainer
+    if side == "stock":
+        kind, given = StockTrainer, source.processor
+        processor = StockProcessor(given.image_processor, given.tokenizer, given.chat_template)
+        source = replace(source, processor=processor)
+    trainer = build_trainer(recipe, source, [], kind)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    return trainer
+
+
+def step(trainer: Any, pair: int, clock: Clock) -> float:
+    """One step on one pair; its seconds."""
+    rows = [trainer.train_dataset[pair] for _ in range(trainer.num_generations)]
+    trainer._step = 0
+    start = time.perf_counter()
+    with clock.part("other"):
+        inputs = trainer._prepare_inputs(rows)
+        # Groups that teach nothing are taken out by one side alone; here every answer teaches something.
+        inputs["completion_mask"] = torch.ones_like(inputs["completion_mask"])
+        inputs["advantages"] = torch.linspace(-1, 1, len(rows))
+        with clock.part("loss and backward"):
+            trainer.compute_loss(trainer.model, inputs).backward()
+        trainer.model.zero_grad()
+    return time.perf_counter() - start
+
+
+def measure(case: Case) -> dict[str, dict[str, float]]:
+    """Median seconds of a step and of its parts, for each side."""
+    torch.set_num_threads(case.threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pairs = write_pairs(folder, 28 * round(case.tokens**0.5), case.steps + 1)
+        trainers, clocks = {}, {side: Clock() for side in SIDES}
+        for side in SIDES:
+            trainers[side] = make_trainer(case, side, folder, pairs)
+            clocks[side].watch(trainers[side])
+        taken: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        for pair in range(case.steps + 1):
+            for side in SIDES:
+                clocks[side].seconds.clear()
+                torch.manual_seed(pair)
+                whole = step(trainers[side], pair, clocks[side])
+                taken[side].append({"step": whole, **clocks[side].seconds})
+        model, prompt = trainers["stock"].model, trainers["stock"]._buffered_inputs[0]["prompt_ids"].shape[1]
+        sizes = {
+            "prompt": prompt,
+            "vocabulary": model.config.text_config.vocab_size,
+            "parameters": model.num_parameters(),
+        }
+        # The first step warms up.
+        return {
+            side: {part: statistics.median(t.get(part, 0.0) for t in taken[side][1:]) for part in ("step", *PARTS)}
+            | sizes
+            for side in SIDES
+        }
+
+
+def memory_of(case: Case, side: str) -> float:
+    """MiB that the second step of one side adds to its process at its highest (Linux)."""
+    torch.set_num_threads(case.threads)
+    with tempfile.TemporaryDirectory() as name:
+        pairs = write_pairs(Path(name), 28 * round(case.tokens**0.5), 2)
+        trainer = make_trainer(case, side, Path(name), pairs)
+        before = _status("VmRSS")
+        for pair in range(2):
+            step(trainer, pair, Clock())
+        return _status("VmHWM") - before
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(name))) / 1024
+
+
+def operations(case: Case, prompt: int, vocabulary: int) -> dict[str, dict[str, float]]:
+    """Multiplications and additions of a step in 10^9, by part: those that cannot be avoided, and those of each side.
+
+    A token costs twice the weights that it meets, and 4 h for each token that it attends to; a backward pass costs twice its
+    forward pass (weights and activations). Unavoidable: the tower, the policy's prompt and the reference's prompt once, and
+    each answer's tokens once drawn by the policy, once seen by the reference, once differentiated.
+    """
+    s, patches = case.scratch, 4 * case.tokens
+    tower = s.vision_depth * 2 * patches * (4 + 2 * 2) * s.vision_size**2
+    tower += s.vision_depth * 4 * patches**2 * s.vision_size
+    tower += 2 * patches * 3 * 2 * 14**2 * s.vision_size
+    tower += 2 * case.tokens * (16 * s.vision_size**2 + 4 * s.vision_size * s.hidden_size)
+    vision = 2 * tower
+    weights = s.layers * (4 + 3 * 3) * s.hidden_size**2
+    g, length = case.generations, prompt + ANSWER
+    head = 2 * vocabulary * s.hidden_size
+    # Attention to what stands before, averaged; kernels that skip nothing pay up to twice that.
+    prompts = 2 * prompt * weights + 4 * s.layers * s.hidden_size * prompt**2 / 2
+    answers = g * (2 * ANSWER * weights + 4 * s.layers * s.hidden_size * ANSWER * (prompt + ANSWER / 2))
+    heads = g * ANSWER * head
+    # TRL's output layer reads whole rows where no Triton kernel picks the answers out.
+    rows = g * prompts + answers + g * length * head
+    return {
+        "unavoidable": {"vision": vision, "language": 4 * prompts + 4 * (answers + heads)},
+        "stock": {"vision": 4 * g * vision, "language": 5 * rows + g * prompts + answers + heads},
+        "shared": {"vision": vision, "language": 6 * prompts + 6 * (answers + heads)},
+    }
+
+
+def matmul_rate(threads: int) -> float:
+    """10^9 operations a second of a large float32 product, at best."""
+    torch.set_num_threads(threads)
+    a, best = torch.randn(1024, 1024), float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best / 1e9
+
+
+def cases(quick: bool, threads: int, steps: int) -> list[Case]:
+    """The case in the middle first, then growth with G and with the pictures' size."""
+    if quick:
+        return [Case(4, 64, QUICK, steps, threads)]
+    sizes = [(8, 256), (4, 256), (16, 256), (8, 64)]
+    return [Case(generations, tokens, SCRATCH, steps, threads) for generations, tokens in sizes]
+
+
+def parts_table(times: dict[str, dict[str, float]]) -> list[str]:
+    """Seconds by part, and the ratio to stock."""
+    lines = ["| seconds a step | stock TRL | shared | ratio |", "|---|---|---|---|"]
+    for part in ("step", *PARTS):
+        stock, shared = (times[side][part] for side in SIDES)
+        ratio = f"{stock / shared:.1f} x" if shared > 5e-4 else "–"
+        lines.append(f"| {'**whole step**' if part == 'step' else part} | {stock:.3f} | {shared:.3f} | {ratio} |")
+    return lines
+
+
+def growth_table(found: list[tuple[Case, dict[str, dict[str, float]], dict[str, float]]]) -> list[str]:
+    """Whole steps and memory of every case."""
+    lines = [
+        "| answers (G) | tokens a picture | stock TRL, s | shared, s | ratio | stock, MiB | shared, MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case, times, memory in sorted(found, key=lambda each: (each[0].tokens, each[0].generations)):
+        stock, shared = (times[side]["step"] for side in SIDES)
+        cells = [case.generations, case.tokens, f"{stock:.2f}", f"{shared:.2f}", f"**{stock / shared:.1f} x**"]
+        cells += [f"{memory[side]:.0f}" for side in SIDES]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def operations_table(case: Case, times: dict[str, dict[str, float]], rate: float) -> list[str]:
+    """Operations by part, and the rate at which each side got through its own."""
+    lines = ["| 10^9 operations a step | vision | language | all | 10^9 a second |", "|---|---|---|---|---|"]
+    counts = operations(case, round(times["stock"]["prompt"]), round(times["stock"]["vocabulary"]))
+    for name, parts in counts.items():
+        whole = sum(parts.values()) / 1e9
+        speed = f"{whole / times[name]['step']:.0f}" if name in times else "–"
+        cells = [name, *(f"{value / 1e9:.1f}" for value in parts.values()), f"{whole:.1f}", speed]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", f"A product of two 1024 x 1024 float32 matrices ran at {rate:.0f} x 10^9 a second."]
+
+
+def report(arguments: argparse.Namespace) -> str:
+    load = os.getloadavg()[0]
+    rate = matmul_rate(arguments.threads)
+    found = []
+    for case in cases(arguments.quick, arguments.threads, arguments.steps):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+            memory = {side: pool.submit(memory_of, case, side).result() for side in SIDES}
+        found.append((case, measure(case), memory))
+        print(f"G={case.generations}, {case.tokens} tokens a picture: measured", file=sys.stderr)
+    case, times, _ = found[0]
+    head = (
+        f"Qwen2-VL of {times['stock']['parameters'] / 1e6:.1f} million weights, G = {case.generations}, two pictures of "
+        f"{case.tokens} tokens, prompt of {times['stock']['prompt']:.0f} tokens, answers of {ANSWER}, float32, "
+        f"{arguments.threads} threads, median of {arguments.steps} steps; load of the machine {load:.1f} before, "
+        f"{os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores."
+    )
+    blocks = [[head], parts_table(times), growth_table(found), operations_table(case, times, rate)]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tiny model, one case")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each side and case")
+    parser.add_argument("--out", type=Path, help="write the tables to this Markdown file too")
+    arguments = parser.parse_args()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        text = report(arguments)
+    print(text)
+    if arguments.out:
+        command = "python " + " ".join(["benchmarks/grpo_speed.py", *sys.argv[1:]])
+        arguments.out.write_text(f"# Shared prefixes: one GRPO step beside stock TRL\n\n    {command}\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()

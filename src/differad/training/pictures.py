@@ -1,0 +1,146 @@
+"""Pictures of a batch of prompts, and a memory of what a frozen vision tower makes of them.
+
+Pictures of one prompt belong together: a tower may compare them, so they are looked at, and remembered, row by row as a
+whole. Knows nothing of answers, losses or trainers.
+"""
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Patches (N, D) and grids (M, 3) of the pictures of one prompt.
+Row = tuple[Tensor, Tensor]
+# Features of the pictures of one prompt, a tensor each: those that join the text, then those of each deepstack level.
+Levels = list[tuple[Tensor, ...]]
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures of a batch of prompts as a Qwen-VL takes them.
+
+    `patches` (N, D) of all pictures, `grids` (M, 3) their patches in time, height and width, `counts` pictures per row.
+    """
+
+    patches: Tensor
+    grids: Tensor
+    counts: list[int]
+
+    def rows(self) -> list[Row]:
+        """Patches and grids of each row."""
+        grids = torch.split(self.grids, self.counts)
+        lengths = [int(grid.prod(dim=1).sum()) for grid in grids]
+        return list(zip(torch.split(self.patches, lengths), grids, strict=True))
+
+    def take(self, rows: slice) -> "Pictures":
+        """The pictures of consecutive rows."""
+        begin, end = sum(self.counts[: rows.start]), sum(self.counts[: rows.stop])
+        first, last = (int(self.grids[:place].prod(dim=1).sum()) for place in (begin, end))
+        return Pictures(self.patches[first:last], self.grids[begin:end], self.counts[rows])
+
+
+def join(rows: list[Row]) -> dict[str, Tensor]:
+    """The pictures of some rows as a model takes them."""
+    return {
+        "pixel_values": torch.cat([patches for patches, _ in rows]),
+        "image_grid_thw": torch.cat([grids for _, grids in rows]),
+    }
+
+
+class PictureMemory:
+    """What `model` makes of pictures, up to `limit_mb` MiB on its device; what was not used for longest goes first.
+
+    Features are those of the model's own `get_image_features`, called with all pictures of whole rows and without gradients.
+    A change of the tower's weights empties the memory.
+    """
+
+    def __init__(self, model: Any, limit_mb: int) -> None:
+        self._model = model
+        self._limit = limit_mb * _MIB
+        self._kept: OrderedDict[bytes, Levels] = OrderedDict()
+        self._size = 0
+        self._weights: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        """How many rows are remembered."""
+        return len(self._kept)
+
+    def serves(self) -> bool:
+        """Whether remembered features are what the tower would give again: its weights are frozen, nothing is random."""
+        visual = self._model.model.visual
+        return self._limit > 0 and not any(p.requires_grad for p in visual.parameters()) and not _is_random(visual)
+
+    def features(self, rows: list[Row]) -> SimpleNamespace:
+        """What `get_image_features` gives for the pictures of all `rows`; only rows that are new are looked at."""
+        self._watch(self._model.model.visual)
+        keys = [_key(*row) for row in rows]
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
+        found = {key: self._kept[key] for key in keys if key not in missing}
+        if missing:
+            found |= zip(missing, _look(self._model, list(missing.values())), strict=True)
+        for key, levels in found.items():
+            self._keep(key, levels)
+        pooled, *deep = (sum(parts, ()) for parts in zip(*(found[key] for key in keys), strict=True))
+        return SimpleNamespace(pooler_output=pooled, deepstack_features=deep)
+
+    def _keep(self, key: bytes, levels: Levels) -> None:
+        if _bytes(levels) > self._limit:
+            return
+        if key not in self._kept:
+            self._kept[key] = levels
+            self._size += _bytes(levels)
+        self._kept.move_to_end(key)
+        while self._size > self._limit:
+            self._size -= _bytes(self._kept.popitem(last=False)[1])
+
+    def _watch(self, visual: nn.Module) -> None:
+        weights = state_of(visual)
+        if weights != self._weights:
+            self._kept.clear()
+            self._weights, self._size = weights, 0
+
+
+def state_of(visual: nn.Module) -> list[tuple[int, int]]:
+    """What changes when any weight of a tower does: in place, an optimiser or a loaded checkpoint counts its version up."""
+    return [(id(weight), weight._version) for weight in visual.parameters()]
+
+
+def same_tower(first: Any, second: Any) -> bool:
+    """Whether two models see alike, so that one memory serves both."""
+    one, two = first.model.visual.state_dict(), second.model.visual.state_dict()
+    return one.keys() == two.keys() and all(
+        one[name].dtype == two[name].dtype and torch.equal(one[name], two[name]) for name in one
+    )
+
+
+@torch.no_grad()
+def _look(model: Any, rows: list[Row]) -> list[Levels]:
+    """Features of each row's pictures, copied, so that no row keeps its neighbours in memory."""
+    output = model.get_image_features(**join(rows), return_dict=True)
+    levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+    bounds = list(pairwise(accumulate((len(grids) for _, grids in rows), initial=0)))
+    return [[tuple(part.clone() for part in level[begin:end]) for level in levels] for begin, end in bounds]
+
+
+def _key(patches: Tensor, grids: Tensor) -> bytes:
+    """Digest of the content, and of the precision in which it is looked at."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(str((patches.dtype, grids.tolist(), torch.is_autocast_enabled(patches.device.type))).encode())
+    digest.update(patches.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.digest()
+
+
+def _bytes(levels: Levels) -> int:
+    return sum(part.nbytes for level in levels for part in level)
+
+
+def _is_random(visual: nn.Module) -> bool:
+    return visual.training and any(
+        getattr(module, name, 0.0) for module in visual.modules() for name in ("attention_dropout", "p", "drop_prob")
+    )

@@ -1,0 +1,206 @@
+"""Prefix sharing inside TRL's trainer: rollouts and log-probabilities with every distinct prompt encoded once.
+
+Two hooks are overridden: the one that scores answers, for losses, old and reference log-probabilities alike, and the one
+that draws them, inside which the policy's `generate` is replaced by one that shares. Where sharing cannot work, TRL's own
+way is taken and a warning says so once. The mathematics is in `prefix`; `contract` guards the hooks.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+
+from differad.training.pictures import PictureMemory, Pictures, same_tower, state_of
+from differad.training.prefix import answer_inputs, find_prompts, generate_shared, obstacle
+
+# Log-probabilities (B, C), entropies (B, C) and the loss that balances experts, the last two where they are asked for.
+Scores = tuple[Tensor, Tensor | None, Tensor | None]
+_FIELDS = {"pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images"}
+# Losses that are a sum over rows, whichever rows are summed together first.
+_SUMS = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
+
+
+class SharesPrefixes:
+    """Mixin for `GRPOTrainer`: prompts are encoded once for all answers to them (see `prefix`)."""
+
+    _share: bool
+    # By model: the weights at which it was decided, and the memory that serves it.
+    _memories: dict[int, tuple[list[tuple[int, int]], PictureMemory]]
+    _memory_mb: int
+    _told: set[str]
+
+    def start_sharing(self, share: bool, memory_mb: int) -> None:
+        """Say whether prompts are shared, and how many MiB of image features are remembered; before training."""
+        self._share, self._memory_mb = share, memory_mb
+        self._memories, self._told = {}, set()
+
+    def _get_per_token_logps_and_entropies(
+        self: Any,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **fields: Any,
+    ) -> Scores:
+        """As TRL's, `batch_size` rows at a time; `fields` are the model's other inputs."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        bare = self._bare(model)
+        if not self._shares(bare, given, "scored", compute_aux_loss):
+            scores: Scores = super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **fields,
+            )
+            return scores
+        pictures = Pictures(given["pixel_values"], given["image_grid_thw"], given["num_images"])
+        parts = []
+        for start in range(0, len(input_ids), batch_size or len(input_ids)):
+            rows = slice(start, start + (batch_size or len(input_ids)))
+            ids, mask, types = input_ids[rows], attention_mask[rows], given["mm_token_type_ids"][rows]
+            with self.accelerator.autocast():
+                inputs = answer_inputs(bare, ids, mask, types, logits_to_keep, pictures.take(rows), self._memory(bare))
+                shown = mask[:, -logits_to_keep - 1 :] == 0
+                labels = inputs["input_ids"].masked_fill(shown, -100)
+                # Through the wrapper of several processes: it has to know of the pass that is differentiated.
+                parts.append(model(**inputs, labels=labels, fused_lm_head=True))
+        entropies = torch.cat([part.entropy for part in parts]) if compute_entropy else None
+        return torch.cat([part.log_probs for part in parts]), entropies, None
+
+    def _generate_single_turn(
+        self: Any,
+        prompt_ids: list[list[int]],
+        images: list[Any] | None,
+        multimodal_fields: dict[str, Any],
+        num_generations: int,
+        **tools: Any,
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """As TRL's, with the policy's `generate` sharing prompts meanwhile."""
+        with self._generating(images):
+            answers: tuple[list[list[int]], list[list[float]] | None] = super()._generate_single_turn(  # type: ignore[misc]
+                prompt_ids, images, multimodal_fields, num_generations, **tools
+            )
+        return answers
+
+    @contextmanager
+    def _generating(self: Any, images: list[Any] | None) -> Iterator[None]:
+        bare = self._bare(self.model)
+        engine = (
+            "vLLM" if self.use_vllm else "continuous batching" if self.use_transformers_continuous_batching else None
+        )
+        if engine is not None:
+            self._tell(f"{engine} draws the answers its own way", "drawn")
+            yield
+            return
+        stock: Callable[..., Tensor] = bare.generate
+
+        def generate(**inputs: Any) -> Tensor:
+            given = {**inputs, "num_images": [len(each or ()) for each in images or ()]}
+            ids, mask, config = (given.pop(name) for name in ("input_ids", "attention_mask", "generation_config"))
+            if not self._shares(bare, given, "drawn"):
+                return stock(**inputs)
+            pictures = Pictures(given["pixel_values"], given["image_grid_thw"], given["num_images"])
+            return generate_shared(bare, ids, mask, given["mm_token_type_ids"], pictures, config, self._memory(bare))
+
+        bare.generate = generate
+        try:
+            yield
+        finally:
+            del bare.generate
+
+    def _prepare_inputs(self: Any, generation_batch: Any) -> Any:
+        """As TRL's; where the order of rows is free, answers to one prompt are put into the same batch."""
+        known = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)  # type: ignore[misc]
+        fresh = self.model.training and self._buffered_inputs is not known
+        if not (fresh and self._share and order_is_free(self.args)):
+            return inputs
+        self._buffered_inputs = gather_prompts(self._buffered_inputs)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _shares(self: Any, bare: Any, given: dict[str, Any], what: str, balances: bool = False) -> bool:
+        """Whether prompts are shared here; a reason against it is told once."""
+        if not self._share:
+            return False
+        reason = obstacle(bare) or self._refusal(given, balances)
+        if reason is not None:
+            self._tell(reason, what)
+        return reason is None
+
+    def _refusal(self: Any, given: dict[str, Any], balances: bool) -> str | None:
+        """Why this trainer, or this batch, cannot share; None where it can."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return "a sharded model gathers its weights for its own forward alone"
+        if self.args.use_liger_kernel:
+            return "liger's kernels replace the layers"
+        if balances:
+            return "experts are balanced over whole prompts"
+        if set(given) != _FIELDS or not all(given["num_images"]):
+            return f"expected pictures in every prompt and the inputs {', '.join(sorted(_FIELDS))}, got {sorted(given)}"
+        return None
+
+    def _tell(self: Any, reason: str, what: str) -> None:
+        text = f"grpo.share_prefix: answers are {what} with their prompts repeated: {reason}"
+        if self._share and text not in self._told and self.accelerator.is_main_process:
+            warnings.warn(text, stacklevel=2)
+        self._told.add(text)
+
+    def _bare(self: Any, model: Any) -> Any:
+        """The model without what processes and adapters wrap around it; adapters stay in its layers."""
+        inner = self.accelerator.unwrap_model(model)
+        return inner.get_base_model() if isinstance(inner, PeftModel) else inner
+
+    def _memory(self: Any, bare: Any) -> PictureMemory:
+        """The memory that serves a model: the policy's serves the reference too, where both see alike."""
+        policy = self._bare(self.model)
+        state = state_of(bare.model.visual) + state_of(policy.model.visual)
+        decided: tuple[list[tuple[int, int]], PictureMemory] | None = self._memories.get(id(bare))
+        if decided is None or (bare is not policy and decided[0] != state):
+            alike = bare is not policy and self._memory(policy).serves() and same_tower(bare, policy)
+            decided = state, self._memory(policy) if alike else PictureMemory(bare, self._memory_mb)
+            self._memories[id(bare)] = decided
+        return decided[1]
+
+
+def order_is_free(args: Any) -> bool:
+    """Whether an optimiser's step is the same whichever of its batches a row is in."""
+    whole_steps = args.gradient_accumulation_steps % args.steps_per_generation == 0
+    by_row = args.loss_type in _SUMS and args.top_entropy_quantile == 1.0 and args.entropy_coef == 0.0
+    return bool(whole_steps and by_row)
+
+
+def gather_prompts(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows in batches of the same size, those of one prompt together; prompts stay in the order they came in."""
+    if len(batches) == 1 or batches[0].get("pixel_values") is None or "image_grid_thw" not in batches[0]:
+        return batches
+    split = [split_pixel_values_by_grid(batch) for batch in batches]
+    whole = {name: _join([batch[name] for batch in split]) for name in split[0]}
+    rows = list(zip(whole["pixel_values"], whole["image_grid_thw"], strict=True))
+    order = torch.argsort(find_prompts(whole["prompt_ids"], whole["prompt_mask"], rows).of_row, stable=True).tolist()
+    together = {name: _reorder(value, order) for name, value in whole.items()}
+    return [unsplit_pixel_values_by_grid(batch) for batch in split_tensor_dict(together, len(batches))]
+
+
+def _join(values: list[Any]) -> Any:
+    """What was split: lists end to end, tensors too; what belongs to all batches alike stays as it is."""
+    if isinstance(values[0], list):
+        return [item for value in values for item in value]
+    return torch.cat(values) if isinstance(values[0], Tensor) and values[0].ndim else values[0]
+
+
+def _reorder(value: Any, order: list[int]) -> Any:
+    if isinstance(value, list):
+        return [value[row] for row in order]
+    return value[order] if isinstance(value, Tensor) and value.ndim else value

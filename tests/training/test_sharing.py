@@ -1,0 +1,334 @@
+"""Prefix sharing through the real trainer: draws, losses and gradients equal those of TRL's own way; what cannot says so."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("trl", reason="the train extra is not installed")
+import torch
+from PIL import Image
+from transformers import Qwen2VLProcessor
+
+from differad.training.recipe import RlRecipe
+from differad.training.rl import DifficultyAwareTrainer
+from differad.training.sharing import gather_prompts
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
+from scripted import make_trainer
+from tiny_models import build_checkpoint
+
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+# Pictures of different sizes, so that prompts differ in length and are padded on the left.
+SIZES = ((56, 56), (112, 56), (56, 84), (140, 112))
+G = 4
+REAL = (
+    "data.question=fixed",
+    "train.batch_size=8",
+    "grpo.resamples=0",
+    "grpo.max_new_tokens=5",
+    "grpo.mask_truncated=false",
+)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Four pairs of noise, each of its own size."""
+    folder = tmp_path_factory.mktemp("uneven")
+    random, lines = np.random.default_rng(0), []
+    for number, (width, height) in enumerate(SIZES):
+        names = {side: f"{number}_{side}.png" for side in ("reference", "target")}
+        for name in names.values():
+            Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)).save(folder / name)
+        lines.append({"id": f"p{number}", "category": "noise", **names, "boxes": [[0, 0, 28, 28]]})
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def build(make_recipe, uneven, tmp_path):
+    """Trainers of one checkpoint, with and without sharing."""
+
+    def build(*overrides, family=None, share=True):
+        own = [f"data.pairs=[{uneven}]", "model.max_pixels=50176", f"grpo.share_prefix={share}", *REAL, *overrides]
+        if family is not None:
+            folder = tmp_path / family
+            own.append(f"model.checkpoint={folder if folder.exists() else build_checkpoint(folder, family, None)}")
+        trainer = make_trainer(make_recipe("rl", *own), DifficultyAwareTrainer)
+        trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+        return trainer
+
+    return build
+
+
+def draw(trainer, pairs=(0, 3), seed=3):
+    """What TRL makes of real answers to some pairs."""
+    trainer.model.train()
+    torch.manual_seed(seed)
+    return trainer._generate_and_score_completions([trainer.train_dataset[pair] for pair in pairs for _ in range(G)])
+
+
+def teach(output, seed=4):
+    """Advantages, old and reference values that leave no term of the loss at zero, and a random order of rows."""
+    random = torch.Generator().manual_seed(seed)
+    shape = output["completion_ids"].shape
+    output["completion_mask"] = torch.ones_like(output["completion_mask"])
+    output["completion_mask"][1, 3:] = 0
+    output["completion_mask"][2] = 0
+    output["advantages"] = torch.randn(shape[0], generator=random)
+    for name in ("old_per_token_logps", "ref_per_token_logps"):
+        output[name] = -4 + 0.1 * torch.randn(shape, generator=random)
+    return output
+
+
+def gradients(trainer, inputs):
+    """The loss of one batch and every gradient of it."""
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, inputs)
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def assert_same(found, expected):
+    assert found[0] == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
+    assert found[1].keys() == expected[1].keys()
+    assert found[1]
+    for name, gradient in expected[1].items():
+        difference = (found[1][name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert difference < 1e-5, name
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How many rows every pass of a model's language model has, while it runs."""
+    counts = []
+
+    def watch(trainer):
+        for model in (trainer._bare(trainer.model), trainer.ref_model):
+            if model is not None:
+                model.model.language_model.register_forward_pre_hook(
+                    lambda _, __, fields: counts.append(tuple(fields["inputs_embeds"].shape[:2])), with_kwargs=True
+                )
+        return counts
+
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        *((family, ()) for family in FAMILIES),
+        ("qwen2_vl", ("model.lora={rank: 4, alpha: 8}",)),
+        ("qwen3_vl", ("model.lora={rank: 4, alpha: 8}",)),
+        ("qwen2_5_vl", ("model.freeze_vision=false",)),
+        ("qwen3_vl", ("model.freeze_vision=false",)),
+    ],
+)
+def test_draws_losses_and_gradients_equal_trls(build, passes, family, overrides):
+    stock, shared = (
+        build(*overrides, "grpo.iterations=2", "train.save_every=2", family=family, share=s) for s in (0, 1)
+    )
+    seen = passes(shared)
+    expected, found = draw(stock), draw(shared)
+    prompt = found["prompt_ids"].shape[1]
+    assert (found["prompt_mask"].sum(dim=1) < prompt).any()  # padded on the left
+    assert {rows for rows, width in seen if width == prompt - 1} == {2}  # two pairs, eight answers
+    assert not [rows for rows, width in seen if width >= prompt]
+    assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
+    assert len({tuple(row) for row in found["completion_ids"].tolist()}) > 2
+    for name in ("old_per_token_logps", "ref_per_token_logps"):
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5)
+    inputs = teach(expected)
+    assert_same(gradients(shared, inputs), gradients(stock, inputs))
+
+
+def test_rows_of_a_batch_may_stand_in_any_order(build):
+    stock, shared = (build(share=share) for share in (False, True))
+    inputs = teach(draw(stock))
+    order = torch.tensor([5, 0, 3, 7, 4, 1, 6, 2])
+    patches = torch.split(inputs["pixel_values"], inputs["image_grid_thw"].prod(dim=1).tolist())
+    pictures = [2 * row + side for row in order.tolist() for side in range(2)]
+    mixed = {k: v[order] for k, v in inputs.items() if isinstance(v, torch.Tensor) and len(v.shape) and len(v) == 8}
+    mixed |= {
+        "pixel_values": torch.cat([patches[picture] for picture in pictures]),
+        "image_grid_thw": inputs["image_grid_thw"][pictures],
+        "num_images": [2] * 8,
+        "num_items_in_batch": inputs["num_items_in_batch"],
+    }
+    assert_same(gradients(shared, mixed), gradients(stock, inputs))
+
+
+def test_accumulated_batches_hold_whole_groups_and_add_up_to_the_same(build, passes):
+    sums = {}
+    for share in (False, True):
+        trainer = build("train.batch_size=4", "train.accumulate=2", share=share)
+        trainer.model.train()
+        torch.manual_seed(3)
+        rows = [trainer.train_dataset[pair] for pair in (0, 3) for _ in range(G)]
+        score = trainer._generate_and_score_completions
+        trainer._generate_and_score_completions = lambda rows, score=score: teach(score(rows))
+        counts = passes(trainer) if share else None
+        loss = 0.0
+        for trainer._step in range(2):
+            inputs = trainer._prepare_inputs(rows)
+            if share:
+                del counts[:]
+            part = trainer.compute_loss(trainer.model, inputs)
+            part.backward()
+            loss += part.item()
+            if share:  # four answers to one prompt
+                assert [rows for rows, _ in counts] == [1, 4]
+        sums[share] = loss, {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+    assert_same(sums[True], sums[False])
+
+
+def test_batches_of_one_prompt_keep_every_row():
+    def batch(rows):
+        grids = [torch.tensor([[1, 1, row % 2 + 1]]) for row in rows]
+        return {
+            "prompt_ids": torch.ones(len(rows), 2, dtype=torch.long),
+            "prompt_mask": torch.ones(len(rows), 2, dtype=torch.long),
+            "advantages": torch.tensor([float(row) for row in rows]),
+            "pixel_values": torch.cat([torch.full((row % 2 + 1, 3), row % 2) for row in rows]),
+            "image_grid_thw": torch.cat(grids),
+            "num_images": [1] * len(rows),
+            "num_items_in_batch": torch.tensor(9),
+            "missing": None,
+        }
+
+    first, second = gather_prompts([batch([3, 0, 1]), batch([2, 5, 4])])
+    assert first["advantages"].tolist() == [3, 1, 5]
+    assert second["advantages"].tolist() == [0, 2, 4]
+    assert first["pixel_values"].shape == (6, 3)
+    assert second["image_grid_thw"].tolist() == [[1, 1, 1]] * 3
+    assert (first["num_images"], first["num_items_in_batch"], first["missing"]) == ([1] * 3, 9, None)
+
+
+def test_a_frozen_tower_looks_at_a_pair_once(build):
+    trainer = build(family="qwen3_vl")
+    looked = []
+    for model in (trainer.model, trainer.ref_model):
+        model.model.visual.register_forward_pre_hook(lambda _, inputs: looked.append(inputs[0].shape[0]))
+    inputs = teach(draw(trainer))
+    trainer.compute_loss(trainer.model, inputs).backward()
+    draw(trainer)
+    patches = inputs["pixel_values"].shape[0]
+    assert looked == [patches // G]  # both pairs, in the first rollout; neither the reference nor the loss looks again
+    with torch.no_grad():
+        next(trainer.model.model.visual.parameters()).mul_(1.5)
+    draw(trainer)
+    assert len(looked) == 3  # weights that change see anew, and no longer as the reference does
+
+
+def test_pictures_of_a_group_are_prepared_once(build, monkeypatch):
+    trainer = build()
+    processor = trainer.processing_class
+    rows = [trainer.train_dataset[pair]["images"] for pair in (0, 3, 0, 0, 1)]
+    slots = ["<|vision_start|><|image_pad|><|vision_end|>" * 2] * len(rows)
+    stock = Qwen2VLProcessor._process_images
+    prepared = []
+
+    def counting(self, images, **settings):
+        prepared.append(len(images))
+        return stock(self, images, **settings)
+
+    monkeypatch.setattr(Qwen2VLProcessor, "_process_images", counting)
+    found = {kind: processor(images=rows, text=slots, padding=True, return_tensors=kind) for kind in ("pt", "np")}
+    assert prepared == [3, 3]
+    monkeypatch.setattr(type(processor), "_process_images", stock)
+    for kind, own in found.items():
+        expected = processor(images=rows, text=slots, padding=True, return_tensors=kind)
+        assert own.keys() == expected.keys()
+        for name, value in expected.items():
+            assert type(own[name]) is type(value)
+            assert own[name].tolist() == value.tolist()
+    del prepared[:]
+    monkeypatch.undo()
+    monkeypatch.setattr(Qwen2VLProcessor, "_process_images", counting)
+    draw(trainer)
+    assert prepared == [2, 2]  # TRL prepares them before it draws and once more before it scores
+
+
+def test_memory_is_bounded_and_may_be_none(build):
+    trainer = build("grpo.remember_pictures_mb=0")
+    looked = []
+    trainer.model.model.visual.register_forward_pre_hook(lambda _, inputs: looked.append(inputs[0].shape[0]))
+    draw(trainer)
+    draw(trainer)
+    assert len(looked) == 2
+    trainer = build()
+    memory = trainer._memory(trainer.model)
+    # Tokens of 28 x 28 pixels, 32 numbers of 4 bytes each, two pictures: 4, 8 and 20 tokens a picture.
+    sizes = {0: 1024, 1: 2048, 3: 5120}
+    memory._limit = 2100
+    for pairs, kept in (((0, 3), 0), ((1, 0), 0), ((0, 1), 1)):
+        draw(trainer, pairs)
+        assert (len(memory), memory._size) == (1, sizes[kept])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (("train.gradient_checkpointing=true",), "scored with their prompts repeated: gradient checkpointing"),
+        (("train.more.use_liger_kernel=true",), "drawn with their prompts repeated: liger"),
+    ],
+)
+def test_what_cannot_share_says_so_once_and_trains_as_trl(build, overrides, reason):
+    trainer = build()
+    if "gradient" in overrides[0]:
+        trainer.model.gradient_checkpointing_enable()
+    else:
+        trainer.args.use_liger_kernel = True
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        inputs = teach(draw(trainer))
+        found = gradients(trainer, inputs)
+        gradients(trainer, inputs)
+    assert [text for text in map(str, (each.message for each in caught)) if reason in text and "share_prefix" in text]
+    told = [str(each.message) for each in caught if "share_prefix" in str(each.message)]
+    assert len(told) == len(set(told))
+    assert_same(found, gradients(build(share=False), inputs))
+
+
+def test_a_model_without_positions_of_pictures_does_not_share(build, monkeypatch):
+    trainer = build()
+    monkeypatch.delattr(type(trainer.model.model), "get_rope_index")
+    with pytest.warns(UserWarning, match=r"Qwen2VLForConditionalGeneration tells no positions of pictures"):
+        assert not trainer._shares(trainer.model, {}, "scored")
+
+
+def test_two_processes_learn_what_one_learns(make_recipe, tmp_path):
+    """Weights after two steps: one process with TRL's way against two that share, a group across both."""
+    own = ("train.batch_size=12", "grpo.max_new_tokens=64", "train.more.optim=sgd", "train.learning_rate=1.0")
+    weights = {}
+    for name, overrides in (("one", ("grpo.share_prefix=false",)), ("two", ("train.batch_size=6",))):
+        recipe: RlRecipe = make_recipe("rl", *own, *overrides, f"out={tmp_path / name}")
+        path = tmp_path / f"{name}.json"
+        path.write_text(recipe.model_dump_json())
+        processes = str(1 + (name == "two"))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+        script = Path(__file__).with_name("scripted.py")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [*command, str(script), str(path), str(tmp_path), "learn"],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "share_prefix" not in done.stderr
+        weights[name] = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+    moved = 0.0
+    for name, expected in weights["one"]["after"].items():
+        change = expected - weights["one"]["before"][name]
+        moved = max(moved, change.abs().max().item())
+        torch.testing.assert_close(weights["two"]["after"][name], expected, atol=1e-5, rtol=1e-5)
+    assert moved > 1e-3
