@@ -50,6 +50,8 @@ class TinyConfig(Qwen2VLConfig):
     """Qwen2-VL's configuration under a name of its own, so that the right classes are loaded."""
 
     model_type = TINY_MODEL_TYPE
+    # TRL looks here for the Auto class of an architecture that is none of transformers' own; no code is loaded by it.
+    auto_map = {"AutoModelForImageTextToText": "differad.locators.tiny.model.TinyPolicy"}  # noqa: RUF012 - as read there
 
 
 class _Residual(nn.Module):
