@@ -68,3 +68,13 @@ def test_shapes_that_the_processor_refuses():
         rule.resized(27, 500)
     with pytest.raises(ImageError, match="longer than 200:1"):
         rule.resized(28, 5601)
+
+
+def test_a_processor_may_take_smaller_pictures():
+    rule = ResizeRule.from_settings(
+        {"patch_size": 16, "merge_size": 4, "size": {"shortest_edge": 147456, "longest_edge": 147456}, "least_side": 16}
+    )
+    # 42 x 96 grown to 147,456 pixels of area: 254 x 581, sides up to the next multiples of 64
+    assert rule.resized(42, 96) == (256, 640)
+    with pytest.raises(ImageError, match="a side under 16"):
+        rule.resized(15, 96)

@@ -18,11 +18,15 @@ LARGEST_ASPECT = 200
 
 @dataclass(frozen=True)
 class ResizeRule:
-    """Sides become multiples of `factor` (patch size x merge size), their product lies in [min_pixels, max_pixels]."""
+    """Sides become multiples of `factor` (patch size x merge size), their product lies in [min_pixels, max_pixels].
+
+    A side under `least_side` pixels is refused: under `factor`, as published, unless a processor says otherwise.
+    """
 
     factor: int
     min_pixels: int
     max_pixels: int
+    least_side: int | None = None
 
     def __post_init__(self) -> None:
         if not (self.factor >= 1 and 1 <= self.min_pixels <= self.max_pixels):
@@ -50,7 +54,8 @@ class ResizeRule:
             raise OptionError(
                 f"image processor settings without {', '.join(missing)}; expected those of a Qwen-VL checkpoint"
             )
-        return cls(found["patch_size"] * found["merge_size"], found["min_pixels"], found["max_pixels"])
+        factor, least_side = found["patch_size"] * found["merge_size"], settings.get("least_side")
+        return cls(factor, found["min_pixels"], found["max_pixels"], least_side)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "ResizeRule":
@@ -72,8 +77,9 @@ class ResizeRule:
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) of a picture after the processor. Raises ImageError for a shape that it refuses."""
-        if min(width, height) < self.factor:
-            raise ImageError(f"picture of {width}x{height} pixels: a side under {self.factor}; enlarge or pad it first")
+        least = self.factor if self.least_side is None else self.least_side
+        if min(width, height) < least:
+            raise ImageError(f"picture of {width}x{height} pixels: a side under {least}; enlarge or pad it first")
         if max(width, height) > LARGEST_ASPECT * min(width, height):
             raise ImageError(f"picture of {width}x{height} pixels: longer than {LARGEST_ASPECT}:1; cut it into tiles")
         columns, rows = (max(1, round(side / self.factor)) for side in (width, height))

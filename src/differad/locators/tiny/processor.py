@@ -53,7 +53,8 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
     def to_dict(self) -> dict[str, Any]:
         """The settings that are saved: not what this process has open or remembers."""
         own = ("cache", "_backbone", "_remembered", "_pairs")
-        return {name: value for name, value in super().to_dict().items() if name not in own}
+        kept = {name: value for name, value in super().to_dict().items() if name not in own}
+        return {**kept, "least_side": PATCH}
 
     def _preprocess(self, images: list[Any], size: Any, return_tensors: Any = None, **_settings: Any) -> BatchFeature:
         pictures = [np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(1, 2, 0)) for image in images]
