@@ -26,7 +26,7 @@ from tiny_models import build_checkpoint
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 # Pictures of different sizes, so that prompts differ in length and are padded on the left.
-SIZES = ((56, 56), (112, 56), (56, 84), (140, 112))
+SIZES = ((64, 64), (120, 64), (64, 90), (145, 120))
 G = 4
 REAL = (
     "data.question=fixed",
@@ -139,6 +139,8 @@ def test_draws_losses_and_gradients_equal_trls(build, passes, family, overrides)
     expected, found = draw(stock), draw(shared)
     prompt = found["prompt_ids"].shape[1]
     assert (found["prompt_mask"].sum(dim=1) < prompt).any()  # padded on the left
+    pictured = found["prompt_ids"] == shared._bare(shared.model).config.image_token_id
+    assert found["mm_token_type_ids"][:, :prompt].tolist() == pictured.int().tolist()
     assert {rows for rows, width in seen if width == prompt - 1} == {2}  # two pairs, eight answers
     assert not [rows for rows, width in seen if width >= prompt]
     assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
@@ -147,6 +149,22 @@ def test_draws_losses_and_gradients_equal_trls(build, passes, family, overrides)
         torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-5)
     inputs = teach(expected)
     assert_same(gradients(shared, inputs), gradients(stock, inputs))
+
+
+@pytest.mark.parametrize("freeze", ["true", "false"])
+def test_the_embedded_policy_shares_too(build, freeze):
+    """Its tower compares the two pictures of a pair, so that no picture may be remembered without the other."""
+    tiny = "model.tiny={hidden_size: 32, layers: 2, heads: 2, channels: 8, blocks: 1}"
+    # TRL loads a reference by the name of its class, which it does not know.
+    own = ("model.checkpoint=null", tiny, "grpo.kl=0", f"model.freeze_vision={freeze}", "model.max_pixels=null")
+    stock, shared = (build(*own, share=share) for share in (False, True))
+    expected, found = draw(stock), draw(shared)
+    assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
+    inputs = teach(expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert_same(gradients(shared, inputs), gradients(stock, inputs))
+    assert len(shared._memory(shared.model)) == (2 if freeze == "true" else 0)
 
 
 def test_rows_of_a_batch_may_stand_in_any_order(build):
@@ -268,7 +286,7 @@ def test_memory_is_bounded_and_may_be_none(build):
     # Tokens of 28 x 28 pixels, 32 numbers of 4 bytes each, two pictures: 4, 8 and 20 tokens a picture.
     sizes = {0: 1024, 1: 2048, 3: 5120}
     memory._limit = 2100
-    for pairs, kept in (((0, 3), 0), ((1, 0), 0), ((0, 1), 1)):
+    for pairs, kept in (((0, 3), 0), ((1,), 1), ((0,), 0)):
         draw(trainer, pairs)
         assert (len(memory), memory._size) == (1, sizes[kept])
 

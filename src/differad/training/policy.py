@@ -37,6 +37,8 @@ class PairProcessor(Qwen2VLProcessor):
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        # TRL pads prompts on the left, and takes the kinds of their tokens, which place pictures, as they are padded here.
+        tokenizer.padding_side = "left"
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
     def _process_images(self, images: list[list[Any]], **settings: Any) -> tuple[dict[str, Any], list[str]]:

@@ -72,8 +72,7 @@ class SharesPrefixes:
             ids, mask, types = input_ids[rows], attention_mask[rows], given["mm_token_type_ids"][rows]
             with self.accelerator.autocast():
                 inputs = answer_inputs(bare, ids, mask, types, logits_to_keep, pictures.take(rows), self._memory(bare))
-                shown = mask[:, -logits_to_keep - 1 :] == 0
-                labels = inputs["input_ids"].masked_fill(shown, -100)
+                labels = inputs["input_ids"].masked_fill(mask[:, -logits_to_keep - 1 :] == 0, -100)
                 # Through the wrapper of several processes: it has to know of the pass that is differentiated.
                 parts.append(model(**inputs, labels=labels, fused_lm_head=True))
         entropies = torch.cat([part.entropy for part in parts]) if compute_entropy else None
@@ -96,14 +95,11 @@ class SharesPrefixes:
 
     @contextmanager
     def _generating(self: Any, images: list[Any] | None) -> Iterator[None]:
-        bare = self._bare(self.model)
-        engine = (
-            "vLLM" if self.use_vllm else "continuous batching" if self.use_transformers_continuous_batching else None
-        )
-        if engine is not None:
-            self._tell(f"{engine} draws the answers its own way", "drawn")
+        if self.use_vllm or self.use_transformers_continuous_batching:
+            self._tell("vLLM and continuous batching draw answers their own way", "drawn")
             yield
             return
+        bare = self._bare(self.model)
         stock: Callable[..., Tensor] = bare.generate
 
         def generate(**inputs: Any) -> Tensor:
