@@ -4,9 +4,9 @@
     python benchmarks/calibrate_tiny.py runs/tiny/calibration/pairs.jsonl
 
 A logistic curve over the odds of a box in the policy's answer and the highest logit of its map, fitted to which pairs are
-abnormal; no weight is below 0. The threshold leaves a box on a tenth of the drawn normal pairs: drawn defects are plainer than real ones,
-so that the point where a drawn defect is more likely than not would be too high; the tenth is judgement. The result belongs
-into src/differad/locators/tiny/calibration.py. Reads no real picture.
+abnormal; no weight is below 0. The threshold leaves a box on a tenth of the drawn normal pairs (judgement): drawn defects are
+plainer than real ones, so that the point where a drawn defect is more likely than not would be too high. The result
+belongs into src/differad/locators/tiny/calibration.py. Reads no real picture.
 """
 
 import argparse

@@ -92,8 +92,6 @@ def open_source(model: Model, out: Path, seed: int) -> Source:
         path = local._resolve(str(model.checkpoint))
     config = local._load_config(path)
     tokenizer = local._load_tokenizer(path)
-    # TRL pads prompts on the left, but takes the processor's own padding for what tells pictures from text.
-    tokenizer.padding_side = "left"
     options = LocalOptions(min_pixels=model.min_pixels, max_pixels=model.max_pixels)
     image_processor = local._load_image_processor(path, options)
     processor = PairProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
