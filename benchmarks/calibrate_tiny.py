@@ -49,12 +49,15 @@ def judge(logits: np.ndarray, overlap: np.ndarray, abnormal: np.ndarray, least: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", type=Path, help="pairs.jsonl of drawn pairs that the policy was not trained on")
+    parser.add_argument(
+        "pairs", type=Path, nargs="+", help="pairs.jsonl of drawn pairs that the policy was not trained on"
+    )
     parser.add_argument("--folder", type=Path, default=WEIGHTS, help="the policy; the shipped one unless told")
+    parser.add_argument("--once", action="store_true", help="without the second, closer look")
     arguments = parser.parse_args()
-    locator = Recorder(TinyOptions(threshold=0.0), folder=arguments.folder)
+    locator = Recorder(TinyOptions(threshold=0.0, closer=not arguments.once), folder=arguments.folder)
     locator.evidence = []
-    pairs = [pair for pair in read_pairs(arguments.pairs) if pair.boxes is not None]
+    pairs = [pair for path in arguments.pairs for pair in read_pairs(path) if pair.boxes is not None]
     outcomes: list[Any] = list(locator.locate_many(pairs))
     x = np.array(locator.evidence)
     abnormal = np.array([len(as_boxes(pair.boxes)) > 0 for pair in pairs])

@@ -12,10 +12,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from features_speed import drawn, peak_mib, seconds_a_pair
-
 from differad import load_locator
 from differad.core import Pair
+from features_speed import drawn, peak_mib, seconds_a_pair
 
 
 def measure(pairs: list[Pair]) -> Iterator[tuple[str, dict[str, float]]]:

@@ -20,6 +20,8 @@ from differad.locators.features.backbone import Backbone, Features
 
 Evidence = NDArray[np.float32]
 PATCH = 16
+# Pixels of area that pictures are resized to, as nearly as their shape allows.
+AREA = 384 * 384
 # Channels of the backbone at strides 8 and 16.
 FINE, COARSE = 40, 112
 # Half sides of the two windows around a place, as shares of height and width.

@@ -6,20 +6,23 @@ one pass gives box, confidence and a decision whose threshold can be set from no
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from differad.answers.parsing import Frame, parse_answer
+from differad.answers.parsing import Frame, format_answer, parse_answer
 from differad.boxes import Boxes, area, centers
 from differad.core import Location, Pair
+from differad.images import RGB
 from differad.locators.chat import Reply
 from differad.locators.conformal import conformal_threshold
 from differad.locators.local import LocalLocator, LocalOptions, Prepared
 from differad.locators.tiny.calibration import DECIDING, Deciding
+from differad.locators.tiny.evidence import AREA, PATCH
 from differad.options import check_option, option
 
 # The policy that is shipped inside the package.
@@ -27,6 +30,11 @@ WEIGHTS = Path(__file__).parents[2] / "weights" / "tiny"
 # The token before an answer's first number.
 OPENING = "<think></think><answer>("
 _SURE = 1e-6
+# A picture of at least this many times the area that the policy sees is looked at again, more closely: about the first box, over
+# this share of its sides.
+WORTH_A_LOOK, CLOSER = 1.5, 0.5
+
+Window = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class TinyOptions:
     threshold: float = option(DECIDING.threshold, "a target counts as abnormal from this probability on")
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto takes an accelerator where there is one")
     batch_size: int = option(8, "pairs that are answered at once")
+    closer: bool = option(True, "look again, more closely, where a picture is larger than what the policy sees at once")
 
     def __post_init__(self) -> None:
         check_option("threshold", self.threshold, 0 <= self.threshold <= 1, "a probability in [0, 1]")
@@ -66,14 +75,54 @@ class TinyLocator(LocalLocator):
         threshold = conformal_threshold(self, normals, false_alarms)
         return TinyLocator(replace(self.decision, threshold=threshold), folder=self._folder, deciding=self._deciding)
 
+    def _prepare(self, reference: RGB, target: RGB) -> Prepared:
+        seen = super()._prepare(reference, target)
+        return _Kept(seen.patches, seen.grids, seen.text, seen.frame, seen.seed, reference, target)
+
     def _generate(self, batch: list[Prepared]) -> list[Reply]:
+        """A box each; where the picture was shrunk much, from a second look at the surroundings of the first."""
+        first = self._ask(batch)
+        kept = [item for item in batch if isinstance(item, _Kept)]
+        windows = [self._window(item, reply) for item, reply in zip(kept, first, strict=True)]
+        closer = [
+            super(TinyLocator, self)._prepare(*(cut(picture, window) for picture in (item.reference, item.target)))
+            for item, window in zip(kept, windows, strict=True)
+            if window is not None
+        ]
+        second = iter(self._ask(closer) if closer else [])
+        return [
+            reply if window is None else self._combined(reply, next(second), window)
+            for reply, window in zip(first, windows, strict=True)
+        ]
+
+    def _ask(self, batch: Sequence[Prepared]) -> list["SureReply"]:
         doubt = _Doubt(self._opening, self._zero)
-        texts = self._texts(batch, [doubt])
+        texts = self._texts(list(batch), [doubt])
         peaks = [float(logits.max()) for logits in self._model.model.visual.logits]
         return [
             SureReply(text, item.frame, _log_odds(1 - normal), peak)
             for text, item, normal, peak in zip(texts, batch, doubt.normal, peaks, strict=True)
         ]
+
+    def _window(self, item: "_Kept", reply: "SureReply") -> Window | None:
+        """Where to look again, in shares of the target's sides; None where a second look would show no more."""
+        width, height = reply.frame.width, reply.frame.height
+        boxes = parse_answer(reply.text, self._format, reply.frame).boxes
+        if not self.decision.closer or len(boxes) == 0 or width * height < WORTH_A_LOOK * AREA:
+            return None
+        if min(item.reference.shape[:2]) * CLOSER < 2 * PATCH:
+            return None
+        return around(boxes[0] / np.array([width, height] * 2))
+
+    def _combined(self, first: "SureReply", second: "SureReply", window: Window) -> "SureReply":
+        """The second look's box in the whole target, and the mean of what both say of whether there is a defect."""
+        frame = first.frame
+        boxes = parse_answer(second.text, self._format, second.frame).boxes
+        if len(boxes) == 0:
+            return first
+        corner = np.array(cut_pixels((frame.height, frame.width), window)[:2] * 2, dtype=np.float64)
+        text = format_answer(boxes[:1] + corner, self._format, frame, reasoning="")
+        return SureReply(text, frame, (first.odds + second.odds) / 2, (first.peak + second.peak) / 2)
 
     def _chance(self, reply: "SureReply") -> float:
         """How likely a target is abnormal."""
@@ -96,6 +145,34 @@ class TinyLocator(LocalLocator):
             model=self.name,
             seconds=seconds,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept(Prepared):
+    """A pair with its pictures, for a second look."""
+
+    reference: RGB
+    target: RGB
+
+
+def around(box: NDArray[np.float64]) -> Window:
+    """A window of `CLOSER` of each side about a box, larger where twice the box is, all as shares: x1, y1, x2, y2."""
+    sides = np.clip(2 * (box[2:] - box[:2]), CLOSER, 1.0)
+    low = np.clip((box[:2] + box[2:]) / 2 - sides / 2, 0, 1 - sides)
+    return float(low[0]), float(low[1]), float(low[0] + sides[0]), float(low[1] + sides[1])
+
+
+def cut_pixels(size: tuple[int, int], window: Window) -> tuple[int, int, int, int]:
+    """A window in pixels x1, y1, x2, y2 of a picture of (height, width)."""
+    height, width = size
+    x1, y1, x2, y2 = window
+    return round(x1 * width), round(y1 * height), round(x2 * width), round(y2 * height)
+
+
+def cut(picture: RGB, window: Window) -> RGB:
+    """The window's part of (H, W, 3)."""
+    x1, y1, x2, y2 = cut_pixels((picture.shape[0], picture.shape[1]), window)
+    return np.ascontiguousarray(picture[y1:y2, x1:x2])
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,21 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from differad.data.atomic import in_one_step
 from differad.images import RGB
 from differad.locators.features.backbone import Backbone
-from differad.locators.tiny.evidence import PATCH, WIDTH, Evidence, ReferenceFeatures, evidence, reference_features
+from differad.locators.tiny.evidence import (
+    AREA,
+    PATCH,
+    WIDTH,
+    Evidence,
+    ReferenceFeatures,
+    evidence,
+    reference_features,
+)
 
 # One token stands for MERGE x MERGE patches.
 MERGE = 4
 # Tokens of the reference, which carry what the comparison proposes; its grid in patches.
 PROPOSALS = 4
 REFERENCE_GRID = (1, MERGE, MERGE * PROPOSALS)
-AREA = 384 * 384
 # References remembered with their features, for a line shows one good part beside thousands of others, and the evidence of
 # the last pairs, for the answers of a group share theirs. About 1 MB each.
 _REMEMBERED = 8
