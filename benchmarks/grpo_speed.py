@@ -1,6 +1,6 @@
 """One GRPO step with shared prompts beside the same step of stock TRL: seconds by part, memory, operations.
 
-    python benchmarks/grpo_speed.py [--quick] [--threads 2] [--out docs/grpo_speed.md]
+    python benchmarks/grpo_speed.py [--quick | --one] [--threads 2] [--out docs/grpo_speed.md]
 
 Both sides train the same Qwen2-VL (8.5 million weights, frozen vision tower, float32) on the same pairs with the same answers'
 length (32 tokens, ends ignored). A step is what TRL does between two draws of answers: rollout, old and reference
@@ -318,7 +318,8 @@ def report(arguments: argparse.Namespace) -> str:
     load = os.getloadavg()[0]
     rate = matmul_rate(arguments.threads)
     found = []
-    for case in cases(arguments.quick, arguments.threads, arguments.steps):
+    chosen = cases(arguments.quick, arguments.threads, arguments.steps)
+    for case in chosen[:1] if arguments.one else chosen:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
             memory = {side: pool.submit(memory_of, case, side).result() for side in SIDES}
         found.append((case, measure(case), memory))
@@ -337,6 +338,7 @@ def report(arguments: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny model, one case")
+    parser.add_argument("--one", action="store_true", help="G = 8 and pictures of 256 tokens alone, no growth")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each side and case")
     parser.add_argument("--out", type=Path, help="write the tables to this Markdown file too")
