@@ -27,11 +27,6 @@ WEIGHTS = Path(__file__).parents[2] / "weights" / "tiny"
 # The token before an answer's first number.
 OPENING = "<think></think><answer>("
 _SURE = 1e-6
-# An answer token by token, None for a number; the end follows.
-_ANSWER = (OPENING, None, ",", None, "),(", None, ",", None, ")</answer>")
-_LARGEST = 1000
-# Tokens from a number of the first corner to that of the second.
-_CORNER = 4
 
 
 @dataclass(frozen=True)
@@ -140,6 +135,13 @@ class _Doubt:
             self.normal[row] = float(scores[row].float().softmax(dim=-1)[self._zero])
             scores[row, self._zero] = -math.inf
         return scores
+
+
+# An answer token by token, None for a number; the end follows.
+_ANSWER = (OPENING, None, ",", None, "),(", None, ",", None, ")</answer>")
+_LARGEST = 1000
+# Tokens from a number of the first corner to that of the second.
+_CORNER = 4
 
 
 class _Grammar:
