@@ -66,6 +66,8 @@ class TinyLocator(LocalLocator):
         self.name = "tiny"
         self._opening = int(self._tokenizer.convert_tokens_to_ids(OPENING))
         self._zero = int(self._tokenizer.convert_tokens_to_ids("0"))
+        self._written = {text: int(self._tokenizer.convert_tokens_to_ids(text)) for text in _ANSWER if text}
+        self._numbers = self._tokenizer.convert_tokens_to_ids([str(number) for number in range(_LARGEST + 1)])
 
     def calibrate(self, normals: Iterable[Pair], false_alarms: float = 0.05) -> "TinyLocator":
         """A locator whose threshold leaves a box on at most a share `false_alarms` of normal pairs like these.
@@ -129,6 +131,11 @@ class TinyLocator(LocalLocator):
         d = self._deciding
         odds = d.bias + d.answer * reply.odds + d.peak * reply.peak
         return 1 / (1 + math.exp(-min(max(odds, -30.0), 30.0)))
+
+    def _texts(self, batch: list[Prepared], processors: list[Any]) -> list[str]:
+        steps = [None if text is None else self._written[text] for text in _ANSWER]
+        grammar = _Grammar([*steps, min(self._end_ids())], self._numbers)
+        return super()._texts(batch, [*processors, grammar])
 
     def _decide(self, reply: Reply, seconds: float) -> Location:
         assert isinstance(reply, SureReply)
@@ -205,6 +212,40 @@ class _Doubt:
             self.normal[row] = float(scores[row].float().softmax(dim=-1)[self._zero])
             scores[row, self._zero] = -math.inf
         return scores
+
+
+# An answer token by token, None for a number; the end follows.
+_ANSWER = (OPENING, None, ",", None, "),(", None, ",", None, ")</answer>")
+_LARGEST = 1000
+# Tokens from a number of the first corner to that of the second.
+_CORNER = 4
+
+
+class _Grammar:
+    """Lets nothing be written but an answer whose box has an area: weights may like what cannot be read.
+
+    `steps` are the tokens of an answer, None for a number; `numbers` the tokens of 0, 1, 2 and so on.
+    """
+
+    def __init__(self, steps: list[int | None], numbers: list[int]) -> None:
+        self._steps, self._numbers = steps, numbers
+        self._begin: int | None = None
+
+    def __call__(self, ids: Any, scores: Any) -> Any:
+        if self._begin is None:
+            self._begin = ids.shape[1]
+        written = ids[:, self._begin :]
+        step = written.shape[1]
+        wanted = self._steps[min(step, len(self._steps) - 1)]
+        values = ids.new_full(scores.shape[1:], -1)
+        if wanted is not None:
+            values[wanted] = 0
+            return scores.masked_fill(values < 0, -math.inf)
+        values[self._numbers] = ids.new_tensor(range(len(self._numbers)))
+        if step < _CORNER:
+            return scores.masked_fill((values < 0) | (values == len(self._numbers) - 1), -math.inf)
+        least = values[written[:, step - _CORNER]] + 1
+        return scores.masked_fill(values < least[:, None], -math.inf)
 
 
 def describe(boxes: Boxes, frame: Frame, chance: float) -> str:

@@ -1,0 +1,174 @@
+"""Evidence against a plain search, place by place, and on maps whose answer is known."""
+
+import numpy as np
+import pytest
+
+from differad.locators.features.backbone import Backbone
+from differad.locators.tiny.evidence import (
+    CELL_EXTRA,
+    COARSE,
+    DISTANCES,
+    FINE,
+    QUANTILES,
+    REACHES,
+    WIDTH,
+    ReferenceFeatures,
+    _rarity,
+    evidence,
+    reference_features,
+)
+from differad.synthesis.normals import NORMALS
+
+WHOLE, WINDOW, NARROW, RARITY, MISSING = range(DISTANCES)
+# float32 products of unit vectors are off by 1e-7, so distances near zero, sqrt(2 - 2 s), by sqrt(2e-7) = 5e-4.
+CLOSE = 1e-3
+
+
+def unit(rng, *shape):
+    drawn = rng.normal(size=shape).astype(np.float32)
+    return drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
+
+
+def picture(height, width, seed=0):
+    drawn = NORMALS["machined"](np.random.default_rng(seed), 160)
+    return np.ascontiguousarray(np.clip(drawn[:height, :width], 0, 255).astype(np.uint8))
+
+
+def apart(one, other):
+    """Euclidean distances of vectors (C,) and (..., C), in double precision."""
+    return np.linalg.norm(other.astype(float) - one.astype(float), axis=-1)
+
+
+def within(place, count, others, reach):
+    """Which of `others` places lie within `reach` of a place, as shares of the side; the nearest always."""
+    away = np.abs((place + 0.5) / count - (np.arange(others) + 0.5) / others)
+    return (away <= reach) | (away <= away.min() + 1e-12)
+
+
+def rarity_by_hand(patches):
+    rows, columns, _ = patches.shape
+    found = np.empty((rows, columns))
+    for y in range(rows):
+        for x in range(columns):
+            away = apart(patches[y, x], patches)
+            away[np.ix_(within(y, rows, rows, 0.06), within(x, columns, columns, 0.06))] = np.inf
+            found[y, x] = away.min()
+    return found
+
+
+def cells_by_hand(target, patches, rarity):
+    """All but the last distance, (h, w, C + CELL_EXTRA), of one stride."""
+    height, width, channels = target.shape
+    rows, columns, _ = patches.shape
+    found = np.zeros((height, width, channels + CELL_EXTRA))
+    for y in range(height):
+        for x in range(width):
+            away = apart(target[y, x], patches)
+            windows = [np.full_like(away, np.inf) for _ in REACHES]
+            for window, reach in zip(windows, REACHES, strict=True):
+                inside = np.ix_(within(y, height, rows, reach), within(x, width, columns, reach))
+                window[inside] = away[inside]
+            nearest = np.unravel_index(away.argmin(), away.shape)
+            # Fine patches are held against the nearest in the wider window, coarse ones against the nearest anywhere.
+            beside = windows[0] if channels == FINE else away
+            other = patches[np.unravel_index(beside.argmin(), away.shape)]
+            found[y, x, :channels] = 16 * (target[y, x] - other) ** 2
+            distances = [away.min(), windows[0].min(), windows[1].min(), rarity[nearest]]
+            found[y, x, channels : channels + MISSING] = distances
+    found[..., channels + DISTANCES :] = np.quantile(rarity, QUANTILES)
+    return found
+
+
+def by_hand(target, reference):
+    """Rows of evidence: the four fine cells of a patch, row by row, then its coarse one."""
+    fine, coarse = (
+        cells_by_hand(own, patches, rarity_by_hand(patches)) for own, patches in zip(target, reference, strict=True)
+    )
+    rows = []
+    for y in range(coarse.shape[0]):
+        for x in range(coarse.shape[1]):
+            cells = [fine[2 * y + dy, 2 * x + dx] for dy in (0, 1) for dx in (0, 1)]
+            rows.append(np.concatenate([*cells, coarse[y, x]]))
+    return np.reshape(rows, (*coarse.shape[:2], -1))
+
+
+# Where in a row the last distance of each cell stands; it is compared on its own.
+MISSING_AT = [cell * (FINE + CELL_EXTRA) + FINE + MISSING for cell in range(4)]
+MISSING_AT.append(4 * (FINE + CELL_EXTRA) + COARSE + MISSING)
+
+
+@pytest.mark.parametrize(
+    ("target", "reference"), [((64, 64), (64, 64)), ((64, 96), (80, 48)), ((32, 160), (96, 32))], ids=str
+)
+def test_evidence_is_what_a_plain_search_finds(target, reference):
+    backbone = Backbone()
+    target, reference = picture(*target), picture(*reference, seed=1)
+    found = evidence(backbone.patches(target), reference_features(backbone, reference))
+    assert found.shape == (target.shape[0] // 16, target.shape[1] // 16, WIDTH)
+    assert found.dtype == np.float32
+    expected = by_hand(backbone.patches(target), backbone.patches(reference))
+    rest = np.setdiff1d(np.arange(WIDTH), MISSING_AT)
+    np.testing.assert_allclose(found[..., rest], expected[..., rest], atol=CLOSE)
+
+
+def maps(rng, height, width):
+    """Random patches of both strides for a picture of height x width patches of 16."""
+    return [unit(rng, 2 * height, 2 * width, FINE), unit(rng, height, width, COARSE)]
+
+
+def referenced(patches):
+    return [ReferenceFeatures(each, rarity_by_hand(each).astype(np.float32)) for each in patches]
+
+
+def cells(found):
+    """Rows of evidence as the maps of their cells: (2h, 2w, FINE + CELL_EXTRA) and (h, w, COARSE + CELL_EXTRA)."""
+    height, width = found.shape[:2]
+    fine = found[..., : 4 * (FINE + CELL_EXTRA)].reshape(height, width, 2, 2, -1)
+    return fine.transpose(0, 2, 1, 3, 4).reshape(2 * height, 2 * width, -1), found[..., 4 * (FINE + CELL_EXTRA) :]
+
+
+def test_identical_pictures_are_at_no_distance():
+    patches = maps(np.random.default_rng(0), 4, 5)
+    for own, channels in zip(cells(evidence(patches, referenced(patches))), (FINE, COARSE), strict=True):
+        assert own[..., :channels].max() < CLOSE
+        assert own[..., channels : channels + NARROW + 1].max() < CLOSE
+
+
+def test_a_patch_that_moved_is_near_in_the_whole_and_far_in_the_windows():
+    reference = maps(np.random.default_rng(1), 6, 6)
+    target = [each.copy() for each in reference]
+    for each in target:
+        each[0, 0] = each[-1, -1]
+    for own, channels in zip(cells(evidence(target, referenced(reference))), (FINE, COARSE), strict=True):
+        whole, window, narrow = own[0, 0, channels : channels + 3]
+        assert whole < CLOSE
+        assert window > 0.5  # random directions of 40 dimensions and more are about sqrt(2) apart
+        assert narrow >= window
+    fine, coarse = cells(evidence(target, referenced(reference)))
+    assert fine[0, 0, :FINE].sum() > 16 * 0.5**2  # held against the window, sum of squares over 16 channels' gain
+    assert coarse[0, 0, :COARSE].sum() < CLOSE  # held against the whole
+
+
+def test_what_repeats_is_less_rare():
+    rng = np.random.default_rng(2)
+    unique = maps(rng, 6, 6)
+    motif = [unit(rng, 4, 4, FINE), unit(rng, 2, 2, COARSE)]
+    repeating = [np.tile(each, (3, 3, 1)) for each in motif]
+    for patches, least, most in ((unique, 0.5, 2.0), (repeating, 0.0, CLOSE)):  # the motif's copy lies a third off
+        for own, channels in zip(cells(evidence(patches, referenced(patches))), (FINE, COARSE), strict=True):
+            said = np.concatenate([own[..., [channels + RARITY]], own[..., channels + DISTANCES :]], axis=-1)
+            assert least <= said.min() <= said.max() <= most
+
+
+def test_rarity_does_not_count_its_own_surroundings():
+    """Smooth patches are all near their neighbours: rarity looks beyond 0.06 of the sides, here one place of 20."""
+    angle = np.linspace(0, np.pi / 2, 20)
+    line = np.zeros((20, FINE), np.float32)
+    line[:, 0], line[:, 1] = np.cos(angle), np.sin(angle)
+    patches = np.repeat(line[None], 20, axis=0)  # columns differ, rows do not
+    by_rows = rarity_by_hand(patches)
+    assert by_rows.max() < CLOSE  # the same column two rows off
+    np.testing.assert_allclose(_rarity(patches), by_rows, atol=CLOSE)
+    alone = patches[:1]  # a single row: two columns off is the nearest that counts
+    chord = 2 * np.sin((angle[2] - angle[0]) / 2)
+    np.testing.assert_allclose(_rarity(alone), np.full((1, 20), chord), atol=CLOSE)
