@@ -10,7 +10,7 @@ The result belongs into src/differad/locators/features/calibration.py. Reads no 
   accuracy on surfaces that the curve has not seen, each of them left out in turn; a constant is changed where that is better
   by more than noise (about 0.02 for 300 pairs). The curve that is given out is fitted to all pairs.
 - border: how far the map of normal pairs, without the correction, is above its inside, by patches from the border.
-- further: the constants in use on as many pairs again, which nothing was fitted to.
+- further: the constants in use and that curve on as many pairs again, which nothing was fitted to.
 - fused: pairs of one part that `difference` can lay on each other; a logistic curve over its chance of each box and the
   map's peak within, fitted to which boxes touch the defect, then moved so that a pair's best box says how likely
   the pair is abnormal. No weight is below 0: more evidence must not count as less.
@@ -173,11 +173,11 @@ def calibrate_alone(drawn: list) -> tuple[dict[str, dict[str, float]], np.ndarra
     return judged, fit_logistic(x, abnormal.astype(float))
 
 
-def check_further(drawn: list) -> dict[str, float]:
-    """Metrics of the constants in use, curve and all."""
+def check_further(drawn: list, curve: np.ndarray) -> dict[str, float]:
+    """Metrics of the constants in use with the curve that was fitted, on pairs that it has not seen."""
     abnormal = np.array([d[1] for d in drawn])
     x, overlap = (np.array([d[0][IN_USE][i] for d in drawn]) for i in (0, 1))
-    return judge(overlap, abnormal, DECIDING.bias + x @ np.array([DECIDING.peak, DECIDING.contrast]))
+    return judge(overlap, abnormal, curve[0] + x @ curve[1:])
 
 
 def calibrate_fusion(rows: list[tuple[list[tuple[float, float]], list[bool], bool]]) -> tuple[np.ndarray, dict]:
@@ -210,7 +210,7 @@ def calibrate(pool: ProcessPoolExecutor, pairs: int) -> dict[str, object]:
         "in_use": {"scoring": asdict(SCORING), "deciding": asdict(DECIDING)},
         "changed": judged,
         "border": np.exp(np.nanmean([d[3] for d in drawn[:pairs] if not d[1]], axis=0)).round(3).tolist(),
-        "further": check_further(drawn[pairs:]),
+        "further": check_further(drawn[pairs:], curve),
         "fused": fused_metrics,
         "deciding": asdict(deciding),
     }

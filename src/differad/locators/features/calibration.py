@@ -29,12 +29,12 @@ class Deciding:
 
     cut: float = 0.65
     gap: float = 2.0
-    bias: float = -2.9
-    peak: float = 4.3
-    contrast: float = 3.5
-    fused_bias: float = 0.462
-    fused_difference: float = 1.093
-    fused_peak: float = 1.683
+    bias: float = 0.317
+    peak: float = 4.182
+    contrast: float = 2.922
+    fused_bias: float = 1.079
+    fused_difference: float = 1.187
+    fused_peak: float = 0.986
     threshold: float = 0.5
 
 
