@@ -3,7 +3,7 @@
 Two parts of one kind are not two shots of one part. They are cut from other places of a surface, whose contrast, tone,
 scale and sharpness differ a little from part to part; each has its own light, clouds and marks of use that are no defect;
 seams and rims run through both at about the same place; the pictures may have other sizes, up to strips of 1 : 2.6.
-Used by calibrate_features.py. Reads no real picture; all bounds were set by judgement, before any was looked at.
+Used by calibrate_features.py. Reads no real picture; all bounds were set by judgement.
 """
 
 from dataclasses import dataclass
