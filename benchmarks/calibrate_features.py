@@ -4,20 +4,21 @@
 
 The result belongs into src/differad/locators/features/calibration.py. Reads no real picture. Half of the pairs are normal.
 
-- alone: two pieces of one surface (or of one part, on a surface of its own each) under `Nuisance()` with a shift up to 7 %, a
-  turn up to 4 degrees and 5 % of scale, drawn at 128 to 640 pixels so that defects are specks as well as a third of the
-  picture. For each setting of side, smooth and cut a logistic curve over the highest region's peak and
-  contrast is fitted to which pairs are abnormal; the setting with the best mean of mIoU (highest region, where its
-  chance reaches the threshold) and normal accuracy is taken.
+- alone: two good parts of one kind that nothing can lay on each other, see unaligned_pairs.py. From the constants in use
+  one at a time is changed, and a logistic curve over the highest region's peak and contrast is fitted to which pairs
+  are abnormal. What counts is the mean of mIoU (highest region, where its chance reaches the threshold) and normal
+  accuracy on surfaces that the curve has not seen, each of them left out in turn; a constant is changed where that is better
+  by more than noise (about 0.02 for 300 pairs). The curve that is given out is fitted to all pairs.
+- border: how far the map of normal pairs, without the correction, is above its inside, by patches from the border.
+- further: the constants in use and that curve on as many pairs again, which nothing was fitted to.
 - fused: pairs of one part that `difference` can lay on each other; a logistic curve over its chance of each box and the
   map's peak within, fitted to which boxes touch the defect, then moved so that a pair's best box says how likely
   the pair is abnormal. No weight is below 0: more evidence must not count as less.
-- reach, copies and quantile are judgement: a tenth of the side, two copies, one patch in two hundred.
+- reach is judgement: a tenth of the side.
 - threshold: 0.5, a box where a defect is more likely than not.
 """
 
 import argparse
-import itertools
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -27,85 +28,79 @@ import cv2
 import numpy as np
 
 from differad.boxes import iou
-from differad.data.masks import boxes_from_mask
 from differad.evaluation.metrics import auroc
 from differad.locators.difference import DifferenceLocator, DifferenceOptions
-from differad.locators.features.augmentation import copies
 from differad.locators.features.backbone import Backbone, fit
-from differad.locators.features.calibration import DECIDING, SCORING
+from differad.locators.features.calibration import DECIDING, SCORING, Scoring
 from differad.locators.features.locator import FeaturesLocator, evidence, logit, peak_within
-from differad.locators.features.nearest import distances, floors, scored
+from differad.locators.features.nearest import distances, scored, solitude
 from differad.locators.features.regions import regions
-from differad.synthesis.camera import STILL, Nuisance, develop, draw_view, see
-from differad.synthesis.defects import damage_surface
-from differad.synthesis.normals import NORMALS
 from differad.synthesis.pairs import SyntheticPair, make_pair
 from differad.synthesis.textures import TEXTURES
+from unaligned_pairs import draw_unaligned
 
-SURFACES = ("brushed", "woven", "grain", "wood", "machined", "perforated", "striped", "tiled")
-LAYOUTS = ("printed", "assembled", "board")
 ALIGNED = ("board", "board", "board", "board", *TEXTURES)
-SMALLEST, LARGEST = 128, 640
-VISIBLE_LEVELS, VISIBLE_PIXELS, ATTEMPTS = 20, 60, 20
 # Seeds of the unaligned pairs start here, far from those of other programs.
 FIRST = 20_000
-SIDES = (320, 448)
-SMOOTHS = (0.8, 1.2)
-CUTS = (0.4, 0.5, 0.6, 0.7, 0.8)
+CHANGES = {
+    "side": (320,),
+    "window": (0.0, 0.5),
+    "own": (0.0, 0.4),
+    "edge": (0.0, 0.13, 0.4),
+    "fade": (0.045, 0.18),
+    "smooth": (0.4, 1.2),
+    "cut": (0.55, 0.6, 0.7),
+    "gap": (0.0, 1.0, 3.0),
+}
+RINGS = 8
 RIDGE = 1.0
 THRESHOLD = 0.5
+IN_USE = "in use"
 
 
-def draw_unaligned(rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
-    """Two parts of one kind, which nothing can lay on each other; the second perhaps with a defect."""
-    size = int(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST))))
-    margin = max(12, size // 11)
-    side = size + 2 * margin
-    kind = str(rng.choice(SURFACES))
-    surface = NORMALS[kind](rng, 2 * side)
-    first, second = surface[:side, :side], surface[side:, side:]
-    if rng.random() < 0.5:
-        layout, share = NORMALS[str(rng.choice(LAYOUTS))](rng, side), rng.uniform(0.3, 0.6)
-        first, second = (piece * (1 - share) + layout * share for piece in (first, second))
-    first, second = (np.ascontiguousarray(piece, dtype=np.float32) for piece in (first, second))
-    still = draw_view(rng, size, margin, STILL)
-    view = draw_view(rng, size, margin, Nuisance(shift=0.07 * size, angle=4, scale=0.05))
-    clean = seen = see(second, view, binary=False)
-    mask = np.zeros((size, size), bool)
-    for _ in range(ATTEMPTS if anomalous else 0):
-        seen = see(damage_surface(rng, second, margin), view, binary=False)
-        mask = np.abs(seen - clean).max(axis=2) >= VISIBLE_LEVELS
-        if mask.sum() >= VISIBLE_PIXELS:
-            break
-    reference = develop(see(first, still, binary=False), still, binary=False)
-    return SyntheticPair(reference, develop(seen, view, binary=False), mask, np.eye(3), kind)
+def settings() -> dict[str, tuple[Scoring, float, float]]:
+    """The constants in use, and each of CHANGES on its own: scoring, cut and gap by name."""
+    found = {IN_USE: (SCORING, DECIDING.cut, DECIDING.gap)}
+    for name, values in CHANGES.items():
+        for value in values:
+            scoring = replace(SCORING, **{name: value}) if hasattr(SCORING, name) else SCORING
+            cut, gap = (value if name == own else getattr(DECIDING, own) for own in ("cut", "gap"))
+            found[f"{name}={value}"] = (scoring, cut, gap)
+    return found
 
 
-def truth_of(mask: np.ndarray) -> np.ndarray:
-    """One box (1, 4) around all of a mask, (0, 4) for none."""
-    return boxes_from_mask(mask, gap=max(mask.shape))[:1]
+def found_in(pair: SyntheticPair, scoring: Scoring) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Distances of each stride: whole, window, of the target alone."""
+    backbone = Backbone()
+    reference, target = (backbone.patches(fit(picture, scoring.side)) for picture in (pair.reference, pair.target))
+    return [
+        (*distances(seen, [own], scoring.reach), solitude(seen, scoring.reach))
+        for seen, own in zip(target, reference, strict=True)
+    ]
 
 
-def alone_of(seed: int) -> dict[tuple, tuple[tuple[float, float], float, bool]]:
-    """For each setting: the evidence of the highest region of pair `seed`, its IoU, and whether the pair is abnormal."""
+def alone_of(seed: int) -> tuple[dict[str, tuple[tuple[float, float], float]], bool, str, np.ndarray]:
+    """Of pair `seed`: the highest region's evidence and IoU by setting, whether it is abnormal, its surface, its border."""
     cv2.setNumThreads(1)
     pair = draw_unaligned(np.random.default_rng(FIRST + seed), seed % 2 == 0)
-    truth = truth_of(pair.mask)
-    backbone, size = Backbone(), pair.target.shape[1::-1]
+    found = {side: found_in(pair, replace(SCORING, side=side)) for side in (SCORING.side, *CHANGES["side"])}
     result = {}
-    for side in SIDES:
-        small = fit(pair.reference, side)
-        own, target = backbone.patches(small), backbone.patches(fit(pair.target, side))
-        others = [backbone.patches(copy) for copy in copies(small, SCORING.copies)]
-        noise = floors(others, own, reach=SCORING.reach, quantile=SCORING.quantile)
-        found = [distances(t, [o], SCORING.reach) for t, o in zip(target, own, strict=True)]
-        score = scored(found, noise)
-        for smooth, cut in itertools.product(SMOOTHS, CUTS):
-            smoothed = cv2.GaussianBlur(score, (0, 0), smooth)
-            best = regions(smoothed, size, cut=cut, least=np.inf, most=1)[0]
-            overlap = float(iou(best.box[None], truth).max(initial=0.0))
-            result[side, smooth, cut] = evidence(best), overlap, len(truth) > 0
-    return result
+    for name, (scoring, cut, gap) in settings().items():
+        score = cv2.GaussianBlur(scored(found[scoring.side], scoring), (0, 0), scoring.smooth)
+        best = regions(score, pair.target.shape[1::-1], cut=cut, gap=gap, most=1)[0]
+        result[name] = evidence(best), float(iou(best.box[None], pair.boxes).max(initial=0.0))
+    plain = scored(found[SCORING.side], replace(SCORING, edge=0.0))
+    return result, len(pair.boxes) > 0, pair.category, border_of(plain)
+
+
+def border_of(score: np.ndarray) -> np.ndarray:
+    """Logarithm (RINGS,) of the 95 % quantile at each patch from the border over that of what lies further inside."""
+    rows, columns = (np.minimum(np.arange(count), np.arange(count)[::-1]) for count in score.shape)
+    inwards = np.minimum(rows[:, None], columns)
+    if inwards.max() < RINGS:
+        return np.full(RINGS, np.nan)
+    inside = np.quantile(score[inwards >= RINGS], 0.95)
+    return np.array([np.log(np.quantile(score[inwards == ring], 0.95) / inside) for ring in range(RINGS)])
 
 
 def fused_of(seed: int) -> tuple[list[tuple[float, float]], list[bool], bool] | None:
@@ -148,11 +143,8 @@ def fit_logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         kept[negative.argmin()] = False
 
 
-def judge(rows: list[tuple[tuple[float, float], float, bool]]) -> tuple[dict[str, float], np.ndarray]:
-    """Metrics of one setting, and the curve that was fitted."""
-    x, overlap, abnormal = (np.array(column) for column in zip(*rows, strict=True))
-    weights = fit_logistic(x, abnormal.astype(float))
-    logits = weights[0] + x @ weights[1:]
+def judge(overlap: np.ndarray, abnormal: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Metrics of one setting, given what its curve answers."""
     found = logits >= np.log(THRESHOLD / (1 - THRESHOLD))
     miou, accuracy = float((overlap * found)[abnormal].mean()), float((~found)[~abnormal].mean())
     metrics = {
@@ -162,7 +154,30 @@ def judge(rows: list[tuple[tuple[float, float], float, bool]]) -> tuple[dict[str
         "normal_accuracy": accuracy,
         "auroc": auroc(logits[abnormal], logits[~abnormal]),
     }
-    return metrics, weights
+    return {name: round(value, 3) for name, value in metrics.items()}
+
+
+def calibrate_alone(drawn: list) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+    """Metrics of each setting on surfaces that its curve has not seen, and the curve of the constants in use."""
+    abnormal, surfaces = np.array([d[1] for d in drawn]), np.array([d[2] for d in drawn])
+    judged = {}
+    for name in settings():
+        x, overlap = (np.array([d[0][name][i] for d in drawn]) for i in (0, 1))
+        logits = np.empty(len(x))
+        for surface in np.unique(surfaces):
+            here = surfaces == surface
+            weights = fit_logistic(x[~here], abnormal[~here].astype(float))
+            logits[here] = weights[0] + x[here] @ weights[1:]
+        judged[name] = judge(overlap, abnormal, logits)
+    x = np.array([d[0][IN_USE][0] for d in drawn])
+    return judged, fit_logistic(x, abnormal.astype(float))
+
+
+def check_further(drawn: list, curve: np.ndarray) -> dict[str, float]:
+    """Metrics of the constants in use with the curve that was fitted, on pairs that it has not seen."""
+    abnormal = np.array([d[1] for d in drawn])
+    x, overlap = (np.array([d[0][IN_USE][i] for d in drawn]) for i in (0, 1))
+    return judge(overlap, abnormal, curve[0] + x @ curve[1:])
 
 
 def calibrate_fusion(rows: list[tuple[list[tuple[float, float]], list[bool], bool]]) -> tuple[np.ndarray, dict]:
@@ -183,28 +198,20 @@ def calibrate_fusion(rows: list[tuple[list[tuple[float, float]], list[bool], boo
 
 
 def calibrate(pool: ProcessPoolExecutor, pairs: int) -> dict[str, object]:
-    by_setting: dict[tuple, list] = {}
-    for found in pool.map(alone_of, range(pairs), chunksize=2):
-        for setting, row in found.items():
-            by_setting.setdefault(setting, []).append(row)
-    judged = {setting: judge(rows) for setting, rows in by_setting.items()}
-    ranked = sorted(judged, key=lambda setting: -judged[setting][0]["score"])
-    side, smooth, cut = ranked[0]
-    bias, peak, contrast = (round(float(w), 3) for w in judged[ranked[0]][1])
+    drawn = list(pool.map(alone_of, range(2 * pairs), chunksize=2))
+    judged, curve = calibrate_alone(drawn[:pairs])
+    bias, peak, contrast = (round(float(w), 3) for w in curve)
     fused, fused_metrics = calibrate_fusion([r for r in pool.map(fused_of, range(pairs), chunksize=2) if r])
     a, b, c = (round(float(w), 3) for w in fused)
-    scoring = replace(SCORING, side=side, smooth=smooth)
     deciding = replace(
-        DECIDING, cut=cut, bias=bias, peak=peak, contrast=contrast, fused_bias=a, fused_difference=b, fused_peak=c
+        DECIDING, bias=bias, peak=peak, contrast=contrast, fused_bias=a, fused_difference=b, fused_peak=c
     )
     return {
         "in_use": {"scoring": asdict(SCORING), "deciding": asdict(DECIDING)},
-        "best": [{"setting": setting, **judged[setting][0]} for setting in ranked[:8]],
-        "best_per_side": [
-            {"setting": s, **judged[s][0]} for s in (next(r for r in ranked if r[0] == w) for w in SIDES)
-        ],
+        "changed": judged,
+        "border": np.exp(np.nanmean([d[3] for d in drawn[:pairs] if not d[1]], axis=0)).round(3).tolist(),
+        "further": check_further(drawn[pairs:], curve),
         "fused": fused_metrics,
-        "scoring": asdict(scoring),
         "deciding": asdict(deciding),
     }
 
@@ -212,9 +219,10 @@ def calibrate(pool: ProcessPoolExecutor, pairs: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=240, help="synthetic pairs of each kind, half of them normal")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parser.parse_args()
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ProcessPoolExecutor(arguments.workers) as pool:
         report = calibrate(pool, arguments.pairs)
     if arguments.json:
         print(json.dumps(report, indent=1))

@@ -8,26 +8,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scoring:
-    """What makes a map out of distances: noise by augmented copies of the reference; lengths are shares of the sides."""
+    """What makes a map out of distances; lengths are shares of the sides, `smooth` is in patches of 8 pixels.
+
+    `window` and `own` weigh the search around the same place and the one in the target alone; distances are taken to be `edge`
+    larger at the border, which fades inwards.
+    """
 
     side: int = 448
     reach: float = 0.1
-    copies: int = 2
-    quantile: float = 0.995
+    window: float = 0.25
+    own: float = 0.2
+    edge: float = 0.26
+    fade: float = 0.09
     smooth: float = 0.8
 
 
 @dataclass(frozen=True)
 class Deciding:
-    """What makes boxes and probabilities out of a map, alone and beside `difference`."""
+    """What makes boxes and probabilities out of a map, alone and beside `difference`; `gap` is in patches of 8 pixels."""
 
-    cut: float = 0.7
-    bias: float = -1.324
-    peak: float = 4.302
-    contrast: float = 1.665
-    fused_bias: float = 0.462
-    fused_difference: float = 1.093
-    fused_peak: float = 1.683
+    cut: float = 0.65
+    gap: float = 2.0
+    bias: float = 0.317
+    peak: float = 4.182
+    contrast: float = 2.922
+    fused_bias: float = 1.079
+    fused_difference: float = 1.187
+    fused_peak: float = 0.986
     threshold: float = 0.5
 
 

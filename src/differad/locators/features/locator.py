@@ -2,7 +2,7 @@
 
 The reference need not lie on the target: another good part will do. Where `difference` can lay it on, that locator gives the
 boxes, being exact to a pixel, and both decide how likely each is a defect; where it refuses, the map of distances does alone.
-Every constant was calibrated on synthetic pairs (`calibration`); the unit of a distance comes from the pair itself.
+Every constant was calibrated on synthetic pairs (`calibration`).
 
 Knows nothing of materials or defect classes; looks at a picture whole, so that specks are found by `difference` only.
 """
@@ -28,15 +28,14 @@ from differad.images import RGB, ImageSource, read_image, read_images
 from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.conformal import conformal_threshold
 from differad.locators.difference import DifferenceLocator, DifferenceOptions
-from differad.locators.features.augmentation import copies
 from differad.locators.features.backbone import Backbone, Features, fit
 from differad.locators.features.calibration import DECIDING, SCORING, Deciding, Scoring
-from differad.locators.features.nearest import Floors, distances, floors, scored
+from differad.locators.features.nearest import distances, scored, solitude
 from differad.locators.features.regions import Map, Region, regions
 from differad.locators.threads import one_thread_each, usable_cores
 from differad.options import check_option, option
 
-# References remembered with their noise: a line shows one good part beside thousands of others. Under 3 MB each.
+# References remembered: a line shows one good part beside thousands of others. Under 1 MB each.
 _REMEMBERED = 8
 # Chances nearer to 0 or 1 than this say no more.
 _SURE = 1e-6
@@ -62,14 +61,6 @@ class FeaturesOptions:
         check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
-@dataclass(frozen=True, eq=False)
-class _Reference:
-    """Features of one reference per stride, and the noise that its augmented copies show."""
-
-    patches: list[Features]
-    noise: Floors
-
-
 class FeaturesLocator:
     """Compares patches with the nearest patch of the reference; needs no training and no download.
 
@@ -93,7 +84,7 @@ class FeaturesLocator:
         self._backbone = Backbone(self.options.runtime)
         self._difference = DifferenceLocator(DifferenceOptions(threshold=0.0))
         self._further = [self._patches(read_image(source)) for source in references]
-        self._remembered: OrderedDict[bytes, _Reference] = OrderedDict()
+        self._remembered: OrderedDict[bytes, list[Features]] = OrderedDict()
         self._lock = threading.Lock()
 
     def locate(self, pair: Pair) -> Location:
@@ -116,7 +107,7 @@ class FeaturesLocator:
         return self._variant(replace(self.options, threshold=threshold))
 
     def anomaly_map(self, pair: Pair) -> NDArray[np.float32]:
-        """How far each target pixel is from the reference, (H, W), 1 about where noise ends. Raises ImageError.
+        """How far each target pixel is from the reference, (H, W), 0 the same and about 1 unrelated. Raises ImageError.
 
         Of features alone; the map of `difference` has its own unit and exists for pairs that register only.
         """
@@ -155,22 +146,21 @@ class FeaturesLocator:
     def _score(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor) -> Map:
         s = self.scoring
         seen = pool.submit(self._patches, target)
-        own = self._reference(reference, pool)
-        banks = [own.patches, *self._further]
-        found = [
-            distances(patches, [bank[stride] for bank in banks], s.reach)
+        banks = [self._reference(reference), *self._further]
+        strides = [
+            (patches, [bank[stride] for bank in banks], pool.submit(solitude, patches, s.reach))
             for stride, patches in enumerate(seen.result())
         ]
-        score = scored(found, own.noise)
-        return np.asarray(cv2.GaussianBlur(score, (0, 0), s.smooth))
+        found = [(*distances(patches, own, s.reach), alone.result()) for patches, own, alone in strides]
+        return np.asarray(cv2.GaussianBlur(scored(found, s), (0, 0), s.smooth))
 
-    def _reference(self, picture: RGB, pool: ThreadPoolExecutor) -> _Reference:
-        """The reference's features and noise, made once for the same pixels."""
+    def _reference(self, picture: RGB) -> list[Features]:
+        """The reference's features, computed once for the same pixels."""
         key = hashlib.blake2b(picture.tobytes() + str(picture.shape).encode(), digest_size=16).digest()
         with self._lock:
             known = self._remembered.get(key)
         if known is None:
-            known = self._made(picture, pool)
+            known = self._patches(picture)
         with self._lock:
             self._remembered[key] = known
             self._remembered.move_to_end(key)
@@ -178,18 +168,13 @@ class FeaturesLocator:
                 self._remembered.popitem(last=False)
         return known
 
-    def _made(self, picture: RGB, pool: ThreadPoolExecutor) -> _Reference:
-        s = self.scoring
-        small = fit(picture, s.side)
-        own, *others = pool.map(self._backbone.patches, [small, *copies(small, s.copies)])
-        return _Reference(own, floors(others, own, reach=s.reach, quantile=s.quantile))
-
     def _patches(self, picture: RGB) -> list[Features]:
         return self._backbone.patches(fit(picture, self.scoring.side))
 
     def _alone(self, score: Map, size: tuple[int, int]) -> Location:
         """The answer of the map alone."""
-        found = regions(score, size, cut=self.deciding.cut, least=1.0, most=self.options.max_boxes)
+        d = self.deciding
+        found = regions(score, size, cut=d.cut, gap=d.gap, most=self.options.max_boxes)
         chances = np.array([self._chance(region) for region in found])
         told = (
             f"The reference was not laid on; patches were compared with the nearest of it (peak {found[0].peak:.2f})."

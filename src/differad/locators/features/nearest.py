@@ -1,29 +1,22 @@
-"""How far each patch of a target is from the nearest patch of the references, in units of the reference's own noise.
+"""How far each patch of a target is from the nearest patch of the references, and how alone it is among its own kind.
 
 After PatchCore (Roth et al., "Towards total recall in industrial anomaly detection", 2022), with one reference in place
 of a training set. Two searches: over the whole reference, for parts that lie anywhere, and within a window around the
-same place, which sees what is right in kind and wrong in place. Noise is what augmented copies of the reference show against
-it. Pure functions on arrays; knows nothing of pictures, boxes or options.
+same place, which sees what is right in kind and wrong in place. A third looks at the target alone: what returns elsewhere in it
+is its make rather than a defect, though the reference may not show it. Pure functions on arrays; knows nothing of pictures, boxes
+or options.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from differad.locators.features.backbone import Features
+from differad.locators.features.calibration import Scoring
 
 Distances = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Floors:
-    """Distances that noise reaches, one number per stride: over the whole reference, and within the window."""
-
-    whole: tuple[float, ...]
-    window: tuple[float, ...]
 
 
 def distances(target: Features, references: Sequence[Features], reach: float) -> tuple[Distances, Distances]:
@@ -48,31 +41,40 @@ def distances(target: Features, references: Sequence[Features], reach: float) ->
     return _distance(whole), _distance(window)
 
 
-def floors(
-    copies: Sequence[Sequence[Features]], reference: Sequence[Features], *, reach: float, quantile: float
-) -> Floors:
-    """The `quantile` of what copies of the reference, each a list of strides, show against it."""
-    found = []
-    for stride, own in enumerate(reference):
-        # Every other row and column: neighbouring patches overlap, and it takes a quarter of the time.
-        step = 2 if stride == 0 else 1
-        both = [distances(copy[stride][::step, ::step], [own], reach) for copy in copies]
-        found.append([float(np.quantile(np.concatenate([b[i].ravel() for b in both]), quantile)) for i in (0, 1)])
-    return Floors(tuple(f[0] for f in found), tuple(f[1] for f in found))
+def solitude(target: Features, reach: float) -> Distances:
+    """(h, w) Euclidean distances of normalised patches (h, w, C) to the nearest of the same picture beyond `reach`."""
+    closest = np.empty(target.shape[:2], np.float32)
+    bank = np.ascontiguousarray(target.transpose(0, 2, 1))
+    own_columns, own_rows = (_near(count, count, reach) for count in (target.shape[1], target.shape[0]))
+    for y, patches in enumerate(target):
+        similar = np.matmul(patches, bank)
+        beside = similar[own_rows[y]].max(axis=0)
+        beside[own_columns] = -1.0
+        closest[y] = np.maximum(similar[~own_rows[y]].max(axis=0).max(axis=1), beside.max(axis=1))
+    return _distance(closest)
 
 
-def scored(found: Sequence[tuple[Distances, Distances]], noise: Floors) -> Distances:
-    """One map (h, w) at the finest stride, 1 about where noise ends: the mean over strides and both searches."""
+def scored(found: Sequence[tuple[Distances, Distances, Distances]], scoring: Scoring) -> Distances:
+    """One map (h, w) at the finest stride from each stride's distances: whole, window, and of the target alone.
+
+    The three are joined by a weighted geometric mean, so that what the reference shows exactly scores 0, strides by their mean.
+    """
     height, width = found[0][0].shape
     total = np.zeros((height, width), np.float32)
-    for stride, both in enumerate(found):
-        for distance, floor in zip(both, (noise.whole[stride], noise.window[stride]), strict=True):
-            total += cv2.resize(distance / np.float32(max(floor, _LEAST_UNIT)), (width, height))
-    return total / np.float32(2 * len(found))
+    for whole, window, alone in found:
+        apart = (1 - scoring.window) * whole + scoring.window * window
+        total += cv2.resize(apart ** (1 - scoring.own) * alone**scoring.own, (width, height))
+    return np.asarray(total / (len(found) * _border((height, width), scoring.edge, scoring.fade)), dtype=np.float32)
 
 
-# Under this, features of two identical pictures differ by rounding alone.
-_LEAST_UNIT = 0.02
+def _border(shape: tuple[int, int], edge: float, fade: float) -> Distances:
+    """By how much distances (h, w) grow towards the border, where patches are cut off and have fewer like themselves.
+
+    `fade` is a share of the mean side, as every picture is resized to one area.
+    """
+    rows, columns = (np.minimum(np.arange(count), np.arange(count)[::-1]) for count in shape)
+    inwards = np.minimum(rows[:, None], columns) / (shape[0] * shape[1]) ** 0.5
+    return np.asarray(1 + edge * np.exp(-inwards / fade), dtype=np.float32)
 
 
 def _near(count: int, others: int, reach: float) -> NDArray[np.bool_]:
@@ -83,4 +85,9 @@ def _near(count: int, others: int, reach: float) -> NDArray[np.bool_]:
 
 
 def _distance(similarity: Distances) -> Distances:
-    return np.asarray(np.sqrt(np.maximum(2 - 2 * similarity, 0)), dtype=np.float32)
+    squared = 2 - 2 * similarity
+    # Under this, two identical pictures differ by rounding alone.
+    return np.asarray(np.sqrt(np.where(squared < _ROUNDING, 0, squared)), dtype=np.float32)
+
+
+_ROUNDING = 4e-6
