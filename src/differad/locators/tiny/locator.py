@@ -32,7 +32,7 @@ OPENING = "<think></think><answer>("
 _SURE = 1e-6
 # A picture of at least this many times the area that the policy sees is looked at again, more closely: about the first box, over
 # this share of its sides.
-WORTH_A_LOOK, CLOSER = 1.5, 0.5
+WORTH_A_LOOK, CLOSER = 1.0, 0.5
 
 Window = tuple[float, float, float, float]
 
