@@ -18,7 +18,7 @@ from differad.locators.local import LocalLocator, LocalOptions
 from differad.locators.server import ServerLocator, ServerOptions, parse_server
 from differad.locators.tiny import TinyLocator, TinyOptions
 
-DEFAULT_MODEL = "difference"
+DEFAULT_MODEL = "features"
 SERVER_SCHEME = "openai:"
 
 # What `--model` accepts, with the options that `-o key=value` sets; `differad models` prints it.
@@ -34,7 +34,7 @@ Options = TypeVar("Options")
 
 
 def load_locator(model: str | Path | None = None, *, family: str | None = None, **options: Any) -> Locator:
-    """The locator that a `--model` value names; None gives the embedded default, `difference`.
+    """The locator that a `--model` value names; None gives the embedded default, `features`.
 
     `family` overrides the answer format that a checkpoint's config implies. `options` are the fields of the kind's own
     options dataclass. Raises OptionError for an unknown model, family or option, MissingExtraError where the kind needs

@@ -1,0 +1,27 @@
+"""The policy that comes with the package: loaded by its name, it finds plain defects on kinds that it was not trained on."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers", reason="the local extra is not installed")
+from differad import load_locator
+from differad.boxes import iou
+from differad.synthesis.draw import Drawer, DrawOptions
+
+
+def test_the_shipped_policy_finds_plain_defects_and_leaves_most_good_parts_alone():
+    drawer = Drawer(DrawOptions(seed=77, size=256, categories=("wood", "perforated"), grades=("easy",), siblings=0.5))
+    drawn = [drawer.draw(number) for number in range(24)]
+    locator = load_locator("tiny")
+    locations = list(locator.locate_many([pair.as_pair(str(number)) for number, pair in enumerate(drawn)]))
+    overlaps, alarms = [], []
+    for pair, location in zip(drawn, locations, strict=True):
+        assert location.valid
+        assert 0 <= location.confidence <= 1
+        if len(pair.boxes):
+            overlaps.append(float(iou(location.boxes[:1], pair.boxes).max(initial=0.0)))
+        else:
+            alarms.append(location.anomalous)
+    # A box over everything has a mean IoU of about the boxes' share, below 0.1; a centre box less.
+    assert np.mean(overlaps) > 0.4
+    assert np.mean(alarms) < 0.5
