@@ -20,9 +20,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from differad.boxes import area, as_boxes, iou
-from differad.data.manifest import read_pairs
-from differad.images import image_size
+from differad.evaluation.metrics import SIZES
 
 mpl.use("Agg")
 RECIPE = Path("recipes/tiny/rl.yaml")
@@ -36,8 +34,6 @@ ARMS = {
     "all, DCLR": ("dclr", 3, True),
     "all, guarded": ("guarded", 3, True),
 }
-# Shares of the picture that part small, medium and large defects.
-SIZES = {"small": (0.0, 0.01), "medium": (0.01, 0.04), "large": (0.04, 1.01)}
 METRICS = ("miou", "acc_0.3", "normal_accuracy", "detection_f1")
 # Student's t for 95 % at 1 to 9 degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -68,24 +64,12 @@ def train(arm: str, seed: int, root: Path, more: list[str]) -> Path:
     return out
 
 
-def by_size(predictions: Path, held_out: Path) -> dict[str, float]:
-    """Mean IoU of anomalous pairs by the size of their largest defect."""
-    found = {line["id"]: line for line in map(json.loads, predictions.read_text().splitlines())}
-    overlaps: dict[str, list[float]] = {name: [] for name in SIZES}
-    for pair in read_pairs(held_out):
-        if pair.id not in found or pair.boxes is None or not len(pair.boxes):
-            continue
-        truth, boxes = as_boxes(pair.boxes), as_boxes(found[pair.id]["boxes"])
-        width, height = image_size(pair.target)
-        share = float(area(truth).max()) / (width * height)
-        name = next(name for name, (low, high) in SIZES.items() if low <= share < high)
-        overlaps[name].append(
-            max((float(iou(boxes[:1], true[None])[0]) for true in truth), default=0.0) if len(boxes) else 0.0
-        )
-    return {name: float(np.mean(values)) for name, values in overlaps.items()}
+def by_size(metrics: dict) -> dict[str, float]:
+    """Mean IoU of anomalous pairs by the size of their defect, as `differad evaluate` parts them."""
+    return {name: metrics["sizes"][name]["miou"] for name, _ in SIZES}
 
 
-def read_run(out: Path, held_out: Path) -> dict:
+def read_run(out: Path) -> dict:
     """Final metrics, metrics over steps, and what the trainer logged, of one run."""
     folders = sorted((out / "evaluation").glob("step-*"), key=lambda folder: int(folder.name.partition("-")[2]))
     steps = {
@@ -94,7 +78,7 @@ def read_run(out: Path, held_out: Path) -> dict:
     logged = json.loads((max(out.glob("checkpoint-*")) / "trainer_state.json").read_text())["log_history"]
     return {
         "final": {name: steps[max(steps)]["overall"][name] for name in METRICS},
-        "sizes": by_size(folders[-1] / "predictions.jsonl", held_out),
+        "sizes": by_size(steps[max(steps)]),
         "curve": {step: {name: values["overall"][name] for name in METRICS} for step, values in steps.items()},
         "informative": [
             [entry["step"], entry["groups/informative"]] for entry in logged if "groups/informative" in entry
@@ -121,17 +105,17 @@ def run(arguments: argparse.Namespace) -> None:
     jobs = list(product(range(arguments.seeds), ARMS))
     with ThreadPoolExecutor(arguments.workers) as pool:
         outs = list(pool.map(lambda job: train(job[1], job[0], arguments.root, arguments.more), jobs))
-    overall = json.loads((cold / "metrics.json").read_text())["overall"]
+    metrics = json.loads((cold / "metrics.json").read_text())
+    overall = metrics["overall"]
     stored = {
         "cold": {
             "final": {name: overall[name] for name in METRICS},
             "miou_ci95": overall["miou_ci95"],
             "pairs": overall["pairs"],
-            "sizes": by_size(cold / "predictions.jsonl", HELD_OUT),
+            "sizes": by_size(metrics),
         },
         "arms": {
-            arm: [read_run(out, HELD_OUT) for (_, name), out in zip(jobs, outs, strict=True) if name == arm]
-            for arm in ARMS
+            arm: [read_run(out) for (_, name), out in zip(jobs, outs, strict=True) if name == arm] for arm in ARMS
         },
     }
     arguments.stored.write_text(json.dumps(stored, indent=1) + "\n")
@@ -150,15 +134,15 @@ def report(arguments: argparse.Namespace) -> None:
     stored = json.loads(arguments.stored.read_text())
     cold = stored["cold"]
     low, high = cold["miou_ci95"]
-    names = [*METRICS, *(f"mIoU, {size}" for size in SIZES), "informative groups, last 20 steps"]
+    names = [*METRICS, *(f"mIoU, {size}" for size, _ in SIZES), "informative groups, last 20 steps"]
     lines = [f"| arm | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     cells = [f"{cold['final'][name]:.3f}" for name in METRICS]
     cells[0] += f" ({low:.3f}–{high:.3f} over pairs)"
-    cells += [f"{cold['sizes'][size]:.3f}" for size in SIZES]
+    cells += [f"{cold['sizes'][size]:.3f}" for size, _ in SIZES]
     lines.append(f"| {COLD} | {' | '.join([*cells, '–'])} |")
     for arm, runs in stored["arms"].items():
         row = [interval([one["final"][name] for one in runs]) for name in METRICS]
-        row += [interval([one["sizes"][size] for one in runs]) for size in SIZES]
+        row += [interval([one["sizes"][size] for one in runs]) for size, _ in SIZES]
         row.append(f"{np.mean([value for one in runs for _, value in one['informative'][-4:]]):.2f}")
         lines.append(f"| {arm} | {' | '.join(row)} |")
     page = arguments.page.read_text()

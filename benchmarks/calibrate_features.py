@@ -32,9 +32,10 @@ from differad.evaluation.metrics import auroc
 from differad.locators.difference import DifferenceLocator, DifferenceOptions
 from differad.locators.features.backbone import Backbone, fit
 from differad.locators.features.calibration import DECIDING, SCORING, Scoring
-from differad.locators.features.locator import FeaturesLocator, evidence, logit, peak_within
+from differad.locators.features.locator import FeaturesLocator, evidence, peak_within
 from differad.locators.features.nearest import distances, scored, solitude
 from differad.locators.features.regions import regions
+from differad.locators.odds import logit
 from differad.synthesis.pairs import SyntheticPair, make_pair
 from differad.synthesis.textures import TEXTURES
 from unaligned_pairs import draw_unaligned

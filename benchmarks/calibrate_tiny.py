@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from calibrate_features import fit_logistic
-from differad.boxes import as_boxes, iou
+from differad.boxes import as_boxes
 from differad.core import Location
 from differad.data.manifest import read_pairs
-from differad.evaluation.metrics import auroc
+from differad.evaluation.metrics import auroc, pair_iou
 from differad.locators.chat import Reply
 from differad.locators.tiny.locator import WEIGHTS, TinyLocator, TinyOptions
 
@@ -62,12 +62,7 @@ def main() -> None:
     x = np.array(locator.evidence)
     abnormal = np.array([len(as_boxes(pair.boxes)) > 0 for pair in pairs])
     overlap = np.array(
-        [
-            max((float(iou(outcome.boxes[:1], box[None])[0]) for box in as_boxes(pair.boxes)), default=0.0)
-            if len(outcome.boxes)
-            else 0.0
-            for pair, outcome in zip(pairs, outcomes, strict=True)
-        ]
+        [pair_iou(found.boxes, as_boxes(pair.boxes)) for pair, found in zip(pairs, outcomes, strict=True)]
     )
     weights = fit_logistic(x, abnormal.astype(float))
     bias, answer, peak = (round(float(w), 3) for w in weights)

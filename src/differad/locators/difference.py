@@ -39,6 +39,7 @@ from differad.locators.comparison import (
     soften,
 )
 from differad.locators.conformal import conformal_threshold
+from differad.locators.odds import logistic
 from differad.locators.registration import Registration, register, warp
 from differad.locators.threads import one_thread_each, usable_cores
 from differad.options import check_option, option
@@ -145,7 +146,7 @@ class DifferenceLocator:
         """How likely a group is a defect, by the logistic curve fitted on synthetic groups."""
         c = self.constants
         logit = c.bias + c.peak * math.log(group.peak) + c.mass * math.log(group.mass)
-        return _sigmoid(logit + c.thickness * math.log(group.thickness))
+        return logistic(logit + c.thickness * math.log(group.thickness))
 
     def _answer(
         self, groups: list[Group], registration: Registration, size: tuple[int, int], factor: float
@@ -188,7 +189,3 @@ def _bounded(picture: RGB, max_side: int) -> tuple[RGB, float]:
 
 def _grey(picture: RGB) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
-
-
-def _sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-min(max(logit, -30.0), 30.0)))

@@ -146,19 +146,22 @@ class Drawer:
         anomalous = bool(rng.random() >= self.options.normal_share)
         if rng.random() < self.options.natural_share:
             return self._natural(rng, anomalous)
-        if self.options.siblings and rng.random() < self.options.siblings:
-            return self._siblings(rng, anomalous)
-        category = str(rng.choice(list(self._normals)))
-        kinds = [kind for kind in self._kinds if kind not in _UNSEEN.get(category, ())]
+        siblings = bool(self.options.siblings) and rng.random() < self.options.siblings
+        surfaces = [name for name in SURFACES if name in self._normals]
+        category = str(rng.choice((siblings and surfaces) or list(self._normals)))
+        # A board is etched anew with its defect, so that both pictures are of one board.
+        left_out = (*_UNSEEN.get(category, ()), *([BOARD] if siblings else []))
+        kinds = [kind for kind in self._kinds if kind not in left_out]
         kind = str(rng.choice(kinds or [_LAST_RESORT]))
         if kind == BOARD:
             return self._board(rng, anomalous)
         grade = str(rng.choice(self._grades))
         views = self._views(rng)
-        part = self._normals[category](rng, self.options.size + 2 * self._margin)
+        draw, size = self._normals[category], self.options.size + 2 * self._margin
+        template, part = draw_siblings(rng, draw, size) if siblings else (draw(rng, size),) * 2
         tried: list[str] = []
         variants = self._damaged(rng, part, kind, grade, tried) if anomalous else iter(())
-        pair = self._photograph(part, part, variants, views, category)
+        pair = self._photograph(template, part, variants, views, category)
         return _described(pair, tried[-1], grade) if anomalous else pair
 
     def _normal_sources(self) -> dict[str, Draw]:
@@ -201,18 +204,6 @@ class Drawer:
         radius = max(radius, 6.0) * 2 if name == "line" else radius
         inset = self._margin + min(0.7 * radius, 0.3 * self.options.size) + 2
         return REGIONS[name](rng, size, rng.uniform(inset, size - inset, 2), radius)
-
-    def _siblings(self, rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
-        """Two parts of one kind, the second perhaps with a defect."""
-        category = str(rng.choice([name for name in SURFACES if name in self._normals] or list(self._normals)))
-        kinds = [kind for kind in self._kinds if kind not in (BOARD, *_UNSEEN.get(category, ()))]
-        kind, grade = str(rng.choice(kinds or [_LAST_RESORT])), str(rng.choice(self._grades))
-        views = self._views(rng)
-        first, second = draw_siblings(rng, self._normals[category], self.options.size + 2 * self._margin)
-        tried: list[str] = []
-        variants = self._damaged(rng, second, kind, grade, tried) if anomalous else iter(())
-        pair = self._photograph(first, second, variants, views, category)
-        return _described(pair, tried[-1], grade) if anomalous else pair
 
     def _board(self, rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
         """A circuit board whose defect is etched into the copper, not laid over its picture."""

@@ -100,19 +100,6 @@ def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def _settings(scratch: Scratch, tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": scratch.hidden_size,
-        "intermediate_size": 3 * scratch.hidden_size,
-        "num_hidden_layers": scratch.layers,
-        "num_attention_heads": scratch.heads,
-        "num_key_value_heads": scratch.heads,
-        "max_position_embeddings": 8192,
-        "rope_parameters": rotary(scratch.hidden_size // scratch.heads),
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
     vision = {
         "depth": scratch.vision_depth,
         "embed_dim": scratch.vision_size,
@@ -122,13 +109,31 @@ def _settings(scratch: Scratch, tokenizer: PreTrainedTokenizerFast) -> dict[str,
         "patch_size": PATCH,
         "spatial_merge_size": MERGE,
     }
+    text = text_settings(tokenizer, scratch.hidden_size, scratch.layers, scratch.heads, positions=8192)
     return {"text_config": text, "vision_config": vision, "tie_word_embeddings": True, **token_ids(tokenizer)}
 
 
-def rotary(head: int) -> dict[str, object]:
-    """Rotary settings of heads `head` wide: sections for time, height and width in the published proportion 2 : 3 : 3."""
+def text_settings(
+    tokenizer: PreTrainedTokenizerFast, hidden_size: int, layers: int, heads: int, positions: int
+) -> dict[str, object]:
+    """Qwen2-VL's `text_config` of a small language model whose heads all have keys and values of their own."""
+    head = hidden_size // heads
+    # Sections of the rotary frequencies for time, height and width, in the published proportion 2 : 3 : 3.
     third = head * 3 // 16
-    return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [head // 2 - 2 * third, third, third]}
+    sections = [head // 2 - 2 * third, third, third]
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": 3 * hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": positions,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections},
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:

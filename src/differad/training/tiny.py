@@ -18,7 +18,7 @@ from differad.locators.tiny.model import COMPARISON, TinyConfig, TinyPolicy, wav
 from differad.locators.tiny.processor import MERGE, EvidenceProcessor
 from differad.training.reading import teach_reading
 from differad.training.recipe import Tiny
-from differad.training.scratch import SPECIALS, rotary, token_ids
+from differad.training.scratch import SPECIALS, text_settings, token_ids
 
 # What every answer is made of; one token each, so that an answer takes ten.
 PHRASES = (OPENING, "),(", ")</answer>", "<think>", "</think>", "<answer>", "</answer>")
@@ -97,19 +97,6 @@ def _take_comparer(model: TinyPolicy, checkpoint: Path) -> None:
 
 
 def _settings(tiny: Tiny, tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": tiny.hidden_size,
-        "intermediate_size": 3 * tiny.hidden_size,
-        "num_hidden_layers": tiny.layers,
-        "num_attention_heads": tiny.heads,
-        "num_key_value_heads": tiny.heads,
-        "max_position_embeddings": 2048,
-        "rope_parameters": rotary(tiny.hidden_size // tiny.heads),
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
     vision = {
         "depth": tiny.blocks,
         "embed_dim": tiny.channels,
@@ -118,4 +105,5 @@ def _settings(tiny: Tiny, tokenizer: PreTrainedTokenizerFast) -> dict[str, objec
         "patch_size": PATCH,
         "spatial_merge_size": MERGE,
     }
+    text = text_settings(tokenizer, tiny.hidden_size, tiny.layers, tiny.heads, positions=2048)
     return {"text_config": text, "vision_config": vision, "tie_word_embeddings": True, **token_ids(tokenizer)}

@@ -32,13 +32,12 @@ from differad.locators.features.backbone import Backbone, Features, fit
 from differad.locators.features.calibration import DECIDING, SCORING, Deciding, Scoring
 from differad.locators.features.nearest import distances, scored, solitude
 from differad.locators.features.regions import Map, Region, regions
+from differad.locators.odds import SURE, logistic, logit
 from differad.locators.threads import one_thread_each, usable_cores
 from differad.options import check_option, option
 
 # References remembered: a line shows one good part beside thousands of others. Under 1 MB each.
 _REMEMBERED = 8
-# Chances nearer to 0 or 1 than this say no more.
-_SURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -184,14 +183,14 @@ class FeaturesLocator:
     def _chance(self, region: Region) -> float:
         d = self.deciding
         peak, contrast = evidence(region)
-        return _sigmoid(d.bias + d.peak * peak + d.contrast * contrast)
+        return logistic(d.bias + d.peak * peak + d.contrast * contrast)
 
     def _fused(self, laid_on: Location, score: Map, size: tuple[int, int]) -> Location:
         """The answer where the reference registers: boxes of `difference`, chances of both."""
         d = self.deciding
         peaks = [peak_within(score, box, size) for box in laid_on.boxes]
         chances = [
-            _sigmoid(d.fused_bias + d.fused_difference * logit(chance) + d.fused_peak * math.log(peak))
+            logistic(d.fused_bias + d.fused_difference * logit(chance) + d.fused_peak * math.log(peak))
             for chance, peak in zip(laid_on.scores, peaks, strict=True)
         ]
         # Its first sentence says how the reference was laid on; what follows counts with another threshold.
@@ -212,7 +211,7 @@ class FeaturesLocator:
 
 def evidence(region: Region) -> tuple[float, float]:
     """What the chance of a region is computed from: logarithms of its peak and of how far that stands out of the map."""
-    return math.log(max(region.peak, _SURE)), math.log(max(region.peak, _SURE) / max(region.usual, _SURE))
+    return math.log(max(region.peak, SURE)), math.log(max(region.peak, SURE) / max(region.usual, SURE))
 
 
 def peak_within(score: Map, box: NDArray[np.float64], size: tuple[int, int]) -> float:
@@ -220,14 +219,4 @@ def peak_within(score: Map, box: NDArray[np.float64], size: tuple[int, int]) -> 
     x, y = score.shape[1] / size[0], score.shape[0] / size[1]
     left, top = int(box[0] * x), int(box[1] * y)
     right, bottom = max(left + 1, math.ceil(box[2] * x)), max(top + 1, math.ceil(box[3] * y))
-    return max(_SURE, float(score[top:bottom, left:right].max(initial=0.0)))
-
-
-def logit(chance: float) -> float:
-    """The inverse of the logistic curve, for chances short of certainty."""
-    chance = min(max(float(chance), _SURE), 1 - _SURE)
-    return math.log(chance / (1 - chance))
-
-
-def _sigmoid(value: float) -> float:
-    return 1 / (1 + math.exp(-min(max(value, -30.0), 30.0)))
+    return max(SURE, float(score[top:bottom, left:right].max(initial=0.0)))

@@ -30,8 +30,8 @@ def distances(target: Features, references: Sequence[Features], reach: float) ->
     window = whole.copy()
     for reference in references:
         bank = np.ascontiguousarray(reference.transpose(0, 2, 1))
-        outside = ~_near(target.shape[1], reference.shape[1], reach)
-        rows = _near(target.shape[0], reference.shape[0], reach)
+        outside = ~near(target.shape[1], reference.shape[1], reach)
+        rows = near(target.shape[0], reference.shape[0], reach)
         for y, patches in enumerate(target):
             similar = np.matmul(patches, bank)  # (rows of the reference, patches of this row, columns of the reference)
             np.maximum(whole[y], similar.max(axis=0).max(axis=1), out=whole[y])
@@ -45,7 +45,7 @@ def solitude(target: Features, reach: float) -> Distances:
     """(h, w) Euclidean distances of normalised patches (h, w, C) to the nearest of the same picture beyond `reach`."""
     closest = np.empty(target.shape[:2], np.float32)
     bank = np.ascontiguousarray(target.transpose(0, 2, 1))
-    own_columns, own_rows = (_near(count, count, reach) for count in (target.shape[1], target.shape[0]))
+    own_columns, own_rows = (near(count, count, reach) for count in (target.shape[1], target.shape[0]))
     for y, patches in enumerate(target):
         similar = np.matmul(patches, bank)
         beside = similar[own_rows[y]].max(axis=0)
@@ -77,7 +77,7 @@ def _border(shape: tuple[int, int], edge: float, fade: float) -> Distances:
     return np.asarray(1 + edge * np.exp(-inwards / fade), dtype=np.float32)
 
 
-def _near(count: int, others: int, reach: float) -> NDArray[np.bool_]:
+def near(count: int, others: int, reach: float) -> NDArray[np.bool_]:
     """(count, others): which of `others` places lie within `reach` of each of `count`, both as shares; the nearest always."""
     here, there = (np.arange(count) + 0.5) / count, (np.arange(others) + 0.5) / others
     apart = np.abs(here[:, None] - there)

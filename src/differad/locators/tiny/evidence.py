@@ -3,20 +3,20 @@
 Both pictures run through the frozen backbone; nothing here is trained. A row of evidence belongs to a patch of 16 x 16 pixels
 of the resized target: its four cells of stride 8, then its cell of stride 16. A cell holds, channel by channel, the squared
 difference to the nearest reference patch, and distances: to the nearest patch anywhere, within a tenth of the sides and
-within a thirtieth; how far that nearest patch is from the rest of the reference (what repeats there is no surprise
-here); and how far the reference's patch at this place is from the target (what is missing). Pure NumPy; knows nothing of
-policies, text or boxes.
+within a thirtieth; and how far that nearest patch is from the rest of the reference (what repeats there is no surprise
+here). The last distance was to tell what is missing; it is a constant, as it was when the shipped policy was trained. Pure NumPy;
+knows nothing of policies, text or boxes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from differad.images import RGB
 from differad.locators.features.backbone import Backbone, Features
+from differad.locators.features.nearest import near
 
 Evidence = NDArray[np.float32]
 PATCH = 16
@@ -28,8 +28,9 @@ FINE, COARSE = 40, 112
 REACHES = (0.1, 0.033)
 # Own neighbours within this share of the sides do not count when a reference patch is compared with its own picture.
 _SELF_REACH = 0.06
-# What each cell says beside its channels: whole, two windows, rarity, reverse.
+# What each cell says beside its channels: whole, two windows, rarity, and the constant.
 DISTANCES = 5
+_UNTOLD = 2.0
 # Quantiles of the reference's own rarity, repeated in every cell: how varied a good part is.
 QUANTILES = (0.5, 0.9, 0.99)
 CELL_EXTRA = DISTANCES + len(QUANTILES)
@@ -65,8 +66,7 @@ def _compare(target: Features, reference: ReferenceFeatures) -> Evidence:
     rows, columns, channels = patches.shape
     bank = np.ascontiguousarray(patches.reshape(-1, channels).T)
     found = np.empty((*target.shape[:2], channels + CELL_EXTRA), np.float32)
-    reverse = np.full((rows, columns), -1.0, np.float32)
-    near = [(_near(len(target), rows, r), ~_near(target.shape[1], columns, r)) for r in REACHES]
+    windows = [(near(len(target), rows, r), ~near(target.shape[1], columns, r)) for r in REACHES]
     rarity = reference.rarity.ravel()
     for y, own in enumerate(target):
         similar = own @ bank
@@ -75,18 +75,15 @@ def _compare(target: Features, reference: ReferenceFeatures) -> Evidence:
         found[y, :, channels + 3] = rarity[best]
         chosen = patches.reshape(-1, channels)[best]
         grid = similar.reshape(-1, rows, columns)
-        for number, (beside, outside) in enumerate(near):
+        for number, (beside, outside) in enumerate(windows):
             part = grid[:, beside[y]].copy()
             part[np.broadcast_to(outside[:, None], part.shape)] = -1.0
             found[y, :, channels + 1 + number] = _distance(part.max(axis=(1, 2)))
-            if number == 0:
-                np.maximum(reverse[beside[y]], part.max(axis=0), out=reverse[beside[y]])
-                if channels == FINE:
-                    flat = part.reshape(len(own), -1).argmax(axis=1)
-                    chosen = patches[beside[y]].reshape(-1, channels)[flat]
+            if number == 0 and channels == FINE:
+                flat = part.reshape(len(own), -1).argmax(axis=1)
+                chosen = patches[beside[y]].reshape(-1, channels)[flat]
         found[y, :, :channels] = _CHANNEL_GAIN * (own - chosen) ** 2
-    missing = cv2.resize(_distance(reverse), (target.shape[1], len(target)))
-    found[..., channels + 4] = missing
+    found[..., channels + 4] = _UNTOLD
     found[..., channels + DISTANCES :] = np.quantile(reference.rarity, QUANTILES)
     return found
 
@@ -95,7 +92,7 @@ def _rarity(patches: Features) -> Features:
     """Distance (h, w) of each patch to the nearest of the same picture outside its own surroundings."""
     rows, columns, channels = patches.shape
     bank = np.ascontiguousarray(patches.reshape(-1, channels).T)
-    near_rows, near_columns = _near(rows, rows, _SELF_REACH), _near(columns, columns, _SELF_REACH)
+    near_rows, near_columns = near(rows, rows, _SELF_REACH), near(columns, columns, _SELF_REACH)
     result = np.empty((rows, columns), np.float32)
     for y, own in enumerate(patches):
         similar = (own @ bank).reshape(columns, rows, columns)
@@ -103,13 +100,6 @@ def _rarity(patches: Features) -> Features:
         similar[blocked] = -1.0
         result[y] = _distance(similar.max(axis=(1, 2)))
     return result
-
-
-def _near(count: int, others: int, reach: float) -> NDArray[np.bool_]:
-    """(count, others): which of `others` places lie within `reach` of each of `count`, as shares; the nearest always."""
-    here, there = (np.arange(count) + 0.5) / count, (np.arange(others) + 0.5) / others
-    apart = np.abs(here[:, None] - there)
-    return np.asarray(apart <= np.maximum(reach, apart.min(axis=1, keepdims=True)))
 
 
 def _distance(similarity: Features) -> Features:

@@ -2,7 +2,8 @@
 
 The policy is run as any local checkpoint (locators/local.py), but for one thing: it is made to name a box for every target, and
 how likely it finds the zero box, together with the highest peak of its map, says how sure it is that there is anything. So
-one pass gives box, confidence and a decision whose threshold can be set from normal pairs.
+every pair has a box, a confidence and a decision whose threshold can be set from normal pairs. Large pictures get a second,
+closer look about the first box.
 """
 
 import math
@@ -21,6 +22,7 @@ from differad.images import RGB
 from differad.locators.chat import Reply
 from differad.locators.conformal import conformal_threshold
 from differad.locators.local import LocalLocator, LocalOptions, Prepared
+from differad.locators.odds import logistic, logit
 from differad.locators.tiny.calibration import DECIDING, Deciding
 from differad.locators.tiny.evidence import AREA, PATCH
 from differad.options import check_option, option
@@ -29,10 +31,8 @@ from differad.options import check_option, option
 WEIGHTS = Path(__file__).parents[2] / "weights" / "tiny"
 # The token before an answer's first number.
 OPENING = "<think></think><answer>("
-_SURE = 1e-6
-# A picture of at least this many times the area that the policy sees is looked at again, more closely: about the first box, over
-# this share of its sides.
-WORTH_A_LOOK, CLOSER = 1.0, 0.5
+# A picture larger than what the policy sees at once is looked at again, about the first box, over this share of its sides.
+CLOSER = 0.5
 
 Window = tuple[float, float, float, float]
 
@@ -82,7 +82,7 @@ class TinyLocator(LocalLocator):
         return _Kept(seen.patches, seen.grids, seen.text, seen.frame, seen.seed, reference, target)
 
     def _generate(self, batch: list[Prepared]) -> list[Reply]:
-        """A box each; where the picture was shrunk much, from a second look at the surroundings of the first."""
+        """A box each; where the picture is large, from a second look at the surroundings of the first."""
         first = self._ask(batch)
         kept = [item for item in batch if isinstance(item, _Kept)]
         windows = [self._window(item, reply) for item, reply in zip(kept, first, strict=True)]
@@ -102,7 +102,7 @@ class TinyLocator(LocalLocator):
         texts = self._texts(list(batch), [doubt])
         peaks = [float(logits.max()) for logits in self._model.model.visual.logits]
         return [
-            SureReply(text, item.frame, _log_odds(1 - normal), peak)
+            SureReply(text, item.frame, logit(1 - normal), peak)
             for text, item, normal, peak in zip(texts, batch, doubt.normal, peaks, strict=True)
         ]
 
@@ -110,7 +110,7 @@ class TinyLocator(LocalLocator):
         """Where to look again, in shares of the target's sides; None where a second look would show no more."""
         width, height = reply.frame.width, reply.frame.height
         boxes = parse_answer(reply.text, self._format, reply.frame).boxes
-        if not self.decision.closer or len(boxes) == 0 or width * height < WORTH_A_LOOK * AREA:
+        if not self.decision.closer or len(boxes) == 0 or width * height < AREA:
             return None
         if min(item.reference.shape[:2]) * CLOSER < 2 * PATCH:
             return None
@@ -129,8 +129,7 @@ class TinyLocator(LocalLocator):
     def _chance(self, reply: "SureReply") -> float:
         """How likely a target is abnormal."""
         d = self._deciding
-        odds = d.bias + d.answer * reply.odds + d.peak * reply.peak
-        return 1 / (1 + math.exp(-min(max(odds, -30.0), 30.0)))
+        return logistic(d.bias + d.answer * reply.odds + d.peak * reply.peak)
 
     def _texts(self, batch: list[Prepared], processors: list[Any]) -> list[str]:
         steps = [None if text is None else self._written[text] for text in _ANSWER]
@@ -188,11 +187,6 @@ class SureReply(Reply):
 
     odds: float
     peak: float
-
-
-def _log_odds(chance: float) -> float:
-    chance = min(max(chance, _SURE), 1 - _SURE)
-    return math.log(chance / (1 - chance))
 
 
 class _Doubt:
