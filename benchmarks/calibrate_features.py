@@ -4,7 +4,7 @@
 
 The result belongs into src/differad/locators/features/calibration.py. Reads no real picture. Half of the pairs are normal.
 
-- alone: two good parts of one kind that nothing can lay on each other, see unaligned_pairs.py. From the constants in use
+- alone: two good parts of one kind that nothing can lay on each other, see synthesis/unaligned.py. From the constants in use
   one at a time is changed, and a logistic curve over the highest region's peak and contrast is fitted to which pairs
   are abnormal. What counts is the mean of mIoU (highest region, where its chance reaches the threshold) and normal
   accuracy on surfaces that the curve has not seen, each of them left out in turn; a constant is changed where that is better
@@ -38,7 +38,7 @@ from differad.locators.features.regions import regions
 from differad.locators.odds import logit
 from differad.synthesis.pairs import SyntheticPair, make_pair
 from differad.synthesis.textures import TEXTURES
-from unaligned_pairs import draw_unaligned
+from differad.synthesis.unaligned import draw_unaligned
 
 ALIGNED = ("board", "board", "board", "board", *TEXTURES)
 # Seeds of the unaligned pairs start here, far from those of other programs.

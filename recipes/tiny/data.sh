@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Draws what the embedded policy is trained on, below the folder given: 13,000 pairs, and 400 of kinds that are not among them.
+# Draws what the embedded policy is trained on, below the folder given: 19,000 pairs, and 400 of kinds that are not among them.
 #   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs; licences in their copyright files
 #   bash recipes/tiny/data.sh data/tiny [WORKERS]
 # Runs again where it was stopped. Evidence (the frozen backbone's comparison) is computed by the first epoch of training.
@@ -31,5 +31,7 @@ photographs="--photographs $out/photographs"
   draw same 3000 3 448 --aspect 2.5 $seen $photographs
   draw large 1500 4 640 --aspect 2 $seen $photographs
   draw natural 1500 5 448 --aspect 2.5 --natural-share 1 $photographs
+  draw unaligned 4000 6 448 --unaligned 1 $seen
   draw fresh 1200 12 448 --aspect 2.5 --siblings 0.6 $seen $photographs
+  draw fresh_unaligned 800 13 448 --unaligned 1 $seen
 }

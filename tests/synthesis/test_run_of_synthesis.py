@@ -189,6 +189,16 @@ def test_a_larger_count_adds_to_a_set(tmp_path, unbroken, form):
     assert digests(tmp_path / "set") == unbroken(form)
 
 
+def test_a_set_begun_before_an_option_existed_goes_on(tmp_path, unbroken):
+    out = tmp_path / "set"
+    draw(out, 13)
+    note = json.loads((out / "synthesis.json").read_text())
+    del note["options"]["unaligned"], note["options"]["aspect"]
+    (out / "synthesis.json").write_text(json.dumps(note))
+    assert draw(out).kept == 13
+    assert digests(out) == unbroken("folder")
+
+
 def test_a_folder_of_another_set_is_refused(tmp_path, monkeypatch):
     out = tmp_path / "set"
     draw(out, 8)

@@ -215,3 +215,33 @@ def test_a_defect_as_wide_as_the_picture_leaves_it_square():
 def test_options_out_of_range_are_named(name, value):
     with pytest.raises(OptionError, match=f"option {name}="):
         DrawOptions(**{name: value})
+
+
+UNALIGNED = DrawOptions(seed=5, size=160, unaligned=1.0, normal_share=0.5, categories=("grain", "striped", "lettered"))
+
+
+def test_two_good_parts_may_have_other_sizes_and_lie_nowhere_on_each_other():
+    drawer = Drawer(UNALIGNED)
+    pairs = [drawer.draw(index) for index in range(16)]
+    assert {pair.category for pair in pairs} == {"grain", "striped"}  # a label has no second piece like it
+    assert len({pair.target.shape for pair in pairs}) > 8
+    longest = [max(pair.target.shape[:2]) for pair in pairs]
+    assert 160 * 160 / 448 - 1 <= min(longest) < max(longest) <= 160 * 720 / 448 + 1
+    assert any(pair.reference.shape != pair.target.shape for pair in pairs)
+
+
+def test_unaligned_pairs_say_what_their_defect_is():
+    drawer = Drawer(UNALIGNED)
+    pairs = [drawer.draw(index) for index in range(16)]
+    anomalous = [pair for pair in pairs if pair.kind]
+    assert 3 < len(anomalous) < 13
+    for pair in pairs:
+        assert bool(pair.kind) == pair.mask.any() == (len(pair.boxes) == 1)
+        assert pair.mask.shape == pair.target.shape[:2]
+    assert all(pair.facts["area_share"] == pytest.approx(pair.mask.mean(), abs=1e-6) for pair in anomalous)
+
+
+def test_an_unaligned_pair_depends_on_its_options_and_index_alone():
+    backward = [Drawer(UNALIGNED).draw(index) for index in reversed(range(4))][::-1]
+    drawer = Drawer(UNALIGNED)
+    assert all(same(drawer.draw(index), pair) for index, pair in enumerate(backward))

@@ -17,7 +17,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from differad.boxes import Boxes, clip
 from differad.core import Location, Pair
@@ -40,7 +39,7 @@ from differad.locators.comparison import (
 )
 from differad.locators.conformal import conformal_threshold
 from differad.locators.odds import logistic
-from differad.locators.registration import Registration, register, warp
+from differad.locators.registration import Registration, grey, register, warp
 from differad.locators.threads import one_thread_each, usable_cores
 from differad.options import check_option, option
 
@@ -112,7 +111,7 @@ class DifferenceLocator:
         height, width = target.shape[:2]
         reference, _ = _bounded(reference, self.options.max_side)
         target, factor = _bounded(target, self.options.max_side)
-        registration = register(_grey(reference), _grey(target))
+        registration = register(grey(reference), grey(target))
         if not registration.accepted and self.options.on_refusal == "refuse":
             return Location(valid=False, reasoning=f"{_told(registration)} {_REMEDY}")
         score = self.difference(reference, target, registration)
@@ -185,7 +184,3 @@ def _bounded(picture: RGB, max_side: int) -> tuple[RGB, float]:
         return picture, 1.0
     size = max(1, round(width * factor)), max(1, round(height * factor))
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA)), factor
-
-
-def _grey(picture: RGB) -> NDArray[np.uint8]:
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.uint8)

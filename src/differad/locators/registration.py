@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from differad.images import RGB
 from differad.locators.calibration import REGISTERING, Registering
 
 Grey = NDArray[np.uint8]
@@ -59,6 +60,11 @@ def register(reference: Grey, target: Grey, limits: Registering = REGISTERING) -
     unscale = np.linalg.inv(_resizing(target.shape, down_target.shape))
     found = _register_small(down_reference, down_target, limits)
     return Registration(unscale @ found.matrix @ scale, found.model, found.quality, found.accepted)
+
+
+def grey(picture: RGB) -> Grey:
+    """A picture (H, W, 3) in grey levels (H, W), as `register` takes it."""
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
 
 def warp(

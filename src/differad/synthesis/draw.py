@@ -27,6 +27,7 @@ from differad.synthesis.pairs import MARGIN_SHARE, SyntheticPair, make_pair, pho
 from differad.synthesis.regions import REGIONS, Stamp
 from differad.synthesis.siblings import SURFACES, draw_siblings
 from differad.synthesis.textures import Picture
+from differad.synthesis.unaligned import draw_unaligned
 
 # Regions that suit a fill; a fill that is not listed takes any compact one.
 _COMPACT = ("blob", "polygon", "rectangle", "perlin")
@@ -87,12 +88,16 @@ class DrawOptions:
     siblings: float = option(
         0.0, "share of pairs whose reference is another part of the kind, not the same one seen twice"
     )
+    unaligned: float = option(
+        0.0,
+        "share of pairs of two parts that may differ in all that good parts do: light, contrast, scale, marks, size",
+    )
     aspect: float = option(1.0, "pictures are cut to sides that differ by up to this factor")
 
     def __post_init__(self) -> None:
         check_option("seed", self.seed, self.seed >= 0, "0 or more")
         check_option("size", self.size, 32 <= self.size <= 4096, "32 to 4096 pixels")
-        for name in ("normal_share", "natural_share", "siblings"):
+        for name in ("normal_share", "natural_share", "siblings", "unaligned"):
             check_option(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a share in [0, 1]")
         check_option("nuisance", self.nuisance, 0 <= self.nuisance <= 4, "0 to 4")
         check_option("aspect", self.aspect, 1 <= self.aspect <= 4, "1 to 4")
@@ -139,15 +144,23 @@ class Drawer:
     def draw(self, index: int) -> SyntheticPair:
         """Pair number `index` (from 0). Raises ImageError where a picture of a folder cannot be read."""
         rng = np.random.default_rng([self.options.seed, index])
-        pair = self._square(rng)
+        anomalous = bool(rng.random() >= self.options.normal_share)
+        natural = bool(rng.random() < self.options.natural_share)
+        if not natural and self.options.unaligned and rng.random() < self.options.unaligned:
+            return self._unaligned(rng, anomalous)
+        pair = self._natural(rng, anomalous) if natural else self._square(rng, anomalous)
         return _cut(rng, pair, self.options.aspect) if self.options.aspect > 1 else pair
 
-    def _square(self, rng: np.random.Generator) -> SyntheticPair:
-        anomalous = bool(rng.random() >= self.options.normal_share)
-        if rng.random() < self.options.natural_share:
-            return self._natural(rng, anomalous)
+    def _unaligned(self, rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
+        pair = draw_unaligned(rng, anomalous, self.options.size, self._surfaces() or SURFACES)
+        return _described(pair, pair.kind, "") if pair.kind else pair
+
+    def _surfaces(self) -> list[str]:
+        return [name for name in SURFACES if name in self._normals]
+
+    def _square(self, rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
         siblings = bool(self.options.siblings) and rng.random() < self.options.siblings
-        surfaces = [name for name in SURFACES if name in self._normals]
+        surfaces = self._surfaces()
         category = str(rng.choice((siblings and surfaces) or list(self._normals)))
         # A board is etched anew with its defect, so that both pictures are of one board.
         left_out = (*_UNSEEN.get(category, ()), *([BOARD] if siblings else []))

@@ -167,16 +167,19 @@ def _make_folder(out: Path) -> None:
 
 
 def _note(work: Work) -> dict[str, Any]:
-    options = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(work.options).items()}
     note = {
         "version": differad.__version__,
         "format": work.format,
         "shard_size": work.step if FORMATS[work.format].sharded else None,
-        "options": options,
+        "options": _plain(work.options),
         "sources": json.loads(work.sources),
         "count": work.count,
     }
     return dict(json.loads(json.dumps(note)))  # as it reads back: tuples are lists
+
+
+def _plain(options: DrawOptions) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
 
 
 def _check_note(work: Work) -> dict[str, Any] | None:
@@ -205,9 +208,13 @@ def _check_note(work: Work) -> dict[str, Any] | None:
 
 
 def _flat(note: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for a run to go on: everything but the count."""
+    """What must be equal for a run to go on: everything but the count.
+
+    An option that a set's note does not know came later; its default draws what was drawn before.
+    """
     sources = {f"content of {name}": digest for name, digest in note["sources"].items()}
-    return {**{name: note[name] for name in ("version", "format", "shard_size")}, **note["options"], **sources}
+    usual = json.loads(json.dumps(_plain(DrawOptions())))
+    return {**{name: note[name] for name in ("version", "format", "shard_size")}, **usual, **note["options"], **sources}
 
 
 def _write_note(work: Work, earlier: dict[str, Any] | None) -> None:

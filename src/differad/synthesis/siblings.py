@@ -13,7 +13,7 @@ from differad.synthesis.textures import Picture
 # Kinds of which two pieces look alike; pieces of a label or a board have nothing in common but their style.
 SURFACES = ("brushed", "woven", "grain", "wood", "machined", "perforated", "striped", "tiled")
 # What both parts may carry at the same place, over a surface of their own.
-_LAYOUTS = ("printed", "assembled", "board")
+LAYOUTS = ("printed", "assembled", "board")
 
 
 def draw_siblings(rng: np.random.Generator, draw: Draw, size: int) -> tuple[Picture, Picture]:
@@ -21,7 +21,7 @@ def draw_siblings(rng: np.random.Generator, draw: Draw, size: int) -> tuple[Pict
     sheet = draw(rng, 2 * size)
     first, second = sheet[:size, :size], sheet[size:, size:]
     if rng.random() < 0.4:
-        layout, share = NORMALS[str(rng.choice(_LAYOUTS))](rng, size), np.float32(rng.uniform(0.3, 0.6))
+        layout, share = NORMALS[str(rng.choice(LAYOUTS))](rng, size), np.float32(rng.uniform(0.3, 0.6))
         first, second = (piece * (1 - share) + layout * share for piece in (first, second))
     unevenness = rng.uniform(0, 0.12) if rng.random() < 0.5 else 0.0
     specks = rng.uniform(2, 40) if rng.random() < 0.4 else 0.0

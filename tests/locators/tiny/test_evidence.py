@@ -1,5 +1,6 @@
 """Evidence against a plain search, place by place, and on maps whose answer is known."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -15,11 +16,12 @@ from differad.locators.tiny.evidence import (
     ReferenceFeatures,
     _rarity,
     evidence,
+    laid_on,
     reference_features,
 )
 from differad.synthesis.normals import NORMALS
 
-WHOLE, WINDOW, NARROW, RARITY, MISSING = range(DISTANCES)
+WHOLE, WINDOW, NARROW, RARITY, MISSING, PIXELS = range(DISTANCES)
 # float32 products of unit vectors are off by 1e-7, so distances near zero, sqrt(2 - 2 s), by sqrt(2e-7) = 5e-4.
 CLOSE = 1e-3
 
@@ -57,7 +59,7 @@ def rarity_by_hand(patches):
 
 
 def cells_by_hand(target, patches, rarity):
-    """All but the last distance, (h, w, C + CELL_EXTRA), of one stride."""
+    """All but what is missing, (h, w, C + CELL_EXTRA), of one stride of a pair that does not lie on each other."""
     height, width, channels = target.shape
     rows, columns, _ = patches.shape
     found = np.zeros((height, width, channels + CELL_EXTRA))
@@ -75,7 +77,7 @@ def cells_by_hand(target, patches, rarity):
             found[y, x, :channels] = 16 * (target[y, x] - other) ** 2
             distances = [away.min(), windows[0].min(), windows[1].min(), rarity[nearest]]
             found[y, x, channels : channels + MISSING] = distances
-    found[..., channels + DISTANCES :] = np.quantile(rarity, QUANTILES)
+    found[..., channels + DISTANCES : -1] = np.quantile(rarity, QUANTILES)
     return found
 
 
@@ -92,7 +94,9 @@ def by_hand(target, reference):
     return np.reshape(rows, (*coarse.shape[:2], -1))
 
 
-# Where in a row the last distance of each cell stands; it is compared on its own.
+# Channels of both strides, and half of the side of a map of 4 x 4 patches.
+WIDE = ((FINE, 4), (COARSE, 2))
+# Where in a row the distance of what is missing stands for each cell; it is compared on its own.
 MISSING_AT = [cell * (FINE + CELL_EXTRA) + FINE + MISSING for cell in range(4)]
 MISSING_AT.append(4 * (FINE + CELL_EXTRA) + COARSE + MISSING)
 
@@ -109,6 +113,30 @@ def test_evidence_is_what_a_plain_search_finds(target, reference):
     expected = by_hand(backbone.patches(target), backbone.patches(reference))
     rest = np.setdiff1d(np.arange(WIDTH), MISSING_AT)
     np.testing.assert_allclose(found[..., rest], expected[..., rest], atol=CLOSE)
+
+
+def missing_by_hand(target, patches):
+    """How far each reference patch is from the nearest target patch whose wider window holds it; 2 where none does."""
+    height, width, _ = target.shape
+    rows, columns, _ = patches.shape
+    found = np.full((rows, columns), 2.0)
+    for y in range(height):
+        for x in range(width):
+            inside = np.ix_(within(y, height, rows, REACHES[0]), within(x, width, columns, REACHES[0]))
+            found[inside] = np.minimum(found[inside], apart(target[y, x], patches)[inside])
+    return found
+
+
+@pytest.mark.parametrize(("target", "reference"), [((64, 64), (64, 64)), ((64, 96), (80, 48))], ids=str)
+def test_what_is_missing_is_what_a_plain_search_finds(target, reference):
+    backbone = Backbone()
+    target, reference = backbone.patches(picture(*target)), backbone.patches(picture(*reference, seed=1))
+    found = evidence(target, [ReferenceFeatures(each, rarity_by_hand(each).astype(np.float32)) for each in reference])
+    for own, patches, seen, channels in zip(target, reference, cells(found), (FINE, COARSE), strict=True):
+        away = missing_by_hand(own, patches)
+        expected = cv2.resize(away, own.shape[1::-1])  # the reference's places, brought to the target's
+        assert np.ptp(away) > 0.05
+        np.testing.assert_allclose(seen[..., channels + MISSING], expected, atol=CLOSE)
 
 
 def maps(rng, height, width):
@@ -132,6 +160,7 @@ def test_identical_pictures_are_at_no_distance():
     for own, channels in zip(cells(evidence(patches, referenced(patches))), (FINE, COARSE), strict=True):
         assert own[..., :channels].max() < CLOSE
         assert own[..., channels : channels + NARROW + 1].max() < CLOSE
+        assert own[..., channels + MISSING].max() < CLOSE
 
 
 def test_a_patch_that_moved_is_near_in_the_whole_and_far_in_the_windows():
@@ -149,6 +178,20 @@ def test_a_patch_that_moved_is_near_in_the_whole_and_far_in_the_windows():
     assert coarse[0, 0, :COARSE].sum() < CLOSE  # held against the whole
 
 
+def test_what_is_missing_shows_where_it_was():
+    """A patch of the reference that the target lacks: nothing of the target's own is far, yet its place says so."""
+    target = [np.repeat(np.repeat(unit(np.random.default_rng(3), 1, 1, n), 2 * s, 0), 2 * s, 1) for n, s in WIDE]
+    reference = [each.copy() for each in target]
+    for each in reference:
+        each[2, 1] = unit(np.random.default_rng(4), each.shape[2])
+    for own, channels in zip(cells(evidence(target, referenced(reference))), (FINE, COARSE), strict=True):
+        assert own[..., channels + WHOLE].max() < CLOSE
+        missing = own[..., channels + MISSING].copy()
+        assert missing[2, 1] > 0.5
+        missing[2, 1] = 0
+        assert missing.max() < CLOSE
+
+
 def test_what_repeats_is_less_rare():
     rng = np.random.default_rng(2)
     unique = maps(rng, 6, 6)
@@ -156,7 +199,7 @@ def test_what_repeats_is_less_rare():
     repeating = [np.tile(each, (3, 3, 1)) for each in motif]
     for patches, least, most in ((unique, 0.5, 2.0), (repeating, 0.0, CLOSE)):  # the motif's copy lies a third off
         for own, channels in zip(cells(evidence(patches, referenced(patches))), (FINE, COARSE), strict=True):
-            said = np.concatenate([own[..., [channels + RARITY]], own[..., channels + DISTANCES :]], axis=-1)
+            said = np.concatenate([own[..., [channels + RARITY]], own[..., channels + DISTANCES : -1]], axis=-1)
             assert least <= said.min() <= said.max() <= most
 
 
@@ -172,3 +215,29 @@ def test_rarity_does_not_count_its_own_surroundings():
     alone = patches[:1]  # a single row: two columns off is the nearest that counts
     chord = 2 * np.sin((angle[2] - angle[0]) / 2)
     np.testing.assert_allclose(_rarity(alone), np.full((1, 20), chord), atol=CLOSE)
+
+
+def test_pixels_that_differ_on_their_place_are_told_by_their_cell():
+    patches = maps(np.random.default_rng(7), 2, 4)
+    pixels = np.zeros((32, 64), np.float32)
+    pixels[9, 30], pixels[31, 63] = 4.0, np.e - 1
+    found = cells(evidence(patches, referenced(patches), pixels))
+    for own, channels, where in zip(found, (FINE, COARSE), ({(1, 3), (3, 7)}, {(0, 1), (1, 3)}), strict=True):
+        seen = own[..., channels + PIXELS]
+        assert {tuple(place) for place in np.argwhere(seen > 0)} == where
+        assert sorted(seen[seen > 0]) == pytest.approx([0.7, 0.7 * np.log(5)])
+        assert (own[..., -1] == 1).all()
+    for own, channels in zip(cells(evidence(patches, referenced(patches))), (FINE, COARSE), strict=True):
+        assert not own[..., channels + PIXELS].any()
+        assert not own[..., -1].any()
+
+
+def test_a_reference_is_laid_on_where_it_lies_and_not_elsewhere():
+    part = picture(160, 160)
+    damaged = np.roll(part, 3, axis=1)
+    damaged[60:80, 90:110] = 255 - damaged[60:80, 90:110]
+    pixels = laid_on(part, damaged)
+    assert pixels.shape == (160, 160)
+    assert pixels[62:78, 92:108].mean() > 3  # the units of noise from which difference takes note
+    assert np.median(pixels) < 1
+    assert laid_on(part, np.asarray(NORMALS["lettered"](np.random.default_rng(0), 160), dtype=np.uint8)) is None

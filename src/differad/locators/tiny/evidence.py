@@ -3,20 +3,24 @@
 Both pictures run through the frozen backbone; nothing here is trained. A row of evidence belongs to a patch of 16 x 16 pixels
 of the resized target: its four cells of stride 8, then its cell of stride 16. A cell holds, channel by channel, the squared
 difference to the nearest reference patch, and distances: to the nearest patch anywhere, within a tenth of the sides and
-within a thirtieth; and how far that nearest patch is from the rest of the reference (what repeats there is no surprise
-here). The last distance was to tell what is missing; it is a constant, as it was when the shipped policy was trained. Pure NumPy;
-knows nothing of policies, text or boxes.
+within a thirtieth; how far that nearest patch is from the rest of the reference (what repeats there is no surprise
+here); how far the reference patches around the same place are from the nearest of the target (what is missing); and, where
+the reference can be laid on the target, how far pixels differ there. NumPy and OpenCV; knows nothing of policies, text or boxes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from differad.images import RGB
+from differad.locators.comparison import Picture
+from differad.locators.difference import DifferenceLocator
 from differad.locators.features.backbone import Backbone, Features
 from differad.locators.features.nearest import near
+from differad.locators.registration import grey, register
 
 Evidence = NDArray[np.float32]
 PATCH = 16
@@ -28,15 +32,17 @@ FINE, COARSE = 40, 112
 REACHES = (0.1, 0.033)
 # Own neighbours within this share of the sides do not count when a reference patch is compared with its own picture.
 _SELF_REACH = 0.06
-# What each cell says beside its channels: whole, two windows, rarity, and the constant.
-DISTANCES = 5
-_UNTOLD = 2.0
+# What each cell says beside its channels: whole, two windows, rarity, missing, and pixels laid on each other.
+DISTANCES = 6
 # Quantiles of the reference's own rarity, repeated in every cell: how varied a good part is.
 QUANTILES = (0.5, 0.9, 0.99)
-CELL_EXTRA = DISTANCES + len(QUANTILES)
+# And whether the reference could be laid on.
+CELL_EXTRA = DISTANCES + len(QUANTILES) + 1
 WIDTH = 4 * (FINE + CELL_EXTRA) + COARSE + CELL_EXTRA
 # Distances are at most 2; squared differences of single channels are small and are brought to the same order.
 _CHANNEL_GAIN = 16.0
+# Pixels differ from three units of noise on; the logarithm of one more than that, by this, is of the order of a distance.
+_PIXEL_GAIN = 0.7
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,20 +58,32 @@ def reference_features(backbone: Backbone, picture: RGB) -> list[ReferenceFeatur
     return [ReferenceFeatures(patches, _rarity(patches)) for patches in backbone.patches(picture)]
 
 
-def evidence(target: Sequence[Features], reference: Sequence[ReferenceFeatures]) -> Evidence:
-    """Rows (H / 16, W / 16, WIDTH) of a target whose `backbone.patches` are `target`."""
-    fine, coarse = (_compare(own, other) for own, other in zip(target, reference, strict=True))
+def laid_on(reference: RGB, target: RGB) -> Picture | None:
+    """How far each pixel of the target (H, W, 3) is from the reference on its place, (H, W), in units of the pair's noise.
+
+    None where no motion lays the reference on the target.
+    """
+    registration = register(grey(reference), grey(target))
+    return DifferenceLocator().difference(reference, target, registration) if registration.accepted else None
+
+
+def evidence(
+    target: Sequence[Features], reference: Sequence[ReferenceFeatures], pixels: Picture | None = None
+) -> Evidence:
+    """Rows (H / 16, W / 16, WIDTH) of a target whose `backbone.patches` are `target`, `pixels` its `laid_on`."""
+    fine, coarse = (_compare(own, other, pixels) for own, other in zip(target, reference, strict=True))
     height, width = coarse.shape[:2]
     cells = fine[: 2 * height, : 2 * width].reshape(height, 2, width, 2, -1).transpose(0, 2, 1, 3, 4)
     return np.concatenate([cells.reshape(height, width, -1), coarse], axis=-1)
 
 
-def _compare(target: Features, reference: ReferenceFeatures) -> Evidence:
+def _compare(target: Features, reference: ReferenceFeatures, pixels: Picture | None) -> Evidence:
     """(h, w, C + CELL_EXTRA) of one stride."""
     patches = reference.patches
     rows, columns, channels = patches.shape
     bank = np.ascontiguousarray(patches.reshape(-1, channels).T)
     found = np.empty((*target.shape[:2], channels + CELL_EXTRA), np.float32)
+    reverse = np.full((rows, columns), -1.0, np.float32)
     windows = [(near(len(target), rows, r), ~near(target.shape[1], columns, r)) for r in REACHES]
     rarity = reference.rarity.ravel()
     for y, own in enumerate(target):
@@ -79,13 +97,24 @@ def _compare(target: Features, reference: ReferenceFeatures) -> Evidence:
             part = grid[:, beside[y]].copy()
             part[np.broadcast_to(outside[:, None], part.shape)] = -1.0
             found[y, :, channels + 1 + number] = _distance(part.max(axis=(1, 2)))
-            if number == 0 and channels == FINE:
-                flat = part.reshape(len(own), -1).argmax(axis=1)
-                chosen = patches[beside[y]].reshape(-1, channels)[flat]
+            if number == 0:
+                reverse[beside[y]] = np.maximum(reverse[beside[y]], part.max(axis=0))
+                if channels == FINE:
+                    flat = part.reshape(len(own), -1).argmax(axis=1)
+                    chosen = patches[beside[y]].reshape(-1, channels)[flat]
         found[y, :, :channels] = _CHANNEL_GAIN * (own - chosen) ** 2
-    found[..., channels + 4] = _UNTOLD
-    found[..., channels + DISTANCES :] = np.quantile(reference.rarity, QUANTILES)
+    found[..., channels + 4] = cv2.resize(_distance(reverse), (target.shape[1], len(target)))
+    found[..., channels + 5] = 0.0 if pixels is None else _steepest(pixels, target.shape[:2])
+    found[..., channels + DISTANCES : -1] = np.quantile(reference.rarity, QUANTILES)
+    found[..., -1] = pixels is not None
     return found
+
+
+def _steepest(pixels: Picture, shape: tuple[int, ...]) -> Features:
+    """The largest difference within each of (h, w) cells, brought to the order of distances."""
+    rows, columns = shape
+    blocks = pixels.reshape(rows, len(pixels) // rows, columns, pixels.shape[1] // columns)
+    return np.asarray(_PIXEL_GAIN * np.log1p(blocks.max(axis=(1, 3))), dtype=np.float32)
 
 
 def _rarity(patches: Features) -> Features:

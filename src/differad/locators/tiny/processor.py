@@ -25,6 +25,7 @@ from differad.locators.tiny.evidence import (
     Evidence,
     ReferenceFeatures,
     evidence,
+    laid_on,
     reference_features,
 )
 
@@ -104,7 +105,7 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
         if key not in self._remembered:
             self._remembered[key] = reference_features(self._backbone, reference)
             _forget(self._remembered, _REMEMBERED)
-        return evidence(self._backbone.patches(target), self._remembered[key])
+        return evidence(self._backbone.patches(target), self._remembered[key], laid_on(reference, target))
 
 
 def _forget(remembered: OrderedDict[bytes, Any], most: int) -> None:

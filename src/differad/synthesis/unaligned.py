@@ -3,10 +3,12 @@
 Two parts of one kind are not two shots of one part. They are cut from other places of a surface, whose contrast, tone,
 scale and sharpness differ a little from part to part; each has its own light, clouds and marks of use that are no defect;
 seams and rims run through both at about the same place; the pictures may have other sizes, up to strips of 1 : 2.6.
-Used by calibrate_features.py. Reads no real picture; all bounds were set by judgement.
+Where `siblings` draws two pieces of one sheet for the usual camera, all that may differ between good parts is drawn here.
+All bounds were set by judgement.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -16,10 +18,9 @@ from differad.synthesis.fills import FILLS, Foreign
 from differad.synthesis.normals import NORMALS
 from differad.synthesis.pairs import SyntheticPair
 from differad.synthesis.regions import REGIONS, blob, stroke
-from differad.synthesis.textures import draw_texture, smooth_noise
+from differad.synthesis.siblings import LAYOUTS, SURFACES
+from differad.synthesis.textures import Picture, draw_texture, smooth_noise
 
-SURFACES = ("brushed", "woven", "grain", "wood", "machined", "perforated", "striped", "tiled")
-LAYOUTS = ("printed", "assembled", "board")
 # What a defect is: a fill, and regions that suit it. Rearranged texture is left out: nobody could point at it.
 DEFECTS = {
     "crack": ("line",),
@@ -32,7 +33,8 @@ DEFECTS = {
     "missing": ("blob", "rectangle"),
     "transplanted": ("blob", "perlin"),
 }
-SMALLEST, LARGEST, SLIMMEST = 160, 720, 2.6
+# Longer sides, as shares of the usual size, and by how much the shorter may fall behind.
+SMALLEST, LARGEST, SLIMMEST = 160 / 448, 720 / 448, 2.6
 VISIBLE_LEVELS, ATTEMPTS = 20, 20
 # Pixels that a defect must change, as a share of the picture: a dot of 9 pixels in 448 x 448.
 VISIBLE_SHARE = 3e-4
@@ -42,7 +44,7 @@ VISIBLE_SHARE = 3e-4
 class Kind:
     """What parts of one kind share: the sheet they are cut from, seams, and how soiled they are."""
 
-    sheet: np.ndarray
+    sheet: Picture
     grey: bool
     seams: list[tuple[int, float, float, float]]
     rims: list[tuple[int, float, float]]
@@ -51,13 +53,15 @@ class Kind:
     spread: float
 
 
-def draw_unaligned(rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
-    """One pair; its `category` names the surface."""
-    long = int(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST))))
+def draw_unaligned(
+    rng: np.random.Generator, anomalous: bool, size: int = 448, surfaces: Sequence[str] = SURFACES
+) -> SyntheticPair:
+    """One pair whose `category` is one of `surfaces`; its longer side is 0.36 to 1.6 times `size` pixels."""
+    long = int(np.exp(rng.uniform(np.log(round(SMALLEST * size)), np.log(round(LARGEST * size)))))
     short = round(long / np.exp(rng.uniform(0, np.log(SLIMMEST))))
     shape = (long, short) if rng.random() < 0.5 else (short, long)
     margin = max(12, long // 11)
-    name = str(rng.choice(SURFACES))
+    name, defect = str(rng.choice(surfaces)), ""
     kind = draw_kind(rng, name, long + 2 * margin)
     first, second = (make_part(rng, kind, shape, margin) for _ in range(2))
     still = draw_view(rng, long, margin, STILL)
@@ -67,7 +71,8 @@ def draw_unaligned(rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
     clean = seen = see(second, view, binary=False)[rows, columns]
     mask = np.zeros(shape, bool)
     for _ in range(ATTEMPTS if anomalous else 0):
-        seen = see(damage(rng, second, shape, margin), view, binary=False)[rows, columns]
+        defect, damaged = damage(rng, second, shape, margin)
+        seen = see(damaged, view, binary=False)[rows, columns]
         mask = np.abs(seen - clean).max(axis=2) >= VISIBLE_LEVELS
         if mask.sum() >= VISIBLE_SHARE * mask.size:
             break
@@ -75,7 +80,8 @@ def draw_unaligned(rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
     whole[rows, columns] = seen
     reference = develop(see(first, still, binary=False), still, binary=False)[crop(rng, shape, kind)]
     target = develop(whole, view, binary=False)[rows, columns]
-    return SyntheticPair(np.ascontiguousarray(reference), np.ascontiguousarray(target), mask, np.eye(3), name)
+    pair = SyntheticPair(np.ascontiguousarray(reference), np.ascontiguousarray(target), mask, np.eye(3), name)
+    return replace(pair, kind=defect) if mask.any() else pair
 
 
 def draw_kind(rng: np.random.Generator, name: str, side: int) -> Kind:
@@ -102,7 +108,7 @@ def draw_kind(rng: np.random.Generator, name: str, side: int) -> Kind:
     )
 
 
-def make_part(rng: np.random.Generator, kind: Kind, shape: tuple[int, int], margin: int) -> np.ndarray:
+def make_part(rng: np.random.Generator, kind: Kind, shape: tuple[int, int], margin: int) -> Picture:
     """One good part (side, side, 3) of a kind, of which a camera will see `shape` from `margin` on."""
     part = _piece(rng, kind)
     level = part.mean(axis=(0, 1))
@@ -125,8 +131,8 @@ def make_part(rng: np.random.Generator, kind: Kind, shape: tuple[int, int], marg
     return np.ascontiguousarray(tone, dtype=np.float32)
 
 
-def damage(rng: np.random.Generator, part: np.ndarray, shape: tuple[int, int], margin: int) -> np.ndarray:
-    """The part with one defect somewhere in what the camera sees."""
+def damage(rng: np.random.Generator, part: Picture, shape: tuple[int, int], margin: int) -> tuple[str, Picture]:
+    """A defect's name, and the part with it somewhere in what the camera sees."""
     name = str(rng.choice(list(DEFECTS)))
     region = str(rng.choice(DEFECTS[name]))
     longest = 0.6 if region == "line" else 0.3
@@ -136,37 +142,38 @@ def damage(rng: np.random.Generator, part: np.ndarray, shape: tuple[int, int], m
         width = max(1, round(max(shape) / 448 * rng.uniform(1, 5)))
         cover = stroke(rng, len(part), center, 2 * radius, width)[..., None]
         change = rng.choice([-1, -1, 1]) * rng.uniform(30, 110)
-        return np.asarray(np.clip(part + change * cover, 0, 255), dtype=np.float32)
+        return name, np.asarray(np.clip(part + change * cover, 0, 255), dtype=np.float32)
     cover = REGIONS[region](rng, len(part), center, radius)
-    return FILLS[name](rng, part, cover, Foreign(draw_texture))
+    return name, FILLS[name](rng, part, cover, Foreign(draw_texture))
 
 
 def crop(rng: np.random.Generator, shape: tuple[int, int], kind: Kind) -> tuple[slice, slice]:
     """What the reference's picture shows of its part: as much as the target's, or, of a plain kind, another size."""
     if kind.seams or kind.rims or rng.random() < 0.5:
         return slice(shape[0]), slice(shape[1])
-    return tuple(slice(max(96, round(side * rng.uniform(0.7, 1.4)))) for side in shape)
+    rows, columns = (slice(max(96, round(side * rng.uniform(0.7, 1.4)))) for side in shape)
+    return rows, columns
 
 
-def _piece(rng: np.random.Generator, kind: Kind) -> np.ndarray:
+def _piece(rng: np.random.Generator, kind: Kind) -> Picture:
     """A square out of the sheet, from somewhere, at about the same scale."""
     whole = len(kind.sheet)
     side = round(whole / 2 * np.exp(0.12 * kind.spread * rng.uniform(-1, 1)))
     x, y = rng.integers(0, whole - side + 1, 2)
     piece = kind.sheet[y : y + side, x : x + side].astype(np.float32)
-    return cv2.resize(piece, (whole // 2, whole // 2), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.resize(piece, (whole // 2, whole // 2), interpolation=cv2.INTER_LINEAR))
 
 
-def _lay_band(part: np.ndarray, axis: int, middle: float, width: float, change: float) -> None:
+def _lay_band(part: Picture, axis: int, middle: float, width: float, change: float) -> None:
     """Make a band across the part lighter or darker, with rims about two pixels soft."""
     along = np.arange(len(part), dtype=np.float32)
     inside = 1 / (1 + np.exp(np.clip(np.abs(along - middle) - width / 2, -30, 30)))
     part += np.float32(change) * (inside[:, None, None] if axis == 0 else inside[None, :, None])
 
 
-def _mark(rng: np.random.Generator, part: np.ndarray, shape: tuple[int, int], margin: int) -> np.ndarray:
+def _mark(rng: np.random.Generator, part: Picture, shape: tuple[int, int], margin: int) -> Picture:
     """A faint speck or streak that is no defect."""
     center = margin + np.array([rng.uniform(0, shape[1]), rng.uniform(0, shape[0])])
     size = np.exp(rng.uniform(np.log(1.5), np.log(0.04 * max(shape))))
     cover = blob(rng, len(part), center, size) if rng.random() < 0.6 else stroke(rng, len(part), center, 4 * size, 1)
-    return part + np.float32(rng.choice([-1, 1]) * rng.uniform(6, 22)) * cover[..., None]
+    return np.asarray(part + np.float32(rng.choice([-1, 1]) * rng.uniform(6, 22)) * cover[..., None])
