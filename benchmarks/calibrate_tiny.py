@@ -21,8 +21,7 @@ from differad.boxes import as_boxes
 from differad.core import Location
 from differad.data.manifest import read_pairs
 from differad.evaluation.metrics import auroc, pair_iou
-from differad.locators.chat import Reply
-from differad.locators.tiny.locator import WEIGHTS, TinyLocator, TinyOptions
+from differad.locators.tiny.locator import WEIGHTS, SureReply, TinyLocator, TinyOptions
 
 FALSE_ALARMS = 0.1
 
@@ -32,7 +31,7 @@ class Recorder(TinyLocator):
 
     evidence: list[tuple[float, float]]
 
-    def _decide(self, reply: Reply, seconds: float) -> Location:
+    def _decide(self, reply: SureReply, seconds: float) -> Location:
         self.evidence.append((reply.odds, reply.peak))
         return super()._decide(reply, seconds)
 

@@ -19,7 +19,8 @@ from differad.data.manifest import read_pairs
 from differad.errors import OptionError
 from differad.locators.local import LocalLocator, LocalOptions
 from differad.locators.tiny.model import dense_loss
-from differad.locators.tiny.processor import MERGE, PROPOSALS
+from differad.locators.tiny.processor import MERGE
+from differad.locators.tiny.proposals import PROPOSALS
 from differad.synthesis.draw import DrawOptions
 from differad.synthesis.run import synthesize
 from differad.training.coverage import WithCoverage

@@ -25,7 +25,7 @@ SERVER_SCHEME = "openai:"
 KINDS: dict[str, tuple[type, str]] = {
     "difference": (DifferenceOptions, "classical: register, compare, threshold; no training, no download"),
     "features": (FeaturesOptions, "frozen backbone, distance to the nearest patch; no training, no download"),
-    "tiny": (TinyOptions, "the embedded policy, a small Qwen2-VL on the same backbone; no download, needs torch"),
+    "tiny": (TinyOptions, "the embedded policy, a small Qwen2-VL on the same backbone; no training, no download"),
     "FOLDER or HUB/ID": (LocalOptions, "a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint run by transformers"),
     "openai:NAME@http://HOST:PORT/v1": (ServerOptions, "any OpenAI-compatible server: vLLM, SGLang, a cloud"),
 }

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from differad.answers.formats import answer_format
 from differad.answers.parsing import Frame, format_answer
 from differad.boxes import no_boxes
-from differad.locators.tiny.processor import MERGE, PROPOSALS, REFERENCE_GRID
+from differad.locators.tiny.processor import MERGE, REFERENCE_GRID
+from differad.locators.tiny.proposals import PROPOSALS
 from differad.progress import track
 
 BATCH, RATE = 64, 1e-3

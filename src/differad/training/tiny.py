@@ -13,8 +13,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from differad.errors import OptionError
 from differad.locators.tiny.evidence import PATCH
-from differad.locators.tiny.locator import OPENING
 from differad.locators.tiny.model import COMPARISON, TinyConfig, TinyPolicy, waves
+from differad.locators.tiny.network import OPENING
 from differad.locators.tiny.processor import MERGE, EvidenceProcessor
 from differad.training.reading import teach_reading
 from differad.training.recipe import Tiny

@@ -13,7 +13,7 @@ from differad.core import Location, Pair
 from differad.errors import ImageError, InputError, OptionError
 from differad.locators.tiny import TinyLocator, TinyOptions
 from differad.locators.tiny.calibration import Deciding
-from differad.locators.tiny.locator import describe
+from differad.locators.tiny.locator import around, describe
 
 # Over the map too, so that the policy's doubt is not all there is.
 DECIDING = Deciding(bias=0.3, answer=0.5, peak=0.7)
@@ -25,14 +25,14 @@ def picture(width, height, seed=0):
 
 
 def pairs():
-    """Of sizes that differ, so that a batch has to be padded."""
+    """Of sizes that differ; some are looked at twice."""
     return [
         Pair(picture(*size, seed=i), picture(*SIZES[-1 - i], seed=10 + i), id=str(i)) for i, size in enumerate(SIZES)
     ]
 
 
 def locator(folder, deciding=DECIDING, **options):
-    return TinyLocator(TinyOptions(device="cpu", **options), folder=folder, deciding=deciding)
+    return TinyLocator(TinyOptions(**options), folder=folder, deciding=deciding)
 
 
 def test_at_threshold_zero_every_target_gets_a_box(untaught):
@@ -62,15 +62,33 @@ def test_at_threshold_one_none_does_and_the_rest_stays(untaught):
         assert doubtful.confidence == pytest.approx(sure.confidence)
 
 
-@pytest.mark.parametrize("batch_size", [2, 5])
-def test_a_batch_answers_like_one_pair_at_a_time(untaught, batch_size):
-    alone = locator(untaught, batch_size=1, threshold=0.0)
-    together = list(locator(untaught, batch_size=batch_size, threshold=0.0).locate_many(pairs()))
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_stream_answers_like_one_pair_at_a_time(untaught, workers):
+    together = list(locator(untaught, workers=workers, threshold=0.0).locate_many(pairs()))
     for outcome, pair in zip(together, pairs(), strict=True):
-        single = alone.locate(pair)
+        single = locator(untaught, threshold=0.0, workers=1).locate(pair)
         assert outcome.answer == single.answer
         assert outcome.confidence == pytest.approx(single.confidence, abs=1e-4)
     assert len({round(outcome.confidence, 6) for outcome in together}) == len(SIZES)  # each its own
+
+
+def test_a_large_picture_is_looked_at_again(untaught, monkeypatch):
+    """The second look sees what lies about the first box, and its box lies there."""
+    own = locator(untaught, threshold=0.0)
+    seen = []
+    ask = own._ask
+    monkeypatch.setattr(own, "_ask", lambda *given: seen.append(given[1].shape) or ask(*given))
+    pair = Pair(picture(300, 200), picture(300, 200, seed=1))
+    location = own.locate(pair)
+    first = ask(picture(300, 200), picture(300, 200, seed=1), None)
+    box = parse_answer(first.text, FORMATS["qwen2-vl"], first.frame).boxes[0]
+    x1, y1, x2, y2 = around(box / [300, 200, 300, 200])
+    assert seen == [(200, 300, 3), (round(y2 * 200) - round(y1 * 200), round(x2 * 300) - round(x1 * 300), 3)]
+    assert (location.boxes[0] >= np.array([x1 * 300, y1 * 200] * 2) - 1).all()
+    assert (location.boxes[0] <= np.array([x2 * 300, y2 * 200] * 2) + 1).all()
+    seen.clear()
+    plain = locator(untaught, threshold=0.0, closer=False)
+    assert plain.locate(pair).answer == first.text
 
 
 def test_the_confidence_is_the_logistic_curve_over_doubt_and_peak(untaught):
@@ -84,56 +102,14 @@ def test_the_confidence_is_the_logistic_curve_over_doubt_and_peak(untaught):
     assert odds(bias=0.3, answer=0.5, peak=0.7) == pytest.approx(0.3 + 0.5 * answer + 0.7 * peak, abs=1e-3)
 
 
-def test_the_doubt_is_how_likely_the_policy_itself_finds_the_zero_box(untaught):
-    """The chance of 0 after the opening, from the model run by hand on the same prompt."""
-    import torch
-
-    own = locator(untaught, Deciding(bias=0.0, answer=1.0, peak=0.0))
-    pair = pairs()[2]
-    item = own._attempt_prepare(pair)
-    ids = own._tokenizer(item.text + "<think></think><answer>(", add_special_tokens=False, return_tensors="pt")
-    with torch.no_grad():
-        logits = own._model(
-            input_ids=ids["input_ids"],
-            mm_token_type_ids=(ids["input_ids"] == own._config.image_token_id).int(),
-            pixel_values=item.patches,
-            image_grid_thw=item.grids,
-        ).logits[0, -1]
-    zero = logits.softmax(dim=-1)[own._tokenizer.convert_tokens_to_ids("0")]
-    assert 1 - own.locate(pair).confidence == pytest.approx(float(zero), rel=1e-3)
-
-
-def test_nothing_else_can_be_written_whatever_the_weights_like():
-    """Random scores, written out greedily: the phrases in order, and corners that lie in order."""
-    import torch
-
-    from differad.locators.tiny.locator import _Grammar
-
-    numbers = [*range(30, 20, -1), *range(50, 1041)]  # tokens of 0 to 1000, in no order of their own
-    steps = [0, None, 1, None, 2, None, 1, None, 3, 4]
-    value = {token: number for number, token in enumerate(numbers)}
-    generator = torch.Generator().manual_seed(0)
-    for liked in (None, numbers[1000], numbers[999], numbers[0]):  # anything, or one number above all
-        grammar, ids = _Grammar(steps, numbers), torch.full((200, 7), numbers[5])  # after a prompt of seven tokens
-        for _ in range(10):
-            scores = torch.randn(200, 1100, generator=generator)
-            if liked is not None:
-                scores[:, liked] = 100.0
-            ids = torch.cat([ids, grammar(ids, scores).argmax(dim=1, keepdim=True)], dim=1)
-        assert ids[:, [7, 9, 11, 13, 15, 16]].tolist() == [[0, 1, 2, 1, 3, 4]] * 200
-        for x1, y1, x2, y2 in ([value[token] for token in row] for row in ids[:, [8, 10, 12, 14]].tolist()):
-            assert 0 <= x1 < x2 <= 1000
-            assert 0 <= y1 < y2 <= 1000
-
-
 def test_calibrate_bounds_false_alarms_and_refuses_too_few(untaught):
     normals = [Pair(picture(80, 80, seed=seed), picture(80, 80, seed=100 + seed)) for seed in range(19)]
     own = locator(untaught)
     strict = own.calibrate(normals, 0.05)  # (19 + 1) * 0.95 = 19: above the largest of 19
     found = list(strict.locate_many(normals))
     assert not any(outcome.anomalous for outcome in found)
-    assert strict.decision.threshold == math.nextafter(max(outcome.confidence for outcome in found), 1.0)
-    assert own.decision.threshold == TinyOptions().threshold  # the one that was asked stays as it is
+    assert strict.options.threshold == math.nextafter(max(outcome.confidence for outcome in found), 1.0)
+    assert own.options.threshold == TinyOptions().threshold  # the one that was asked stays as it is
     with pytest.raises(InputError, match=r"18 normal pairs with a confidence: .* at least 19"):
         own.calibrate(normals[:18], 0.05)
     with pytest.raises(OptionError, match=r"false_alarms=1\.5"):
@@ -145,7 +121,7 @@ def test_a_broken_picture_costs_its_pair_only(untaught, tmp_path):
     broken.write_bytes(b"no image")
     good = pairs()[0]
     thin = Pair(picture(140, 140), picture(5000, 20))
-    own = locator(untaught, batch_size=3, threshold=0.0)
+    own = locator(untaught, workers=2, threshold=0.0)
     outcomes = list(own.locate_many([good, Pair(broken, good.target), good, thin, good]))
     assert [type(outcome) for outcome in outcomes] == [Location, ImageError, Location, ImageError, Location]
     assert len({outcome.answer for outcome in outcomes[::2]}) == 1
@@ -156,16 +132,14 @@ def test_a_broken_picture_costs_its_pair_only(untaught, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("threshold", -0.1), ("threshold", 1.1), ("threshold", float("nan")), ("batch_size", 0)]
+    ("name", "value"), [("threshold", -0.1), ("threshold", 1.1), ("threshold", float("nan")), ("workers", -1)]
 )
 def test_options_out_of_range_are_named(name, value):
     with pytest.raises(OptionError, match=f"option {name}="):
         TinyOptions(**{name: value})
 
 
-def test_what_is_not_there_is_refused(untaught, tmp_path):
-    with pytest.raises(OptionError, match="option device='toaster'"):
-        TinyLocator(TinyOptions(device="toaster"), folder=untaught)
+def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(OptionError, match=r"no config\.json"):
         TinyLocator(folder=tmp_path)
 

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, WIDTH
-from differad.locators.tiny.model import TinyPolicy, _with_standing, dense_loss, proposals, waves
-from differad.locators.tiny.processor import MERGE, PROPOSALS, REFERENCE_GRID
+from differad.locators.tiny.model import TinyPolicy, _with_standing, dense_loss, waves
+from differad.locators.tiny.processor import MERGE, REFERENCE_GRID
+from differad.locators.tiny.proposals import PROPOSALS, proposals
 
 GRIDS = ((8, 8), (4, 12), (8, 8), (12, 4), (4, 4))
 
@@ -56,7 +57,7 @@ def test_a_reference_s_rows_say_nothing(policy):
 
 def test_proposals_are_boxes_around_the_peaks():
     """12 x 20 cells: a square of logit 3 with a rim of -1, and a lower one of logit 1."""
-    logits = torch.full((12, 20), -8.0)
+    logits = np.full((12, 20), -8.0, np.float32)
     logits[2:8, 3:9] = -1.0  # chance 0.27, above 0.2 of the peak's 0.95, not above 0.5
     logits[3:7, 4:8] = 3.0
     logits[9:11, 14:19] = 1.0
@@ -68,13 +69,13 @@ def test_proposals_are_boxes_around_the_peaks():
         [14 / 20, 9 / 12, 19 / 20, 11 / 12, 1 / 4, 1 / 4],
         [14 / 20, 9 / 12, 19 / 20, 11 / 12, 1 / 4, 1 / 4],
     ]
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("level", [-100.0, 0.0, 100.0])
 def test_a_flat_map_proposes_all_of_it(level):
-    found = proposals(torch.full((8, 8), level))
-    assert torch.isfinite(found).all()
+    found = proposals(np.full((8, 8), level, np.float32))
+    assert np.isfinite(found).all()
     assert found[0, :4].tolist() == [0, 0, 1, 1]
 
 

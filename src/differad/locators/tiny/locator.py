@@ -1,38 +1,44 @@
 """`tiny`: the embedded policy as a locator, with a calibrated decision. See docs/tiny.md.
 
-The policy is run as any local checkpoint (locators/local.py), but for one thing: it is made to name a box for every target, and
-how likely it finds the zero box, together with the highest peak of its map, says how sure it is that there is anything. So
-every pair has a box, a confidence and a decision whose threshold can be set from normal pairs. Large pictures get a second,
-closer look about the first box.
+The policy runs without torch (network.py) and is made to name a box for every target; how likely it finds the zero box,
+together with the highest peak of its map, says how sure it is that there is anything. So every pair has a box, a confidence
+and a decision whose threshold can be set from normal pairs. Large pictures get a second, closer look about the first box.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+import copy
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from differad.answers.formats import FORMATS, TINY_MODEL_TYPE, family_of
 from differad.answers.parsing import Frame, format_answer, parse_answer
+from differad.answers.resize import ResizeRule
 from differad.boxes import Boxes, area, centers
 from differad.core import Location, Pair
-from differad.images import RGB
+from differad.errors import LocatorError
+from differad.images import RGB, read_images
+from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.chat import Reply
 from differad.locators.conformal import conformal_threshold
-from differad.locators.local import LocalLocator, LocalOptions, Prepared
 from differad.locators.odds import logistic, logit
+from differad.locators.threads import one_thread_each, usable_cores
 from differad.locators.tiny.calibration import DECIDING, Deciding
-from differad.locators.tiny.evidence import AREA, PATCH
+from differad.locators.tiny.evidence import PATCH
+from differad.locators.tiny.network import OPENING, Policy
+from differad.locators.tiny.pairs import PairEvidence, resized
 from differad.options import check_option, option
 
 # The policy that is shipped inside the package.
 WEIGHTS = Path(__file__).parents[2] / "weights" / "tiny"
-# The token before an answer's first number.
-OPENING = "<think></think><answer>("
 # A picture larger than what the policy sees at once is looked at again, about the first box, over this share of its sides.
 CLOSER = 0.5
+_FORMAT = FORMATS[family_of(TINY_MODEL_TYPE)]
 
 Window = tuple[float, float, float, float]
 
@@ -42,123 +48,105 @@ class TinyOptions:
     """What a user may want other than the calibrated defaults."""
 
     threshold: float = option(DECIDING.threshold, "a target counts as abnormal from this probability on")
-    device: str = option("auto", "cpu, cuda, cuda:1, mps; auto takes an accelerator where there is one")
-    batch_size: int = option(8, "pairs that are answered at once")
     closer: bool = option(True, "look again, more closely, where a picture is larger than what the policy sees at once")
+    workers: int = option(0, "threads; 0 takes one per usable core")
 
     def __post_init__(self) -> None:
         check_option("threshold", self.threshold, 0 <= self.threshold <= 1, "a probability in [0, 1]")
-        check_option("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
-class TinyLocator(LocalLocator):
+class TinyLocator:
     """The policy in `folder` (the shipped one unless told) with a decision of its own."""
+
+    name = "tiny"
 
     def __init__(
         self, options: TinyOptions | None = None, *, folder: str | Path = WEIGHTS, deciding: Deciding = DECIDING
     ) -> None:
-        self.decision = options or TinyOptions()
-        self._folder, self._deciding = folder, deciding
-        super().__init__(
-            str(folder),
-            LocalOptions(device=self.decision.device, batch_size=self.decision.batch_size, max_new_tokens=16),
-        )
-        self.name = "tiny"
-        self._opening = int(self._tokenizer.convert_tokens_to_ids(OPENING))
-        self._zero = int(self._tokenizer.convert_tokens_to_ids("0"))
-        self._written = {text: int(self._tokenizer.convert_tokens_to_ids(text)) for text in _ANSWER if text}
-        self._numbers = self._tokenizer.convert_tokens_to_ids([str(number) for number in range(_LARGEST + 1)])
+        self.options = options or TinyOptions()
+        self._folder, self._deciding = Path(folder), deciding
+        self._policy = Policy(self._folder)
+        self._rule = ResizeRule.from_folder(self._folder)
+        self._evidence = PairEvidence()
+
+    def locate(self, pair: Pair) -> Location:
+        """Where the target is abnormal. Raises ImageError, LocatorError."""
+        if (self.options.workers or usable_cores()) == 1:
+            return self._locate(pair, None)
+        with ThreadPoolExecutor(1) as pool:
+            return self._locate(pair, pool)
+
+    def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
+        """Locate a stream in order; at most two pairs per worker are read ahead."""
+        workers = self.options.workers or usable_cores()
+        with one_thread_each(workers):
+            yield from locate_concurrently(self._variant(replace(self.options, workers=1)), pairs, workers)
 
     def calibrate(self, normals: Iterable[Pair], false_alarms: float = 0.05) -> "TinyLocator":
         """A locator whose threshold leaves a box on at most a share `false_alarms` of normal pairs like these.
 
         See `conformal_threshold`. Raises InputError for too few pairs, and the error of a pair that cannot be read.
         """
-        threshold = conformal_threshold(self, normals, false_alarms)
-        return TinyLocator(replace(self.decision, threshold=threshold), folder=self._folder, deciding=self._deciding)
+        return self._variant(replace(self.options, threshold=conformal_threshold(self, normals, false_alarms)))
 
-    def _prepare(self, reference: RGB, target: RGB) -> Prepared:
-        seen = super()._prepare(reference, target)
-        return _Kept(seen.patches, seen.grids, seen.text, seen.frame, seen.seed, reference, target)
+    def _variant(self, options: TinyOptions) -> "TinyLocator":
+        """This locator with other options, sharing weights and what it remembers."""
+        other = copy.copy(self)
+        other.options = options
+        return other
 
-    def _generate(self, batch: list[Prepared]) -> list[Reply]:
-        """A box each; where the picture is large, from a second look at the surroundings of the first."""
-        first = self._ask(batch)
-        kept = [item for item in batch if isinstance(item, _Kept)]
-        windows = [self._window(item, reply) for item, reply in zip(kept, first, strict=True)]
-        closer = [
-            super(TinyLocator, self)._prepare(*(cut(picture, window) for picture in (item.reference, item.target)))
-            for item, window in zip(kept, windows, strict=True)
-            if window is not None
-        ]
-        second = iter(self._ask(closer) if closer else [])
-        return [
-            reply if window is None else self._combined(reply, next(second), window)
-            for reply, window in zip(first, windows, strict=True)
-        ]
+    def _locate(self, pair: Pair, pool: ThreadPoolExecutor | None) -> Location:
+        start = time.perf_counter()
+        reference, target = read_images(pair.reference, pair.target)
+        try:
+            reply = self._ask(reference, target, pool)
+            window = self._window(reference, reply)
+            if window is not None:
+                second = self._ask(cut(reference, window), cut(target, window), pool)
+                reply = _combined(reply, second, window)
+        except cv2.error as error:
+            raise LocatorError(
+                f"pair {pair.id!r}: OpenCV cannot compare it ({error}); check the two pictures"
+            ) from None
+        return self._decide(reply, time.perf_counter() - start)
 
-    def _ask(self, batch: Sequence[Prepared]) -> list["SureReply"]:
-        doubt = _Doubt(self._opening, self._zero)
-        texts = self._texts(list(batch), [doubt])
-        peaks = [float(logits.max()) for logits in self._model.model.visual.logits]
-        return [
-            SureReply(text, item.frame, logit(1 - normal), peak)
-            for text, item, normal, peak in zip(texts, batch, doubt.normal, peaks, strict=True)
-        ]
+    def _ask(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor | None) -> "SureReply":
+        """One look: a box for any pair."""
+        found = self._evidence(resized(reference, self._rule), resized(target, self._rule), pool)
+        look = self._policy.look(found)
+        x1, y1, x2, y2 = look.box
+        frame = Frame(target.shape[1], target.shape[0])
+        return SureReply(f"{OPENING}{x1},{y1}),({x2},{y2})</answer>", frame, logit(1 - look.normal), look.peak)
 
-    def _window(self, item: "_Kept", reply: "SureReply") -> Window | None:
+    def _window(self, reference: RGB, reply: "SureReply") -> Window | None:
         """Where to look again, in shares of the target's sides; None where a second look would show no more."""
         width, height = reply.frame.width, reply.frame.height
-        boxes = parse_answer(reply.text, self._format, reply.frame).boxes
-        if not self.decision.closer or len(boxes) == 0 or width * height < AREA:
+        if not self.options.closer or width * height < self._rule.max_pixels:
             return None
-        if min(item.reference.shape[:2]) * CLOSER < 2 * PATCH:
+        if min(*reference.shape[:2], width, height) * CLOSER < 2 * PATCH:
             return None
-        return around(boxes[0] / np.array([width, height] * 2))
-
-    def _combined(self, first: "SureReply", second: "SureReply", window: Window) -> "SureReply":
-        """The second look's box in the whole target, and the mean of what both say of whether there is a defect."""
-        frame = first.frame
-        boxes = parse_answer(second.text, self._format, second.frame).boxes
-        if len(boxes) == 0:
-            return first
-        corner = np.array(cut_pixels((frame.height, frame.width), window)[:2] * 2, dtype=np.float64)
-        text = format_answer(boxes[:1] + corner, self._format, frame, reasoning="")
-        return SureReply(text, frame, (first.odds + second.odds) / 2, (first.peak + second.peak) / 2)
+        return around(parse_answer(reply.text, _FORMAT, reply.frame).boxes[0] / np.array([width, height] * 2))
 
     def _chance(self, reply: "SureReply") -> float:
         """How likely a target is abnormal."""
         d = self._deciding
         return logistic(d.bias + d.answer * reply.odds + d.peak * reply.peak)
 
-    def _texts(self, batch: list[Prepared], processors: list[Any]) -> list[str]:
-        steps = [None if text is None else self._written[text] for text in _ANSWER]
-        grammar = _Grammar([*steps, min(self._end_ids())], self._numbers)
-        return super()._texts(batch, [*processors, grammar])
-
-    def _decide(self, reply: Reply, seconds: float) -> Location:
-        assert isinstance(reply, SureReply)
-        answer, chance = parse_answer(reply.text, self._format, reply.frame), self._chance(reply)
-        found = chance >= self.decision.threshold
-        boxes = answer.boxes[:1] if found else answer.boxes[:0]
+    def _decide(self, reply: "SureReply", seconds: float) -> Location:
+        chance = self._chance(reply)
+        found = chance >= self.options.threshold
+        answer = reply.text if found else f"<think></think><answer>{_FORMAT.zero_box}</answer>"
+        boxes = parse_answer(answer, _FORMAT, reply.frame).boxes
         return Location(
             boxes=boxes,
             scores=np.full(len(boxes), chance),
             confidence=chance,
             reasoning=describe(boxes, reply.frame, chance),
-            answer=reply.text if found else f"<think></think><answer>{self._format.zero_box}</answer>",
-            valid=answer.status != "unreadable",
+            answer=answer,
             model=self.name,
             seconds=seconds,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Kept(Prepared):
-    """A pair with its pictures, for a second look."""
-
-    reference: RGB
-    target: RGB
 
 
 def around(box: NDArray[np.float64]) -> Window:
@@ -189,57 +177,13 @@ class SureReply(Reply):
     peak: float
 
 
-class _Doubt:
-    """Reads how likely each answer's first number is the zero box's, and rules it out: every target gets a box.
-
-    A true box that touches the left border starts at 1 instead, a thousandth off.
-    """
-
-    def __init__(self, opening: int, zero: int) -> None:
-        self._opening, self._zero = opening, zero
-        self.normal: list[float] = []
-
-    def __call__(self, ids: Any, scores: Any) -> Any:
-        if not self.normal:
-            self.normal = [0.0] * len(scores)
-        for row in (ids[:, -1] == self._opening).nonzero().flatten().tolist():
-            self.normal[row] = float(scores[row].float().softmax(dim=-1)[self._zero])
-            scores[row, self._zero] = -math.inf
-        return scores
-
-
-# An answer token by token, None for a number; the end follows.
-_ANSWER = (OPENING, None, ",", None, "),(", None, ",", None, ")</answer>")
-_LARGEST = 1000
-# Tokens from a number of the first corner to that of the second.
-_CORNER = 4
-
-
-class _Grammar:
-    """Lets nothing be written but an answer whose box has an area: weights may like what cannot be read.
-
-    `steps` are the tokens of an answer, None for a number; `numbers` the tokens of 0, 1, 2 and so on.
-    """
-
-    def __init__(self, steps: list[int | None], numbers: list[int]) -> None:
-        self._steps, self._numbers = steps, numbers
-        self._begin: int | None = None
-
-    def __call__(self, ids: Any, scores: Any) -> Any:
-        if self._begin is None:
-            self._begin = ids.shape[1]
-        written = ids[:, self._begin :]
-        step = written.shape[1]
-        wanted = self._steps[min(step, len(self._steps) - 1)]
-        values = ids.new_full(scores.shape[1:], -1)
-        if wanted is not None:
-            values[wanted] = 0
-            return scores.masked_fill(values < 0, -math.inf)
-        values[self._numbers] = ids.new_tensor(range(len(self._numbers)))
-        if step < _CORNER:
-            return scores.masked_fill((values < 0) | (values == len(self._numbers) - 1), -math.inf)
-        least = values[written[:, step - _CORNER]] + 1
-        return scores.masked_fill(values < least[:, None], -math.inf)
+def _combined(first: SureReply, second: SureReply, window: Window) -> SureReply:
+    """The second look's box in the whole target, and the mean of what both say of whether there is a defect."""
+    frame = first.frame
+    boxes = parse_answer(second.text, _FORMAT, second.frame).boxes
+    corner = np.array(cut_pixels((frame.height, frame.width), window)[:2] * 2, dtype=np.float64)
+    text = format_answer(boxes[:1] + corner, _FORMAT, frame, reasoning="")
+    return SureReply(text, frame, (first.odds + second.odds) / 2, (first.peak + second.peak) / 2)
 
 
 def describe(boxes: Boxes, frame: Frame, chance: float) -> str:

@@ -5,13 +5,13 @@ convolutional network turns evidence into a map of where the target changed; its
 the boxes around the map's peaks become the reference's. The language model, generate and TRL are stock.
 
 Sizes come from Qwen2-VL's own configuration: `vision_config.embed_dim` channels, `vision_config.depth` residual blocks.
-Knows nothing of pictures, text formats or training.
+Knows nothing of pictures, text formats or training; network.py
+is the same without torch.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -26,18 +26,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from differad.answers.formats import TINY_MODEL_TYPE
 from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE
-from differad.locators.tiny.processor import MERGE, PROPOSALS, EvidenceProcessor
+from differad.locators.tiny.network import GROUPS, LEAST_SPREAD, OCTAVES
+from differad.locators.tiny.processor import MERGE, EvidenceProcessor
+from differad.locators.tiny.proposals import PROPOSALS, proposals
 
 # Cells of stride 8 along a token's side.
 CELLS = 2 * MERGE
-# Frequencies in which a place between 0 and 1 is written, 1 to 128 half waves.
-_OCTAVES = 8
-# Around each peak, where the map has fallen to these shares of it.
-_CUTS = (0.5, 0.2)
-_PEAKS = PROPOSALS // len(_CUTS)
 # A proposal: four places, the logarithm of the odds at its peak, and the mean within.
 _PROPOSAL = 6
-_LEAST_SPREAD = 0.02
 # The parts of a comparer that lead to its map; the others turn map and features into tokens.
 COMPARISON = ("fine", "coarse", "enter", "down", "blocks", "context", "leave", "changed")
 # The dense loss beside the text's: changed or unchanged is what everything else is read off.
@@ -58,7 +54,7 @@ class _Residual(nn.Module):
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
-        self.norm = nn.GroupNorm(4, channels)
+        self.norm = nn.GroupNorm(GROUPS, channels)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,8 +78,8 @@ class Comparer(nn.Module):
         self.leave = nn.Conv2d(channels + wide, channels, 3, padding=1)
         self.changed = nn.Conv2d(channels, 1, 1)
         self.merge = nn.Conv2d(channels + 1, hidden, CELLS, stride=CELLS)
-        self.place = nn.Linear(4 * _OCTAVES, hidden)
-        self.propose = nn.Linear(8 * _OCTAVES + _PROPOSAL, hidden)
+        self.place = nn.Linear(4 * OCTAVES, hidden)
+        self.propose = nn.Linear(8 * OCTAVES + _PROPOSAL, hidden)
         # The language model adds to what it is given: tokens of any size but its own would drown what it says of them.
         self.merge_norm, self.place_norm, self.propose_norm = (nn.LayerNorm(hidden) for _ in range(3))
         self.rank = nn.Embedding(PROPOSALS, hidden)
@@ -127,7 +123,8 @@ class Comparer(nn.Module):
         logits = self.changed(seen)
         merged = self.merge(torch.cat([seen, logits], dim=1))
         target = self.merge_norm(merged.flatten(2).transpose(1, 2)) + self.placed(merged)
-        known = torch.stack([proposals(each) for each in logits[:, 0]]).to(merged)
+        maps = logits[:, 0].detach().float().cpu().numpy()
+        known = torch.from_numpy(np.stack([proposals(each) for each in maps])).to(merged)
         return logits[:, 0], torch.cat([self.proposed(known), target], dim=1)
 
     def proposed(self, known: Tensor) -> Tensor:
@@ -193,12 +190,12 @@ def _with_standing(cells: Tensor, channels: int) -> Tensor:
     distances = cells[:, channels : channels + DISTANCES]
     mean = distances.mean(dim=(2, 3), keepdim=True)
     spread = distances.std(dim=(2, 3), keepdim=True)
-    return torch.cat([cells, (distances - mean) / (spread + _LEAST_SPREAD) / 4], dim=1)
+    return torch.cat([cells, (distances - mean) / (spread + LEAST_SPREAD) / 4], dim=1)
 
 
 def waves(values: Tensor) -> Tensor:
-    """Values in [0, 1] as sines and cosines, (..., 2 * _OCTAVES): near values look alike, far ones do not."""
-    angles = values[..., None] * torch.pi * 2.0 ** torch.arange(_OCTAVES, device=values.device, dtype=values.dtype)
+    """Values in [0, 1] as sines and cosines, (..., 2 * OCTAVES): near values look alike, far ones do not."""
+    angles = values[..., None] * torch.pi * 2.0 ** torch.arange(OCTAVES, device=values.device, dtype=values.dtype)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
@@ -208,24 +205,6 @@ def _places(like: Tensor) -> Tensor:
     y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
     x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
-
-
-def proposals(logits: Tensor) -> Tensor:
-    """Boxes around the highest peaks of a map (h, w), (PROPOSALS, 6): four places, peak and mean logit over 4."""
-    values = logits.detach().float().cpu().numpy()
-    chance = 1 / (1 + np.exp(-np.clip(values, -30, 30)))
-    left = chance.copy()
-    found = []
-    for _ in range(_PEAKS):
-        place = np.unravel_index(int(left.argmax()), left.shape)
-        for cut in _CUTS:
-            _, labels = cv2.connectedComponents((left >= cut * left[place]).astype(np.uint8))
-            own = labels == labels[place]
-            rows, columns = np.flatnonzero(own.any(axis=1)), np.flatnonzero(own.any(axis=0))
-            box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] / np.array(chance.shape[::-1] * 2)
-            found.append([*box, values[place] / 4, values[own].mean() / 4])
-        left[cv2.dilate(own.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0] = 0
-    return torch.tensor(found, device=logits.device)
 
 
 def register() -> None:

@@ -5,38 +5,26 @@ nothing of it. Pictures come in pairs, reference first. The target's rows are it
 few: all that is known of it stands in the target's. Evidence of a pair can be kept on disk, for training sees a pair often.
 """
 
-import hashlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from transformers import BatchFeature
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from differad.answers.resize import ResizeRule
 from differad.data.atomic import in_one_step
 from differad.images import RGB
-from differad.locators.features.backbone import Backbone
-from differad.locators.tiny.evidence import (
-    AREA,
-    PATCH,
-    WIDTH,
-    Evidence,
-    ReferenceFeatures,
-    evidence,
-    laid_on,
-    reference_features,
-)
+from differad.locators.tiny.evidence import AREA, PATCH, WIDTH, Evidence
+from differad.locators.tiny.pairs import PairEvidence, digest, forget, resized
+from differad.locators.tiny.proposals import PROPOSALS
 
 # One token stands for MERGE x MERGE patches.
 MERGE = 4
-# Tokens of the reference, which carry what the comparison proposes; its grid in patches.
-PROPOSALS = 4
+# The reference's tokens carry what the comparison proposes; its grid in patches.
 REFERENCE_GRID = (1, MERGE, MERGE * PROPOSALS)
-# References remembered with their features, for a line shows one good part beside thousands of others, and the evidence of
-# the last pairs, for the answers of a group share theirs. About 1 MB each.
-_REMEMBERED = 8
+# The answers of a group share the evidence of theirs. About 1 MB each.
 _LAST_PAIRS = 64
 
 
@@ -54,13 +42,12 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.cache: Path | None = None
-        self._backbone = Backbone()
-        self._remembered: OrderedDict[bytes, list[ReferenceFeatures]] = OrderedDict()
+        self._evidence = PairEvidence()
         self._pairs: OrderedDict[bytes, Evidence] = OrderedDict()
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that are saved: not what this process has open or remembers."""
-        own = ("cache", "_backbone", "_remembered", "_pairs")
+        own = ("cache", "_evidence", "_pairs")
         kept = {name: value for name, value in super().to_dict().items() if name not in own}
         return {**kept, "least_side": PATCH}
 
@@ -68,10 +55,11 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
         pictures = [np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(1, 2, 0)) for image in images]
         if len(pictures) % 2:
             raise ValueError(f"{len(pictures)} pictures: expected pairs, each a reference and its target")
+        rule = ResizeRule(PATCH * MERGE, size.shortest_edge, size.longest_edge, least_side=PATCH)
         rows: list[Evidence] = []
         grids: list[tuple[int, int, int]] = []
         for reference, target in zip(pictures[::2], pictures[1::2], strict=True):
-            found = self._pair(*(_resized(picture, size) for picture in (reference, target)))
+            found = self._pair(*(resized(picture, rule) for picture in (reference, target)))
             height, width = found.shape[:2]
             rows += [np.zeros((int(np.prod(REFERENCE_GRID)), WIDTH), np.float32), to_rows(found)]
             grids += [REFERENCE_GRID, (1, height, width)]
@@ -80,10 +68,10 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
 
     def _pair(self, reference: RGB, target: RGB) -> Evidence:
         """The evidence of a pair of resized pictures, (h, w, WIDTH)."""
-        key = _digest(reference, target)
+        key = digest(reference, target)
         if key not in self._pairs:
             self._pairs[key] = self._kept(key, reference, target)
-            _forget(self._pairs, _LAST_PAIRS)
+            forget(self._pairs, _LAST_PAIRS)
         return self._pairs[key]
 
     def _kept(self, key: bytes, reference: RGB, target: RGB) -> Evidence:
@@ -100,37 +88,9 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
             np.save(file, found)
         return found.astype(np.float32)
 
-    def _evidence(self, reference: RGB, target: RGB) -> Evidence:
-        key = _digest(reference)
-        if key not in self._remembered:
-            self._remembered[key] = reference_features(self._backbone, reference)
-            _forget(self._remembered, _REMEMBERED)
-        return evidence(self._backbone.patches(target), self._remembered[key], laid_on(reference, target))
-
-
-def _forget(remembered: OrderedDict[bytes, Any], most: int) -> None:
-    """Drop the oldest entries but for `most`."""
-    while len(remembered) > most:
-        remembered.popitem(last=False)
-
 
 def to_rows(found: Evidence) -> Evidence:
     """(h, w, WIDTH) as rows (h * w, WIDTH) in Qwen2-VL's order: blocks of MERGE x MERGE patches, row by row."""
     height, width = found.shape[:2]
     blocks = found.reshape(height // MERGE, MERGE, width // MERGE, MERGE, -1)
     return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3, 4)).reshape(height * width, -1)
-
-
-def _resized(picture: RGB, size: Any) -> RGB:
-    height, width = picture.shape[:2]
-    rows, columns = smart_resize(height, width, PATCH * MERGE, size.shortest_edge, size.longest_edge)
-    how = cv2.INTER_AREA if rows * columns < height * width else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(picture, (columns, rows), interpolation=how), dtype=np.uint8)
-
-
-def _digest(*pictures: RGB) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for picture in pictures:
-        digest.update(str(picture.shape).encode())
-        digest.update(picture.data)
-    return digest.digest()

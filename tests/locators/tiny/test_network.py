@@ -1,0 +1,148 @@
+"""The policy's forward pass in NumPy against the same in torch: layer by layer, and answer by answer."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+from differad.errors import OptionError
+from differad.locators.local import LocalLocator, LocalOptions
+from differad.locators.tiny import layers, network
+from differad.locators.tiny.locator import WEIGHTS, TinyLocator
+from differad.locators.tiny.network import LARGEST, OPENING, Policy, Reading
+from differad.locators.tiny.pairs import PairEvidence, resized
+from differad.synthesis.draw import Drawer, DrawOptions
+
+torch = pytest.importorskip("torch", reason="the local extra is not installed")
+pytest.importorskip("transformers", reason="the local extra is not installed")
+# Sums of some thousand float32 products, in another order.
+CLOSE = 2e-5
+
+
+def tensor(x):
+    return torch.from_numpy(np.ascontiguousarray(x))
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def channels_last(found):
+    return found[0].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize(
+    ("size", "how"),
+    [
+        (1, {}),
+        (3, {"padding": 1}),
+        (3, {"padding": 2, "dilation": 2}),
+        (3, {"stride": 2, "padding": 1}),
+        (4, {"stride": 4}),
+    ],
+)
+@pytest.mark.parametrize("shape", [(8, 12), (16, 4)])
+def test_convolution(size, how, shape):
+    x, weight, bias = drawn(*shape, 5), drawn(7, 5, size, size, seed=1), drawn(7, seed=2)
+    expected = torch.nn.functional.conv2d(tensor(x).permute(2, 0, 1)[None], tensor(weight), tensor(bias), **how)
+    assert_allclose(layers.conv(x, weight, bias, **how), channels_last(expected), atol=CLOSE)
+
+
+def test_norms_and_activations():
+    x, weight, bias = drawn(6, 4, 8), drawn(8, seed=1), drawn(8, seed=2)
+    by_channel = tensor(x).permute(2, 0, 1)[None]
+    grouped = torch.nn.functional.group_norm(by_channel, 4, tensor(weight), tensor(bias))
+    assert_allclose(layers.group_norm(x, weight, bias, 4), channels_last(grouped), atol=CLOSE)
+    normed = torch.nn.functional.layer_norm(tensor(x), (8,), tensor(weight), tensor(bias))
+    assert_allclose(layers.layer_norm(x, weight, bias), normed, atol=CLOSE)
+    wide = np.linspace(-12, 12, 4001, dtype=np.float32)
+    assert_allclose(layers.gelu(wide), torch.nn.functional.gelu(tensor(wide)), atol=1e-6)
+    assert_allclose(layers.silu(wide), torch.nn.functional.silu(tensor(wide)), atol=1e-6)
+    assert_allclose(layers.softmax(x), tensor(x).softmax(dim=-1), atol=1e-6)
+    larger = torch.nn.functional.interpolate(by_channel, scale_factor=2.0, mode="bilinear")
+    assert_allclose(layers.twice(x), channels_last(larger), atol=CLOSE)
+
+
+@pytest.fixture(scope="module", params=["untaught", "shipped"])
+def folder(request):
+    return request.getfixturevalue("untaught") if request.param == "untaught" else WEIGHTS
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_map_chances_and_answers_are_those_of_torch(folder, index):
+    """Map, the logits of the answer's first number, and of each further one after the numbers before it."""
+    from differad.locators.tiny.processor import to_rows
+
+    pair = Drawer(DrawOptions(seed=5, size=256, aspect=2, siblings=0.5)).draw(index)
+    stock = LocalLocator(str(folder), LocalOptions(device="cpu"))
+    own = TinyLocator(folder=folder)
+    item = stock._prepare(pair.reference, pair.target)
+    found = PairEvidence()(*(resized(picture, own._rule) for picture in (pair.reference, pair.target)))
+    rows = to_rows(found)
+    item.patches[-len(rows) :] = tensor(rows)  # the same evidence for both, to the last bit
+
+    def logits(text):
+        ids = stock._tokenizer(item.text + text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            found = stock._model(
+                input_ids=ids,
+                mm_token_type_ids=(ids == stock._config.image_token_id).int(),
+                pixel_values=item.patches,
+                image_grid_thw=item.grids,
+            )
+        return found.logits[0, -1].numpy()
+
+    policy = own._policy
+    expected = logits(OPENING)
+    changes, proposed, seen = policy._comparer.tokens(found)
+    assert_allclose(changes, stock._model.model.visual.logits[0].numpy(), atol=2e-4)
+    reading = Reading(policy._language)
+    assert_allclose(reading.read(*policy._prompt(proposed, seen)), expected, atol=2e-4)
+    look = policy.look(found)
+    zero = stock._tokenizer.convert_tokens_to_ids("0")
+    assert look.normal == pytest.approx(float(torch.tensor(expected).softmax(dim=-1)[zero]), abs=1e-5)
+    text = OPENING
+    numbers = stock._tokenizer.convert_tokens_to_ids([str(number) for number in range(LARGEST + 1)])
+    for place, (number, between) in enumerate(zip(look.box, (",", "),(", ",", ""), strict=True)):
+        allowed = logits(text)[numbers]
+        low, high = (look.box[place - 2] + 1, LARGEST) if place >= 2 else (int(place == 0), LARGEST - 1)
+        assert number == low + int(allowed[low : high + 1].argmax())
+        text += f"{number}{between}"
+
+
+@given(seed=st.integers(0, 10_000), liked=st.none() | st.integers(0, LARGEST))
+@settings(max_examples=50, deadline=None)
+def test_a_box_always_has_an_area_whatever_the_weights_like(seed, liked):
+    """Random scores, or one number above all: corners lie in order, and the zero box is never among them."""
+    rng = np.random.default_rng(seed)
+
+    class Liking:
+        def __init__(self, _language):
+            pass
+
+        def read(self, *_):
+            scores = rng.normal(size=LARGEST + 100).astype(np.float32)
+            if liked is not None:
+                scores[liked + 50] = 100
+            return scores
+
+        read_on = read
+
+    policy = Policy(WEIGHTS)
+    policy._numbers = np.arange(LARGEST + 1) + 50
+    policy._prompt = lambda *_: ()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "Reading", Liking)
+        patch.setattr(policy._comparer, "tokens", lambda _: (np.zeros((2, 2), np.float32), None, None))
+        x1, y1, x2, y2 = policy.look(None).box
+    assert 1 <= x1 < x2 <= LARGEST
+    assert 0 <= y1 < y2 <= LARGEST
+
+
+def test_a_folder_that_holds_no_policy_is_refused(tmp_path):
+    with pytest.raises(OptionError, match=r"no config\.json"):
+        Policy(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(OptionError, match="cannot be read as JSON"):
+        Policy(tmp_path)
