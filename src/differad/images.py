@@ -4,6 +4,7 @@ EXIF rotation is applied, 16-bit data is scaled to 8 bits, alpha is laid over wh
 A file that is truncated, empty, no image or absurdly large raises `ImageError`. Knows nothing about pairs or boxes.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ def read_images(*sources: ImageSource, max_pixels: int = MAX_PIXELS) -> list[RGB
     decoded = [(_decode(source, max_pixels), _name(source)) for source in sources]
     depth = max(_bit_depth(samples, name) for samples, name in decoded)
     return [_to_rgb(samples, depth) for samples, _ in decoded]
+
+
+def digest(*pictures: RGB) -> bytes:
+    """What pictures are known by: their content and shape."""
+    found = hashlib.blake2b(digest_size=16)
+    for picture in pictures:
+        found.update(str(picture.shape).encode())
+        found.update(np.ascontiguousarray(picture).data)
+    return found.digest()
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:

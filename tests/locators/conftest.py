@@ -80,6 +80,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.questions: list[dict[str, Any]] = []
+        self.bodies: list[bytes] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
         self.reply: Callable[[int, dict[str, Any]], tuple[int, str, bytes]] = lambda number, question: say(SAID)
@@ -89,15 +90,17 @@ class Desk:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                desk.bodies.append(body)
+                question = json.loads(body)
                 number = desk.note(question, {name.lower(): value for name, value in self.headers.items()})
-                status, kind, body = desk.reply(number, question)
+                status, kind, answer = desk.reply(number, question)
                 try:
                     self.send_response(status)
                     self.send_header("Content-Type", kind)
-                    self.send_header("Content-Length", str(len(body)))
+                    self.send_header("Content-Length", str(len(answer)))
                     self.end_headers()
-                    self.wfile.write(body)
+                    self.wfile.write(answer)
                 except ConnectionError:
                     return  # The client gave up waiting, which is what some tests are about.
 

@@ -12,11 +12,12 @@ import pytest
 from numpy.testing import assert_allclose
 from PIL import Image
 
+import differad
 from differad.answers.resize import ResizeRule
 from differad.core import Location, Pair
 from differad.errors import DifferadError, ImageError, MissingExtraError, OptionError
 from differad.images import RGB, read_image, read_images
-from differad.locators.local import LocalLocator, LocalOptions
+from differad.locators.local import READ_AHEAD, LocalLocator, LocalOptions
 
 Checkpoint = Callable[..., Path]
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -91,6 +92,108 @@ def test_a_batch_answers_like_one_pair_at_a_time(checkpoint: Checkpoint, model_t
     assert len(set(together)) >= 3, "the answers must depend on the pictures for this test to say anything"
 
 
+def line(targets: int, *, sizes: bool = False) -> list[Pair]:
+    """One reference, targets of one size or of several, and in their midst two pairs of their own."""
+    reference = picture(200, 100, seed=99)
+    shapes = [(150, 150), (96, 200), (150, 150), (300, 90)] if sizes else [(150, 150)]
+    stream = [Pair(reference, picture(*shapes[i % len(shapes)], seed=i), id=str(i)) for i in range(targets)]
+    return [*stream[:3], *pairs()[:2], *stream[3:]]
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("sizes", [False, True])
+def test_a_kept_prefix_changes_no_answer(
+    checkpoint: Checkpoint, model_type: str, temperature: float, sizes: bool
+) -> None:
+    folder = str(checkpoint(model_type, None))
+    options = {**SHORT, "batch_size": 3, "temperature": temperature}
+    whole = LocalLocator(folder, LocalOptions(**options, remember_prefixes=0))
+    keeping = LocalLocator(folder, LocalOptions(**options))
+    expected = [located(outcome).answer for outcome in whole.locate_many(line(9, sizes=sizes))]
+    assert [located(outcome).answer for outcome in keeping.locate_many(line(9, sizes=sizes))] == expected
+    assert len(set(expected)) >= 3, "the answers must depend on the pictures for this test to say anything"
+    assert len(keeping._prefixes) == 1
+    assert len(whole._prefixes) == 0
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_logits_after_a_kept_prefix_are_those_of_the_whole_prompt(checkpoint: Checkpoint, model_type: str) -> None:
+    """Of every answer token, for targets of two sizes at once, so that one of them has pads in its middle."""
+    import torch
+
+    locator = LocalLocator(str(checkpoint(model_type, None)), LocalOptions(**SHORT))
+    reference = picture(200, 100, seed=99)
+    batch = [locator._prepare(reference, picture(*size, seed=i)) for i, size in enumerate([(150, 150), (96, 200)])]
+
+    def scores(answer: Callable[..., torch.Tensor]) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+
+        def note(_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            seen.append(logits.clone())
+            return logits
+
+        with torch.inference_mode():
+            answer(batch, [note])
+        return torch.stack(seen)
+
+    kept, whole = scores(locator._after_prefix), scores(locator._whole)
+    assert kept.shape == whole.shape == (SHORT["max_new_tokens"], 2, kept.shape[2])
+    assert_allclose(kept, whole, atol=1e-5)
+
+
+def encodings(locator: LocalLocator, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the prefixes that a locator encodes from now on."""
+    from differad.locators import prefix
+
+    lengths: list[int] = []
+    encode = prefix.encode_prefix
+
+    def noted(model: object, ids: object, *rest: object) -> object:
+        lengths.append(ids.shape[1])  # type: ignore[attr-defined]
+        return encode(model, ids, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prefix, "encode_prefix", noted)
+    return lengths
+
+
+def test_a_reference_is_encoded_once_from_its_second_sight_on(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for pairs that come one by one, as behind an HTTP service; single references are never kept."""
+    locator = LocalLocator(str(checkpoint("qwen2_vl", None)), LocalOptions(**SHORT))
+    lengths = encodings(locator, monkeypatch)
+    list(locator.locate_many(pairs()))
+    assert lengths == []
+    for pair in line(4):
+        locator.locate(pair)
+    assert len(lengths) == 3  # the line's, and of the two that stand among it and were seen above
+    for pair in line(4):
+        locator.locate(pair)
+    assert len(lengths) == 3
+
+
+def test_what_is_kept_is_bounded(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    locator = LocalLocator(str(checkpoint("qwen2_vl", None)), LocalOptions(**SHORT, remember_prefixes=2))
+    lengths = encodings(locator, monkeypatch)
+    references = [picture(100, 100, seed=50 + i) for i in range(3)]
+    for _ in range(2):
+        for reference in references:
+            list(locator.locate_many([Pair(reference, picture(64, 64, seed=i)) for i in range(2)]))
+    assert len(locator._prefixes) == 2
+    assert len(lengths) == 6, "the third pushes the first out, and so on"
+
+
+def test_the_embedded_policy_as_a_checkpoint_keeps_no_prefix() -> None:
+    """Its tokens of a reference depend on the target."""
+    weights = Path(differad.__file__).parent / "weights" / "tiny"
+    locator = LocalLocator(str(weights), cpu())
+    reference = picture(128, 128)
+    outcomes = list(locator.locate_many([Pair(reference, picture(128, 128, seed=i)) for i in range(3)]))
+    assert all(isinstance(outcome, Location) for outcome in outcomes)
+    assert len(locator._prefixes) == 0
+
+
 def test_a_draw_depends_on_the_seed_alone(checkpoint: Checkpoint) -> None:
     folder = str(checkpoint("qwen2_vl", None))
 
@@ -127,12 +230,12 @@ def test_a_broken_picture_costs_its_pair_only(checkpoint: Checkpoint, tmp_path: 
         assert_allclose(located(outcome).boxes, BOXES["qwen2_vl"])
 
 
-def test_no_more_than_a_batch_is_read_ahead(checkpoint: Checkpoint) -> None:
+def test_no_more_than_some_batches_are_read_ahead(checkpoint: Checkpoint) -> None:
     taken: list[Pair] = []
     stream = (taken.append(pair) or pair for pair in pairs())
     outcomes = LocalLocator(str(checkpoint("qwen2_vl")), cpu(batch_size=2)).locate_many(stream)
     next(outcomes)
-    assert len(taken) == 2
+    assert len(taken) == 2 * READ_AHEAD < len(pairs())
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -144,7 +247,9 @@ def test_the_resized_size_is_the_processors(checkpoint: Checkpoint, model_type: 
     rule = ResizeRule(own.factor, limits.get("min_pixels", own.min_pixels), limits.get("max_pixels", own.max_pixels))
     for width, height in [(200, 100), (33, 900), (64, 64), (1000, 777), (56, 57)]:
         prepared = locator._prepare(picture(100, 100), picture(width, height))
-        assert prepared.frame.resized == rule.resized(width, height)
+        _, grids, _ = locator._look([prepared.target])
+        rows, columns = (int(cells) * locator._image_processor.patch_size for cells in grids[0, 1:])
+        assert prepared.frame.resized == rule.resized(width, height) == (columns, rows)
 
 
 def test_deep_pictures_of_a_pair_are_scaled_alike(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -112,6 +112,23 @@ def test_the_question_holds_two_pictures_and_the_prompt(desk: Desk) -> None:
     assert "(x1,y1),(x2,y2)" in question["messages"][1]["content"][-1]["text"]
 
 
+@pytest.mark.parametrize("as_file", [True, False])
+def test_the_reference_goes_first_and_byte_identical(desk: Desk, tmp_path: Path, as_file: bool) -> None:
+    """So that a server's own prefix cache hits: all before the target is the same bytes in every question."""
+    path = tmp_path / "good.png"
+    Image.fromarray(picture(140, 140)).save(path)
+    locator = ServerLocator(NAME, desk.url, ServerOptions(concurrency=1))
+    references = [path if as_file else picture(140, 140) for _ in range(3)]
+    stream = [Pair(reference, picture(100 + 20 * i, 100, i)) for i, reference in enumerate(references)]
+    assert all(isinstance(outcome, Location) for outcome in locator.locate_many(stream))
+    before = []
+    for body, question in zip(desk.bodies, desk.questions, strict=True):
+        reference, target = images_of(question)
+        before.append(body.partition(target.encode())[0])
+        assert reference.encode() in before[-1]
+    assert len(set(before)) == 1
+
+
 def test_files_travel_as_they_are_where_the_pixels_stay_the_same(desk: Desk, tmp_path: Path) -> None:
     image = Image.fromarray(picture())
     turned = Image.Exif()

@@ -8,8 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 from transformers import AutoModelForImageTextToText, DynamicCache, GenerationConfig  # noqa: E402
 
+from differad.locators.prefix import obstacle  # noqa: E402
 from differad.training.pictures import Pictures  # noqa: E402
-from differad.training.prefix import answer_inputs, find_prompts, generate_shared, obstacle, spread_out  # noqa: E402
+from differad.training.prefix import answer_inputs, find_prompts, generate_shared, spread_out  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
 from tiny_models import PATCH, build_checkpoint  # noqa: E402

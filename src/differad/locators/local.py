@@ -1,37 +1,47 @@
 """A local or hub checkpoint of the Qwen2-VL, Qwen2.5-VL or Qwen3-VL classes, run by transformers.
 
-The stock processors of these models build a video processor too, which needs torchvision. Here the image processor and
-the tokenizer are loaded on their own and the image tokens laid out from the image processor's grid, so a folder works as
-it was published, with or without torchvision, and reads the same in both. No code and no pickle of a checkpoint is run.
+The image tokens are laid out from the image processor's grid. Where targets are held against one reference, the prompt up to
+that reference is encoded once (prefix.py).
 
 Knows nothing of how a box is written; `answers` does.
 """
 
-import json
-import re
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from differad.answers.formats import TINY_MODEL_TYPE, answer_format, family_of
 from differad.answers.parsing import Frame
 from differad.answers.prompts import SYSTEM, prompt_text
 from differad.answers.resize import ResizeRule
 from differad.core import Location, Pair
-from differad.errors import DifferadError, LocatorError, MissingExtraError, OptionError
-from differad.images import RGB, read_images
+from differad.errors import DifferadError, LocatorError, OptionError
+from differad.images import RGB, digest, read_images
 from differad.locators.base import Outcome
 from differad.locators.chat import Reply, to_location, user_content
+from differad.locators.checkpoints import (
+    choose_device,
+    load_config,
+    load_image_processor,
+    load_model,
+    load_tokenizer,
+    require_packages,
+    resolve,
+)
+from differad.locators.remembered import Remembered
 from differad.options import check_at_least, check_option, option
 
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", TINY_MODEL_TYPE)
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_FEATURE = "a local checkpoint"
+if TYPE_CHECKING:
+    from differad.locators.prefix import Prefix
+
+# Batches read ahead, from which pairs that go together are picked.
+READ_AHEAD = 2
+# References of whose sight a note is kept: one that comes again, even pair by pair, is worth keeping encoded.
+_SEEN = 64
 
 
 @dataclass(frozen=True)
@@ -49,12 +59,16 @@ class LocalOptions:
     min_pixels: int | None = option(None, "smaller pictures are enlarged to this area; none: the checkpoint's own")
     max_pixels: int | None = option(None, "larger pictures are shrunk to this area; none: the checkpoint's own")
     family: str | None = option(None, "the answer format; none: what the checkpoint's config implies")
+    remember_prefixes: int = option(
+        4, "references whose encoded part of the prompt is kept, for targets to come; 0 encodes every prompt whole"
+    )
 
     def __post_init__(self) -> None:
         check_at_least("batch_size", self.batch_size, 1)
         check_at_least("max_new_tokens", self.max_new_tokens, 1)
         check_at_least("temperature", self.temperature, 0)
         check_at_least("seed", self.seed, 0)
+        check_at_least("remember_prefixes", self.remember_prefixes, 0)
         check_at_least("min_pixels", self.min_pixels, 1)
         check_at_least("max_pixels", self.max_pixels, 1)
         dtypes = ("auto", "float32", "bfloat16", "float16")
@@ -65,13 +79,22 @@ class LocalOptions:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """One pair as the model takes it: patches (P, D) of both pictures, their grids (2, 3), the text, the target's frame."""
+    """One pair, read: what its reference is known by, how large both pictures are to the model, the target's frame."""
 
-    patches: Any
-    grids: Any
-    text: str
+    reference: RGB
+    target: RGB
+    key: bytes
+    area: int
     frame: Frame
     seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Pairs that are answered at once, by their places in the stream; `shares`: they show one reference."""
+
+    items: dict[int, Prepared]
+    shares: bool
 
 
 class LocalLocator:
@@ -80,17 +103,31 @@ class LocalLocator:
     def __init__(self, checkpoint: str, options: LocalOptions | None = None) -> None:
         self.name = str(checkpoint)
         self.options = options or LocalOptions()
-        _require_packages()
-        source = _resolve(self.name)
-        self._config = _load_config(source)
+        require_packages()
+        source = resolve(self.name)
+        self._config = load_config(source)
         self._format = answer_format(self.options.family or family_of(self._config.model_type))
-        self._device = _device(self.options.device)
-        self._tokenizer = _load_tokenizer(source)
-        self._image_processor = _load_image_processor(source, self.options)
+        self._device = choose_device(self.options.device)
+        self._tokenizer = load_tokenizer(source)
+        self._image_processor = load_image_processor(source, self.options.min_pixels, self.options.max_pixels)
         self._rule = ResizeRule.from_settings(self._image_processor.to_dict())
+        self._set_up(load_model(source, self.options.dtype, self._device))
+
+    def _set_up(self, model: Any) -> None:
+        """What follows from the parts that are loaded."""
+        self._model = model
         self._image_token = self._tokenizer.convert_ids_to_tokens(self._config.image_token_id)
         self._prompt = self._render_prompt()
-        self._model = _load_model(source, self.options.dtype, self._device)
+        self._prefixes: Remembered[bytes, Prefix] = Remembered(self.options.remember_prefixes)
+        self._seen: Remembered[bytes, bool] = Remembered(_SEEN)
+        self._keeps = self.options.remember_prefixes > 0 and self._can_keep()
+
+    def _can_keep(self) -> bool:
+        from differad.locators.prefix import keeps_all, obstacle
+
+        # The embedded policy's tokens of a reference depend on the target.
+        one_by_one = self._config.model_type != TINY_MODEL_TYPE
+        return one_by_one and obstacle(self._model) is None and keeps_all(self._model)
 
     def locate(self, pair: Pair) -> Location:
         """Where the target is abnormal. Raises ImageError, LocatorError."""
@@ -100,49 +137,75 @@ class LocalLocator:
         return outcome
 
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
-        """Locate a stream in order, one batch in memory; seconds are the batch's, shared out evenly."""
+        """Locate a stream in order; READ_AHEAD batches are read ahead, and sorted by reference and by size.
+
+        Seconds are the batch's, shared out evenly.
+        """
         stream = iter(pairs)
-        while batch := list(islice(stream, self.options.batch_size)):
+        while window := list(islice(stream, READ_AHEAD * self.options.batch_size)):
             start = time.perf_counter()
-            prepared = [self._attempt_prepare(pair) for pair in batch]
-            good = [item for item in prepared if isinstance(item, Prepared)]
-            answers = iter(self._answer(good))
-            share = (time.perf_counter() - start) / len(batch)
-            for item in prepared:
-                outcome = next(answers) if isinstance(item, Prepared) else item
-                if isinstance(outcome, Reply):
-                    yield self._decide(outcome, share)
-                else:
-                    yield outcome
+            read = self._read(window)
+            reading = (time.perf_counter() - start) / len(window)
+            outcomes: dict[int, Outcome] = {
+                place: item for place, item in read.items() if not isinstance(item, Prepared)
+            }
+            batches = iter(self._batches({place: item for place, item in read.items() if isinstance(item, Prepared)}))
+            for place in range(len(window)):
+                while place not in outcomes:
+                    outcomes |= self._outcomes(next(batches), reading)
+                yield outcomes.pop(place)
+
+    def _read(self, window: list[Pair]) -> dict[int, Prepared | DifferadError]:
+        """Pairs by their places; a reference that several show is held once."""
+        references: dict[bytes, RGB] = {}
+        found: dict[int, Prepared | DifferadError] = {}
+        for place, pair in enumerate(window):
+            try:
+                item = self._prepare(*read_images(pair.reference, pair.target))
+            except DifferadError as error:
+                found[place] = error
+            else:
+                found[place] = replace(item, reference=references.setdefault(item.key, item.reference))
+        return found
+
+    def _outcomes(self, batch: _Batch, reading: float) -> dict[int, Outcome]:
+        """Answers by their places; `reading` are the seconds that reading took a pair."""
+        start = time.perf_counter()
+        answers = self._answer(list(batch.items.values()), batch.shares)
+        share = reading + (time.perf_counter() - start) / len(answers)
+        return {
+            place: self._decide(answer, share) if isinstance(answer, Reply) else answer
+            for place, answer in zip(batch.items, answers, strict=True)
+        }
+
+    def _batches(self, window: dict[int, Prepared]) -> list[_Batch]:
+        """Pairs whose reference is shown again by itself, and all others; each by size, so that few pads are needed."""
+        groups: dict[bytes | None, list[int]] = {}
+        shown = Counter(item.key for item in window.values())
+        for place, item in window.items():
+            again = self._keeps and (shown[item.key] > 1 or item.key in self._seen)
+            groups.setdefault(item.key if again else None, []).append(place)
+        for key in shown:
+            self._seen.keep(key, True)
+        size, batches = self.options.batch_size, []
+        for shared, places in groups.items():
+            places.sort(key=lambda place: window[place].area)
+            for begin in range(0, len(places), size):
+                chosen = places[begin : begin + size]
+                batches.append(_Batch({place: window[place] for place in chosen}, shared is not None))
+        return sorted(batches, key=lambda batch: min(batch.items))
 
     def _decide(self, reply: Reply, seconds: float) -> Location:
         """What a reply says, as it says it."""
         return to_location(reply, self._format, self.name, seconds)
 
-    def _attempt_prepare(self, pair: Pair) -> Prepared | DifferadError:
-        try:
-            return self._prepare(*read_images(pair.reference, pair.target))
-        except DifferadError as error:
-            return error
-
     def _prepare(self, reference: RGB, target: RGB) -> Prepared:
-        for picture in (reference, target):
-            self._rule.resized(picture.shape[1], picture.shape[0])
-        inputs = self._image_processor(
-            images=[reference, target], return_tensors="pt", input_data_format="channels_last"
-        )
-        grids = inputs["image_grid_thw"]
-        counts = (grids.prod(dim=1) // self._image_processor.merge_size**2).tolist()
-        parts = self._prompt.split(self._image_token)
-        text = parts[0] + "".join(
-            self._image_token * count + part for count, part in zip(counts, parts[1:], strict=True)
-        )
-        patch = int(self._image_processor.patch_size)
-        rows, columns = (int(cells) * patch for cells in grids[1, 1:])
-        frame = Frame(target.shape[1], target.shape[0], resized=(columns, rows))
+        sizes = [self._rule.resized(picture.shape[1], picture.shape[0]) for picture in (reference, target)]
+        frame = Frame(target.shape[1], target.shape[0], resized=sizes[1])
         content = zlib.crc32(target.tobytes(), zlib.crc32(reference.tobytes()))
         seed = zlib.crc32(str(self.options.seed).encode(), content)
-        return Prepared(inputs["pixel_values"], grids, text, frame, seed)
+        area = sum(width * height for width, height in sizes)
+        return Prepared(reference, target, digest(reference), area, frame, seed)
 
     def _render_prompt(self) -> str:
         slot = {"type": "image"}
@@ -158,48 +221,83 @@ class LocalLocator:
             )
         return text
 
-    def _answer(self, batch: list[Prepared]) -> list[Reply | LocatorError]:
+    def _answer(self, batch: list[Prepared], shares: bool) -> list[Reply | LocatorError]:
         """One outcome each; a batch that does not fit into memory is halved until it does."""
         import torch
 
-        if not batch:
-            return []
         try:
-            return list(self._generate(batch))
+            return list(self._generate(batch, shares))
         except torch.cuda.OutOfMemoryError:
             if len(batch) == 1:
                 return [LocatorError(f"{self.name}: one pair does not fit into memory; lower max_pixels")]
         half = len(batch) // 2
-        return self._answer(batch[:half]) + self._answer(batch[half:])
+        return self._answer(batch[:half], shares) + self._answer(batch[half:], shares)
 
-    def _generate(self, batch: list[Prepared]) -> Sequence[Reply]:
-        """One reply each."""
-        texts = self._texts(batch, self._noise([item.seed for item in batch]))
-        return [Reply(text, item.frame) for text, item in zip(texts, batch, strict=True)]
-
-    def _texts(self, batch: list[Prepared], processors: list[Any]) -> list[str]:
-        """The model's text for each; `processors` change the logits of each step."""
+    def _generate(self, batch: list[Prepared], shares: bool) -> Sequence[Reply]:
+        """One reply each; `shares`: all show one reference, whose part of the prompt is to be kept."""
         import torch
 
-        encoded = self._tokenizer(
-            [item.text for item in batch],
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-            return_tensors="pt",
-        )
-        ids = encoded["input_ids"]
+        processors = self._noise([item.seed for item in batch])
         with torch.inference_mode():
-            output = self._model.generate(
-                input_ids=ids.to(self._device),
-                attention_mask=encoded["attention_mask"].to(self._device),
-                mm_token_type_ids=(ids == self._config.image_token_id).int().to(self._device),
-                pixel_values=torch.cat([item.patches for item in batch]).to(self._device, self._model.dtype),
-                image_grid_thw=torch.cat([item.grids for item in batch]).to(self._device),
-                generation_config=self._generation(),
-                logits_processor=processors,
-            )
-        return [self._decode(row) for row in output[:, ids.shape[1] :].tolist()]
+            rows = self._after_prefix(batch, processors) if shares else self._whole(batch, processors)
+        return [Reply(self._decode(row), item.frame) for row, item in zip(rows.tolist(), batch, strict=True)]
+
+    def _whole(self, batch: list[Prepared], processors: list[Any]) -> Any:
+        """New tokens (B, C) after prompts that are encoded whole."""
+        patches, grids, counts = self._look([picture for item in batch for picture in (item.reference, item.target)])
+        before, between, after = self._prompt.split(self._image_token)
+        ids, mask, types = self._encode(
+            [
+                before + self._image_token * first + between + self._image_token * second + after
+                for first, second in zip(counts[::2], counts[1::2], strict=True)
+            ]
+        )
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            mm_token_type_ids=types,
+            pixel_values=patches,
+            image_grid_thw=grids,
+            generation_config=self._generation(),
+            logits_processor=processors,
+        )
+        return output[:, ids.shape[1] :]
+
+    def _after_prefix(self, batch: list[Prepared], processors: list[Any]) -> Any:
+        """New tokens (B, C) after prompts whose beginning, up to the reference, is encoded once and kept."""
+        from differad.locators.prefix import generate_after
+
+        prefix = self._prefix(batch[0])
+        patches, grids, counts = self._look([item.target for item in batch])
+        _, between, after = self._prompt.split(self._image_token)
+        ids, mask, types = self._encode([between + self._image_token * count + after for count in counts])
+        return generate_after(self._model, prefix, ids, mask, types, patches, grids, self._generation(), processors)
+
+    def _prefix(self, item: Prepared) -> "Prefix":
+        from differad.locators.prefix import encode_prefix
+
+        known = self._prefixes.get(item.key)
+        if known is None:
+            patches, grids, counts = self._look([item.reference])
+            ids, _, types = self._encode([self._prompt.split(self._image_token)[0] + self._image_token * counts[0]])
+            known = encode_prefix(self._model, ids, types, patches, grids)
+            self._prefixes.keep(item.key, known)
+        return known
+
+    def _look(self, pictures: list[RGB]) -> tuple[Any, Any, list[int]]:
+        """Patches (P, D) and grids (M, 3) of pictures, on the device, and how many tokens each takes."""
+        found = self._image_processor(images=pictures, return_tensors="pt", input_data_format="channels_last")
+        grids = found["image_grid_thw"]
+        counts = (grids.prod(dim=1) // self._image_processor.merge_size**2).tolist()
+        return found["pixel_values"].to(self._device, self._model.dtype), grids.to(self._device), counts
+
+    def _encode(self, texts: list[str]) -> tuple[Any, Any, Any]:
+        """Tokens, mask and types (1 for a picture's), each (B, L), on the device; pads stand on the left."""
+        found = self._tokenizer(
+            texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+        ).to(self._device)
+        ids = found["input_ids"]
+        return ids, found["attention_mask"], (ids == self._config.image_token_id).int()
 
     def _generation(self) -> Any:
         """The likeliest token at each step: a checkpoint's own sampling and repetition penalties bend coordinates."""
@@ -248,122 +346,3 @@ class _GumbelNoise:
         uniform = torch.stack([torch.rand(scores.shape[1], generator=each) for each in self._generators])
         noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
         return scores.float() / self._temperature + noise.to(scores.device)
-
-
-def _require_packages() -> None:
-    for package in ("torch", "transformers"):
-        try:
-            __import__(package)
-        except ModuleNotFoundError as error:
-            if error.name != package:
-                raise
-            raise MissingExtraError(_FEATURE, "local", package) from None
-
-
-def _resolve(checkpoint: str) -> str:
-    """A folder that holds a checkpoint, or the id of one on the hub. Raises OptionError."""
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise OptionError(f"{checkpoint}: no config.json; expected the folder of a checkpoint")
-        return str(folder)
-    if folder.exists():
-        raise OptionError(f"{checkpoint}: a file; expected the folder of a checkpoint that holds it")
-    if not _HUB_ID.fullmatch(checkpoint):
-        raise OptionError(f"{checkpoint}: no such folder; expected a checkpoint's folder or a hub id OWNER/NAME")
-    return checkpoint
-
-
-@contextmanager
-def _loading(source: str, what: str, remedy: str) -> Iterator[None]:
-    """Errors of the loaders, whose texts run over many lines, as one OptionError."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise OptionError(f"{source}: {what} cannot be loaded ({reason[:200]}); {remedy}") from None
-
-
-def _load_config(source: str) -> Any:
-    from transformers import AutoConfig
-
-    import differad.locators.tiny.model  # noqa: F401 - makes the Auto classes know it
-
-    remedy = "expected a Qwen-VL checkpoint's folder, or a hub id that this machine can reach"
-    with _loading(source, "config.json", remedy):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if config.model_type not in MODEL_TYPES:
-        raise OptionError(
-            f"{source}: model type {config.model_type!r}; expected one of {', '.join(MODEL_TYPES)}. "
-            "Serve it with vLLM or SGLang and pass openai:NAME@URL"
-        )
-    return config
-
-
-def _load_tokenizer(source: str) -> Any:
-    from transformers import AutoTokenizer
-
-    with _loading(
-        source, "the tokenizer", "copy tokenizer.json and tokenizer_config.json from the published checkpoint"
-    ):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        if not tokenizer.chat_template:
-            tokenizer.chat_template = _processor_template(source)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _processor_template(source: str) -> str:
-    """The chat template that older checkpoints keep in a file of its own. Raises OSError where there is none."""
-    from transformers.utils import cached_file
-
-    path = cached_file(source, "chat_template.json")
-    return str(json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"])
-
-
-def _load_image_processor(source: str, options: LocalOptions) -> Any:
-    from transformers import AutoImageProcessor
-
-    with _loading(source, "the image processor", "copy preprocessor_config.json from the published checkpoint"):
-        # Always Pillow's resize: torchvision's differs by grey levels, and answers would depend on what is installed.
-        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
-    own = ResizeRule.from_settings(processor.to_dict())
-    low = own.min_pixels if options.min_pixels is None else options.min_pixels
-    high = own.max_pixels if options.max_pixels is None else options.max_pixels
-    ResizeRule(own.factor, low, high)
-    processor.size = type(processor.size)(shortest_edge=low, longest_edge=high)
-    return processor
-
-
-def _load_model(source: str, dtype: str, device: Any) -> Any:
-    from transformers import AutoModelForImageTextToText
-
-    with _loading(source, "the weights", "expected complete safetensors files; convert pickled weights first"):
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            source, trust_remote_code=False, use_safetensors=True, dtype=dtype, output_loading_info=True
-        )
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise OptionError(
-            f"{source}: {len(missing)} weights are missing, {missing[0]} first; download the checkpoint again"
-        )
-    return model.to(device).eval()
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise OptionError(
-            f"option device={name!r}: not usable here ({reason[:120]}); expected cpu, cuda or mps"
-        ) from None
-    return device

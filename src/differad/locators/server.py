@@ -10,9 +10,7 @@ answer in resized pixels need the settings of their image processor in a folder.
 import base64
 import os
 import re
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -30,6 +28,7 @@ from differad.errors import LocatorError, MissingExtraError, OptionError
 from differad.images import RGB, ImageSource, read_images
 from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.chat import Reply, to_location, user_content
+from differad.locators.remembered import Remembered
 from differad.options import check_at_least, option
 
 if TYPE_CHECKING:
@@ -167,9 +166,8 @@ class _FileUrls:
     """Data URLs of files that can go as they are, the last few kept: a reference is often shared by many targets."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self._kept: OrderedDict[tuple[str, int, int], str | None] = OrderedDict()
-        self._lock = threading.Lock()
+        # Empty for a file that cannot go as it is.
+        self._kept: Remembered[tuple[str, int, int], str] = Remembered(size)
 
     def get(self, path: Path) -> str | None:
         """The file's bytes as a data URL; None where a server could decode other pixels from them than we do."""
@@ -181,15 +179,11 @@ class _FileUrls:
     def _get(self, path: Path) -> str | None:
         status = path.stat()
         key = (str(path), status.st_mtime_ns, status.st_size)
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+        known = self._kept.get(key)
+        if known is not None:
+            return known or None
         url = _file_url(path)
-        with self._lock:
-            self._kept[key] = url
-            if len(self._kept) > self._size:
-                self._kept.popitem(last=False)
+        self._kept.keep(key, url or "")
         return url
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, ProcessorMixin, Qwen2VLPro
 
 from differad.answers.formats import answer_format, family_of
 from differad.answers.resize import ResizeRule
-from differad.locators import local
+from differad.locators import checkpoints
 from differad.locators.local import LocalLocator, LocalOptions
 from differad.training.data import Speech
 from differad.training.recipe import Lora, Model
@@ -89,11 +89,10 @@ def open_source(model: Model, out: Path, seed: int) -> Source:
                 build_scratch(folder, model.scratch, seed)
         path = str(folder)
     else:
-        path = local._resolve(str(model.checkpoint))
-    config = local._load_config(path)
-    tokenizer = local._load_tokenizer(path)
-    options = LocalOptions(min_pixels=model.min_pixels, max_pixels=model.max_pixels)
-    image_processor = local._load_image_processor(path, options)
+        path = checkpoints.resolve(str(model.checkpoint))
+    config = checkpoints.load_config(path)
+    tokenizer = checkpoints.load_tokenizer(path)
+    image_processor = checkpoints.load_image_processor(path, model.min_pixels, model.max_pixels)
     processor = PairProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
     rule = ResizeRule.from_settings(image_processor.to_dict())
     return Source(path, config, processor, Speech(answer_format(family_of(config.model_type)), rule))
@@ -104,7 +103,7 @@ def load_model(source: Source, model: Model) -> Any:
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     if model.attention is not None:
         options["attn_implementation"] = model.attention
-    with local._loading(source.path, "the weights", "expected complete safetensors files"):
+    with checkpoints.loading(source.path, "the weights", "expected complete safetensors files"):
         loaded = AutoModelForImageTextToText.from_pretrained(
             source.path, trust_remote_code=False, use_safetensors=True, **options
         )
@@ -141,16 +140,15 @@ class LiveLocator(LocalLocator):
 
     def __init__(self, model: Any, source: Source, *, batch_size: int, max_new_tokens: int) -> None:
         self.name = "policy"
-        self.options = LocalOptions(batch_size=batch_size, max_new_tokens=max_new_tokens)
+        # What is kept of a prompt would outlive the weights that encoded it.
+        self.options = LocalOptions(batch_size=batch_size, max_new_tokens=max_new_tokens, remember_prefixes=0)
         self._config = source.config
         self._format = source.speech.format
         self._device = model.device
         self._tokenizer = source.processor.tokenizer
         self._image_processor = source.processor.image_processor
         self._rule = source.speech.rule
-        self._image_token = self._tokenizer.convert_ids_to_tokens(self._config.image_token_id)
-        self._prompt = self._render_prompt()
-        self._model = model
+        self._set_up(model)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ Knows nothing of rewards, advantages or trainers.
 """
 
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
+from differad.locators.prefix import RoomyLayer
 from differad.training.pictures import PictureMemory, Pictures, Row, join
 
 # Tokens that a cache has room for where nothing says how many will come.
@@ -57,17 +57,6 @@ def find_prompts(ids: Tensor, mask: Tensor, rows: list[Row]) -> Prompts:
             first.append(row)
         of_row.append(number)
     return Prompts(torch.tensor(first, device=ids.device), torch.tensor(of_row, device=ids.device))
-
-
-def obstacle(model: Any) -> str | None:
-    """Why prompts of a model cannot be shared, in words; None where they can."""
-    if not hasattr(getattr(model, "model", None), "get_rope_index"):
-        return f"{type(model).__name__} tells no positions of pictures (get_rope_index)"
-    if not hasattr(model.model, "visual") or "mm_encoder_outputs" not in signature(type(model).forward).parameters:
-        return f"{type(model).__name__} takes no image features (mm_encoder_outputs)"
-    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        return "gradient checkpointing throws the prompt's cache away before the answers have read it"
-    return None
 
 
 def encode_prompts(
@@ -132,39 +121,6 @@ def answer_inputs(
         "past_key_values": cache,
         "use_cache": True,
     }
-
-
-class RoomyLayer(DynamicLayer):
-    """A layer of a cache with room for tokens to come: the stock one copies all that came before at every token."""
-
-    def __init__(self, keys: Tensor, values: Tensor, of_row: Tensor, room: int) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self._room = room
-        self._wide = [_widen(states[of_row], room) for states in (keys, values)]
-        self._show(keys.shape[2])
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, heads, tokens, size) with the new ones behind them; without gradients."""
-        begin = self.keys.shape[2]
-        end = begin + key_states.shape[2]
-        if end > self._wide[0].shape[2]:
-            self._wide = [_widen(states, end - begin + self._room) for states in (self.keys, self.values)]
-        for wide, fresh in zip(self._wide, (key_states, value_states), strict=True):
-            wide[:, :, begin:end] = fresh
-        self._show(end)
-        return self.keys, self.values
-
-    def _show(self, end: int) -> None:
-        self.keys, self.values = (wide[:, :, :end] for wide in self._wide)
-
-
-def _widen(states: Tensor, room: int) -> Tensor:
-    """States (B, heads, tokens, size) with room behind them."""
-    rows, heads, length, size = states.shape
-    wide = states.new_empty(rows, heads, length + room, size)
-    wide[:, :, :length] = states
-    return wide
 
 
 def spread_out(cache: DynamicCache, of_row: Tensor, room: int) -> None:

@@ -15,8 +15,9 @@ from peft import PeftModel
 from torch import Tensor
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from differad.locators.prefix import obstacle
 from differad.training.pictures import PictureMemory, Pictures, same_tower, state_of
-from differad.training.prefix import answer_inputs, find_prompts, generate_shared, obstacle
+from differad.training.prefix import answer_inputs, find_prompts, generate_shared
 
 # Log-probabilities (B, C), entropies (B, C) and the loss that balances experts, the last two where they are asked for.
 Scores = tuple[Tensor, Tensor | None, Tensor | None]

@@ -77,19 +77,23 @@ def test_map_chances_and_answers_are_those_of_torch(folder, index):
     pair = Drawer(DrawOptions(seed=5, size=256, aspect=2, siblings=0.5)).draw(index)
     stock = LocalLocator(str(folder), LocalOptions(device="cpu"))
     own = TinyLocator(folder=folder)
-    item = stock._prepare(pair.reference, pair.target)
+    patches, grids, counts = stock._look([pair.reference, pair.target])
+    texts = stock._prompt.split(stock._image_token)
+    prompt = texts[0] + "".join(
+        stock._image_token * count + text for count, text in zip(counts, texts[1:], strict=True)
+    )
     found = PairEvidence()(*(resized(picture, own._rule) for picture in (pair.reference, pair.target)))
     rows = to_rows(found)
-    item.patches[-len(rows) :] = tensor(rows)  # the same evidence for both, to the last bit
+    patches[-len(rows) :] = tensor(rows)  # the same evidence for both, to the last bit
 
     def logits(text):
-        ids = stock._tokenizer(item.text + text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        ids = stock._tokenizer(prompt + text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             found = stock._model(
                 input_ids=ids,
                 mm_token_type_ids=(ids == stock._config.image_token_id).int(),
-                pixel_values=item.patches,
-                image_grid_thw=item.grids,
+                pixel_values=patches,
+                image_grid_thw=grids,
             )
         return found.logits[0, -1].numpy()
 
@@ -131,7 +135,7 @@ def test_a_box_always_has_an_area_whatever_the_weights_like(seed, liked):
 
     policy = Policy(WEIGHTS)
     policy._numbers = np.arange(LARGEST + 1) + 50
-    policy._prompt = lambda *_: ()
+    policy._prompt = lambda *_: (None, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(network, "Reading", Liking)
         patch.setattr(policy._comparer, "tokens", lambda _: (np.zeros((2, 2), np.float32), None, None))

@@ -10,8 +10,8 @@ pytest.importorskip("transformers", reason="the local extra is not installed")
 import torch
 from PIL import Image
 
+from differad.locators.checkpoints import load_image_processor
 from differad.locators.features.backbone import Backbone
-from differad.locators.local import LocalOptions, _load_image_processor
 from differad.locators.tiny.evidence import CELL_EXTRA, FINE, WIDTH, evidence, reference_features
 from differad.locators.tiny.model import TinyConfig, unfold
 from differad.locators.tiny.processor import MERGE, REFERENCE_GRID, EvidenceProcessor, to_rows
@@ -145,7 +145,7 @@ def test_only_the_last_pairs_are_remembered():
     for seed in range(70):
         processed(small, picture(64, 64, seed=seed), picture(64, 64, seed=1))
     assert len(small._pairs) == 64
-    assert len(small._remembered) == 8
+    assert len(small._evidence._remembered) == 8
     assert not own._pairs  # each processor its own
 
 
@@ -156,12 +156,12 @@ def test_it_is_loaded_as_a_checkpoint_s_own(tmp_path):
     TinyConfig().save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert settings["image_processor_type"] == "EvidenceProcessor"
-    assert not {"cache", "_backbone", "_remembered", "_pairs"} & settings.keys()
-    loaded = _load_image_processor(str(tmp_path), LocalOptions())
+    assert not {"cache", "_evidence", "_pairs"} & settings.keys()
+    loaded = load_image_processor(str(tmp_path))
     assert isinstance(loaded, EvidenceProcessor)
     assert loaded.cache is None
     pair = picture(100, 300), picture(90, 200, seed=1)
     for name, values in processed(own, *pair).items():
         torch.testing.assert_close(processed(loaded, *pair)[name], values, rtol=2**-10, atol=1e-6)
-    smaller = _load_image_processor(str(tmp_path), LocalOptions(min_pixels=64 * 64, max_pixels=64 * 64))
+    smaller = load_image_processor(str(tmp_path), min_pixels=64 * 64, max_pixels=64 * 64)
     assert processed(smaller, *pair)["image_grid_thw"][1].prod() == 16

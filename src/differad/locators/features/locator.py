@@ -7,11 +7,8 @@ Every constant was calibrated on synthetic pairs (`calibration`).
 Knows nothing of materials or defect classes; looks at a picture whole, so that specks are found by `difference` only.
 """
 
-import hashlib
 import math
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,7 +21,7 @@ from numpy.typing import NDArray
 from differad.boxes import Boxes
 from differad.core import Location, Pair
 from differad.errors import LocatorError
-from differad.images import RGB, ImageSource, read_image, read_images
+from differad.images import RGB, ImageSource, digest, read_image, read_images
 from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.conformal import conformal_threshold
 from differad.locators.difference import DifferenceLocator, DifferenceOptions
@@ -33,6 +30,7 @@ from differad.locators.features.calibration import DECIDING, SCORING, Deciding, 
 from differad.locators.features.nearest import distances, scored, solitude
 from differad.locators.features.regions import Map, Region, regions
 from differad.locators.odds import SURE, logistic, logit
+from differad.locators.remembered import Remembered
 from differad.locators.threads import one_thread_each, usable_cores
 from differad.options import check_option, option
 
@@ -83,8 +81,7 @@ class FeaturesLocator:
         self._backbone = Backbone(self.options.runtime)
         self._difference = DifferenceLocator(DifferenceOptions(threshold=0.0))
         self._further = [self._patches(read_image(source)) for source in references]
-        self._remembered: OrderedDict[bytes, list[Features]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._remembered: Remembered[bytes, list[Features]] = Remembered(_REMEMBERED)
 
     def locate(self, pair: Pair) -> Location:
         """Where the target differs from the reference. Raises ImageError, LocatorError."""
@@ -123,7 +120,7 @@ class FeaturesLocator:
         """This locator with other options, sharing what it remembers."""
         other = FeaturesLocator(options, scoring=self.scoring, deciding=self.deciding)
         other._sources, other._further = self._sources, self._further
-        other._remembered, other._lock = self._remembered, self._lock
+        other._remembered = self._remembered
         return other
 
     def _locate(self, pair: Pair, workers: int) -> Location:
@@ -155,16 +152,11 @@ class FeaturesLocator:
 
     def _reference(self, picture: RGB) -> list[Features]:
         """The reference's features, computed once for the same pixels."""
-        key = hashlib.blake2b(picture.tobytes() + str(picture.shape).encode(), digest_size=16).digest()
-        with self._lock:
-            known = self._remembered.get(key)
+        key = digest(picture)
+        known = self._remembered.get(key)
         if known is None:
             known = self._patches(picture)
-        with self._lock:
-            self._remembered[key] = known
-            self._remembered.move_to_end(key)
-            while len(self._remembered) > _REMEMBERED:
-                self._remembered.popitem(last=False)
+            self._remembered.keep(key, known)
         return known
 
     def _patches(self, picture: RGB) -> list[Features]:

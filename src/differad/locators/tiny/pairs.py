@@ -4,9 +4,6 @@ Used by the locator and, in training, by the policy's image processor. Needs nei
 of networks or of answers.
 """
 
-import hashlib
-import threading
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,8 +11,9 @@ import cv2
 import numpy as np
 
 from differad.answers.resize import ResizeRule
-from differad.images import RGB
+from differad.images import RGB, digest
 from differad.locators.features.backbone import Backbone
+from differad.locators.remembered import Remembered
 from differad.locators.tiny.evidence import Evidence, ReferenceFeatures, evidence, laid_on, reference_features
 
 # References remembered with their features, for a line shows one good part beside thousands of others. About 1 MB each.
@@ -27,8 +25,7 @@ class PairEvidence:
 
     def __init__(self) -> None:
         self._backbone = Backbone()
-        self._remembered: OrderedDict[bytes, list[ReferenceFeatures]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._remembered: Remembered[bytes, list[ReferenceFeatures]] = Remembered(REMEMBERED)
 
     def __call__(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor | None = None) -> Evidence:
         """Rows (h, w, WIDTH) of two pictures that `resized` has made ready; a `pool` takes a share of the work."""
@@ -43,14 +40,10 @@ class PairEvidence:
 
     def _features(self, reference: RGB) -> list[ReferenceFeatures]:
         key = digest(reference)
-        with self._lock:
-            known = self._remembered.get(key)
+        known = self._remembered.get(key)
         if known is None:
             known = reference_features(self._backbone, reference)
-        with self._lock:
-            self._remembered[key] = known
-            self._remembered.move_to_end(key)
-            forget(self._remembered, REMEMBERED)
+            self._remembered.keep(key, known)
         return known
 
 
@@ -59,18 +52,3 @@ def resized(picture: RGB, rule: ResizeRule) -> RGB:
     columns, rows = rule.resized(picture.shape[1], picture.shape[0])
     how = cv2.INTER_AREA if rows * columns < picture.shape[0] * picture.shape[1] else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(picture, (columns, rows), interpolation=how), dtype=np.uint8)
-
-
-def digest(*pictures: RGB) -> bytes:
-    """What pictures are known by: their content and shape."""
-    found = hashlib.blake2b(digest_size=16)
-    for picture in pictures:
-        found.update(str(picture.shape).encode())
-        found.update(picture.data)
-    return found.digest()
-
-
-def forget(remembered: OrderedDict[bytes, Any], most: int) -> None:
-    """Drop the oldest entries but for `most`."""
-    while len(remembered) > most:
-        remembered.popitem(last=False)

@@ -5,7 +5,6 @@ nothing of it. Pictures come in pairs, reference first. The target's rows are it
 few: all that is known of it stands in the target's. Evidence of a pair can be kept on disk, for training sees a pair often.
 """
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from differad.answers.resize import ResizeRule
 from differad.data.atomic import in_one_step
-from differad.images import RGB
+from differad.images import RGB, digest
+from differad.locators.remembered import Remembered
 from differad.locators.tiny.evidence import AREA, PATCH, WIDTH, Evidence
-from differad.locators.tiny.pairs import PairEvidence, digest, forget, resized
+from differad.locators.tiny.pairs import PairEvidence, resized
 from differad.locators.tiny.proposals import PROPOSALS
 
 # One token stands for MERGE x MERGE patches.
@@ -43,7 +43,7 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
         super().__init__(**settings)
         self.cache: Path | None = None
         self._evidence = PairEvidence()
-        self._pairs: OrderedDict[bytes, Evidence] = OrderedDict()
+        self._pairs: Remembered[bytes, Evidence] = Remembered(_LAST_PAIRS)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that are saved: not what this process has open or remembers."""
@@ -69,10 +69,11 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
     def _pair(self, reference: RGB, target: RGB) -> Evidence:
         """The evidence of a pair of resized pictures, (h, w, WIDTH)."""
         key = digest(reference, target)
-        if key not in self._pairs:
-            self._pairs[key] = self._kept(key, reference, target)
-            forget(self._pairs, _LAST_PAIRS)
-        return self._pairs[key]
+        known = self._pairs.get(key)
+        if known is None:
+            known = self._kept(key, reference, target)
+            self._pairs.keep(key, known)
+        return known
 
     def _kept(self, key: bytes, reference: RGB, target: RGB) -> Evidence:
         """The evidence from the cache, or computed and put there; half precision, whether it was there or not."""

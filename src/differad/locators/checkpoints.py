@@ -1,0 +1,146 @@
+"""Loading a checkpoint's parts: config, tokenizer, image processor, weights, each refused in one line.
+
+The stock processors of Qwen-VL models build a video processor too, which needs torchvision. Here the image processor and
+the tokenizer are loaded on their own, so a folder works as it was published, with or without torchvision, and reads the same
+in both. No code and no pickle of a checkpoint is run.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from differad.answers.formats import TINY_MODEL_TYPE
+from differad.answers.resize import ResizeRule
+from differad.errors import MissingExtraError, OptionError
+
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", TINY_MODEL_TYPE)
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_FEATURE = "a local checkpoint"
+
+
+def require_packages() -> None:
+    """Raises MissingExtraError where torch or transformers is not installed."""
+    for package in ("torch", "transformers"):
+        try:
+            __import__(package)
+        except ModuleNotFoundError as error:
+            if error.name != package:
+                raise
+            raise MissingExtraError(_FEATURE, "local", package) from None
+
+
+def resolve(checkpoint: str) -> str:
+    """A folder that holds a checkpoint, or the id of one on the hub. Raises OptionError."""
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise OptionError(f"{checkpoint}: no config.json; expected the folder of a checkpoint")
+        return str(folder)
+    if folder.exists():
+        raise OptionError(f"{checkpoint}: a file; expected the folder of a checkpoint that holds it")
+    if not _HUB_ID.fullmatch(checkpoint):
+        raise OptionError(f"{checkpoint}: no such folder; expected a checkpoint's folder or a hub id OWNER/NAME")
+    return checkpoint
+
+
+@contextmanager
+def loading(source: str, what: str, remedy: str) -> Iterator[None]:
+    """Errors of the loaders, whose texts run over many lines, as one OptionError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise OptionError(f"{source}: {what} cannot be loaded ({reason[:200]}); {remedy}") from None
+
+
+def load_config(source: str) -> Any:
+    """The config of one of MODEL_TYPES. Raises OptionError."""
+    from transformers import AutoConfig
+
+    import differad.locators.tiny.model  # noqa: F401 - makes the Auto classes know it
+
+    remedy = "expected a Qwen-VL checkpoint's folder, or a hub id that this machine can reach"
+    with loading(source, "config.json", remedy):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if config.model_type not in MODEL_TYPES:
+        raise OptionError(
+            f"{source}: model type {config.model_type!r}; expected one of {', '.join(MODEL_TYPES)}. "
+            "Serve it with vLLM or SGLang and pass openai:NAME@URL"
+        )
+    return config
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer, with a chat template and a pad token. Raises OptionError."""
+    from transformers import AutoTokenizer
+
+    with loading(
+        source, "the tokenizer", "copy tokenizer.json and tokenizer_config.json from the published checkpoint"
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = _processor_template(source)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _processor_template(source: str) -> str:
+    """The chat template that older checkpoints keep in a file of its own. Raises OSError where there is none."""
+    from transformers.utils import cached_file
+
+    path = cached_file(source, "chat_template.json")
+    return str(json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"])
+
+
+def load_image_processor(source: str, min_pixels: int | None = None, max_pixels: int | None = None) -> Any:
+    """The image processor; areas in pixels, None keeps the checkpoint's own. Raises OptionError."""
+    from transformers import AutoImageProcessor
+
+    with loading(source, "the image processor", "copy preprocessor_config.json from the published checkpoint"):
+        # Always Pillow's resize: torchvision's differs by grey levels, and answers would depend on what is installed.
+        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
+    own = ResizeRule.from_settings(processor.to_dict())
+    low = own.min_pixels if min_pixels is None else min_pixels
+    high = own.max_pixels if max_pixels is None else max_pixels
+    ResizeRule(own.factor, low, high)
+    processor.size = type(processor.size)(shortest_edge=low, longest_edge=high)
+    return processor
+
+
+def load_model(source: str, dtype: str, device: Any) -> Any:
+    """The model on a device, set to answer; `dtype` auto is the one it was saved in. Raises OptionError."""
+    from transformers import AutoModelForImageTextToText
+
+    with loading(source, "the weights", "expected complete safetensors files; convert pickled weights first"):
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            source, trust_remote_code=False, use_safetensors=True, dtype=dtype, output_loading_info=True
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise OptionError(
+            f"{source}: {len(missing)} weights are missing, {missing[0]} first; download the checkpoint again"
+        )
+    return model.to(device).eval()
+
+
+def choose_device(name: str) -> Any:
+    """The torch device of a name; auto takes an accelerator where there is one. Raises OptionError."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise OptionError(
+            f"option device={name!r}: not usable here ({reason[:120]}); expected cpu, cuda or mps"
+        ) from None
+    return device

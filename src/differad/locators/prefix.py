@@ -1,0 +1,142 @@
+"""The beginning of a prompt, system text and reference, encoded once for all targets that are held against it.
+
+Its keys and values are kept; a target, the question and the answer run against them. Attention sees the same keys in the same
+places as in a prompt that is encoded whole, so that logits equal those up to rounding. Also the parts of this that training
+shares: a cache with room to grow, and why a model may not allow it.
+
+Knows nothing of pictures, of texts or of boxes. Raises nothing of its own.
+"""
+
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """An encoded beginning: its tokens (1, L), their types (1, L), its pictures' grids (M, 3), keys and values of each layer."""
+
+    ids: Tensor
+    types: Tensor
+    grids: Tensor
+    layers: list[tuple[Tensor, Tensor]]
+
+
+def obstacle(model: Any) -> str | None:
+    """Why prompts of a model cannot be shared, in words; None where they can."""
+    if not hasattr(getattr(model, "model", None), "get_rope_index"):
+        return f"{type(model).__name__} tells no positions of pictures (get_rope_index)"
+    if not hasattr(model.model, "visual") or "mm_encoder_outputs" not in signature(type(model).forward).parameters:
+        return f"{type(model).__name__} takes no image features (mm_encoder_outputs)"
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        return "gradient checkpointing throws the prompt's cache away before the answers have read it"
+    return None
+
+
+def keeps_all(model: Any) -> bool:
+    """Whether a model's cache holds every token: layers that slide a window forget the prefix as the text grows."""
+    cache = DynamicCache(config=model.config.get_text_config())
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def encode_prefix(model: Any, ids: Tensor, types: Tensor, patches: Tensor, grids: Tensor) -> Prefix:
+    """Encode tokens (1, L), of types (1, L), that show pictures of patches (P, D) and grids (M, 3)."""
+    cache = DynamicCache(config=model.config.get_text_config())
+    model(
+        input_ids=ids,
+        mm_token_type_ids=types,
+        pixel_values=patches,
+        image_grid_thw=grids,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return Prefix(ids, types, grids, [(layer.keys, layer.values) for layer in cache.layers])
+
+
+def generate_after(
+    model: Any,
+    prefix: Prefix,
+    ids: Tensor,
+    mask: Tensor,
+    types: Tensor,
+    patches: Tensor,
+    grids: Tensor,
+    config: GenerationConfig,
+    processors: list[Any],
+) -> Tensor:
+    """As `generate` for rows (B, T) that stand behind one prefix; returns the new tokens (B, C).
+
+    Each row shows one picture, of `grids` (B, 3); pads stand left of a row, that is between it and the prefix.
+    """
+    rows, length = len(ids), prefix.ids.shape[1]
+    full_ids = torch.cat([prefix.ids.expand(rows, -1), ids], dim=1)
+    full_mask = torch.cat([mask.new_ones(rows, length), mask], dim=1)
+    positions, deltas = model.model.get_rope_index(
+        input_ids=full_ids,
+        mm_token_type_ids=torch.cat([prefix.types.expand(rows, -1), types], dim=1),
+        image_grid_thw=torch.cat([torch.cat([prefix.grids, grid[None]]) for grid in grids]),
+        attention_mask=full_mask,
+    )
+    cache = DynamicCache(config=model.config.get_text_config())
+    everyone = torch.zeros(rows, dtype=torch.long, device=ids.device)
+    room = ids.shape[1] + int(config.max_new_tokens or 0)
+    cache.layers = [RoomyLayer(keys, values, everyone, room) for keys, values in prefix.layers]
+    model(
+        input_ids=ids[:, :-1],
+        attention_mask=full_mask[:, :-1],
+        position_ids=positions[:, :, length:-1],
+        pixel_values=patches,
+        image_grid_thw=grids,
+        mm_token_type_ids=types[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    model.model.rope_deltas = deltas
+    found = model.generate(
+        input_ids=full_ids,
+        attention_mask=full_mask,
+        past_key_values=cache,
+        generation_config=config,
+        logits_processor=processors,
+    )
+    return found[:, full_ids.shape[1] :]
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer of a cache with room for tokens to come: the stock one copies all that came before at every token."""
+
+    def __init__(self, keys: Tensor, values: Tensor, of_row: Tensor, room: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._room = room
+        self._wide = [_widen(states[of_row], room) for states in (keys, values)]
+        self._show(keys.shape[2])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, tokens, size) with the new ones behind them; without gradients."""
+        begin = self.keys.shape[2]
+        end = begin + key_states.shape[2]
+        if end > self._wide[0].shape[2]:
+            self._wide = [_widen(states, end - begin + self._room) for states in (self.keys, self.values)]
+        for wide, fresh in zip(self._wide, (key_states, value_states), strict=True):
+            wide[:, :, begin:end] = fresh
+        self._show(end)
+        return self.keys, self.values
+
+    def _show(self, end: int) -> None:
+        self.keys, self.values = (wide[:, :, :end] for wide in self._wide)
+
+
+def _widen(states: Tensor, room: int) -> Tensor:
+    """States (B, heads, tokens, size) with room behind them."""
+    rows, heads, length, size = states.shape
+    wide = states.new_empty(rows, heads, length + room, size)
+    wide[:, :, :length] = states
+    return wide
