@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -219,10 +219,14 @@ def memory_of(case: Case, side: str) -> float:
     with tempfile.TemporaryDirectory() as name:
         pairs = write_pairs(Path(name), 28 * round(case.tokens**0.5), 2)
         trainer = make_trainer(case, side, Path(name), pairs)
-        before = _status("VmRSS")
-        for pair in range(2):
-            step(trainer, pair, Clock())
-        return _status("VmHWM") - before
+        return added_memory(lambda: [step(trainer, pair, Clock()) for pair in range(2)])
+
+
+def added_memory(work: Callable[[], Any]) -> float:
+    """MiB that work adds to this process at its highest (Linux)."""
+    before = _status("VmRSS")
+    work()
+    return _status("VmHWM") - before
 
 
 def _status(name: str) -> float:

@@ -1,0 +1,171 @@
+"""Many targets against one reference: the prompt up to the reference kept, beside plain `model.generate` on whole prompts.
+
+    python benchmarks/inspect_speed.py [--targets 200] [--batch 4] [--threads 2] [--out docs/inspect_speed.md]
+
+Both sides are the same locator on the same checkpoint (a Qwen2-VL of random weights, float32) and read the same files; the
+plain one has `remember_prefixes=0`. They take turns, some targets each, so that other work on the machine weighs on both
+alike. Answers are compared word by word. Memory is measured in a process for each side.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from differad.core import Pair
+from differad.locators.local import LocalLocator, LocalOptions
+from differad.training.scratch import build_scratch
+from grpo_speed import ANSWER, SCRATCH, added_memory
+
+SIDES = {"plain generate": 0, "kept prefix": 4}
+PARTS = ("vision", "language", "other")
+
+
+def write_targets(folder: Path, side: int, count: int) -> list[Pair]:
+    """Pictures of noise, side x side, each target brighter in one place."""
+    random = np.random.default_rng(0)
+    good = random.integers(0, 200, (side, side, 3), np.uint8)
+    Image.fromarray(good).save(folder / "good.png", compress_level=1)
+    pairs = []
+    for number in range(count):
+        target = good.copy()
+        x, y = random.integers(0, side - side // 4, 2)
+        target[y : y + side // 4, x : x + side // 4] += 50
+        Image.fromarray(target).save(folder / f"{number}.png", compress_level=1)
+        pairs.append(Pair(folder / "good.png", folder / f"{number}.png", id=str(number)))
+    return pairs
+
+
+def make_locator(folder: Path, side: str, batch: int) -> LocalLocator:
+    """One side's locator."""
+    return LocalLocator(
+        str(folder),
+        LocalOptions(device="cpu", batch_size=batch, max_new_tokens=ANSWER, remember_prefixes=SIDES[side]),
+    )
+
+
+class Watch:
+    """Seconds that a locator's vision tower and language model take, called from outside."""
+
+    def __init__(self, locator: LocalLocator) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        model: Any = locator._model.model
+        for name, part in (("vision", model.visual), ("language", model.language_model)):
+            part.forward = self._timed(name, part.forward)
+
+    def _timed(self, name: str, forward: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return forward(*args, **kwargs)
+
+        return timed
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - start
+
+
+def measure(arguments: argparse.Namespace, tokens: int, count: int) -> tuple[dict[str, dict[str, float]], int]:
+    """Seconds a target of each side, whole and by part, and how many answers differ."""
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pairs = write_targets(folder, 28 * round(tokens**0.5), count + 2)
+        build_scratch(folder / "model", SCRATCH, 0)
+        locators = {side: make_locator(folder / "model", side, arguments.batch) for side in SIDES}
+        for locator in locators.values():  # warms up, and is the first sight of the reference
+            list(locator.locate_many(pairs[:2]))
+        watches = {side: Watch(locator) for side, locator in locators.items()}
+        taken = dict.fromkeys(SIDES, 0.0)
+        answers: dict[str, list[str]] = {side: [] for side in SIDES}
+        turn = 2 * 4 * arguments.batch
+        for begin in range(2, count + 2, turn):
+            for side, locator in locators.items():
+                start = time.perf_counter()
+                answers[side] += [found.answer for found in locator.locate_many(pairs[begin : begin + turn])]
+                taken[side] += time.perf_counter() - start
+        times = {}
+        for side in SIDES:
+            parts = watches[side].seconds
+            parts["other"] = taken[side] - parts["vision"] - parts["language"]
+            times[side] = {"whole": taken[side] / count} | {part: parts[part] / count for part in PARTS}
+    plain, kept = answers.values()
+    return times, sum(one != other for one, other in zip(plain, kept, strict=True))
+
+
+def memory_of(side: str, batch: int, threads: int) -> float:
+    """MiB that some batches of one side add to its process at its highest (Linux)."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pairs = write_targets(folder, 448, 4 * batch)
+        build_scratch(folder / "model", SCRATCH, 0)
+        locator = make_locator(folder / "model", side, batch)
+        return added_memory(lambda: list(locator.locate_many(pairs)))
+
+
+def report(arguments: argparse.Namespace) -> str:
+    load = os.getloadavg()[0]
+    memory = {}
+    for side in SIDES:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            memory[side] = pool.submit(memory_of, side, arguments.batch, arguments.threads).result()
+    blocks, growth = [], ["| tokens a picture | plain generate, ms | kept prefix, ms | ratio |", "|---|---|---|---|"]
+    for tokens in (256, 64, 576):
+        count = arguments.targets if tokens == 256 else max(2, arguments.targets // 4)
+        times, differing = measure(arguments, tokens, count)
+        plain, kept = (times[side]["whole"] for side in SIDES)
+        growth.append(f"| {tokens} | {1e3 * plain:.0f} | {1e3 * kept:.0f} | **{plain / kept:.2f} x** |")
+        print(f"{tokens} tokens a picture: {plain / kept:.2f} x", file=sys.stderr)
+        if not blocks:
+            blocks = [head(arguments, count, differing, load), parts_table(times, memory)]
+    return "\n\n".join([*blocks, "\n".join(growth)]) + "\n"
+
+
+def head(arguments: argparse.Namespace, count: int, differing: int, load: float) -> str:
+    return (
+        f"{count} targets against one reference, pictures of 256 tokens, answers of at most {ANSWER} tokens, batches of "
+        f"{arguments.batch}, {arguments.threads} threads; {differing} answers differ. Load of the machine {load:.1f} before, "
+        f"{os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores."
+    )
+
+
+def parts_table(times: dict[str, dict[str, float]], memory: dict[str, float]) -> str:
+    lines = ["| milliseconds a target | plain generate | kept prefix | ratio |", "|---|---|---|---|"]
+    for part in ("whole", *PARTS):
+        plain, kept = (times[side][part] for side in SIDES)
+        name = "**whole**" if part == "whole" else part
+        lines.append(f"| {name} | {1e3 * plain:.1f} | {1e3 * kept:.1f} | {plain / kept:.2f} x |")
+    plain, kept = (memory[side] for side in SIDES)
+    return "\n".join([*lines, f"| peak memory, MiB | {plain:.0f} | {kept:.0f} | {plain / kept:.2f} x |"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", type=int, default=200, help="targets of the main case, a quarter for the others")
+    parser.add_argument("--batch", type=int, default=4, help="targets answered at once")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--out", type=Path, help="write the tables to this Markdown file too")
+    arguments = parser.parse_args()
+    text = report(arguments)
+    print(text)
+    if arguments.out:
+        command = "python " + " ".join(["benchmarks/inspect_speed.py", *sys.argv[1:]])
+        arguments.out.write_text(f"# A kept prefix: many targets against one reference\n\n    {command}\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()
