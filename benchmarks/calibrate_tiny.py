@@ -27,13 +27,17 @@ FALSE_ALARMS = 0.1
 
 
 class Recorder(TinyLocator):
-    """The locator, keeping what its decision is made from; every target gets its box."""
+    """The locator, keeping what each decision is made from; every target gets its box.
 
-    evidence: list[tuple[float, float]]
+    Pairs are answered side by side, so what is kept is found by the location that it led to.
+    """
+
+    evidence: dict[int, tuple[float, float]]
 
     def _decide(self, reply: SureReply, seconds: float) -> Location:
-        self.evidence.append((reply.odds, reply.peak))
-        return super()._decide(reply, seconds)
+        found = super()._decide(reply, seconds)
+        self.evidence[id(found)] = reply.odds, reply.peak
+        return found
 
 
 def judge(logits: np.ndarray, overlap: np.ndarray, abnormal: np.ndarray, least: float = 0.0) -> dict[str, float]:
@@ -55,10 +59,10 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="without the second, closer look")
     arguments = parser.parse_args()
     locator = Recorder(TinyOptions(threshold=0.0, closer=not arguments.once), folder=arguments.folder)
-    locator.evidence = []
+    locator.evidence = {}
     pairs = [pair for path in arguments.pairs for pair in read_pairs(path) if pair.boxes is not None]
     outcomes: list[Any] = list(locator.locate_many(pairs))
-    x = np.array(locator.evidence)
+    x = np.array([locator.evidence[id(found)] for found in outcomes])
     abnormal = np.array([len(as_boxes(pair.boxes)) > 0 for pair in pairs])
     overlap = np.array(
         [pair_iou(found.boxes, as_boxes(pair.boxes)) for pair, found in zip(pairs, outcomes, strict=True)]

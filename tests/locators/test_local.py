@@ -204,6 +204,37 @@ def test_a_draw_depends_on_the_seed_alone(checkpoint: Checkpoint) -> None:
     assert len({draw(seed) for seed in range(4)}) > 1
 
 
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 20.0])
+def test_a_constrained_model_gives_no_unreadable_answer(
+    checkpoint: Checkpoint, model_type: str, temperature: float
+) -> None:
+    """Random weights, which say nothing that can be read; at temperature 20 the noise is nearly all there is."""
+    folder = str(checkpoint(model_type, None))
+    options = {**SHORT, "max_new_tokens": 90, "temperature": temperature}
+    free = [located(each) for each in LocalLocator(folder, LocalOptions(**options)).locate_many(pairs())]
+    bound = LocalLocator(folder, LocalOptions(**options, constrain=True))
+    found = [located(each) for each in bound.locate_many([*pairs(), *line(3)])]
+    assert not any(location.valid for location in free), "the model must need it for this test to say anything"
+    assert all(location.valid for location in found)
+    assert all(location.answer.endswith("</answer>") for location in found)
+    assert len({location.answer for location in found}) > 1
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_model_that_answers_in_form_says_the_same_when_constrained(checkpoint: Checkpoint, model_type: str) -> None:
+    folder = str(checkpoint(model_type))
+    free, bound = (LocalLocator(folder, cpu(max_new_tokens=120, constrain=value)) for value in (False, True))
+    pair = Pair(picture(140, 140), picture(200, 100))
+    assert bound.locate(pair).answer == free.locate(pair).answer
+
+
+def test_too_few_tokens_for_an_answer_are_refused(checkpoint: Checkpoint) -> None:
+    locator = LocalLocator(str(checkpoint("qwen2_vl")), cpu(max_new_tokens=12, constrain=True))
+    with pytest.raises(OptionError, match=r"max_new_tokens=12: expected at least \d+"):
+        locator.locate(pairs()[0])
+
+
 def test_noise_draws_from_the_softmax() -> None:
     """Share of each token over many rows against softmax(log p) = p."""
     import torch

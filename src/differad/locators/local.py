@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from differad.answers.formats import TINY_MODEL_TYPE, answer_format, family_of
+from differad.answers.grammar import AnswerGrammar
 from differad.answers.parsing import Frame
 from differad.answers.prompts import SYSTEM, prompt_text
 from differad.answers.resize import ResizeRule
@@ -36,6 +37,7 @@ from differad.locators.remembered import Remembered
 from differad.options import check_at_least, check_option, option
 
 if TYPE_CHECKING:
+    from differad.locators.constrain import Spelling
     from differad.locators.prefix import Prefix
 
 # Batches read ahead, from which pairs that go together are picked.
@@ -61,6 +63,11 @@ class LocalOptions:
     family: str | None = option(None, "the answer format; none: what the checkpoint's config implies")
     remember_prefixes: int = option(
         4, "references whose encoded part of the prompt is kept, for targets to come; 0 encodes every prompt whole"
+    )
+
+    constrain: bool = option(
+        False,
+        "let the answer part hold nothing but a box of the family's format or the zero box, so that all can be read",
     )
 
     def __post_init__(self) -> None:
@@ -120,6 +127,7 @@ class LocalLocator:
         self._prompt = self._render_prompt()
         self._prefixes: Remembered[bytes, Prefix] = Remembered(self.options.remember_prefixes)
         self._seen: Remembered[bytes, bool] = Remembered(_SEEN)
+        self._spelling: Spelling | None = None
         self._keeps = self.options.remember_prefixes > 0 and self._can_keep()
 
     def _can_keep(self) -> bool:
@@ -237,7 +245,7 @@ class LocalLocator:
         """One reply each; `shares`: all show one reference, whose part of the prompt is to be kept."""
         import torch
 
-        processors = self._noise([item.seed for item in batch])
+        processors = [*self._noise([item.seed for item in batch]), *self._constraint([item.frame for item in batch])]
         with torch.inference_mode():
             rows = self._after_prefix(batch, processors) if shares else self._whole(batch, processors)
         return [Reply(self._decode(row), item.frame) for row, item in zip(rows.tolist(), batch, strict=True)]
@@ -315,6 +323,17 @@ class LocalLocator:
         if self.options.temperature == 0:
             return []
         return [_GumbelNoise(self.options.temperature, seeds)]
+
+    def _constraint(self, frames: list[Frame]) -> list[Any]:
+        if not self.options.constrain:
+            return []
+        from differad.locators.constrain import Constraint, Spelling
+
+        grammars = [AnswerGrammar(self._format, frame) for frame in frames]
+        if self._spelling is None:
+            size = self._model.config.get_text_config().vocab_size
+            self._spelling = Spelling(self._tokenizer, size, grammars[0].letters)
+        return [Constraint(self._spelling, grammars, sorted(self._end_ids()), self.options.max_new_tokens)]
 
     def _end_ids(self) -> set[int]:
         ends = self._model.generation_config.eos_token_id

@@ -1,0 +1,137 @@
+"""All benchmarks of speed and memory, one after the other, and one page of what they say.
+
+    python benchmarks/run_all.py [--only grpo inspect]      # docs/benchmarks.md, a picture; 10 minutes on two cores
+
+Needs a machine with nothing else on it, and `pip install 'differad[local,train,fast]' matplotlib scikit-image`. Each program
+runs in a process of its own, says in its head what it is held against, and may be run alone with larger numbers. What one of
+them cannot do here is told on the page, and the others go on.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+HERE = Path(__file__).parent
+# A ratio stands bold at the end of a growth table's row; the first number is what grew.
+ROW = re.compile(r"^\| (\d+) \|(?: (\d+) \|)?.*\*\*([\d.]+) x\*\*", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A program, what it takes here, and its title on the page."""
+
+    program: str
+    options: tuple[str, ...]
+    title: str
+
+
+BENCHMARKS = {
+    "grpo": Benchmark("grpo_speed.py", ("--steps", "2"), "A GRPO step beside stock TRL"),
+    "inspect": Benchmark(
+        "inspect_speed.py", ("--targets", "96"), "Many targets against one reference beside plain generate"
+    ),
+    "tiny": Benchmark("tiny_speed.py", ("--json",), "The embedded locators"),
+    "difference": Benchmark(
+        "difference_speed.py", ("--pairs", "40", "--json"), "`difference` beside a crude difference"
+    ),
+    "features": Benchmark("features_speed.py", ("--pairs", "16", "--json"), "`features`, by runtime"),
+    "rewards": Benchmark("rewards_speed.py", ("--json",), "Reading and scoring answers beside a plain loop"),
+    "synthesis": Benchmark("synthesis_speed.py", ("--count", "1000", "--json"), "Drawing pairs beside a plain loop"),
+    "index": Benchmark(
+        "index_speed.py", ("--sizes", "12500", "25000", "--json"), "Indexing a data set beside encoding it anew"
+    ),
+    "memory": Benchmark("evaluate_memory.py", ("--pairs", "2000", "--json"), "Memory of an evaluation beside lists"),
+}
+
+
+def run(benchmark: Benchmark) -> tuple[str, float]:
+    """What a program says, and its seconds."""
+    start = time.perf_counter()
+    command = [sys.executable, str(HERE / benchmark.program), *benchmark.options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = done.stdout.strip()
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        said = f"Failed with exit code {done.returncode}: {reason}"
+    return said, time.perf_counter() - start
+
+
+def section(benchmark: Benchmark, said: str, seconds: float) -> str:
+    command = " ".join(["python", f"benchmarks/{benchmark.program}", *benchmark.options])
+    body = table(json.loads(said)) if said.startswith("{") else said
+    return f"## {benchmark.title}\n\n    {command}      # {seconds:.0f} s\n\n{body}\n"
+
+
+def table(report: dict[str, object]) -> str:
+    """A JSON document as a table, one row a value, its keys joined by dots."""
+    return "\n".join(["| what | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in flat(report))])
+
+
+def flat(report: object, prefix: str = "") -> list[tuple[str, object]]:
+    """Leaves of nested objects with their paths; lists stay whole."""
+    if not isinstance(report, dict):
+        return [(prefix, report)]
+    return [leaf for key, value in report.items() for leaf in flat(value, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def draw(said: dict[str, str], path: Path) -> None:
+    """Ratios over the number of answers and over the size of pictures."""
+    from matplotlib import pyplot
+
+    grpo = [(int(g), int(t), float(x)) for g, t, x in ROW.findall(said.get("grpo", "")) if t]
+    kept = [(int(t), float(x)) for t, _, x in ROW.findall(said.get("inspect", ""))]
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    curves = (
+        (
+            [(g, x) for g, t, x in grpo if t == 256],
+            "answers a group (pictures of 256 tokens)",
+            "GRPO step, times stock TRL",
+        ),
+        ([(t, x) for g, t, x in grpo if g == 8], "tokens a picture (G = 8)", "GRPO step, times stock TRL"),
+        (kept, "tokens a picture", "locating, times plain generate"),
+    )
+    for axis, (points, what, title) in zip(axes, curves, strict=True):
+        axis.plot(*zip(*sorted(points), strict=True), marker="o") if points else None
+        axis.axhline(1, color="grey", linewidth=0.8)
+        axis.set_ylim(0)
+        axis.set_xlabel(what)
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), help="these alone")
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--picture", type=Path, default=Path("docs/images/benchmarks.png"))
+    arguments = parser.parse_args()
+    load, start = os.getloadavg()[0], time.perf_counter()
+    said, sections = {}, []
+    for name in arguments.only:
+        said[name], seconds = run(BENCHMARKS[name])
+        sections.append(section(BENCHMARKS[name], said[name], seconds))
+        print(f"{name}: {seconds:.0f} s", file=sys.stderr)
+    whole = (time.perf_counter() - start) / 60
+    head = (
+        f"# Benchmarks\n\n    python benchmarks/run_all.py\n\n{whole:.1f} minutes on {os.cpu_count()} cores, load "
+        f"{load:.1f} before. What is left of the floating-point operations, and why: [grpo_speed.md](grpo_speed.md).\n\n"
+        f"![Ratios over answers and pictures' sizes](images/{arguments.picture.name})\n"
+    )
+    arguments.page.write_text("\n".join([head, *sections]))
+    draw(said, arguments.picture)
+    if failed := [name for name, text in said.items() if text.startswith("Failed")]:
+        sys.exit(f"failed: {', '.join(failed)}; see {arguments.page}")
+
+
+if __name__ == "__main__":
+    main()
