@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=WEIGHTS, help="the policy; the shipped one unless told")
     parser.add_argument("--once", action="store_true", help="without the second, closer look")
     arguments = parser.parse_args()
-    locator = Recorder(TinyOptions(threshold=0.0, closer=not arguments.once), folder=arguments.folder)
+    # The truth of drawn pairs is tight.
+    locator = Recorder(TinyOptions(threshold=0.0, closer=not arguments.once, margin=0.0), folder=arguments.folder)
     locator.evidence = {}
     pairs = [pair for path in arguments.pairs for pair in read_pairs(path) if pair.boxes is not None]
     outcomes: list[Any] = list(locator.locate_many(pairs))

@@ -80,6 +80,12 @@ def clip(boxes: Boxes, width: float, height: float) -> Boxes:
     return np.asarray(np.clip(boxes, 0.0, np.array([width, height, width, height], dtype=np.float64)))
 
 
+def grow(boxes: Boxes, margin: float, width: int, height: int) -> Boxes:
+    """Boxes (N, 4) larger by `margin` of the picture's longer side on each of theirs, cut off at the picture's border."""
+    by = margin * max(width, height)
+    return clip(boxes + np.array([-by, -by, by, by]), width, height)
+
+
 def scale(boxes: Boxes, x: float, y: float) -> Boxes:
     """Boxes with their x coordinates multiplied by `x` and their y coordinates by `y`."""
     return boxes * np.array([x, y, x, y], dtype=np.float64)

@@ -18,7 +18,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from differad.boxes import Boxes, clip
+from differad.boxes import grow
 from differad.core import Location, Pair
 from differad.errors import LocatorError
 from differad.images import RGB, read_images
@@ -152,9 +152,7 @@ class DifferenceLocator:
     ) -> Location:
         chances = np.array([self._chance(group) for group in groups])
         kept = np.flatnonzero(chances >= self.options.threshold)[: self.options.max_boxes]
-        margin = self.options.margin * max(size)
-        grow = np.array([-margin, -margin, margin, margin])
-        boxes: Boxes = clip(np.array([groups[i].box / factor + grow for i in kept]).reshape(-1, 4), *size)
+        boxes = grow(np.array([groups[i].box / factor for i in kept]).reshape(-1, 4), self.options.margin, *size)
         found = f"{len(kept)} region(s) differ." if len(kept) else "Nothing differs beyond noise."
         return Location(
             boxes=boxes,

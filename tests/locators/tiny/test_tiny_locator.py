@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 
 from differad.answers.formats import FORMATS
 from differad.answers.parsing import Frame, parse_answer
+from differad.boxes import grow
 from differad.core import Location, Pair
 from differad.errors import ImageError, InputError, OptionError
 from differad.locators.tiny import TinyLocator, TinyOptions
@@ -74,7 +75,7 @@ def test_a_stream_answers_like_one_pair_at_a_time(untaught, workers):
 
 def test_a_large_picture_is_looked_at_again(untaught, monkeypatch):
     """The second look sees what lies about the first box, and its box lies there."""
-    own = locator(untaught, threshold=0.0)
+    own = locator(untaught, threshold=0.0, margin=0.0)
     seen = []
     ask = own._ask
     monkeypatch.setattr(own, "_ask", lambda *given: seen.append(given[1].shape) or ask(*given))
@@ -87,8 +88,11 @@ def test_a_large_picture_is_looked_at_again(untaught, monkeypatch):
     assert (location.boxes[0] >= np.array([x1 * 300, y1 * 200] * 2) - 1).all()
     assert (location.boxes[0] <= np.array([x2 * 300, y2 * 200] * 2) + 1).all()
     seen.clear()
-    plain = locator(untaught, threshold=0.0, closer=False)
+    plain = locator(untaught, threshold=0.0, closer=False, margin=0.0)
     assert plain.locate(pair).answer == first.text
+    looser = locator(untaught, threshold=0.0, closer=False, margin=0.05).locate(pair)
+    # Thousandths are whole numbers: half of one, of a side, may be lost to rounding.
+    assert_allclose(looser.boxes, grow(plain.locate(pair).boxes, 0.05, 300, 200), atol=0.16)
 
 
 def test_the_confidence_is_the_logistic_curve_over_doubt_and_peak(untaught):

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from differad.answers.formats import FORMATS, TINY_MODEL_TYPE, family_of
 from differad.answers.parsing import Frame, format_answer, parse_answer
 from differad.answers.resize import ResizeRule
-from differad.boxes import Boxes, area, centers
+from differad.boxes import Boxes, area, centers, grow, no_boxes
 from differad.core import Location, Pair
 from differad.errors import LocatorError
 from differad.images import RGB, read_images
 from differad.locators.base import Outcome, locate_concurrently
+from differad.locators.calibration import COMPARING
 from differad.locators.chat import Reply
 from differad.locators.conformal import conformal_threshold
 from differad.locators.odds import logistic, logit
@@ -49,10 +50,14 @@ class TinyOptions:
 
     threshold: float = option(DECIDING.threshold, "a target counts as abnormal from this probability on")
     closer: bool = option(True, "look again, more closely, where a picture is larger than what the policy sees at once")
+    margin: float = option(
+        COMPARING.margin, "boxes grow by this share of the longer side: labels are drawn with a margin"
+    )
     workers: int = option(0, "threads; 0 takes one per usable core")
 
     def __post_init__(self) -> None:
         check_option("threshold", self.threshold, 0 <= self.threshold <= 1, "a probability in [0, 1]")
+        check_option("margin", self.margin, 0 <= self.margin <= 0.25, "a share in [0, 0.25]")
         check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
@@ -135,14 +140,17 @@ class TinyLocator:
 
     def _decide(self, reply: "SureReply", seconds: float) -> Location:
         chance = self._chance(reply)
-        found = chance >= self.options.threshold
-        answer = reply.text if found else f"<think></think><answer>{_FORMAT.zero_box}</answer>"
-        boxes = parse_answer(answer, _FORMAT, reply.frame).boxes
+        frame = reply.frame
+        boxes = parse_answer(reply.text, _FORMAT, frame).boxes if chance >= self.options.threshold else no_boxes()
+        answer = format_answer(
+            grow(boxes, self.options.margin, frame.width, frame.height), _FORMAT, frame, reasoning=""
+        )
+        boxes = parse_answer(answer, _FORMAT, frame).boxes
         return Location(
             boxes=boxes,
             scores=np.full(len(boxes), chance),
             confidence=chance,
-            reasoning=describe(boxes, reply.frame, chance),
+            reasoning=describe(boxes, frame, chance),
             answer=answer,
             model=self.name,
             seconds=seconds,
