@@ -124,7 +124,7 @@ def report(arguments: argparse.Namespace) -> str:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             memory[side] = pool.submit(memory_of, side, arguments.batch, arguments.threads).result()
     blocks, growth = [], ["| tokens a picture | plain generate, ms | kept prefix, ms | ratio |", "|---|---|---|---|"]
-    for tokens in (256, 64, 576):
+    for tokens in (256, 64, 144):
         count = arguments.targets if tokens == 256 else max(2, arguments.targets // 4)
         times, differing = measure(arguments, tokens, count)
         plain, kept = (times[side]["whole"] for side in SIDES)
