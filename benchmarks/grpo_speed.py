@@ -93,11 +93,15 @@ class Clock:
         yield
         self.leave()
 
+    def follow(self, part: str, module: Any) -> None:
+        """Time a module's forward passes."""
+        module.register_forward_pre_hook(lambda *_: self.enter(part))
+        module.register_forward_hook(lambda *_: self.leave())
+
     def watch(self, trainer: Any) -> None:
         """Time the vision towers, `generate` and the log-probabilities of a trainer."""
         for model in (trainer.model, trainer.ref_model):
-            model.model.visual.register_forward_pre_hook(lambda *_: self.enter("vision"))
-            model.model.visual.register_forward_hook(lambda *_: self.leave())
+            self.follow("vision", model.model.visual)
         draw, score = trainer._generate_single_turn, trainer._get_per_token_logps_and_entropies
 
         def timed_draw(*args: Any, **kwargs: Any) -> Any:
@@ -339,6 +343,12 @@ def report(arguments: argparse.Namespace) -> str:
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
+def write_page(path: Path, title: str, program: str, text: str) -> None:
+    """A Markdown file of a benchmark's tables below the command that made them."""
+    command = " ".join(["python", f"benchmarks/{program}", *sys.argv[1:]])
+    path.write_text(f"# {title}\n\n    {command}\n\n{text}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny model, one case")
@@ -352,8 +362,7 @@ def main() -> None:
         text = report(arguments)
     print(text)
     if arguments.out:
-        command = "python " + " ".join(["benchmarks/grpo_speed.py", *sys.argv[1:]])
-        arguments.out.write_text(f"# Shared prefixes: one GRPO step beside stock TRL\n\n    {command}\n\n{text}")
+        write_page(arguments.out, "Shared prefixes: one GRPO step beside stock TRL", "grpo_speed.py", text)
 
 
 if __name__ == "__main__":

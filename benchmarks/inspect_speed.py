@@ -12,12 +12,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +23,7 @@ from PIL import Image
 from differad.core import Pair
 from differad.locators.local import LocalLocator, LocalOptions
 from differad.training.scratch import build_scratch
-from grpo_speed import ANSWER, SCRATCH, added_memory
+from grpo_speed import ANSWER, SCRATCH, Clock, added_memory, write_page
 
 SIDES = {"plain generate": 0, "kept prefix": 4}
 PARTS = ("vision", "language", "other")
@@ -55,27 +52,12 @@ def make_locator(folder: Path, side: str, batch: int) -> LocalLocator:
     )
 
 
-class Watch:
-    """Seconds that a locator's vision tower and language model take, called from outside."""
-
-    def __init__(self, locator: LocalLocator) -> None:
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-        model: Any = locator._model.model
-        for name, part in (("vision", model.visual), ("language", model.language_model)):
-            part.forward = self._timed(name, part.forward)
-
-    def _timed(self, name: str, forward: Any) -> Any:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return forward(*args, **kwargs)
-
-        return timed
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
+def watched(locator: LocalLocator) -> Clock:
+    """A clock of what the locator's vision tower and language model take."""
+    clock, model = Clock(), locator._model.model
+    clock.follow("vision", model.visual)
+    clock.follow("language", model.language_model)
+    return clock
 
 
 def measure(arguments: argparse.Namespace, tokens: int, count: int) -> tuple[dict[str, dict[str, float]], int]:
@@ -88,7 +70,7 @@ def measure(arguments: argparse.Namespace, tokens: int, count: int) -> tuple[dic
         locators = {side: make_locator(folder / "model", side, arguments.batch) for side in SIDES}
         for locator in locators.values():  # warms up, and is the first sight of the reference
             list(locator.locate_many(pairs[:2]))
-        watches = {side: Watch(locator) for side, locator in locators.items()}
+        clocks = {side: watched(locator) for side, locator in locators.items()}
         taken = dict.fromkeys(SIDES, 0.0)
         answers: dict[str, list[str]] = {side: [] for side in SIDES}
         turn = 2 * 4 * arguments.batch
@@ -99,7 +81,7 @@ def measure(arguments: argparse.Namespace, tokens: int, count: int) -> tuple[dic
                 taken[side] += time.perf_counter() - start
         times = {}
         for side in SIDES:
-            parts = watches[side].seconds
+            parts = clocks[side].seconds
             parts["other"] = taken[side] - parts["vision"] - parts["language"]
             times[side] = {"whole": taken[side] / count} | {part: parts[part] / count for part in PARTS}
     plain, kept = answers.values()
@@ -163,8 +145,7 @@ def main() -> None:
     text = report(arguments)
     print(text)
     if arguments.out:
-        command = "python " + " ".join(["benchmarks/inspect_speed.py", *sys.argv[1:]])
-        arguments.out.write_text(f"# A kept prefix: many targets against one reference\n\n    {command}\n\n{text}")
+        write_page(arguments.out, "A kept prefix: many targets against one reference", "inspect_speed.py", text)
 
 
 if __name__ == "__main__":

@@ -41,11 +41,9 @@ class Spelling:
     def following(self, grammar: AnswerGrammar, begun: str) -> list[int]:
         """Tokens that may follow the beginning of an answer."""
         key = grammar.limits, begun
-        found = self._known.get(key)
-        if found is None:
-            found = [token for token in self.written if grammar.read(begun + self.texts[token]) != "dead"]
-            self._known.keep(key, found)
-        return found
+        return self._known.recall(
+            key, lambda: [token for token in self.written if grammar.read(begun + self.texts[token]) != "dead"]
+        )
 
 
 class Constraint:

@@ -282,15 +282,14 @@ class LocalLocator:
         return generate_after(self._model, prefix, ids, mask, types, patches, grids, self._generation(), processors)
 
     def _prefix(self, item: Prepared) -> "Prefix":
+        return self._prefixes.recall(item.key, lambda: self._encode_prefix(item.reference))
+
+    def _encode_prefix(self, reference: RGB) -> "Prefix":
         from differad.locators.prefix import encode_prefix
 
-        known = self._prefixes.get(item.key)
-        if known is None:
-            patches, grids, counts = self._look([item.reference])
-            ids, _, types = self._encode([self._prompt.split(self._image_token)[0] + self._image_token * counts[0]])
-            known = encode_prefix(self._model, ids, types, patches, grids)
-            self._prefixes.keep(item.key, known)
-        return known
+        patches, grids, counts = self._look([reference])
+        ids, _, types = self._encode([self._prompt.split(self._image_token)[0] + self._image_token * counts[0]])
+        return encode_prefix(self._model, ids, types, patches, grids)
 
     def _look(self, pictures: list[RGB]) -> tuple[Any, Any, list[int]]:
         """Patches (P, D) and grids (M, 3) of pictures, on the device, and how many tokens each takes."""

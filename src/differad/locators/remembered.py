@@ -5,7 +5,7 @@ Knows nothing of what it holds.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -37,6 +37,14 @@ class Remembered(Generic[Key, Value]):
                 return None
             self._values.move_to_end(key)
             return self._values[key]
+
+    def recall(self, key: Key, make: Callable[[], Value]) -> Value:
+        """The value, made and kept where it is not known; two threads that ask at once may both make it."""
+        known = self.get(key)
+        if known is None:
+            known = make()
+            self.keep(key, known)
+        return known
 
     def keep(self, key: Key, value: Value) -> None:
         """Remember a value, as used now."""

@@ -179,12 +179,7 @@ class _FileUrls:
     def _get(self, path: Path) -> str | None:
         status = path.stat()
         key = (str(path), status.st_mtime_ns, status.st_size)
-        known = self._kept.get(key)
-        if known is not None:
-            return known or None
-        url = _file_url(path)
-        self._kept.keep(key, url or "")
-        return url
+        return self._kept.recall(key, lambda: _file_url(path) or "") or None
 
 
 def _file_url(path: Path) -> str | None:

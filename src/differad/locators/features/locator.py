@@ -152,12 +152,7 @@ class FeaturesLocator:
 
     def _reference(self, picture: RGB) -> list[Features]:
         """The reference's features, computed once for the same pixels."""
-        key = digest(picture)
-        known = self._remembered.get(key)
-        if known is None:
-            known = self._patches(picture)
-            self._remembered.keep(key, known)
-        return known
+        return self._remembered.recall(digest(picture), lambda: self._patches(picture))
 
     def _patches(self, picture: RGB) -> list[Features]:
         return self._backbone.patches(fit(picture, self.scoring.side))

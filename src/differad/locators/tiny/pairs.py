@@ -39,12 +39,7 @@ class PairEvidence:
         return self
 
     def _features(self, reference: RGB) -> list[ReferenceFeatures]:
-        key = digest(reference)
-        known = self._remembered.get(key)
-        if known is None:
-            known = reference_features(self._backbone, reference)
-            self._remembered.keep(key, known)
-        return known
+        return self._remembered.recall(digest(reference), lambda: reference_features(self._backbone, reference))
 
 
 def resized(picture: RGB, rule: ResizeRule) -> RGB:

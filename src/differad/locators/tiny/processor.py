@@ -69,11 +69,7 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
     def _pair(self, reference: RGB, target: RGB) -> Evidence:
         """The evidence of a pair of resized pictures, (h, w, WIDTH)."""
         key = digest(reference, target)
-        known = self._pairs.get(key)
-        if known is None:
-            known = self._kept(key, reference, target)
-            self._pairs.keep(key, known)
-        return known
+        return self._pairs.recall(key, lambda: self._kept(key, reference, target))
 
     def _kept(self, key: bytes, reference: RGB, target: RGB) -> Evidence:
         """The evidence from the cache, or computed and put there; half precision, whether it was there or not."""
