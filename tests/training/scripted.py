@@ -109,11 +109,11 @@ def main(recipe_path, out, task="score"):
     trainer = make_trainer(recipe)
     if task == "learn":
         learn(trainer, Path(recipe_path).with_suffix(".pt"))
-        return
-    trainer.begin(SCRIPT)
-    output = trainer.score([0, 1, 2])
-    summary = summarise(trainer, output)
-    Path(out, f"{trainer.accelerator.process_index}.json").write_text(json.dumps(summary))
+    else:
+        trainer.begin(SCRIPT)
+        output = trainer.score([0, 1, 2])
+        summary = summarise(trainer, output)
+        Path(out, f"{trainer.accelerator.process_index}.json").write_text(json.dumps(summary))
     torch.distributed.destroy_process_group()
 
 

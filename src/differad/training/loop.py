@@ -128,6 +128,8 @@ def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resu
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     _export(trainer, source, recipe.out / MODEL_FOLDER, run)
+    # A process that leaves its group's threads running may abort as it ends, and torchrun then kills the others.
+    processes.destroy_process_group()
     return {
         "model": str(recipe.out / MODEL_FOLDER),
         "steps": trainer.state.global_step,
