@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from differad.training.loop import leave_group
 from differad.training.policy import open_source
 from differad.training.recipe import RlRecipe
 from differad.training.rl import DifficultyAwareTrainer, build_trainer
@@ -114,7 +115,7 @@ def main(recipe_path, out, task="score"):
         output = trainer.score([0, 1, 2])
         summary = summarise(trainer, output)
         Path(out, f"{trainer.accelerator.process_index}.json").write_text(json.dumps(summary))
-    torch.distributed.destroy_process_group()
+    leave_group(trainer)
 
 
 __all__ = ["SCRIPT", "ScriptedTrainer", "answer", "make_trainer", "summarise"]

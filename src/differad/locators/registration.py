@@ -169,7 +169,9 @@ def _resizing(source: tuple[int, ...], sink: tuple[int, ...]) -> Matrix:
 def _edges(picture: Grey) -> Edges:
     """Softened edge strength (H, W); soft enough that a residual half pixel costs little."""
     soft = cv2.GaussianBlur(picture, (0, 0), 1.0).astype(np.float32)
-    strength = cv2.magnitude(cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1))
+    across, down = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
+    # Not cv2.magnitude: its last bit depends on where in memory the result lies, and the pose found would with it.
+    strength = np.sqrt(across * across + down * down)
     return np.asarray(cv2.GaussianBlur(strength, (0, 0), _EDGE_SIGMA))
 
 

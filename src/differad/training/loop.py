@@ -128,14 +128,24 @@ def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resu
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     _export(trainer, source, recipe.out / MODEL_FOLDER, run)
-    # A process that leaves its group's threads running may abort as it ends, and torchrun then kills the others.
-    processes.destroy_process_group()
+    leave_group(trainer)
     return {
         "model": str(recipe.out / MODEL_FOLDER),
         "steps": trainer.state.global_step,
         "resumed_from": str(start) if start else None,
         "last": _last_values(trainer.state.log_history),
     }
+
+
+def leave_group(trainer: Any) -> None:
+    """Leave the group of processes for good, its threads ended; the trainer is of no further use.
+
+    Destroying a group ends its threads only when nothing refers to it any more, as the wrapper about the model does. A thread
+    that still holds the last gathered tensor while Python ends aborts its process, and torchrun then kills the others.
+    """
+    trainer.model_wrapped = trainer.callback_handler.model = trainer.model
+    trainer.accelerator.free_memory()  # collects garbage too
+    PartialState().destroy_process_group()
 
 
 def _on_cpu() -> bool:
