@@ -263,7 +263,7 @@ def operations(case: Case, prompt: int, vocabulary: int) -> dict[str, dict[str, 
     return {
         "unavoidable": {"vision": vision, "language": 4 * prompts + 4 * (answers + heads)},
         "stock": {"vision": 4 * g * vision, "language": 5 * rows + g * prompts + answers + heads},
-        "shared": {"vision": vision, "language": 6 * prompts + 6 * (answers + heads)},
+        "shared": {"vision": vision, "language": 5 * prompts + 6 * (answers + heads)},
     }
 
 

@@ -1,6 +1,6 @@
 """Many targets against one reference: the prompt up to the reference kept, beside plain `model.generate` on whole prompts.
 
-    python benchmarks/inspect_speed.py [--targets 200] [--batch 4] [--threads 2] [--out docs/inspect_speed.md]
+    python benchmarks/inspect_speed.py [--targets 200] [--batch 16] [--threads 2] [--out docs/inspect_speed.md]
 
 Both sides are the same locator on the same checkpoint (a Qwen2-VL of random weights, float32) and read the same files; the
 plain one has `remember_prefixes=0`. They take turns, some targets each, so that other work on the machine weighs on both
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -27,6 +28,15 @@ from grpo_speed import ANSWER, SCRATCH, Clock, added_memory, write_page
 
 SIDES = {"plain generate": 0, "kept prefix": 4}
 PARTS = ("vision", "language", "other")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one row of the table measures: `batch` targets at once."""
+
+    tokens: int
+    batch: int
+    targets: int
 
 
 def write_targets(folder: Path, side: int, count: int) -> list[Pair]:
@@ -60,21 +70,21 @@ def watched(locator: LocalLocator) -> Clock:
     return clock
 
 
-def measure(arguments: argparse.Namespace, tokens: int, count: int) -> tuple[dict[str, dict[str, float]], int]:
+def measure(case: Case, threads: int) -> tuple[dict[str, dict[str, float]], int]:
     """Seconds a target of each side, whole and by part, and how many answers differ."""
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pairs = write_targets(folder, 28 * round(tokens**0.5), count + 2)
+        pairs = write_targets(folder, 28 * round(case.tokens**0.5), case.targets + 2)
         build_scratch(folder / "model", SCRATCH, 0)
-        locators = {side: make_locator(folder / "model", side, arguments.batch) for side in SIDES}
+        locators = {side: make_locator(folder / "model", side, case.batch) for side in SIDES}
         for locator in locators.values():  # warms up, and is the first sight of the reference
             list(locator.locate_many(pairs[:2]))
         clocks = {side: watched(locator) for side, locator in locators.items()}
         taken = dict.fromkeys(SIDES, 0.0)
         answers: dict[str, list[str]] = {side: [] for side in SIDES}
-        turn = 2 * 4 * arguments.batch
-        for begin in range(2, count + 2, turn):
+        turn = 2 * case.batch
+        for begin in range(2, case.targets + 2, turn):
             for side, locator in locators.items():
                 start = time.perf_counter()
                 answers[side] += [found.answer for found in locator.locate_many(pairs[begin : begin + turn])]
@@ -83,7 +93,7 @@ def measure(arguments: argparse.Namespace, tokens: int, count: int) -> tuple[dic
         for side in SIDES:
             parts = clocks[side].seconds
             parts["other"] = taken[side] - parts["vision"] - parts["language"]
-            times[side] = {"whole": taken[side] / count} | {part: parts[part] / count for part in PARTS}
+            times[side] = {"whole": taken[side] / case.targets} | {part: parts[part] / case.targets for part in PARTS}
     plain, kept = answers.values()
     return times, sum(one != other for one, other in zip(plain, kept, strict=True))
 
@@ -93,10 +103,22 @@ def memory_of(side: str, batch: int, threads: int) -> float:
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pairs = write_targets(folder, 448, 4 * batch)
+        pairs = write_targets(folder, 448, 3 * batch)
         build_scratch(folder / "model", SCRATCH, 0)
         locator = make_locator(folder / "model", side, batch)
         return added_memory(lambda: list(locator.locate_many(pairs)))
+
+
+def cases(targets: int, batch: int) -> list[Case]:
+    """The case in the middle first, then growth with the targets at once and with the pictures' size."""
+    few = max(2, targets // 8)
+    smaller = sorted({1, 4, batch} - {batch})
+    return [
+        Case(256, batch, targets),
+        *(Case(256, b, few) for b in smaller),
+        Case(144, batch, few),
+        Case(64, batch, few),
+    ]
 
 
 def report(arguments: argparse.Namespace) -> str:
@@ -105,23 +127,30 @@ def report(arguments: argparse.Namespace) -> str:
     for side in SIDES:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             memory[side] = pool.submit(memory_of, side, arguments.batch, arguments.threads).result()
-    blocks, growth = [], ["| tokens a picture | plain generate, ms | kept prefix, ms | ratio |", "|---|---|---|---|"]
-    for tokens in (256, 64, 144):
-        count = arguments.targets if tokens == 256 else max(2, arguments.targets // 4)
-        times, differing = measure(arguments, tokens, count)
+    blocks: list[str] = []
+    growth = [
+        "| tokens a picture | targets at once | plain generate, ms | kept prefix, ms | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    differing = 0
+    for case in cases(arguments.targets, arguments.batch):
+        times, others = measure(case, arguments.threads)
+        differing += others
         plain, kept = (times[side]["whole"] for side in SIDES)
-        growth.append(f"| {tokens} | {1e3 * plain:.0f} | {1e3 * kept:.0f} | **{plain / kept:.2f} x** |")
-        print(f"{tokens} tokens a picture: {plain / kept:.2f} x", file=sys.stderr)
+        row = f"| {case.tokens} | {case.batch} | {1e3 * plain:.0f} | {1e3 * kept:.0f} | **{plain / kept:.2f} x** |"
+        growth.append(row)
+        print(row, file=sys.stderr)
         if not blocks:
-            blocks = [head(arguments, count, differing, load), parts_table(times, memory)]
-    return "\n\n".join([*blocks, "\n".join(growth)]) + "\n"
+            blocks = [parts_table(times, memory)]
+    return "\n\n".join([head(arguments, differing, load), *blocks, "\n".join(growth)]) + "\n"
 
 
-def head(arguments: argparse.Namespace, count: int, differing: int, load: float) -> str:
+def head(arguments: argparse.Namespace, differing: int, load: float) -> str:
     return (
-        f"{count} targets against one reference, pictures of 256 tokens, answers of at most {ANSWER} tokens, batches of "
-        f"{arguments.batch}, {arguments.threads} threads; {differing} answers differ. Load of the machine {load:.1f} before, "
-        f"{os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores."
+        f"{arguments.targets} targets against one reference, {arguments.batch} at once on both sides, pictures of 256 tokens, "
+        f"answers of at most {ANSWER} tokens, {arguments.threads} threads; {differing} answers differ, of all rows. Load of the "
+        f"machine {load:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores. Decoding costs both alike; the "
+        "more targets are answered at once, the less it weighs."
     )
 
 
@@ -137,8 +166,8 @@ def parts_table(times: dict[str, dict[str, float]], memory: dict[str, float]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", type=int, default=200, help="targets of the main case, a quarter for the others")
-    parser.add_argument("--batch", type=int, default=4, help="targets answered at once")
+    parser.add_argument("--targets", type=int, default=200, help="targets of the main case, an eighth for the others")
+    parser.add_argument("--batch", type=int, default=16, help="targets answered at once in the main case")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--out", type=Path, help="write the tables to this Markdown file too")
     arguments = parser.parse_args()

@@ -21,8 +21,8 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 HERE = Path(__file__).parent
-# A ratio stands bold at the end of a growth table's row; the first number is what grew.
-ROW = re.compile(r"^\| (\d+) \|(?: (\d+) \|)?.*\*\*([\d.]+) x\*\*", re.MULTILINE)
+# A ratio stands bold in a growth table's row, whose first two numbers are what grew.
+ROW = re.compile(r"^\| (\d+) \| (\d+) \|.*\*\*([\d.]+) x\*\*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Benchmark:
 BENCHMARKS = {
     "grpo": Benchmark("grpo_speed.py", ("--steps", "2"), "A GRPO step beside stock TRL"),
     "inspect": Benchmark(
-        "inspect_speed.py", ("--targets", "96"), "Many targets against one reference beside plain generate"
+        "inspect_speed.py", ("--targets", "200"), "Many targets against one reference beside plain generate"
     ),
     "tiny": Benchmark("tiny_speed.py", ("--json",), "The embedded locators"),
     "difference": Benchmark(
@@ -45,7 +45,7 @@ BENCHMARKS = {
     ),
     "features": Benchmark("features_speed.py", ("--pairs", "16", "--json"), "`features`, by runtime"),
     "rewards": Benchmark("rewards_speed.py", ("--json",), "Reading and scoring answers beside a plain loop"),
-    "synthesis": Benchmark("synthesis_speed.py", ("--count", "1000", "--json"), "Drawing pairs beside a plain loop"),
+    "synthesis": Benchmark("synthesis_speed.py", ("--count", "600", "--json"), "Drawing pairs beside a plain loop"),
     "index": Benchmark(
         "index_speed.py", ("--sizes", "12500", "25000", "--json"), "Indexing a data set beside encoding it anew"
     ),
@@ -77,35 +77,39 @@ def table(report: dict[str, object]) -> str:
 
 
 def flat(report: object, prefix: str = "") -> list[tuple[str, object]]:
-    """Leaves of nested objects with their paths; lists stay whole."""
+    """Leaves of nested objects and lists with their paths; numbers to four digits."""
+    if isinstance(report, list):
+        report = dict(enumerate(report))
     if not isinstance(report, dict):
-        return [(prefix, report)]
+        return [(prefix, f"{report:.4g}" if isinstance(report, float) else report)]
     return [leaf for key, value in report.items() for leaf in flat(value, f"{prefix}.{key}" if prefix else str(key))]
 
 
 def draw(said: dict[str, str], path: Path) -> None:
-    """Ratios over the number of answers and over the size of pictures."""
+    """Ratios over the number of answers, over targets at once and over the size of pictures."""
     from matplotlib import pyplot
 
-    grpo = [(int(g), int(t), float(x)) for g, t, x in ROW.findall(said.get("grpo", "")) if t]
-    kept = [(int(t), float(x)) for t, _, x in ROW.findall(said.get("inspect", ""))]
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    curves = (
-        (
-            [(g, x) for g, t, x in grpo if t == 256],
-            "answers a group (pictures of 256 tokens)",
-            "GRPO step, times stock TRL",
-        ),
-        ([(t, x) for g, t, x in grpo if g == 8], "tokens a picture (G = 8)", "GRPO step, times stock TRL"),
-        (kept, "tokens a picture", "locating, times plain generate"),
+    grpo, kept = (
+        [(int(tokens), int(many), float(ratio)) for tokens, many, ratio in ROW.findall(said.get(name, ""))]
+        for name in ("grpo", "inspect")
     )
-    for axis, (points, what, title) in zip(axes, curves, strict=True):
-        axis.plot(*zip(*sorted(points), strict=True), marker="o") if points else None
-        axis.axhline(1, color="grey", linewidth=0.8)
-        axis.set_ylim(0)
-        axis.set_xlabel(what)
-        axis.set_title(title, fontsize=10)
-        axis.grid(alpha=0.3)
+    # The growth table of GRPO names answers first.
+    grpo = [(tokens, many, ratio) for many, tokens, ratio in grpo]
+    titles = ("GRPO step, times stock TRL", "locating, times plain generate")
+    figure, axes = pyplot.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
+    for row, rows, title, many in zip(axes, (grpo, kept), titles, ("answers a group", "targets at once"), strict=True):
+        usual = rows[0][1] if rows else 0
+        curves = (
+            (sorted((m, x) for t, m, x in rows if t == 256), f"{many} (pictures of 256 tokens)"),
+            (sorted((t, x) for t, m, x in rows if m == usual), f"tokens a picture ({usual} {many})"),
+        )
+        for axis, (points, what) in zip(row, curves, strict=True):
+            axis.plot(*zip(*points, strict=True), marker="o") if points else None
+            axis.axhline(1, color="grey", linewidth=0.8)
+            axis.set_ylim(0)
+            axis.set_xlabel(what)
+            axis.set_title(title, fontsize=10)
+            axis.grid(alpha=0.3)
     figure.savefig(path, dpi=90)
 
 

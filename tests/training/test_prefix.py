@@ -10,7 +10,13 @@ from transformers import AutoModelForImageTextToText, DynamicCache, GenerationCo
 
 from differad.locators.prefix import obstacle  # noqa: E402
 from differad.training.pictures import Pictures  # noqa: E402
-from differad.training.prefix import answer_inputs, find_prompts, generate_shared, spread_out  # noqa: E402
+from differad.training.prefix import (  # noqa: E402
+    PromptMemory,
+    answer_inputs,
+    find_prompts,
+    generate_shared,
+    spread_out,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
 from tiny_models import PATCH, build_checkpoint  # noqa: E402
@@ -172,3 +178,29 @@ def test_a_model_that_checkpoints_its_gradients_does_not_share(model):
     finally:
         model.gradient_checkpointing_disable()
         model.eval()
+
+
+@torch.no_grad()
+def test_a_prompt_that_is_known_is_not_encoded_again_whatever_pads_it_stands_behind(model):
+    full, mask, types, pictures = batch(model)
+    known, passes = PromptMemory(), []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda _, __, fields: passes.append(fields["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    config = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
+    prompt = full.shape[1] - ANSWER
+    generate_shared(model, full[:, :prompt], mask[:, :prompt], types[:, :prompt], pictures, config, known=known)
+    assert (len(known), passes.count(prompt - 1)) == (PROMPTS, 1)
+    # The shorter prompt alone, with fewer pads than it had beside the longer one.
+    begin, rows = int(mask[0, :prompt].logical_not().sum()) - 1, slice(0, GROUP)
+    assert begin > 0
+    own = full[rows, begin:], mask[rows, begin:], types[rows, begin:], ANSWER, pictures.take(rows)
+    del passes[:]
+    found = model(**answer_inputs(model, *own, known=known)).logits
+    assert passes == [ANSWER + 1]
+    torch.testing.assert_close(found, model(**answer_inputs(model, *own)).logits, atol=1e-5, rtol=1e-5)
+    hook.remove()
+    others = [(patches + 1, grids) for patches, grids in own[-1].rows()]
+    ids, seen = own[0][:1, : prompt - begin], own[1][:1, : prompt - begin]
+    assert known.recall(ids, seen, own[-1].rows()[:1]) is not None
+    assert known.recall(ids, seen, others[:1]) is None

@@ -75,6 +75,14 @@ def draw(trainer, pairs=(0, 3), seed=3):
     return trainer._generate_and_score_completions([trainer.train_dataset[pair] for pair in pairs for _ in range(G)])
 
 
+def move_adapters(model, seed=5):
+    """Adapters begin as nothing; moved, they tell the policy from the reference, which is the same model without them."""
+    random = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data = 0.3 * torch.randn(weight.shape, generator=random)
+
+
 def teach(output, seed=4):
     """Advantages, old and reference values that leave no term of the loss at zero, and a random order of rows."""
     random = torch.Generator().manual_seed(seed)
@@ -135,13 +143,16 @@ def test_draws_losses_and_gradients_equal_trls(build, passes, family, overrides)
     stock, shared = (
         build(*overrides, "grpo.iterations=2", "train.save_every=2", family=family, share=s) for s in (0, 1)
     )
+    for trainer in (stock, shared):
+        move_adapters(trainer.model)
     seen = passes(shared)
     expected, found = draw(stock), draw(shared)
     prompt = found["prompt_ids"].shape[1]
     assert (found["prompt_mask"].sum(dim=1) < prompt).any()  # padded on the left
     pictured = found["prompt_ids"] == shared._bare(shared.model).config.image_token_id
     assert found["mm_token_type_ids"][:, :prompt].tolist() == pictured.int().tolist()
-    assert {rows for rows, width in seen if width == prompt - 1} == {2}  # two pairs, eight answers
+    # Two pairs, eight answers: once by the policy, for its draw and its scores, and once by the reference.
+    assert [rows for rows, width in seen if width == prompt - 1] == [2, 2]
     assert not [rows for rows, width in seen if width >= prompt]
     assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
     assert len({tuple(row) for row in found["completion_ids"].tolist()}) > 2
@@ -165,6 +176,22 @@ def test_the_embedded_policy_shares_too(build, freeze):
         warnings.simplefilter("error", UserWarning)
         assert_same(gradients(shared, inputs), gradients(stock, inputs))
     assert len(shared._memory(shared.model)) == (2 if freeze == "true" else 0)
+
+
+def test_groups_that_are_drawn_anew_do_not_encode_their_prompts_anew(build, passes):
+    stock, shared = (
+        build("grpo.resamples=2", "grpo.iterations=2", "train.save_every=2", share=s) for s in (False, True)
+    )
+    for trainer in (stock, shared):  # the first group learns something at once, the second never
+        trainer._outcomes = lambda answers: ([0.0, 1, 0, 1] * (len(answers) == 8) + [0.0] * 4, [0.0] * 8, [1.0] * 8)
+    seen = passes(shared)
+    expected, found = draw(stock), draw(shared)
+    assert shared._draw.redraws.tolist() == [0, 2]
+    assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
+    torch.testing.assert_close(found["old_per_token_logps"], expected["old_per_token_logps"], atol=1e-5, rtol=1e-5)
+    long = [rows for rows, width in seen if width > 10]
+    assert long == [2, 2]  # the policy's and the reference's
+    assert shared._encoded is None  # weights may change from here on
 
 
 def test_rows_of_a_batch_may_stand_in_any_order(build):

@@ -7,14 +7,15 @@ import typer
 
 from differad.errors import OptionError
 from differad.locators import Locator, load_locator
+from differad.locators.registry import DEFAULT_MODEL
 
 Model = Annotated[
     str | None,
     typer.Option(
         "--model",
         "-m",
-        help="difference (the default), a checkpoint folder or hub id, or openai:NAME@http://HOST:PORT/v1; "
-        "`differad models` lists them with their options.",
+        help=f"{DEFAULT_MODEL} (the default), difference, tiny, a checkpoint folder or hub id, or "
+        "openai:NAME@http://HOST:PORT/v1; `differad models` lists them with their options.",
     ),
 ]
 Family = Annotated[

@@ -74,7 +74,7 @@ class PictureMemory:
     def serves(self) -> bool:
         """Whether remembered features are what the tower would give again: its weights are frozen, nothing is random."""
         visual = self._model.model.visual
-        return self._limit > 0 and not any(p.requires_grad for p in visual.parameters()) and not _is_random(visual)
+        return self._limit > 0 and not any(p.requires_grad for p in visual.parameters()) and not is_random(visual)
 
     def features(self, rows: list[Row]) -> SimpleNamespace:
         """What `get_image_features` gives for the pictures of all `rows`; only rows that are new are looked at."""
@@ -140,7 +140,8 @@ def _bytes(levels: Levels) -> int:
     return sum(part.nbytes for level in levels for part in level)
 
 
-def _is_random(visual: nn.Module) -> bool:
-    return visual.training and any(
-        getattr(module, name, 0.0) for module in visual.modules() for name in ("attention_dropout", "p", "drop_prob")
+def is_random(model: nn.Module) -> bool:
+    """Whether a model drops out anything as it is."""
+    return model.training and any(
+        getattr(module, name, 0.0) for module in model.modules() for name in ("attention_dropout", "p", "drop_prob")
     )

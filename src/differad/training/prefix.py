@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -43,20 +44,77 @@ def find_prompts(ids: Tensor, mask: Tensor, rows: list[Row]) -> Prompts:
     """Which rows have the same prompt (B, P) and the same pictures; a text alone does not tell two pairs apart."""
     first: list[int] = []
     of_row: list[int] = []
-    for row, (patches, grids) in enumerate(rows):
+    for row, pictured in enumerate(rows):
         same = (
             number
             for number, other in enumerate(first)
             if torch.equal(ids[row], ids[other])
             and torch.equal(mask[row], mask[other])
-            and torch.equal(grids, rows[other][1])
-            and torch.equal(patches, rows[other][0])
+            and _same(pictured, rows[other])
         )
         number = next(same, len(first))
         if number == len(first):
             first.append(row)
         of_row.append(number)
     return Prompts(torch.tensor(first, device=ids.device), torch.tensor(of_row, device=ids.device))
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """One prompt's tokens (L,), its pictures, and keys and values (1, heads, L - 1, size) of each layer."""
+
+    ids: Tensor
+    row: Row
+    layers: list[tuple[Tensor, Tensor]]
+
+
+class PromptMemory:
+    """Prompts that one model has encoded without gradients; for as long as its weights, and the way it runs, stay the same.
+
+    A prompt is known by its tokens and its pictures, whatever pads it stood behind.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[_Encoded] = []
+
+    def __len__(self) -> int:
+        """How many prompts are remembered."""
+        return len(self._kept)
+
+    def recall(self, ids: Tensor, mask: Tensor, rows: list[Row]) -> DynamicCache | None:
+        """The cache of prompts (U, P) but for their last token; None where one of them is not known."""
+        found = [self._find(ids[row][mask[row].bool()], rows[row]) for row in range(len(ids))]
+        known = [each for each in found if each is not None]
+        if len(known) < len(found):
+            return None
+        width = ids.shape[1] - 1
+        cache = DynamicCache()
+        for number, layer in enumerate(zip(*(each.layers for each in known), strict=True)):
+            cache.update(*(torch.cat([_padded(own[part], width) for own in layer]) for part in range(2)), number)
+        return cache
+
+    def keep(self, ids: Tensor, mask: Tensor, rows: list[Row], cache: DynamicCache) -> None:
+        """Remember the prompts (U, P) that a cache is of; one whose layers forget what a window has left is no use."""
+        if any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return
+        for number, row in enumerate(rows):
+            own = ids[number][mask[number].bool()]
+            states = [(layer.keys, layer.values) for layer in cache.layers]
+            begin = ids.shape[1] - len(own)
+            layers = [(keys[number, None, :, begin:], values[number, None, :, begin:]) for keys, values in states]
+            self._kept.append(_Encoded(own, row, layers))
+
+    def _find(self, ids: Tensor, row: Row) -> _Encoded | None:
+        return next((each for each in self._kept if torch.equal(each.ids, ids) and _same(each.row, row)), None)
+
+
+def _padded(states: Tensor, width: int) -> Tensor:
+    """States (1, heads, L, size) with zeros before them, `width` tokens in all; what stands behind a pad is masked."""
+    return functional.pad(states, (0, 0, width - states.shape[2], 0))
+
+
+def _same(one: Row, other: Row) -> bool:
+    return all(torch.equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
 
 
 def encode_prompts(
@@ -67,13 +125,21 @@ def encode_prompts(
     pictures: Pictures,
     prompts: Prompts,
     memory: PictureMemory | None = None,
+    known: PromptMemory | None = None,
 ) -> DynamicCache:
     """The cache (U rows) of every distinct prompt but for its last token; `ids`, `mask`, `types` are (B, P).
 
-    Pictures that `memory` holds are not looked at again.
+    Pictures that `memory` holds are not looked at again, and prompts that are `known` are not encoded again.
     """
     rows = pictures.rows()
     chosen = [rows[row] for row in prompts.first.tolist()]
+    if known is not None:
+        first = ids[prompts.first], mask[prompts.first]
+        cache = known.recall(*first, chosen)
+        if cache is None:
+            cache = encode_prompts(model, ids, mask, types, pictures, prompts, memory)
+            known.keep(*first, chosen, cache)
+        return cache
     vision: dict[str, Any]
     if memory is not None and memory.serves():
         grids = torch.cat([grids for _, grids in chosen])
@@ -101,6 +167,7 @@ def answer_inputs(
     keep: int,
     pictures: Pictures,
     memory: PictureMemory | None = None,
+    known: PromptMemory | None = None,
 ) -> dict[str, Any]:
     """What `model` takes to score the last `keep` tokens of (B, P + keep) rows, whose prompts have been encoded once.
 
@@ -112,7 +179,7 @@ def answer_inputs(
     positions, _ = model.model.get_rope_index(
         input_ids=ids, mm_token_type_ids=types, image_grid_thw=pictures.grids, attention_mask=mask
     )
-    cache = encode_prompts(model, ids[:, :start], mask[:, :start], types[:, :start], pictures, prompts, memory)
+    cache = encode_prompts(model, ids[:, :start], mask[:, :start], types[:, :start], pictures, prompts, memory, known)
     cache.reorder_cache(prompts.of_row)
     return {
         "input_ids": ids[:, start - 1 :],
@@ -141,6 +208,7 @@ def generate_shared(
     pictures: Pictures,
     config: GenerationConfig,
     memory: PictureMemory | None = None,
+    known: PromptMemory | None = None,
     **settings: Any,
 ) -> Tensor:
     """As `model.generate` on the same rows (B, P): each prompt is encoded once. Returns prompts with answers (B, P + C).
@@ -148,9 +216,12 @@ def generate_shared(
     Draws are those of `generate` for the same random numbers, up to rounding of the logits.
     """
     prompts = find_prompts(ids, mask, pictures.rows())
-    cache = encode_prompts(model, ids, mask, types, pictures, prompts, memory)
+    cache = encode_prompts(model, ids, mask, types, pictures, prompts, memory, known)
+    _, deltas = model.model.get_rope_index(
+        input_ids=ids, mm_token_type_ids=types, image_grid_thw=pictures.grids, attention_mask=mask
+    )
     spread_out(cache, prompts.of_row, config.max_new_tokens or _ROOM)
-    model.model.rope_deltas = model.model.rope_deltas[prompts.of_row]
+    model.model.rope_deltas = deltas
     # The class's own: a trainer may have put this function in its place.
     return type(model).generate(
         model, input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=config, **settings

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from differad.locators.prefix import obstacle
-from differad.training.pictures import PictureMemory, Pictures, same_tower, state_of
-from differad.training.prefix import answer_inputs, find_prompts, generate_shared
+from differad.training.pictures import PictureMemory, Pictures, is_random, same_tower, state_of
+from differad.training.prefix import PromptMemory, answer_inputs, find_prompts, generate_shared
 
 # Log-probabilities (B, C), entropies (B, C) and the loss that balances experts, the last two where they are asked for.
 Scores = tuple[Tensor, Tensor | None, Tensor | None]
@@ -34,11 +35,22 @@ class SharesPrefixes:
     _memories: dict[int, tuple[list[tuple[int, int]], PictureMemory]]
     _memory_mb: int
     _told: set[str]
+    # By the way in which the policy ran: prompts of the draw that is being made and scored.
+    _encoded: dict[tuple[Any, ...], PromptMemory] | None
 
     def start_sharing(self, share: bool, memory_mb: int) -> None:
         """Say whether prompts are shared, and how many MiB of image features are remembered; before training."""
         self._share, self._memory_mb = share, memory_mb
-        self._memories, self._told = {}, set()
+        self._memories, self._told, self._encoded = {}, set(), None
+
+    def _generate_and_score_completions(self: Any, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """As TRL's; prompts are encoded once for the draw, for what is drawn anew and for the scores of all that was drawn."""
+        self._encoded = {}
+        try:
+            output: dict[str, Any] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        finally:
+            self._encoded = None
+        return output
 
     def _get_per_token_logps_and_entropies(
         self: Any,
@@ -72,7 +84,9 @@ class SharesPrefixes:
             rows = slice(start, start + (batch_size or len(input_ids)))
             ids, mask, types = input_ids[rows], attention_mask[rows], given["mm_token_type_ids"][rows]
             with self.accelerator.autocast():
-                inputs = answer_inputs(bare, ids, mask, types, logits_to_keep, pictures.take(rows), self._memory(bare))
+                inputs = answer_inputs(
+                    bare, ids, mask, types, logits_to_keep, pictures.take(rows), self._memory(bare), self._known(bare)
+                )
                 labels = inputs["input_ids"].masked_fill(mask[:, -logits_to_keep - 1 :] == 0, -100)
                 # Through the wrapper of several processes: it has to know of the pass that is differentiated.
                 parts.append(model(**inputs, labels=labels, fused_lm_head=True))
@@ -109,7 +123,8 @@ class SharesPrefixes:
             if not self._shares(bare, given, "drawn"):
                 return stock(**inputs)
             pictures = Pictures(given["pixel_values"], given["image_grid_thw"], given["num_images"])
-            return generate_shared(bare, ids, mask, given["mm_token_type_ids"], pictures, config, self._memory(bare))
+            types, memory, known = given["mm_token_type_ids"], self._memory(bare), self._known(bare)
+            return generate_shared(bare, ids, mask, types, pictures, config, memory, known)
 
         bare.generate = generate
         try:
@@ -169,6 +184,23 @@ class SharesPrefixes:
             decided = state, self._memory(policy) if alike else PictureMemory(bare, self._memory_mb)
             self._memories[id(bare)] = decided
         return decided[1]
+
+    def _known(self: Any, bare: Any) -> PromptMemory | None:
+        """What is known of prompts that the policy encodes while a draw is made; None where they have to be encoded.
+
+        The policy without its adapters, which is then the reference, and another precision are others.
+        """
+        if self._encoded is None or torch.is_grad_enabled() or bare is not self._bare(self.model) or is_random(bare):
+            return None
+        device = self.accelerator.device.type
+        adapters = [
+            (layer.disable_adapters, *layer.active_adapters)
+            for layer in bare.modules()
+            if isinstance(layer, BaseTunerLayer)
+        ]
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        known: PromptMemory = self._encoded.setdefault((bare.training, precision, *adapters), PromptMemory())
+        return known
 
 
 def order_is_free(args: Any) -> bool:

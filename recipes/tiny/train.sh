@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The embedded policy from nothing: its pairs, comparer, cold start and reinforcement, by the recipes beside this file.
+#   pip install 'differad[train]'
+#   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs, see data.sh
+#   bash recipes/tiny/train.sh work/tiny              # some four hours on two cores; the same command goes on after an interruption
+#   bash recipes/tiny/train.sh work/look 0.005        # a first look: a two-hundredth of the pairs and steps, some minutes
+# Everything is written below the folder given; the policy is FOLDER/runs/tiny/rl/model:
+#   differad locate good.png test.png --model FOLDER/runs/tiny/rl/model
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+folder=${1:?folder for data and runs}
+share=${2:-1}
+# Weights this small gain nothing from more threads in torch; drawing pairs takes two processes.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+part() { # of a count, at least 1
+  awk -v count="$1" -v share="$share" 'BEGIN { n = int(count * share + 0.5); print (n < 1 ? 1 : n) }'
+}
+
+mkdir -p "$folder"
+cd "$folder"
+SHARE=$share bash "$here/data.sh" data/tiny
+train() { # phase, recipe, overrides
+  local phase=$1 name=$2
+  shift 2
+  [ -d "runs/tiny/$name/model" ] || differad train "$phase" "$here/$name.yaml" --resume "$@"
+}
+train sft compare "train.steps=$(part 500)"
+train sft sft "model.tiny.reading=$(part 400)"
+train rl rl "train.steps=$(part 80)"
