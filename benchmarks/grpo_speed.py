@@ -218,12 +218,12 @@ def measure(case: Case) -> dict[str, dict[str, float]]:
 
 
 def memory_of(case: Case, side: str) -> float:
-    """MiB that the second step of one side adds to its process at its highest (Linux)."""
+    """MiB that a step of one side adds to its process at its highest (Linux)."""
     torch.set_num_threads(case.threads)
     with tempfile.TemporaryDirectory() as name:
-        pairs = write_pairs(Path(name), 28 * round(case.tokens**0.5), 2)
+        pairs = write_pairs(Path(name), 28 * round(case.tokens**0.5), 1)
         trainer = make_trainer(case, side, Path(name), pairs)
-        return added_memory(lambda: [step(trainer, pair, Clock()) for pair in range(2)])
+        return added_memory(lambda: step(trainer, 0, Clock()))
 
 
 def added_memory(work: Callable[[], Any]) -> float:

@@ -210,10 +210,10 @@ class LocalLocator:
     def _prepare(self, reference: RGB, target: RGB) -> Prepared:
         sizes = [self._rule.resized(picture.shape[1], picture.shape[0]) for picture in (reference, target)]
         frame = Frame(target.shape[1], target.shape[0], resized=sizes[1])
-        content = zlib.crc32(target.tobytes(), zlib.crc32(reference.tobytes()))
-        seed = zlib.crc32(str(self.options.seed).encode(), content)
+        key = digest(reference)
+        seed = zlib.crc32(str(self.options.seed).encode(), zlib.crc32(target.tobytes(), zlib.crc32(key)))
         area = sum(width * height for width, height in sizes)
-        return Prepared(reference, target, digest(reference), area, frame, seed)
+        return Prepared(reference, target, key, area, frame, seed)
 
     def _render_prompt(self) -> str:
         slot = {"type": "image"}

@@ -8,6 +8,7 @@ gradients equal those of the repeated prompt up to rounding. Prefix Grouper (arX
 Knows nothing of rewards, advantages or trainers.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
 from differad.locators.prefix import RoomyLayer
-from differad.training.pictures import PictureMemory, Pictures, Row, join
+from differad.training.grouped import can_group, decoding_groups, members_of
+from differad.training.pictures import PictureMemory, Pictures, Row, is_random, join
 
 # Tokens that a cache has room for where nothing says how many will come.
 _ROOM = 256
@@ -220,9 +222,16 @@ def generate_shared(
     _, deltas = model.model.get_rope_index(
         input_ids=ids, mm_token_type_ids=types, image_grid_thw=pictures.grids, attention_mask=mask
     )
-    spread_out(cache, prompts.of_row, config.max_new_tokens or _ROOM)
-    model.model.rope_deltas = deltas
-    # The class's own: a trainer may have put this function in its place.
-    return type(model).generate(
-        model, input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=config, **settings
-    )
+    members = members_of(prompts.of_row)
+    with ExitStack() as stack:
+        if members and config.max_new_tokens and can_group(model, cache) and not is_random(model):
+            seen = mask[prompts.first, :-1]
+            stack.enter_context(decoding_groups(model, cache, seen, members, config.max_new_tokens))
+        else:
+            spread_out(cache, prompts.of_row, config.max_new_tokens or _ROOM)
+        model.model.rope_deltas = deltas
+        # The class's own: a trainer may have put this function in its place.
+        drawn: Tensor = type(model).generate(
+            model, input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=config, **settings
+        )
+    return drawn

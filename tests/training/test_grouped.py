@@ -1,0 +1,142 @@
+"""Groups decoded as one sequence: logits are those of rows of their own, and nothing of the model stays changed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from transformers import AutoModelForImageTextToText, GenerationConfig  # noqa: E402
+
+from differad.training import grouped  # noqa: E402
+from differad.training.grouped import GroupLayer, can_group, decoding_groups, members_of, who_sees_what  # noqa: E402
+from differad.training.pictures import Pictures  # noqa: E402
+from differad.training.prefix import encode_prompts, find_prompts, generate_shared, spread_out  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
+from tiny_models import PATCH, build_checkpoint  # noqa: E402
+
+MEMBERS, STEPS = 3, 5
+WORDS = (7, 12)  # of the two prompts, so that one of them is padded
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def model(request, tmp_path_factory):
+    folder = build_checkpoint(tmp_path_factory.mktemp(request.param), request.param, None)
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def prompts(model):
+    """Two prompts with a picture each, every one of them three times: tokens, mask, kinds, pictures."""
+    random = torch.Generator().manual_seed(0)
+    image, grid = model.config.image_token_id, torch.tensor([[1, 4, 4]])
+    width = 3 * 2 * PATCH[model.config.model_type] ** 2
+    ids, mask, patches = [], [], []
+    for words in WORDS:
+        text = torch.randint(5, 60, (words,), generator=random).tolist()
+        row, pads = [*text[:2], *[image] * 4, *text[2:]], max(WORDS) - words
+        ids += [[0] * pads + row] * MEMBERS
+        mask += [[0] * pads + [1] * len(row)] * MEMBERS
+        patches += [torch.randn(16, width, generator=random)] * MEMBERS
+    rows = len(ids)
+    pictures = Pictures(torch.cat(patches), grid.repeat(rows, 1), [1] * rows)
+    tokens = torch.tensor(ids)
+    return tokens, torch.tensor(mask), (tokens == image).int(), pictures
+
+
+def logits_of(model, ids, mask, cache, tokens):
+    """Logits (STEPS, B, V) of the prompts' last tokens and of `tokens` (B, STEPS - 1), one by one."""
+    fed = torch.cat([ids[:, -1:], tokens], dim=1)
+    found = []
+    for step in range(STEPS):
+        seen = torch.cat([mask, mask.new_ones(len(mask), step)], dim=1)
+        places = (seen.sum(dim=1) - 1 + 3)[None, :, None].expand(3, -1, -1)
+        output = model(
+            input_ids=fed[:, step : step + 1],
+            attention_mask=seen,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        assert cache.get_seq_length() == ids.shape[1] + step
+        found.append(output.logits[:, -1])
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def test_every_step_has_the_logits_of_rows_of_their_own(model, prompts):
+    ids, mask, kinds, pictures = prompts
+    known = find_prompts(ids, mask, pictures.rows())
+    tokens = torch.randint(5, 60, (len(ids), STEPS - 1), generator=torch.Generator().manual_seed(1))
+    apart, together = (encode_prompts(model, ids, mask, kinds, pictures, known) for _ in range(2))
+    spread_out(apart, known.of_row, STEPS)
+    expected = logits_of(model, ids, mask, apart, tokens)
+    assert can_group(model, together)
+    with decoding_groups(model, together, mask[known.first, :-1], MEMBERS, STEPS):
+        found = logits_of(model, ids, mask, together, tokens)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert (found[1:, 0] - found[1:, 1]).abs().max() > 1e-3  # members of a group have gone their own ways
+    kept, repeated = (sum(layer.keys.numel() for layer in cache.layers) for cache in (together, apart))
+    prompt = ids.shape[1] - 1
+    assert kept / repeated == (prompt + MEMBERS * STEPS) / (MEMBERS * (prompt + STEPS))
+
+
+def test_the_model_gets_its_attention_back_whatever_happens(model, prompts):
+    ids, mask, kinds, pictures = prompts
+    known = find_prompts(ids, mask, pictures.rows())
+    with torch.no_grad():
+        cache = encode_prompts(model, ids, mask, kinds, pictures, known)
+    text = model.config.get_text_config()
+    stock, meanwhile = text._attn_implementation, []
+
+    def fail():
+        with decoding_groups(model, cache, mask[known.first, :-1], MEMBERS, 1):
+            meanwhile.append(text._attn_implementation)
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        fail()
+    assert meanwhile == [grouped.ATTENTION]
+    assert text._attn_implementation == stock
+    assert not can_group(model, cache)  # its layers are groups' for good
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [3, 0, 1, 4, 2, 5]])
+def test_whole_groups_side_by_side_are_drawn_as_one_sequence(model, prompts, order, monkeypatch):
+    ids, mask, kinds, pictures = prompts
+    rows = pictures.rows()
+    patches = torch.cat([rows[row][0] for row in order])
+    mixed = Pictures(patches, pictures.grids, pictures.counts)
+    made = []
+    stock = GroupLayer.__init__
+    monkeypatch.setattr(GroupLayer, "__init__", lambda self, *given: (made.append(given[2]), stock(self, *given))[1])
+    config = GenerationConfig(do_sample=False, max_new_tokens=4, pad_token_id=0, eos_token_id=None)
+    found = generate_shared(model, ids[order], mask[order], kinds[order], mixed, config)
+    layers = model.config.get_text_config().num_hidden_layers
+    assert made == ([MEMBERS] * layers if order == sorted(order) else [])
+    expected = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        mm_token_type_ids=kinds,
+        pixel_values=pictures.patches,
+        image_grid_thw=pictures.grids,
+        generation_config=config,
+    )
+    assert found.tolist() == expected[order].tolist()
+
+
+def test_a_member_sees_its_prompt_but_for_pads_and_its_own_tokens():
+    sees = who_sees_what(torch.tensor([[0, 1], [1, 1]]), 2, 2).int()
+    assert sees.tolist() == [
+        [[0, 1, 1, 0, 1, 0], [0, 1, 0, 1, 0, 1]],
+        [[1, 1, 1, 0, 1, 0], [1, 1, 0, 1, 0, 1]],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("of_row", "members"),
+    [([0, 0, 1, 1], 2), ([0, 1], 1), ([0], 1), ([0, 1, 0, 1], None), ([0, 0, 1], None), ([0, 1, 1, 0], None)],
+)
+def test_groups_are_told_by_their_rows(of_row, members):
+    assert members_of(torch.tensor(of_row)) == members
