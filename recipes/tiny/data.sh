@@ -2,7 +2,7 @@
 # Draws what the embedded policy is trained on, below the folder given: 19,000 pairs, and 400 of kinds that are not among them.
 #   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs; licences in their copyright files
 #   bash recipes/tiny/data.sh data/tiny [WORKERS]
-#   SHARE=0.005 bash recipes/tiny/data.sh data/look      # a first look: that share of every set
+#   SHARE=0.005 bash recipes/tiny/data.sh data/look      # a first look: that share of every set, at least 16
 # Runs again where it was stopped. Evidence (the frozen backbone's comparison) is computed by the first epoch of training.
 set -euo pipefail
 out=${1:?folder for the data}
@@ -14,7 +14,7 @@ mkdir -p "$out"
 draw() { # name, count, seed, size, more options
   local name=$1 count=$2 seed=$3 size=$4
   shift 4
-  count=$(awk -v count="$count" -v share="$share" 'BEGIN { n = int(count * share + 0.5); print (n < 2 ? 2 : n) }')
+  count=$(awk -v count="$count" -v share="$share" 'BEGIN { n = int(count * share + 0.5); print (n < 16 ? 16 : n) }')
   differad synthesize --workers "$workers" --normal-share 0.4 --count "$count" --seed "$seed" --size "$size" "$@" --out "$out/$name"
 }
 each() { # option, values: the option once for each

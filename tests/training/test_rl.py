@@ -262,6 +262,15 @@ def test_a_checkpoint_between_two_draws_is_refused(make_recipe):
         grpo_config(make_recipe("rl", "train.more.lerning=1"))
 
 
+def test_fewer_pairs_than_a_draw_takes_are_refused(make_recipe):
+    """Four pairs; TRL would end without a step and say nothing."""
+    with pytest.raises(
+        OptionError, match=r"data.pairs: 4 pairs to train on; expected at least 5.*lower train.batch_size"
+    ):
+        make_trainer(make_recipe("rl", "train.batch_size=20"))
+    assert len(make_trainer(make_recipe("rl", "train.batch_size=16")).get_train_dataloader()) > 0
+
+
 def test_the_configuration_is_the_recipes(make_recipe):
     config = grpo_config(make_recipe("rl", "train.more.top_p=0.9"))
     assert (config.beta, config.epsilon, config.epsilon_high) == (0.04, 0.2, 0.28)

@@ -255,8 +255,18 @@ def build_trainer(
     callbacks: list[Any],
     kind: type[DifficultyAwareTrainer] = DifficultyAwareTrainer,
 ) -> DifficultyAwareTrainer:
-    """The trainer of a recipe. TRL loads the reference policy from `source` anew, so it is the cold start to the letter."""
+    """The trainer of a recipe. TRL loads the reference policy from `source` anew, so it is the cold start to the letter.
+
+    Raises OptionError, also for fewer pairs than a draw of answers takes: TRL would leave them out and end without a step.
+    """
     config = grpo_config(recipe)  # first: a sharding engine must know of itself before weights are loaded
+    dataset = build_dataset(recipe.data, source.speech, with_answer=False)
+    drawn = config.generation_batch_size // config.num_generations
+    if len(dataset) < drawn:
+        raise OptionError(
+            f"data.pairs: {len(dataset)} pairs to train on; expected at least {drawn}, for that many are answered at once; lower "
+            "train.batch_size or give more"
+        )
     model = load_model(source, recipe.model)
     ends = model.generation_config.eos_token_id
     tokenizer = source.processor.tokenizer
@@ -264,7 +274,7 @@ def build_trainer(
     return kind(
         model=model,
         args=config,
-        train_dataset=build_dataset(recipe.data, source.speech, with_answer=False),
+        train_dataset=dataset,
         processing_class=source.processor,
         peft_config=lora_config(recipe.model.lora),
         callbacks=callbacks,
