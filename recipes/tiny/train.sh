@@ -3,7 +3,7 @@
 #   pip install 'differad[train]'
 #   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs, see data.sh
 #   bash recipes/tiny/train.sh work/tiny              # some four hours on two cores; the same command goes on after an interruption
-#   bash recipes/tiny/train.sh work/look 0.005        # a first look: a two-hundredth of the pairs and steps, some minutes
+#   bash recipes/tiny/train.sh work/look 0.005        # a first look at the way: a two-hundredth of pairs and steps, some minutes; it learns nothing
 # Everything is written below the folder given; the policy is FOLDER/runs/tiny/rl/model:
 #   differad locate good.png test.png --model FOLDER/runs/tiny/rl/model
 set -euo pipefail
