@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig  # noqa: 
 
 from differad.training import grouped  # noqa: E402
 from differad.training.grouped import GroupLayer, can_group, decoding_groups, members_of, who_sees_what  # noqa: E402
-from differad.training.pictures import Pictures  # noqa: E402
+from differad.training.pictures import Batch, Pictures  # noqa: E402
 from differad.training.prefix import encode_prompts, find_prompts, generate_shared, spread_out  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
@@ -69,7 +69,7 @@ def test_every_step_has_the_logits_of_rows_of_their_own(model, prompts):
     ids, mask, kinds, pictures = prompts
     known = find_prompts(ids, mask, pictures.rows())
     tokens = torch.randint(5, 60, (len(ids), STEPS - 1), generator=torch.Generator().manual_seed(1))
-    apart, together = (encode_prompts(model, ids, mask, kinds, pictures, known) for _ in range(2))
+    apart, together = (encode_prompts(model, Batch(ids, mask, kinds, pictures), known) for _ in range(2))
     spread_out(apart, known.of_row, STEPS)
     expected = logits_of(model, ids, mask, apart, tokens)
     assert can_group(model, together)
@@ -86,7 +86,7 @@ def test_the_model_gets_its_attention_back_whatever_happens(model, prompts):
     ids, mask, kinds, pictures = prompts
     known = find_prompts(ids, mask, pictures.rows())
     with torch.no_grad():
-        cache = encode_prompts(model, ids, mask, kinds, pictures, known)
+        cache = encode_prompts(model, Batch(ids, mask, kinds, pictures), known)
     text = model.config.get_text_config()
     stock, meanwhile = text._attn_implementation, []
 
@@ -112,7 +112,7 @@ def test_whole_groups_side_by_side_are_drawn_as_one_sequence(model, prompts, ord
     stock = GroupLayer.__init__
     monkeypatch.setattr(GroupLayer, "__init__", lambda self, *given: (made.append(given[2]), stock(self, *given))[1])
     config = GenerationConfig(do_sample=False, max_new_tokens=4, pad_token_id=0, eos_token_id=None)
-    found = generate_shared(model, ids[order], mask[order], kinds[order], mixed, config)
+    found = generate_shared(model, Batch(ids[order], mask[order], kinds[order], mixed), config)
     layers = model.config.get_text_config().num_hidden_layers
     assert made == ([MEMBERS] * layers if order == sorted(order) else [])
     expected = model.generate(

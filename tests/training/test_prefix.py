@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from transformers import AutoModelForImageTextToText, DynamicCache, GenerationConfig  # noqa: E402
 
 from differad.locators.prefix import obstacle  # noqa: E402
-from differad.training.pictures import Pictures  # noqa: E402
+from differad.training.pictures import Batch, Pictures  # noqa: E402
 from differad.training.prefix import (  # noqa: E402
     PromptMemory,
     answer_inputs,
@@ -79,7 +79,7 @@ def stock(model, full, mask, types, pictures):
 
 
 def shared(model, full, mask, types, pictures):
-    logits = model(**answer_inputs(model, full, mask, types, ANSWER, pictures)).logits
+    logits = model(**answer_inputs(model, Batch(full, mask, types, pictures), ANSWER)).logits
     return log_probs(logits[:, :-1], full, mask)
 
 
@@ -163,18 +163,19 @@ def test_the_same_random_numbers_draw_the_same_answers(model, sample):
         generation_config=config,
     )
     torch.manual_seed(5)
-    found = generate_shared(model, ids, seen, kinds, pictures, config)
+    found = generate_shared(model, Batch(ids, seen, kinds, pictures), config)
     assert found.tolist() == expected.tolist()
     if sample:  # members of a group differ, so that the test could fail
         assert len({tuple(row) for row in found[:GROUP].tolist()}) > 1
 
 
-def test_a_model_that_checkpoints_its_gradients_does_not_share(model):
+def test_a_model_that_checkpoints_its_gradients_hands_no_cache_on(model):
     assert obstacle(model) is None
     model.gradient_checkpointing_enable()
     model.train()
     try:
         assert obstacle(model).startswith("gradient checkpointing")
+        assert obstacle(model, cached=False) is None
     finally:
         model.gradient_checkpointing_disable()
         model.eval()
@@ -189,18 +190,18 @@ def test_a_prompt_that_is_known_is_not_encoded_again_whatever_pads_it_stands_beh
     )
     config = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
     prompt = full.shape[1] - ANSWER
-    generate_shared(model, full[:, :prompt], mask[:, :prompt], types[:, :prompt], pictures, config, known=known)
+    generate_shared(model, Batch(full, mask, types, pictures).until(prompt), config, known=known)
     assert (len(known), passes.count(prompt - 1)) == (PROMPTS, 1)
     # The shorter prompt alone, with fewer pads than it had beside the longer one.
     begin, rows = int(mask[0, :prompt].logical_not().sum()) - 1, slice(0, GROUP)
     assert begin > 0
-    own = full[rows, begin:], mask[rows, begin:], types[rows, begin:], ANSWER, pictures.take(rows)
+    own = Batch(full[rows, begin:], mask[rows, begin:], types[rows, begin:], pictures.take(rows))
     del passes[:]
-    found = model(**answer_inputs(model, *own, known=known)).logits
+    found = model(**answer_inputs(model, own, ANSWER, known=known)).logits
     assert passes == [ANSWER + 1]
-    torch.testing.assert_close(found, model(**answer_inputs(model, *own)).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, model(**answer_inputs(model, own, ANSWER)).logits, atol=1e-5, rtol=1e-5)
     hook.remove()
-    others = [(patches + 1, grids) for patches, grids in own[-1].rows()]
-    ids, seen = own[0][:1, : prompt - begin], own[1][:1, : prompt - begin]
-    assert known.recall(ids, seen, own[-1].rows()[:1]) is not None
-    assert known.recall(ids, seen, others[:1]) is None
+    asked = own.until(prompt - begin).take(slice(0, 1))
+    others = [(patches + 1, grids) for patches, grids in asked.pictures.rows()]
+    assert known.recall(asked.ids, asked.mask, asked.pictures.rows()) is not None
+    assert known.recall(asked.ids, asked.mask, others) is None

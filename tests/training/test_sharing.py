@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLProcessor
 
+from differad.training import sharing
 from differad.training.recipe import RlRecipe
 from differad.training.rl import DifficultyAwareTrainer
 from differad.training.sharing import gather_prompts
@@ -228,8 +229,8 @@ def test_accumulated_batches_hold_whole_groups_and_add_up_to_the_same(build, pas
             part = trainer.compute_loss(trainer.model, inputs)
             part.backward()
             loss += part.item()
-            if share:  # four answers to one prompt
-                assert [rows for rows, _ in counts] == [1, 4]
+            if share:  # four answers to one prompt are one sequence
+                assert [rows for rows, _ in counts] == [1]
         sums[share] = loss, {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
     assert_same(sums[True], sums[False])
 
@@ -318,19 +319,44 @@ def test_memory_is_bounded_and_may_be_none(build):
         assert (len(memory), memory._size) == (1, sizes[kept])
 
 
-@pytest.mark.parametrize(
-    ("overrides", "reason"),
-    [
-        (("train.gradient_checkpointing=true",), "scored with their prompts repeated: gradient checkpointing"),
-        (("train.more.use_liger_kernel=true",), "drawn with their prompts repeated: liger"),
-    ],
-)
-def test_what_cannot_share_says_so_once_and_trains_as_trl(build, overrides, reason):
-    trainer = build()
-    if "gradient" in overrides[0]:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_share_under_gradient_checkpointing(build, passes, family):
+    stock, shared = (build(family=family, share=share) for share in (False, True))
+    inputs = teach(draw(stock))
+    for trainer in (stock, shared):
         trainer.model.gradient_checkpointing_enable()
-    else:
-        trainer.args.use_liger_kernel = True
+    seen = passes(shared)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*share_prefix")
+        found = gradients(shared, inputs)
+    prompt, answer = inputs["prompt_ids"].shape[1], inputs["completion_ids"].shape[1]
+    assert seen == [(2, prompt - 1 + G * (answer + 1))]
+    assert_same(found, gradients(stock, inputs))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_answers_too_long_to_stand_in_one_sequence(build, passes, monkeypatch, checkpointing):
+    """They are handed their prompt's cache, which gradient checkpointing would throw away: then TRL's way is taken."""
+    monkeypatch.setattr(sharing, "pays", lambda *_: False)
+    trainer = build()
+    inputs = teach(draw(trainer))
+    if checkpointing:
+        trainer.model.gradient_checkpointing_enable()
+    seen = passes(trainer)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = gradients(trainer, inputs)
+    told = [str(each.message) for each in caught if "share_prefix" in str(each.message)]
+    assert [rows for rows, _ in seen] == ([8] if checkpointing else [2, 8])
+    assert ["scored with their prompts repeated: gradient checkpointing" in text for text in told] == [
+        True
+    ] * checkpointing
+    assert_same(found, gradients(build(share=False), inputs))
+
+
+def test_what_cannot_share_says_so_once_and_trains_as_trl(build):
+    trainer, reason = build(), "with their prompts repeated: liger"
+    trainer.args.use_liger_kernel = True
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         inputs = teach(draw(trainer))
@@ -346,7 +372,7 @@ def test_a_model_without_positions_of_pictures_does_not_share(build, monkeypatch
     trainer = build()
     monkeypatch.delattr(type(trainer.model.model), "get_rope_index")
     with pytest.warns(UserWarning, match=r"Qwen2VLForConditionalGeneration tells no positions of pictures"):
-        assert not trainer._shares(trainer.model, {}, "scored")
+        assert trainer._plan(trainer.model, [], 1) is None
 
 
 def test_two_processes_learn_what_one_learns(make_recipe, tmp_path):

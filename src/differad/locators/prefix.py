@@ -27,13 +27,17 @@ class Prefix:
     layers: list[tuple[Tensor, Tensor]]
 
 
-def obstacle(model: Any) -> str | None:
-    """Why prompts of a model cannot be shared, in words; None where they can."""
+def obstacle(model: Any, *, cached: bool = True) -> str | None:
+    """Why prompts of a model cannot be shared, in words; None where they can. `cached`: a cache is to carry them."""
     if not hasattr(getattr(model, "model", None), "get_rope_index"):
         return f"{type(model).__name__} tells no positions of pictures (get_rope_index)"
     if not hasattr(model.model, "visual") or "mm_encoder_outputs" not in signature(type(model).forward).parameters:
         return f"{type(model).__name__} takes no image features (mm_encoder_outputs)"
-    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+    if (
+        cached
+        and model.training
+        and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    ):
         return "gradient checkpointing throws the prompt's cache away before the answers have read it"
     return None
 

@@ -21,8 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 # What the text model's attention is called meanwhile; masks of transformers are made for attentions of its own alone.
 ATTENTION = "differad_groups"
-# Attentions that give the same numbers as this one.
-_STOCK = ("sdpa", "eager")
+_MASKED = ("sdpa", "eager")
 
 
 def members_of(of_row: Tensor) -> int | None:
@@ -33,10 +32,14 @@ def members_of(of_row: Tensor) -> int | None:
     return members if not rest and torch.equal(of_row, even) else None
 
 
+def takes_masks(model: Any) -> bool:
+    """Whether a model's text attention takes any mask, and gives the same numbers as the one here."""
+    return model.config.get_text_config()._attn_implementation in _MASKED
+
+
 def can_group(model: Any, cache: DynamicCache) -> bool:
-    """Whether a model's text attention is one that can be replaced, and its cache holds every token."""
-    attention = model.config.get_text_config()._attn_implementation
-    return attention in _STOCK and all(type(layer) is DynamicLayer for layer in cache.layers)
+    """Whether a model's text attention can be replaced, and its cache holds every token."""
+    return takes_masks(model) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Pictures of a batch of prompts, and a memory of what a frozen vision tower makes of them.
+"""Batches of prompts with their pictures, and a memory of what a frozen vision tower makes of them.
 
 Pictures of one prompt belong together: a tower may compare them, so they are looked at, and remembered, row by row as a
 whole. Knows nothing of answers, losses or trainers.
@@ -45,12 +45,38 @@ class Pictures:
         return Pictures(self.patches[first:last], self.grids[begin:end], self.counts[rows])
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows of tokens and their pictures: `ids`, `mask`, `types` (1 for a picture's token), each (B, L)."""
+
+    ids: Tensor
+    mask: Tensor
+    types: Tensor
+    pictures: Pictures
+
+    def take(self, rows: slice) -> "Batch":
+        """Consecutive rows."""
+        return Batch(self.ids[rows], self.mask[rows], self.types[rows], self.pictures.take(rows))
+
+    def until(self, column: int) -> "Batch":
+        """The rows without what stands from `column` on, their pictures whole."""
+        return Batch(self.ids[:, :column], self.mask[:, :column], self.types[:, :column], self.pictures)
+
+
 def join(rows: list[Row]) -> dict[str, Tensor]:
     """The pictures of some rows as a model takes them."""
     return {
         "pixel_values": torch.cat([patches for patches, _ in rows]),
         "image_grid_thw": torch.cat([grids for _, grids in rows]),
     }
+
+
+def picture_inputs(rows: list[Row], memory: "PictureMemory | None") -> dict[str, Any]:
+    """What a model takes of the pictures of some rows: pixels, or features where a memory serves."""
+    if memory is None or not memory.serves():
+        return join(rows)
+    grids = torch.cat([grids for _, grids in rows])
+    return {"mm_encoder_outputs": {"image": memory.features(rows)}, "image_grid_thw": grids}
 
 
 class PictureMemory:

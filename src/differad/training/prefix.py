@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from differad.locators.prefix import RoomyLayer
 from differad.training.grouped import can_group, decoding_groups, members_of
-from differad.training.pictures import PictureMemory, Pictures, Row, is_random, join
+from differad.training.pictures import Batch, PictureMemory, Row, is_random, picture_inputs
 
 # Tokens that a cache has room for where nothing says how many will come.
 _ROOM = 256
@@ -40,6 +40,11 @@ class Prompts:
     def shared(self) -> bool:
         """Whether any prompt stands under more than one row."""
         return len(self.first) < len(self.of_row)
+
+
+def prompts_of(batch: Batch) -> Prompts:
+    """As `find_prompts`, of rows that are prompts alone."""
+    return find_prompts(batch.ids, batch.mask, batch.pictures.rows())
 
 
 def find_prompts(ids: Tensor, mask: Tensor, rows: list[Row]) -> Prompts:
@@ -121,71 +126,69 @@ def _same(one: Row, other: Row) -> bool:
 
 def encode_prompts(
     model: Any,
-    ids: Tensor,
-    mask: Tensor,
-    types: Tensor,
-    pictures: Pictures,
+    batch: Batch,
     prompts: Prompts,
     memory: PictureMemory | None = None,
     known: PromptMemory | None = None,
 ) -> DynamicCache:
-    """The cache (U rows) of every distinct prompt but for its last token; `ids`, `mask`, `types` are (B, P).
+    """The cache (U rows) of every distinct prompt of a batch but for its last token.
 
     Pictures that `memory` holds are not looked at again, and prompts that are `known` are not encoded again.
     """
-    rows = pictures.rows()
+    rows = batch.pictures.rows()
     chosen = [rows[row] for row in prompts.first.tolist()]
+    ids, mask, types = (values[prompts.first] for values in (batch.ids, batch.mask, batch.types))
     if known is not None:
-        first = ids[prompts.first], mask[prompts.first]
-        cache = known.recall(*first, chosen)
+        cache = known.recall(ids, mask, chosen)
         if cache is None:
-            cache = encode_prompts(model, ids, mask, types, pictures, prompts, memory)
-            known.keep(*first, chosen, cache)
+            cache = encode_prompts(model, batch, prompts, memory)
+            known.keep(ids, mask, chosen, cache)
         return cache
-    vision: dict[str, Any]
-    if memory is not None and memory.serves():
-        grids = torch.cat([grids for _, grids in chosen])
-        vision = {"mm_encoder_outputs": {"image": memory.features(chosen)}, "image_grid_thw": grids}
-    else:
-        vision = join(chosen)
     cache = DynamicCache(config=model.config.get_text_config())
     model(
-        input_ids=ids[prompts.first, :-1],
-        attention_mask=mask[prompts.first, :-1],
-        mm_token_type_ids=types[prompts.first, :-1],
+        input_ids=ids[:, :-1],
+        attention_mask=mask[:, :-1],
+        mm_token_type_ids=types[:, :-1],
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-        **vision,
+        **picture_inputs(chosen, memory),
     )
     return cache
 
 
+def places(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Where a model sees each token, (3, B, L), and what a row's next place is beyond its length, (B, 1)."""
+    positions, beyond = model.model.get_rope_index(
+        input_ids=batch.ids,
+        mm_token_type_ids=batch.types,
+        image_grid_thw=batch.pictures.grids,
+        attention_mask=batch.mask,
+    )
+    return positions, beyond
+
+
 def answer_inputs(
     model: Any,
-    ids: Tensor,
-    mask: Tensor,
-    types: Tensor,
+    batch: Batch,
     keep: int,
-    pictures: Pictures,
     memory: PictureMemory | None = None,
     known: PromptMemory | None = None,
 ) -> dict[str, Any]:
-    """What `model` takes to score the last `keep` tokens of (B, P + keep) rows, whose prompts have been encoded once.
+    """What `model` takes to score the last `keep` tokens of a batch's rows, whose prompts have been encoded once.
 
     Its logits (B, 1 + keep, V) are those of the last prompt token and of the answer. Pads may stand left of a prompt and
     right of an answer.
     """
-    start = ids.shape[1] - keep
-    prompts = find_prompts(ids[:, :start], mask[:, :start], pictures.rows())
-    positions, _ = model.model.get_rope_index(
-        input_ids=ids, mm_token_type_ids=types, image_grid_thw=pictures.grids, attention_mask=mask
-    )
-    cache = encode_prompts(model, ids[:, :start], mask[:, :start], types[:, :start], pictures, prompts, memory, known)
+    start = batch.ids.shape[1] - keep
+    asked = batch.until(start)
+    prompts = prompts_of(asked)
+    positions, _ = places(model, batch)
+    cache = encode_prompts(model, asked, prompts, memory, known)
     cache.reorder_cache(prompts.of_row)
     return {
-        "input_ids": ids[:, start - 1 :],
-        "attention_mask": mask,
+        "input_ids": batch.ids[:, start - 1 :],
+        "attention_mask": batch.mask,
         "position_ids": positions[:, :, start - 1 :],
         "past_key_values": cache,
         "use_cache": True,
@@ -204,34 +207,34 @@ def spread_out(cache: DynamicCache, of_row: Tensor, room: int) -> None:
 @torch.no_grad()
 def generate_shared(
     model: Any,
-    ids: Tensor,
-    mask: Tensor,
-    types: Tensor,
-    pictures: Pictures,
+    batch: Batch,
     config: GenerationConfig,
     memory: PictureMemory | None = None,
     known: PromptMemory | None = None,
     **settings: Any,
 ) -> Tensor:
-    """As `model.generate` on the same rows (B, P): each prompt is encoded once. Returns prompts with answers (B, P + C).
+    """As `model.generate` on the same prompts (B, P): each is encoded once. Returns prompts with answers (B, P + C).
 
     Draws are those of `generate` for the same random numbers, up to rounding of the logits.
     """
-    prompts = find_prompts(ids, mask, pictures.rows())
-    cache = encode_prompts(model, ids, mask, types, pictures, prompts, memory, known)
-    _, deltas = model.model.get_rope_index(
-        input_ids=ids, mm_token_type_ids=types, image_grid_thw=pictures.grids, attention_mask=mask
-    )
+    prompts = prompts_of(batch)
+    cache = encode_prompts(model, batch, prompts, memory, known)
+    _, beyond = places(model, batch)
     members = members_of(prompts.of_row)
     with ExitStack() as stack:
         if members and config.max_new_tokens and can_group(model, cache) and not is_random(model):
-            seen = mask[prompts.first, :-1]
+            seen = batch.mask[prompts.first, :-1]
             stack.enter_context(decoding_groups(model, cache, seen, members, config.max_new_tokens))
         else:
             spread_out(cache, prompts.of_row, config.max_new_tokens or _ROOM)
-        model.model.rope_deltas = deltas
+        model.model.rope_deltas = beyond
         # The class's own: a trainer may have put this function in its place.
         drawn: Tensor = type(model).generate(
-            model, input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=config, **settings
+            model,
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            past_key_values=cache,
+            generation_config=config,
+            **settings,
         )
     return drawn

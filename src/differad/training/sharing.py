@@ -2,7 +2,7 @@
 
 Two hooks are overridden: the one that scores answers, for losses, old and reference log-probabilities alike, and the one
 that draws them, inside which the policy's `generate` is replaced by one that shares. Where sharing cannot work, TRL's own
-way is taken and a warning says so once. The mathematics is in `prefix`; `contract` guards the hooks.
+way is taken and a warning says so once. The mathematics is in `prefix`, `grouped` and `sequence`; `contract` guards the hooks.
 """
 
 import warnings
@@ -17,8 +17,9 @@ from torch import Tensor
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from differad.locators.prefix import obstacle
-from differad.training.pictures import PictureMemory, Pictures, is_random, same_tower, state_of
+from differad.training.pictures import Batch, PictureMemory, Pictures, is_random, same_tower, state_of
 from differad.training.prefix import PromptMemory, answer_inputs, find_prompts, generate_shared
+from differad.training.sequence import lay_out, pays
 
 # Log-probabilities (B, C), entropies (B, C) and the loss that balances experts, the last two where they are asked for.
 Scores = tuple[Tensor, Tensor | None, Tensor | None]
@@ -28,7 +29,7 @@ _SUMS = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 
 
 class SharesPrefixes:
-    """Mixin for `GRPOTrainer`: prompts are encoded once for all answers to them (see `prefix`)."""
+    """Mixin for `GRPOTrainer`: prompts are encoded once for all answers to them."""
 
     _share: bool
     # By model: the weights at which it was decided, and the memory that serves it.
@@ -66,7 +67,15 @@ class SharesPrefixes:
         """As TRL's, `batch_size` rows at a time; `fields` are the model's other inputs."""
         given = {name: value for name, value in fields.items() if value is not None}
         bare = self._bare(model)
-        if not self._shares(bare, given, "scored", compute_aux_loss):
+        plan = None
+        if self._shares(given, "scored", compute_aux_loss):
+            rows = len(input_ids)
+            whole = as_batch(input_ids, attention_mask, given)
+            batches = [
+                whole.take(slice(start, start + (batch_size or rows))) for start in range(0, rows, batch_size or rows)
+            ]
+            plan = self._plan(bare, batches, logits_to_keep)
+        if plan is None:
             scores: Scores = super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
                 model,
                 input_ids,
@@ -78,20 +87,34 @@ class SharesPrefixes:
                 **fields,
             )
             return scores
-        pictures = Pictures(given["pixel_values"], given["image_grid_thw"], given["num_images"])
-        parts = []
-        for start in range(0, len(input_ids), batch_size or len(input_ids)):
-            rows = slice(start, start + (batch_size or len(input_ids)))
-            ids, mask, types = input_ids[rows], attention_mask[rows], given["mm_token_type_ids"][rows]
-            with self.accelerator.autocast():
-                inputs = answer_inputs(
-                    bare, ids, mask, types, logits_to_keep, pictures.take(rows), self._memory(bare), self._known(bare)
-                )
-                labels = inputs["input_ids"].masked_fill(mask[:, -logits_to_keep - 1 :] == 0, -100)
-                # Through the wrapper of several processes: it has to know of the pass that is differentiated.
-                parts.append(model(**inputs, labels=labels, fused_lm_head=True))
-        entropies = torch.cat([part.entropy for part in parts]) if compute_entropy else None
-        return torch.cat([part.log_probs for part in parts]), entropies, None
+        with self.accelerator.autocast():
+            parts = [plan(model, bare, batch, logits_to_keep) for batch in batches]
+        entropies = torch.cat([entropy for _, entropy in parts]) if compute_entropy else None
+        return torch.cat([log_probs for log_probs, _ in parts]), entropies, None
+
+    def _plan(self: Any, bare: Any, batches: list[Batch], keep: int) -> Any:
+        """How a model is to score batches; None for TRL's own way.
+
+        A pass that is differentiated takes whole sequences, where they pay: a cache would have to hand gradients back.
+        """
+        if torch.is_grad_enabled() and all(pays(bare, batch, keep) for batch in batches):
+            return None if self._tells(obstacle(bare, cached=False), "scored") else self._score_together
+        return None if self._tells(obstacle(bare), "scored") else self._score_behind
+
+    def _score_together(self: Any, model: Any, bare: Any, batch: Batch, keep: int) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities and entropies (B, keep) of answers, each prompt and its answers as one sequence."""
+        layout = lay_out(bare, batch, keep, self._memory(bare))
+        # Through the wrapper of several processes: it has to know of the pass that is differentiated.
+        output = model(**layout.inputs, labels=layout.labels, use_cache=False, fused_lm_head=True)
+        entropy = output.entropy
+        return layout.rows(output.log_probs), None if entropy is None else layout.rows(entropy)
+
+    def _score_behind(self: Any, model: Any, bare: Any, batch: Batch, keep: int) -> tuple[Tensor, Tensor | None]:
+        """The same, with the prompts' keys and values handed to their answers."""
+        inputs = answer_inputs(bare, batch, keep, self._memory(bare), self._known(bare))
+        labels = inputs["input_ids"].masked_fill(batch.mask[:, -keep - 1 :] == 0, -100)
+        output = model(**inputs, labels=labels, fused_lm_head=True)
+        return output.log_probs, output.entropy
 
     def _generate_single_turn(
         self: Any,
@@ -120,11 +143,9 @@ class SharesPrefixes:
         def generate(**inputs: Any) -> Tensor:
             given = {**inputs, "num_images": [len(each or ()) for each in images or ()]}
             ids, mask, config = (given.pop(name) for name in ("input_ids", "attention_mask", "generation_config"))
-            if not self._shares(bare, given, "drawn"):
+            if not self._shares(given, "drawn") or self._tells(obstacle(bare), "drawn"):
                 return stock(**inputs)
-            pictures = Pictures(given["pixel_values"], given["image_grid_thw"], given["num_images"])
-            types, memory, known = given["mm_token_type_ids"], self._memory(bare), self._known(bare)
-            return generate_shared(bare, ids, mask, types, pictures, config, memory, known)
+            return generate_shared(bare, as_batch(ids, mask, given), config, self._memory(bare), self._known(bare))
 
         bare.generate = generate
         try:
@@ -142,14 +163,15 @@ class SharesPrefixes:
         self._buffered_inputs = gather_prompts(self._buffered_inputs)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
-    def _shares(self: Any, bare: Any, given: dict[str, Any], what: str, balances: bool = False) -> bool:
-        """Whether prompts are shared here; a reason against it is told once."""
-        if not self._share:
-            return False
-        reason = obstacle(bare) or self._refusal(given, balances)
+    def _shares(self: Any, given: dict[str, Any], what: str, balances: bool = False) -> bool:
+        """Whether this trainer and these inputs let prompts be shared; a reason against it is told once."""
+        return self._share and not self._tells(self._refusal(given, balances), what)
+
+    def _tells(self: Any, reason: str | None, what: str) -> bool:
+        """Whether there is a reason against sharing, which is then told once."""
         if reason is not None:
             self._tell(reason, what)
-        return reason is None
+        return reason is not None
 
     def _refusal(self: Any, given: dict[str, Any], balances: bool) -> str | None:
         """Why this trainer, or this batch, cannot share; None where it can."""
@@ -201,6 +223,12 @@ class SharesPrefixes:
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         known: PromptMemory = self._encoded.setdefault((bare.training, precision, *adapters), PromptMemory())
         return known
+
+
+def as_batch(ids: Tensor, mask: Tensor, given: dict[str, Any]) -> Batch:
+    """Rows (B, L) and the model's other inputs of the same rows."""
+    pictures = Pictures(given["pixel_values"], given["image_grid_thw"], given["num_images"])
+    return Batch(ids, mask, given["mm_token_type_ids"], pictures)
 
 
 def order_is_free(args: Any) -> bool:

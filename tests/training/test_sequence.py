@@ -1,0 +1,108 @@
+"""A prompt and its answers as one sequence: who sees what, and that rows come back as they went in."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration  # noqa: E402
+
+from differad.training.pictures import Batch, Pictures  # noqa: E402
+from differad.training.sequence import count_members, lay_out, pays, who_sees_what  # noqa: E402
+
+PROMPT, KEEP = 6, 2
+IMAGE = 9
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+    }
+    vision = {"depth": 1, "embed_dim": 8, "hidden_size": 16, "num_heads": 1, "patch_size": 14, "mlp_ratio": 1}
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=IMAGE, vision_start_token_id=8)
+    return Qwen2VLForConditionalGeneration(config).eval()
+
+
+def rows(count, keep=KEEP):
+    """Two prompts of five and six tokens, the second with `count` answers and the first with one, in turn 1, 0, 1, 1 …"""
+    prompts = [[0, 3, 8, IMAGE, 4, 5], [2, 3, 8, IMAGE, 4, 6]]
+    order = [1, 0, *[1] * (count - 1)]
+    answers = torch.arange(20, 20 + len(order) * keep).view(-1, keep)
+    ids = torch.cat([torch.tensor([prompts[each] for each in order]), answers], dim=1)
+    mask = torch.ones_like(ids)
+    mask[1, 0] = 0
+    mask[0, -1] = 0  # the first answer is a token shorter
+    patches = torch.cat([torch.full((4, 3 * 2 * 14**2), 0.1 * each) for each in order])
+    pictures = Pictures(patches, torch.tensor([[1, 2, 2]] * len(order)), [1] * len(order))
+    return Batch(ids, mask, (ids == IMAGE).int(), pictures)
+
+
+def test_rows_are_laid_out_behind_their_prompt(model):
+    layout = lay_out(model, rows(2), KEEP)
+    # Answers 20 21, 22 23 and 24 25 belong to the second, the first and the second prompt.
+    assert layout.inputs["input_ids"].tolist() == [
+        [2, 3, 8, IMAGE, 4, 6, 20, 21, 6, 24, 25],
+        [0, 3, 8, IMAGE, 4, 5, 22, 23, 5, 22, 23],
+    ]
+    assert layout.labels.tolist()[0] == [-100, -100, -100, -100, -100, -100, 20, -100, -100, 24, 25]
+    assert layout.labels.tolist()[1][:8] == [-100, -100, -100, -100, -100, -100, 22, 23]
+    places = layout.inputs["position_ids"]
+    assert (places[:, :, 5:7] == places[:, :, 8:10]).all()  # both answers begin where the prompt ends
+    # What is said of the token behind each: of the answers' own tokens, in the order of the rows.
+    values = layout.labels[:, 1:].float()
+    assert layout.rows(values).tolist() == [[20, -100], [22, 23], [24, 25]]
+    assert len(layout.inputs["pixel_values"]) == 8
+
+
+@torch.no_grad()
+def test_logits_are_those_of_rows_of_their_own(model):
+    batch = rows(3)
+    layout = lay_out(model, batch, KEEP)
+    found = model(**layout.inputs, use_cache=False).logits
+    own = model(
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        mm_token_type_ids=batch.types,
+        pixel_values=batch.pictures.patches,
+        image_grid_thw=batch.pictures.grids,
+    ).logits
+    for token in range(own.shape[2]):
+        expected = own[:, -KEEP - 1 : -1, token]
+        torch.testing.assert_close(layout.rows(found[:, :-1, token]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_token_sees_its_prompt_and_its_own_answer():
+    sees = who_sees_what(torch.tensor([[0, 1]]), 2, 2).int()[0].tolist()
+    assert sees == [
+        [1, 0, 0, 0, 0, 0],  # a pad, which has to see something
+        [0, 1, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0],
+        [0, 1, 0, 0, 1, 0],
+        [0, 1, 0, 0, 1, 1],
+    ]
+
+
+def test_members_are_counted_by_prompt():
+    assert count_members(torch.tensor([0, 1, 0, 0, 2, 1])).tolist() == [0, 0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("count", "keep", "attention", "expected"),
+    [(8, 2, "sdpa", True), (8, 2, "flash_attention_2", False), (8, 400, "sdpa", False), (1, 2, "sdpa", False)],
+)
+def test_long_answers_and_single_ones_do_not_pay(model, count, keep, attention, expected):
+    """Widths of 16: beside eight answers of 400 tokens, each token meets 3,200 keys instead of 400."""
+    text = model.config.get_text_config()
+    stock = text._attn_implementation
+    text._attn_implementation_internal = attention
+    try:
+        assert pays(model, rows(count, keep), keep) is expected
+    finally:
+        text._attn_implementation_internal = stock
