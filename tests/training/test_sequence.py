@@ -61,20 +61,26 @@ def test_rows_are_laid_out_behind_their_prompt(model):
 
 
 @torch.no_grad()
-def test_logits_are_those_of_rows_of_their_own(model):
+@pytest.mark.parametrize(("attention", "half"), [("sdpa", False), ("eager", False), ("sdpa", True), ("eager", True)])
+def test_logits_are_those_of_rows_of_their_own(model, attention, half):
+    """With each attention that takes a mask, in single precision and where autocast computes in half of it."""
     batch = rows(3)
-    layout = lay_out(model, batch, KEEP)
-    found = model(**layout.inputs, use_cache=False).logits
-    own = model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask,
-        mm_token_type_ids=batch.types,
-        pixel_values=batch.pictures.patches,
-        image_grid_thw=batch.pictures.grids,
-    ).logits
+    model.set_attn_implementation(attention)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        layout = lay_out(model, batch, KEEP)
+        found = model(**layout.inputs, use_cache=False).logits
+        own = model(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            mm_token_type_ids=batch.types,
+            pixel_values=batch.pictures.patches,
+            image_grid_thw=batch.pictures.grids,
+        ).logits
+    close = 2e-3 if half else 1e-6
+    assert own.abs().max() > 0.05
     for token in range(own.shape[2]):
         expected = own[:, -KEEP - 1 : -1, token]
-        torch.testing.assert_close(layout.rows(found[:, :-1, token]), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(layout.rows(found[:, :-1, token]), expected, atol=close, rtol=close)
 
 
 def test_a_token_sees_its_prompt_and_its_own_answer():

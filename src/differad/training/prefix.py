@@ -1,9 +1,9 @@
 """Encode each distinct prompt once: answers of one group share its vision features and its key/value cache.
 
 The G answers of a group repeat a long prompt with two pictures and differ in a few dozen tokens. Here the prompt, but for its
-last token, runs once per distinct prompt, with gradients; its cache is handed to every answer of the group, and only the
-last prompt token and the answers run G times. Attention sees the same keys in the same places, so that logits, losses and
-gradients equal those of the repeated prompt up to rounding. Prefix Grouper (arXiv 2506.05433) does it for text.
+last token, runs once per distinct prompt; its cache is handed to every answer of the group, and only the last prompt token
+and the answers run G times. Attention sees the same keys in the same places, so that draws, log-probabilities and, where they
+are asked for, gradients equal those of the repeated prompt up to rounding.
 
 Knows nothing of rewards, advantages or trainers.
 """

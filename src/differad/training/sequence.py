@@ -66,10 +66,9 @@ def lay_out(model: Any, batch: Batch, keep: int, memory: PictureMemory | None = 
     named[:, :start] = -100
     labels = laid(named)
     sees = who_sees_what(mask[prompts.first, :head], members, keep + 1)
-    added = torch.zeros(sees.shape, dtype=model.dtype, device=ids.device).masked_fill_(~sees, -torch.inf)
     inputs = {
         "input_ids": laid(ids),
-        "attention_mask": added[:, None],
+        "attention_mask": as_mask(sees, model)[:, None],
         "position_ids": torch.stack([laid(axis) for axis in positions]),
         **picture_inputs([rows[row] for row in prompts.first.tolist()], memory),
     }
@@ -89,6 +88,13 @@ def who_sees_what(mask: Tensor, members: int, block: int) -> Tensor:
     sees = sees.repeat(len(mask), 1, 1)
     sees[:, :, :head] &= mask[:, None].bool()
     return sees | torch.eye(len(sees[0]), dtype=torch.bool, device=mask.device)
+
+
+def as_mask(sees: Tensor, model: Any) -> Tensor:
+    """What a model's text attention takes: truths, or, where it adds them to its scores, 0 and minus infinity."""
+    if model.config.get_text_config()._attn_implementation != "eager":
+        return sees
+    return torch.zeros(sees.shape, dtype=model.dtype, device=sees.device).masked_fill_(~sees, -torch.inf)
 
 
 def count_members(of_row: Tensor) -> Tensor:
