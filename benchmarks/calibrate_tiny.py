@@ -56,7 +56,7 @@ def main() -> None:
         "pairs", type=Path, nargs="+", help="pairs.jsonl of drawn pairs that the policy was not trained on"
     )
     parser.add_argument("--folder", type=Path, default=WEIGHTS, help="the policy; the shipped one unless told")
-    parser.add_argument("--once", action="store_true", help="without the second, closer look")
+    parser.add_argument("--once", action="store_true", help="without closer looks")
     arguments = parser.parse_args()
     # The truth of drawn pairs is tight.
     locator = Recorder(TinyOptions(threshold=0.0, closer=not arguments.once, margin=0.0), folder=arguments.folder)

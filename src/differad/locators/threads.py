@@ -1,10 +1,12 @@
-"""How many cores there are, and OpenCV kept from taking all of them in each of several workers."""
+"""How many cores there are, and libraries kept from taking all of them in each of several workers."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import cv2
+from threadpoolctl import ThreadpoolController
 
 
 def usable_cores() -> int:
@@ -14,11 +16,27 @@ def usable_cores() -> int:
 
 @contextmanager
 def one_thread_each(workers: int) -> Iterator[None]:
-    """OpenCV's own threads off while several workers run: they would fight over the cores."""
-    before = cv2.getNumThreads()
-    if workers > 1:
-        cv2.setNumThreads(1)
-    try:
+    """OpenCV's and BLAS's own threads off while several workers run: they would fight over the cores."""
+    if workers == 1:
         yield
+        return
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with one_blas_thread():
+            yield
     finally:
         cv2.setNumThreads(before)
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """BLAS's own threads off: for products of a few hundred rows they cost more than they save."""
+    with _libraries().limit(limits=1, user_api="blas"):
+        yield
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    # Looking for them takes milliseconds; NumPy's is loaded by the time that anything is located.
+    return ThreadpoolController()

@@ -14,7 +14,7 @@ from differad.core import Location, Pair
 from differad.errors import ImageError, InputError, OptionError
 from differad.locators.tiny import TinyLocator, TinyOptions
 from differad.locators.tiny.calibration import Deciding
-from differad.locators.tiny.locator import around, describe
+from differad.locators.tiny.locator import CLOSER, around, describe
 
 # Over the map too, so that the policy's doubt is not all there is.
 DECIDING = Deciding(bias=0.3, answer=0.5, peak=0.7)
@@ -26,7 +26,7 @@ def picture(width, height, seed=0):
 
 
 def pairs():
-    """Of sizes that differ; some are looked at twice."""
+    """Of sizes that differ; some are too small for closer looks."""
     return [
         Pair(picture(*size, seed=i), picture(*SIZES[-1 - i], seed=10 + i), id=str(i)) for i, size in enumerate(SIZES)
     ]
@@ -73,26 +73,52 @@ def test_a_stream_answers_like_one_pair_at_a_time(untaught, workers):
     assert len({round(outcome.confidence, 6) for outcome in together}) == len(SIZES)  # each its own
 
 
-def test_a_large_picture_is_looked_at_again(untaught, monkeypatch):
-    """The second look sees what lies about the first box, and its box lies there."""
-    own = locator(untaught, threshold=0.0, margin=0.0)
-    seen = []
-    ask = own._ask
-    monkeypatch.setattr(own, "_ask", lambda *given: seen.append(given[1].shape) or ask(*given))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_middle_of_three_boxes_counts(untaught, monkeypatch, workers):
+    """Two closer looks, each at what lies about the first box; sides and doubts are worked out by hand."""
+    own = locator(untaught, threshold=0.0, margin=0.0, workers=workers)
+    ask, replies = own._ask, {}
+
+    def remember(reference, target, pool):
+        replies[target.shape] = ask(reference, target, pool)
+        return replies[target.shape]
+
+    monkeypatch.setattr(own, "_ask", remember)
+    reference, target = picture(300, 200), picture(300, 200, seed=1)
+    location = own.locate(Pair(reference, target))
+    first = replies.pop((200, 300, 3))
+    boxes = [parse_answer(first.text, FORMATS["qwen2-vl"], first.frame).boxes[0]]
+    assert len(replies) == len(CLOSER)
+    for share in CLOSER:
+        x1, y1, x2, y2 = (round(v) for v in np.multiply(around(boxes[0] / [300, 200, 300, 200], share), [300, 200] * 2))
+        reply = replies[(y2 - y1, x2 - x1, 3)]
+        assert reply.text == ask(reference[y1:y2, x1:x2], target[y1:y2, x1:x2], None).text
+        boxes.append(parse_answer(reply.text, FORMATS["qwen2-vl"], reply.frame).boxes[0] + [x1, y1, x1, y1])
+    # Thousandths are whole numbers: half of one, of a side, may be lost to rounding, here twice.
+    assert_allclose(location.boxes, np.sort(boxes, axis=0)[1][None], atol=0.31)
+    odds, peak = ((getattr(first, n) + sum(getattr(r, n) for r in replies.values()) / 2) / 2 for n in ("odds", "peak"))
+    logit = math.log(location.confidence / (1 - location.confidence))
+    assert logit == pytest.approx(0.3 + 0.5 * odds + 0.7 * peak, abs=1e-4)
+
+
+def test_without_closer_looks_the_first_one_counts(untaught):
     pair = Pair(picture(300, 200), picture(300, 200, seed=1))
-    location = own.locate(pair)
-    first = ask(picture(300, 200), picture(300, 200, seed=1), None)
-    box = parse_answer(first.text, FORMATS["qwen2-vl"], first.frame).boxes[0]
-    x1, y1, x2, y2 = around(box / [300, 200, 300, 200])
-    assert seen == [(200, 300, 3), (round(y2 * 200) - round(y1 * 200), round(x2 * 300) - round(x1 * 300), 3)]
-    assert (location.boxes[0] >= np.array([x1 * 300, y1 * 200] * 2) - 1).all()
-    assert (location.boxes[0] <= np.array([x2 * 300, y2 * 200] * 2) + 1).all()
-    seen.clear()
     plain = locator(untaught, threshold=0.0, closer=False, margin=0.0)
+    first = plain._ask(pair.reference, pair.target, None)
     assert plain.locate(pair).answer == first.text
     looser = locator(untaught, threshold=0.0, closer=False, margin=0.05).locate(pair)
     # Thousandths are whole numbers: half of one, of a side, may be lost to rounding.
     assert_allclose(looser.boxes, grow(plain.locate(pair).boxes, 0.05, 300, 200), atol=0.16)
+
+
+@pytest.mark.parametrize(("side", "looks"), [(96, 3), (64, 2), (40, 1)])
+def test_no_window_is_smaller_than_two_patches(untaught, monkeypatch, side, looks):
+    """32 pixels are 0.4 of 80 and 0.65 of 50."""
+    own, seen = locator(untaught), []
+    ask = own._ask
+    monkeypatch.setattr(own, "_ask", lambda *given: seen.append(0) or ask(*given))
+    own.locate(Pair(picture(side, side), picture(side, side, seed=1)))
+    assert len(seen) == looks
 
 
 def test_the_confidence_is_the_logistic_curve_over_doubt_and_peak(untaught):

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 class Deciding:
     """The logistic curve over the odds of a box in the policy's answer and the highest logit of its map."""
 
-    bias: float = -0.474
-    answer: float = 0.548
-    peak: float = 0.157
-    threshold: float = 0.405
+    bias: float = -0.476
+    answer: float = 0.678
+    peak: float = 0.095
+    threshold: float = 0.378
 
 
 DECIDING = Deciding()
