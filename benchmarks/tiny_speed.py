@@ -1,9 +1,9 @@
-"""Speed and memory of the `tiny` locator beside `features` and `difference`, in one run.
+"""Speed and memory of the embedded locators, in one run.
 
     python benchmarks/tiny_speed.py --pairs 16 --json
 
 Drawn pairs of 640 x 640, one after the other after loading: with a new reference each, and with one reference for all. Then
-where the time of one look of `tiny` goes, on one thread; a picture of this size takes two looks. What an export of the policy
+where the time of one look of `tiny` goes, on one thread; a pair takes three. What an export of the policy
 to another runtime could save is the last part of it.
 """
 
@@ -32,7 +32,7 @@ from features_speed import drawn, peak_mib, seconds_a_pair
 
 def measure(pairs: list[Pair]) -> Iterator[tuple[str, dict[str, float]]]:
     one = [replace(pair, reference=pairs[0].reference) for pair in pairs]
-    for name in ("difference", "features", "tiny"):
+    for name in ("difference", "features", "tiny", "auto"):
         start = time.perf_counter()
         locator = load_locator(name)
         yield (

@@ -32,7 +32,7 @@ def test_locate_prints_one_json_document(sample):
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout)
     assert document["anomalous"] is True
-    assert document["model"] == "features"
+    assert document["model"] == "auto"
     assert {"boxes", "scores", "confidence", "reasoning", "answer", "seconds"} <= set(document)
     x1, y1, x2, y2 = document["boxes"][0]
     true = sample["boxes"][0]
@@ -149,5 +149,5 @@ def test_version(capsys):
 def test_models_lists_every_kind_with_explained_options(capsys):
     assert run(["models", "--json"]) == 0
     kinds = json.loads(capsys.readouterr().out)
-    assert [kind["model"] for kind in kinds if kind["default"]] == ["features"]
+    assert [kind["model"] for kind in kinds if kind["default"]] == ["auto"]
     assert all(option["help"] for kind in kinds for option in kind["options"])

@@ -14,7 +14,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help=f"{DEFAULT_MODEL} (the default), difference, tiny, a checkpoint folder or hub id, or "
+        help=f"{DEFAULT_MODEL} (the default), features, tiny, difference, a checkpoint folder or hub id, or "
         "openai:NAME@http://HOST:PORT/v1; `differad models` lists them with their options.",
     ),
 ]

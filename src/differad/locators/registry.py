@@ -3,7 +3,7 @@
 Knows nothing of how any of them works; each comes with a dataclass of options, checked here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from differad.errors import OptionError
+from differad.locators.auto import AutoLocator, AutoOptions
 from differad.locators.base import Locator
 from differad.locators.difference import DifferenceLocator, DifferenceOptions
 from differad.locators.features import FeaturesLocator, FeaturesOptions
@@ -18,11 +19,18 @@ from differad.locators.local import LocalLocator, LocalOptions
 from differad.locators.server import ServerLocator, ServerOptions, parse_server
 from differad.locators.tiny import TinyLocator, TinyOptions
 
-DEFAULT_MODEL = "features"
+DEFAULT_MODEL = "auto"
+_EMBEDDED: dict[str, tuple[Callable[[Any], Locator], type]] = {
+    "auto": (AutoLocator, AutoOptions),
+    "difference": (DifferenceLocator, DifferenceOptions),
+    "features": (FeaturesLocator, FeaturesOptions),
+    "tiny": (TinyLocator, TinyOptions),
+}
 SERVER_SCHEME = "openai:"
 
 # What `--model` accepts, with the options that `-o key=value` sets; `differad models` prints it.
 KINDS: dict[str, tuple[type, str]] = {
+    "auto": (AutoOptions, "features where the reference can be laid on the target, tiny elsewhere; no download"),
     "difference": (DifferenceOptions, "classical: register, compare, threshold; no training, no download"),
     "features": (FeaturesOptions, "frozen backbone, distance to the nearest patch; no training, no download"),
     "tiny": (TinyOptions, "the embedded policy, a small Qwen2-VL on the same backbone; no training, no download"),
@@ -34,21 +42,18 @@ Options = TypeVar("Options")
 
 
 def load_locator(model: str | Path | None = None, *, family: str | None = None, **options: Any) -> Locator:
-    """The locator that a `--model` value names; None gives the embedded default, `features`.
+    """The locator that a `--model` value names; None gives the embedded default, `auto`.
 
     `family` overrides the answer format that a checkpoint's config implies. `options` are the fields of the kind's own
     options dataclass. Raises OptionError for an unknown model, family or option, MissingExtraError where the kind needs
     packages that are not installed.
     """
     name = DEFAULT_MODEL if model is None else str(model)
-    if name in ("difference", "features", "tiny") and family is not None:
-        raise OptionError(f"family {family!r}: {name} has no choice of answer formats; leave --family out")
-    if name == "difference":
-        return DifferenceLocator(build_options(DifferenceOptions, options, name))
-    if name == "features":
-        return FeaturesLocator(build_options(FeaturesOptions, options, name))
-    if name == "tiny":
-        return TinyLocator(build_options(TinyOptions, options, name))
+    if name in _EMBEDDED:
+        if family is not None:
+            raise OptionError(f"family {family!r}: {name} has no choice of answer formats; leave --family out")
+        make, kind = _EMBEDDED[name]
+        return make(build_options(kind, options, name))
     if name.startswith(SERVER_SCHEME):
         server = build_options(ServerOptions, {**options, "family": family}, name)
         served_name, base_url = parse_server(name)

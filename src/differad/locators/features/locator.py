@@ -85,7 +85,18 @@ class FeaturesLocator:
 
     def locate(self, pair: Pair) -> Location:
         """Where the target differs from the reference. Raises ImageError, LocatorError."""
-        return self._locate(pair, self.options.workers or usable_cores())
+        start = time.perf_counter()
+        laid_on, score, size = self._compare(pair)
+        location = self._alone(score, size) if laid_on is None else self._fused(laid_on, score, size)
+        return replace(location, model=self.name, seconds=time.perf_counter() - start)
+
+    def locate_laid_on(self, pair: Pair) -> Location | None:
+        """As `locate` where the reference can be laid on the target, None where it cannot. Raises ImageError, LocatorError."""
+        start = time.perf_counter()
+        laid_on, score, size = self._compare(pair)
+        if laid_on is None:
+            return None
+        return replace(self._fused(laid_on, score, size), model=self.name, seconds=time.perf_counter() - start)
 
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
         """Locate a stream in order; at most two pairs per worker are read ahead."""
@@ -123,11 +134,11 @@ class FeaturesLocator:
         other._remembered = self._remembered
         return other
 
-    def _locate(self, pair: Pair, workers: int) -> Location:
-        start = time.perf_counter()
+    def _compare(self, pair: Pair) -> tuple[Location | None, Map, tuple[int, int]]:
+        """What `difference` says where it can, None where it cannot; the map; the target's width and height."""
         reference, target = read_images(pair.reference, pair.target)
         try:
-            with ThreadPoolExecutor(workers) as pool:
+            with ThreadPoolExecutor(self.options.workers or usable_cores()) as pool:
                 aligned = pool.submit(self._difference.locate, Pair(reference, target)) if self.options.fuse else None
                 score = self._score(reference, target, pool)
                 laid_on = aligned.result() if aligned else None
@@ -135,9 +146,8 @@ class FeaturesLocator:
             raise LocatorError(
                 f"pair {pair.id!r}: OpenCV cannot compare it ({error}); check the two pictures"
             ) from None
-        size = target.shape[1], target.shape[0]
-        location = self._fused(laid_on, score, size) if laid_on and laid_on.valid else self._alone(score, size)
-        return replace(location, model=self.name, seconds=time.perf_counter() - start)
+        registers = laid_on is not None and laid_on.valid
+        return (laid_on if registers else None), score, (target.shape[1], target.shape[0])
 
     def _score(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor) -> Map:
         s = self.scoring
