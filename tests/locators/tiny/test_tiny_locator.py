@@ -79,8 +79,8 @@ def test_the_middle_of_three_boxes_counts(untaught, monkeypatch, workers):
     own = locator(untaught, threshold=0.0, margin=0.0, workers=workers)
     ask, replies = own._ask, {}
 
-    def remember(reference, target, pool):
-        replies[target.shape] = ask(reference, target, pool)
+    def remember(reference, target, pool, **how):
+        replies[target.shape] = ask(reference, target, pool, **how)
         return replies[target.shape]
 
     monkeypatch.setattr(own, "_ask", remember)
@@ -92,13 +92,23 @@ def test_the_middle_of_three_boxes_counts(untaught, monkeypatch, workers):
     for share in CLOSER:
         x1, y1, x2, y2 = (round(v) for v in np.multiply(around(boxes[0] / [300, 200, 300, 200], share), [300, 200] * 2))
         reply = replies[(y2 - y1, x2 - x1, 3)]
-        assert reply.text == ask(reference[y1:y2, x1:x2], target[y1:y2, x1:x2], None).text
+        assert reply.text == ask(reference[y1:y2, x1:x2], target[y1:y2, x1:x2], None, lay=False).text
         boxes.append(parse_answer(reply.text, FORMATS["qwen2-vl"], reply.frame).boxes[0] + [x1, y1, x1, y1])
     # Thousandths are whole numbers: half of one, of a side, may be lost to rounding, here twice.
     assert_allclose(location.boxes, np.sort(boxes, axis=0)[1][None], atol=0.31)
     odds, peak = ((getattr(first, n) + sum(getattr(r, n) for r in replies.values()) / 2) / 2 for n in ("odds", "peak"))
     logit = math.log(location.confidence / (1 - location.confidence))
     assert logit == pytest.approx(0.3 + 0.5 * odds + 0.7 * peak, abs=1e-4)
+
+
+@pytest.mark.parametrize("laid", [True, False])
+def test_what_cannot_be_laid_on_as_a_whole_is_not_tried_in_part(untaught, monkeypatch, laid):
+    own, tried = locator(untaught, workers=1), []
+    ask = own._ask
+    monkeypatch.setattr(own, "_ask", lambda *given, **how: tried.append(how.get("lay", True)) or ask(*given, **how))
+    smooth = np.kron(picture(20, 20), np.ones((12, 12, 1), np.uint8))
+    own.locate(Pair(smooth, smooth.copy() if laid else np.kron(picture(20, 20, 1), np.ones((12, 12, 1), np.uint8))))
+    assert tried == [True, laid, laid]
 
 
 def test_without_closer_looks_the_first_one_counts(untaught):
@@ -116,7 +126,7 @@ def test_no_window_is_smaller_than_two_patches(untaught, monkeypatch, side, look
     """32 pixels are 0.4 of 80 and 0.65 of 50."""
     own, seen = locator(untaught), []
     ask = own._ask
-    monkeypatch.setattr(own, "_ask", lambda *given: seen.append(0) or ask(*given))
+    monkeypatch.setattr(own, "_ask", lambda *given, **how: seen.append(0) or ask(*given, **how))
     own.locate(Pair(picture(side, side), picture(side, side, seed=1)))
     assert len(seen) == looks
 
