@@ -55,6 +55,18 @@ def build_checkpoint(folder: Path, model_type: str, answer: str | None) -> Path:
     return folder
 
 
+def generate_plainly(model: Any, batch: Any, config: Any) -> torch.Tensor:
+    """What `model.generate` makes of a batch of prompts with pictures, every row encoded whole."""
+    return model.generate(
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        mm_token_type_ids=batch.types,
+        pixel_values=batch.pictures.patches,
+        image_grid_thw=batch.pictures.grids,
+        generation_config=config,
+    )
+
+
 def cut(answer: str, count: int = 4) -> list[str]:
     """The answer in pieces, each a token of its own, so that its text has to be put together from several."""
     size = -(-len(answer) // count)

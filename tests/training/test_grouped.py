@@ -14,7 +14,7 @@ from differad.training.pictures import Batch, Pictures  # noqa: E402
 from differad.training.prefix import encode_prompts, find_prompts, generate_shared, spread_out  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
-from tiny_models import PATCH, build_checkpoint  # noqa: E402
+from tiny_models import PATCH, build_checkpoint, generate_plainly  # noqa: E402
 
 MEMBERS, STEPS = 3, 5
 WORDS = (7, 12)  # of the two prompts, so that one of them is padded
@@ -122,14 +122,7 @@ def test_whole_groups_side_by_side_are_drawn_as_one_sequence(model, prompts, ord
     found = generate_shared(model, Batch(ids[order], mask[order], kinds[order], mixed), config)
     layers = model.config.get_text_config().num_hidden_layers
     assert made == ([MEMBERS] * layers if order == sorted(order) else [])
-    expected = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        mm_token_type_ids=kinds,
-        pixel_values=pictures.patches,
-        image_grid_thw=pictures.grids,
-        generation_config=config,
-    )
+    expected = generate_plainly(model, Batch(ids, mask, kinds, pictures), config)
     assert found.tolist() == expected[order].tolist()
 
 

@@ -15,11 +15,12 @@ from differad.training.prefix import (  # noqa: E402
     answer_inputs,
     find_prompts,
     generate_shared,
+    split_answers,
     spread_out,
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
-from tiny_models import PATCH, build_checkpoint  # noqa: E402
+from tiny_models import PATCH, build_checkpoint, generate_plainly  # noqa: E402
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 GROUP, PROMPTS, ANSWER = 3, 2, 7
@@ -79,7 +80,7 @@ def stock(model, full, mask, types, pictures):
 
 
 def shared(model, full, mask, types, pictures):
-    logits = model(**answer_inputs(model, Batch(full, mask, types, pictures), ANSWER)).logits
+    logits = model(**answer_inputs(model, split_answers(Batch(full, mask, types, pictures), ANSWER))).logits
     return log_probs(logits[:, :-1], full, mask)
 
 
@@ -154,14 +155,7 @@ def test_the_same_random_numbers_draw_the_same_answers(model, sample):
     ids, seen, kinds = full[:, :-ANSWER], mask[:, :-ANSWER], types[:, :-ANSWER]
     config = GenerationConfig(do_sample=sample, max_new_tokens=6, top_k=0, pad_token_id=0)
     torch.manual_seed(5)
-    expected = model.generate(
-        input_ids=ids,
-        attention_mask=seen,
-        mm_token_type_ids=kinds,
-        pixel_values=pictures.patches,
-        image_grid_thw=pictures.grids,
-        generation_config=config,
-    )
+    expected = generate_plainly(model, Batch(ids, seen, kinds, pictures), config)
     torch.manual_seed(5)
     found = generate_shared(model, Batch(ids, seen, kinds, pictures), config)
     assert found.tolist() == expected.tolist()
@@ -197,9 +191,11 @@ def test_a_prompt_that_is_known_is_not_encoded_again_whatever_pads_it_stands_beh
     assert begin > 0
     own = Batch(full[rows, begin:], mask[rows, begin:], types[rows, begin:], pictures.take(rows))
     del passes[:]
-    found = model(**answer_inputs(model, own, ANSWER, known=known)).logits
+    found = model(**answer_inputs(model, split_answers(own, ANSWER), known=known)).logits
     assert passes == [ANSWER + 1]
-    torch.testing.assert_close(found, model(**answer_inputs(model, own, ANSWER)).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found, model(**answer_inputs(model, split_answers(own, ANSWER))).logits, atol=1e-5, rtol=1e-5
+    )
     hook.remove()
     asked = own.until(prompt - begin).take(slice(0, 1))
     others = [(patches + 1, grids) for patches, grids in asked.pictures.rows()]

@@ -6,9 +6,10 @@ torch = pytest.importorskip("torch")
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration  # noqa: E402
 
 from differad.training.pictures import Batch, Pictures  # noqa: E402
+from differad.training.prefix import split_answers  # noqa: E402
 from differad.training.sequence import count_members, lay_out, pays, who_sees_what  # noqa: E402
 
-PROMPT, KEEP = 6, 2
+KEEP = 2
 IMAGE = 9
 
 
@@ -44,7 +45,7 @@ def rows(count, keep=KEEP):
 
 
 def test_rows_are_laid_out_behind_their_prompt(model):
-    layout = lay_out(model, rows(2), KEEP)
+    layout = lay_out(model, split_answers(rows(2), KEEP))
     # Answers 20 21, 22 23 and 24 25 belong to the second, the first and the second prompt.
     assert layout.inputs["input_ids"].tolist() == [
         [2, 3, 8, IMAGE, 4, 6, 20, 21, 6, 24, 25],
@@ -67,7 +68,7 @@ def test_logits_are_those_of_rows_of_their_own(model, attention, half):
     batch = rows(3)
     model.set_attn_implementation(attention)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        layout = lay_out(model, batch, KEEP)
+        layout = lay_out(model, split_answers(batch, KEEP))
         found = model(**layout.inputs, use_cache=False).logits
         own = model(
             input_ids=batch.ids,
@@ -109,6 +110,6 @@ def test_long_answers_and_single_ones_do_not_pay(model, count, keep, attention, 
     stock = text._attn_implementation
     text._attn_implementation_internal = attention
     try:
-        assert pays(model, rows(count, keep), keep) is expected
+        assert pays(model, split_answers(rows(count, keep), keep)) is expected
     finally:
         text._attn_implementation_internal = stock

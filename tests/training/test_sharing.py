@@ -372,7 +372,7 @@ def test_a_model_without_positions_of_pictures_does_not_share(build, monkeypatch
     trainer = build()
     monkeypatch.delattr(type(trainer.model.model), "get_rope_index")
     with pytest.warns(UserWarning, match=r"Qwen2VLForConditionalGeneration tells no positions of pictures"):
-        assert trainer._plan(trainer.model, [], 1) is None
+        assert trainer._plan(trainer.model, []) is None
 
 
 def test_two_processes_learn_what_one_learns(make_recipe, tmp_path):

@@ -6,15 +6,13 @@ nothing of how either works.
 """
 
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from differad.core import Location, Pair
 from differad.images import read_images
-from differad.locators.base import Outcome, locate_concurrently
-from differad.locators.conformal import conformal_threshold
+from differad.locators.embedded import Embedded
 from differad.locators.features import FeaturesLocator, FeaturesOptions
-from differad.locators.threads import one_thread_each, usable_cores
 from differad.locators.tiny import TinyLocator, TinyOptions
 from differad.options import check_option, option
 
@@ -37,18 +35,14 @@ class AutoOptions:
         check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
-class AutoLocator:
+class AutoLocator(Embedded):
     """`features` where the reference can be laid on the target, `tiny` elsewhere."""
 
     name = "auto"
 
     def __init__(self, options: AutoOptions | None = None) -> None:
-        self.options = options or AutoOptions()
-        features = FeaturesOptions(max_boxes=self.options.max_boxes, workers=self.options.workers)
-        tiny = TinyOptions(workers=self.options.workers)
-        if (threshold := self.options.threshold) is not None:
-            features, tiny = replace(features, threshold=threshold), replace(tiny, threshold=threshold)
-        self._features, self._tiny = FeaturesLocator(features), TinyLocator(tiny)
+        self._features, self._tiny = FeaturesLocator(), TinyLocator()
+        self._take(options or AutoOptions())
 
     def locate(self, pair: Pair) -> Location:
         """Where the target is abnormal. Raises ImageError, LocatorError."""
@@ -58,15 +52,17 @@ class AutoLocator:
         found = self._features.locate_laid_on(seen) or self._tiny.locate(seen)
         return replace(found, model=self.name, seconds=time.perf_counter() - start)
 
-    def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
-        """Locate a stream in order; at most two pairs per worker are read ahead."""
-        workers = self.options.workers or usable_cores()
-        with one_thread_each(workers):
-            yield from locate_concurrently(AutoLocator(replace(self.options, workers=1)), pairs, workers)
+    def with_options(self, options: AutoOptions) -> Self:
+        """This locator with other options, sharing what it has loaded and what it remembers."""
+        other = super().with_options(options)
+        other._take(options)
+        return other
 
-    def calibrate(self, normals: Iterable[Pair], false_alarms: float = 0.05) -> "AutoLocator":
-        """A locator whose threshold leaves a box on at most a share `false_alarms` of normal pairs like these.
-
-        See `conformal_threshold`. Raises InputError for too few pairs, and the error of a pair that cannot be read.
-        """
-        return AutoLocator(replace(self.options, threshold=conformal_threshold(self, normals, false_alarms)))
+    def _take(self, options: AutoOptions) -> None:
+        """Hand the options on to the two that answer."""
+        self.options = options
+        own: dict[str, Any] = {"workers": options.workers}
+        if options.threshold is not None:
+            own["threshold"] = options.threshold
+        self._features = self._features.with_options(FeaturesOptions(max_boxes=options.max_boxes, **own))
+        self._tiny = self._tiny.with_options(TinyOptions(**own))

@@ -11,7 +11,6 @@ Knows nothing of materials or defect classes, and compares one pair at a time.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,9 +19,7 @@ import numpy as np
 
 from differad.boxes import grow
 from differad.core import Location, Pair
-from differad.errors import LocatorError
 from differad.images import RGB, read_images
-from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.calibration import COMPARING, Comparing
 from differad.locators.comparison import (
     Group,
@@ -37,10 +34,9 @@ from differad.locators.comparison import (
     noise,
     soften,
 )
-from differad.locators.conformal import conformal_threshold
+from differad.locators.embedded import Embedded, comparing
 from differad.locators.odds import logistic
 from differad.locators.registration import Registration, grey, register, warp
-from differad.locators.threads import one_thread_each, usable_cores
 from differad.options import check_option, option
 
 _REMEDY = "No answer; --model features compares parts that do not lie on each other."
@@ -72,7 +68,7 @@ class DifferenceOptions:
         check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
-class DifferenceLocator:
+class DifferenceLocator(Embedded):
     """Registers, compares, thresholds; needs no training and no download."""
 
     name = "difference"
@@ -85,27 +81,9 @@ class DifferenceLocator:
         """Where the target differs from the reference. Raises ImageError, LocatorError."""
         start = time.perf_counter()
         reference, target = read_images(pair.reference, pair.target)
-        try:
+        with comparing(pair):
             location = self._locate(reference, target)
-        except cv2.error as error:
-            raise LocatorError(
-                f"pair {pair.id!r}: OpenCV cannot compare it ({error}); check the two pictures"
-            ) from None
         return replace(location, model=self.name, seconds=time.perf_counter() - start)
-
-    def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
-        """Locate a stream in order; at most two pairs per worker are read ahead."""
-        workers = self.options.workers or usable_cores()
-        with one_thread_each(workers):
-            yield from locate_concurrently(self, pairs, workers)
-
-    def calibrate(self, normals: Iterable[Pair], false_alarms: float = 0.05) -> "DifferenceLocator":
-        """A locator whose threshold leaves a box on at most a share `false_alarms` of normal pairs like these.
-
-        See `conformal_threshold`. Raises InputError for too few pairs, and the error of a pair that cannot be read.
-        """
-        threshold = conformal_threshold(self, normals, false_alarms)
-        return DifferenceLocator(replace(self.options, threshold=threshold), self.constants)
 
     def _locate(self, reference: RGB, target: RGB) -> Location:
         height, width = target.shape[:2]

@@ -20,11 +20,11 @@ from differad.locators.server import ServerLocator, ServerOptions, parse_server
 from differad.locators.tiny import TinyLocator, TinyOptions
 
 DEFAULT_MODEL = "auto"
-_EMBEDDED: dict[str, tuple[Callable[[Any], Locator], type]] = {
-    "auto": (AutoLocator, AutoOptions),
-    "difference": (DifferenceLocator, DifferenceOptions),
-    "features": (FeaturesLocator, FeaturesOptions),
-    "tiny": (TinyLocator, TinyOptions),
+_EMBEDDED: dict[str, Callable[[Any], Locator]] = {
+    "auto": AutoLocator,
+    "difference": DifferenceLocator,
+    "features": FeaturesLocator,
+    "tiny": TinyLocator,
 }
 SERVER_SCHEME = "openai:"
 
@@ -52,8 +52,7 @@ def load_locator(model: str | Path | None = None, *, family: str | None = None, 
     if name in _EMBEDDED:
         if family is not None:
             raise OptionError(f"family {family!r}: {name} has no choice of answer formats; leave --family out")
-        make, kind = _EMBEDDED[name]
-        return make(build_options(kind, options, name))
+        return _EMBEDDED[name](build_options(KINDS[name][0], options, name))
     if name.startswith(SERVER_SCHEME):
         server = build_options(ServerOptions, {**options, "family": family}, name)
         served_name, base_url = parse_server(name)

@@ -52,9 +52,8 @@ def decoding_groups(model: Any, cache: DynamicCache, mask: Tensor, members: int,
     repeats = config.num_attention_heads // config.num_key_value_heads
     for number, layer in enumerate(cache.layers):
         cache.layers[number] = GroupLayer(layer.keys, layer.values, members, room)
-    hidden = ~who_sees_what(mask, members, room).repeat(1, repeats, 1)[:, None]
-    added = torch.zeros(hidden.shape, dtype=cache.layers[0].dtype, device=mask.device).masked_fill_(hidden, -torch.inf)
-    AttentionInterface.register(ATTENTION, GroupAttention(added, repeats))
+    sees = who_sees_what(mask, members, room).repeat(1, repeats, 1)[:, None]
+    AttentionInterface.register(ATTENTION, GroupAttention(added(sees, cache.layers[0].dtype), repeats))
     stock = config._attn_implementation
     config._attn_implementation = ATTENTION
     try:
@@ -68,6 +67,11 @@ def who_sees_what(mask: Tensor, members: int, room: int) -> Tensor:
     prompt = mask.bool()[:, None].expand(-1, members, -1)
     own = torch.eye(members, dtype=torch.bool, device=mask.device).repeat(1, room)
     return torch.cat([prompt, own.expand(len(mask), -1, -1)], dim=2)
+
+
+def added(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to an attention's scores: 0 where it sees, minus infinity elsewhere."""
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -torch.inf)
 
 
 class GroupLayer(DynamicLayer):

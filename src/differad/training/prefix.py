@@ -42,6 +42,28 @@ class Prompts:
         return len(self.first) < len(self.of_row)
 
 
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """A batch whose rows (B, P + keep) end in answers of `keep` tokens, and the prompts that they stand on.
+
+    Pads may stand left of a prompt and right of an answer.
+    """
+
+    batch: Batch
+    keep: int
+    prompts: Prompts
+
+    @property
+    def start(self) -> int:
+        """The column where answers begin."""
+        return int(self.batch.ids.shape[1]) - self.keep
+
+
+def split_answers(batch: Batch, keep: int) -> Answered:
+    """The last `keep` tokens of each row as its answer."""
+    return Answered(batch, keep, prompts_of(batch.until(batch.ids.shape[1] - keep)))
+
+
 def prompts_of(batch: Batch) -> Prompts:
     """As `find_prompts`, of rows that are prompts alone."""
     return find_prompts(batch.ids, batch.mask, batch.pictures.rows())
@@ -169,23 +191,16 @@ def places(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def answer_inputs(
-    model: Any,
-    batch: Batch,
-    keep: int,
-    memory: PictureMemory | None = None,
-    known: PromptMemory | None = None,
+    model: Any, answered: Answered, memory: PictureMemory | None = None, known: PromptMemory | None = None
 ) -> dict[str, Any]:
-    """What `model` takes to score the last `keep` tokens of a batch's rows, whose prompts have been encoded once.
+    """What `model` takes to score answers whose prompts have been encoded once.
 
-    Its logits (B, 1 + keep, V) are those of the last prompt token and of the answer. Pads may stand left of a prompt and
-    right of an answer.
+    Its logits (B, 1 + keep, V) are those of the last prompt token and of the answer.
     """
-    start = batch.ids.shape[1] - keep
-    asked = batch.until(start)
-    prompts = prompts_of(asked)
+    batch, start = answered.batch, answered.start
     positions, _ = places(model, batch)
-    cache = encode_prompts(model, asked, prompts, memory, known)
-    cache.reorder_cache(prompts.of_row)
+    cache = encode_prompts(model, batch.until(start), answered.prompts, memory, known)
+    cache.reorder_cache(answered.prompts.of_row)
     return {
         "input_ids": batch.ids[:, start - 1 :],
         "attention_mask": batch.mask,

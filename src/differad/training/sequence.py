@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from differad.training.grouped import takes_masks
-from differad.training.pictures import Batch, PictureMemory, picture_inputs
-from differad.training.prefix import places, prompts_of
+from differad.training.grouped import added, takes_masks
+from differad.training.pictures import PictureMemory, picture_inputs
+from differad.training.prefix import Answered, places
 
 # A token costs a layer about this many times its width squared in multiplications, and its width for every key it meets, twice.
 _WEIGHTS = 12
@@ -44,14 +44,10 @@ class Layout:
         return blocks[self.of_row, self.member, : self.keep]
 
 
-def lay_out(model: Any, batch: Batch, keep: int, memory: PictureMemory | None = None) -> Layout:
-    """Rows (B, P + keep) of a batch, whose last `keep` tokens are answers, as one sequence a prompt.
-
-    Pads may stand left of a prompt and right of an answer.
-    """
+def lay_out(model: Any, answered: Answered, memory: PictureMemory | None = None) -> Layout:
+    """Rows as one sequence a prompt."""
+    batch, keep, prompts, start = answered.batch, answered.keep, answered.prompts, answered.start
     ids, mask, rows = batch.ids, batch.mask, batch.pictures.rows()
-    start = ids.shape[1] - keep
-    prompts = prompts_of(batch.until(start))
     of_row, member = prompts.of_row, count_members(prompts.of_row)
     members, head = int(member.max()) + 1, start - 1
     positions, _ = places(model, batch)
@@ -94,7 +90,7 @@ def as_mask(sees: Tensor, model: Any) -> Tensor:
     """What a model's text attention takes: truths, or, where it adds them to its scores, 0 and minus infinity."""
     if model.config.get_text_config()._attn_implementation != "eager":
         return sees
-    return torch.zeros(sees.shape, dtype=model.dtype, device=sees.device).masked_fill_(~sees, -torch.inf)
+    return added(sees, model.dtype)
 
 
 def count_members(of_row: Tensor) -> Tensor:
@@ -103,12 +99,13 @@ def count_members(of_row: Tensor) -> Tensor:
     return same.tril(-1).sum(dim=1)
 
 
-def pays(model: Any, batch: Batch, keep: int) -> bool:
+def pays(model: Any, answered: Answered) -> bool:
     """Whether sequences take fewer multiplications than rows: long answers meet the keys of all others, if only to be masked."""
     if not takes_masks(model):
         return False
-    rows, whole = batch.ids.shape
-    prompts = prompts_of(batch.until(whole - keep))
-    length = whole - keep - 1 + (int(count_members(prompts.of_row).max()) + 1) * (keep + 1)
+    rows, whole = answered.batch.ids.shape
+    members = int(count_members(answered.prompts.of_row).max()) + 1
+    length = answered.start - 1 + members * (answered.keep + 1)
     width = _WEIGHTS * model.config.get_text_config().hidden_size
-    return bool(len(prompts.first) * length * (width + 2 * length) < rows * whole * (width + 2 * whole))
+    together = len(answered.prompts.first) * length * (width + 2 * length)
+    return bool(together < rows * whole * (width + 2 * whole))

@@ -18,7 +18,14 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 
 from differad.locators.prefix import obstacle
 from differad.training.pictures import Batch, PictureMemory, Pictures, is_random, same_tower, state_of
-from differad.training.prefix import PromptMemory, answer_inputs, find_prompts, generate_shared
+from differad.training.prefix import (
+    Answered,
+    PromptMemory,
+    answer_inputs,
+    find_prompts,
+    generate_shared,
+    split_answers,
+)
 from differad.training.sequence import lay_out, pays
 
 # Log-probabilities (B, C), entropies (B, C) and the loss that balances experts, the last two where they are asked for.
@@ -71,10 +78,10 @@ class SharesPrefixes:
         if self._shares(given, "scored", compute_aux_loss):
             rows = len(input_ids)
             whole = as_batch(input_ids, attention_mask, given)
-            batches = [
-                whole.take(slice(start, start + (batch_size or rows))) for start in range(0, rows, batch_size or rows)
-            ]
-            plan = self._plan(bare, batches, logits_to_keep)
+            starts = range(0, rows, batch_size or rows)
+            parts = [whole.take(slice(start, start + (batch_size or rows))) for start in starts]
+            answered = [split_answers(part, logits_to_keep) for part in parts]
+            plan = self._plan(bare, answered)
         if plan is None:
             scores: Scores = super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
                 model,
@@ -88,31 +95,31 @@ class SharesPrefixes:
             )
             return scores
         with self.accelerator.autocast():
-            parts = [plan(model, bare, batch, logits_to_keep) for batch in batches]
-        entropies = torch.cat([entropy for _, entropy in parts]) if compute_entropy else None
-        return torch.cat([log_probs for log_probs, _ in parts]), entropies, None
+            found = [plan(model, bare, part) for part in answered]
+        entropies = torch.cat([entropy for _, entropy in found]) if compute_entropy else None
+        return torch.cat([log_probs for log_probs, _ in found]), entropies, None
 
-    def _plan(self: Any, bare: Any, batches: list[Batch], keep: int) -> Any:
+    def _plan(self: Any, bare: Any, answered: list[Answered]) -> Any:
         """How a model is to score batches; None for TRL's own way.
 
         A pass that is differentiated takes whole sequences, where they pay: a cache would have to hand gradients back.
         """
-        if torch.is_grad_enabled() and all(pays(bare, batch, keep) for batch in batches):
+        if torch.is_grad_enabled() and all(pays(bare, part) for part in answered):
             return None if self._tells(obstacle(bare, cached=False), "scored") else self._score_together
         return None if self._tells(obstacle(bare), "scored") else self._score_behind
 
-    def _score_together(self: Any, model: Any, bare: Any, batch: Batch, keep: int) -> tuple[Tensor, Tensor | None]:
+    def _score_together(self: Any, model: Any, bare: Any, answered: Answered) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities and entropies (B, keep) of answers, each prompt and its answers as one sequence."""
-        layout = lay_out(bare, batch, keep, self._memory(bare))
+        layout = lay_out(bare, answered, self._memory(bare))
         # Through the wrapper of several processes: it has to know of the pass that is differentiated.
         output = model(**layout.inputs, labels=layout.labels, use_cache=False, fused_lm_head=True)
         entropy = output.entropy
         return layout.rows(output.log_probs), None if entropy is None else layout.rows(entropy)
 
-    def _score_behind(self: Any, model: Any, bare: Any, batch: Batch, keep: int) -> tuple[Tensor, Tensor | None]:
+    def _score_behind(self: Any, model: Any, bare: Any, answered: Answered) -> tuple[Tensor, Tensor | None]:
         """The same, with the prompts' keys and values handed to their answers."""
-        inputs = answer_inputs(bare, batch, keep, self._memory(bare), self._known(bare))
-        labels = inputs["input_ids"].masked_fill(batch.mask[:, -keep - 1 :] == 0, -100)
+        inputs = answer_inputs(bare, answered, self._memory(bare), self._known(bare))
+        labels = inputs["input_ids"].masked_fill(answered.batch.mask[:, answered.start - 1 :] == 0, -100)
         output = model(**inputs, labels=labels, fused_lm_head=True)
         return output.log_probs, output.entropy
 
@@ -134,7 +141,7 @@ class SharesPrefixes:
     @contextmanager
     def _generating(self: Any, images: list[Any] | None) -> Iterator[None]:
         if self.use_vllm or self.use_transformers_continuous_batching:
-            self._tell("vLLM and continuous batching draw answers their own way", "drawn")
+            self._tells("vLLM and continuous batching draw answers their own way", "drawn")
             yield
             return
         bare = self._bare(self.model)
@@ -169,9 +176,13 @@ class SharesPrefixes:
 
     def _tells(self: Any, reason: str | None, what: str) -> bool:
         """Whether there is a reason against sharing, which is then told once."""
-        if reason is not None:
-            self._tell(reason, what)
-        return reason is not None
+        if reason is None:
+            return False
+        text = f"grpo.share_prefix: answers are {what} with their prompts repeated: {reason}"
+        if self._share and text not in self._told and self.accelerator.is_main_process:
+            warnings.warn(text, stacklevel=2)
+        self._told.add(text)
+        return True
 
     def _refusal(self: Any, given: dict[str, Any], balances: bool) -> str | None:
         """Why this trainer, or this batch, cannot share; None where it can."""
@@ -184,12 +195,6 @@ class SharesPrefixes:
         if set(given) != _FIELDS or not all(given["num_images"]):
             return f"expected pictures in every prompt and the inputs {', '.join(sorted(_FIELDS))}, got {sorted(given)}"
         return None
-
-    def _tell(self: Any, reason: str, what: str) -> None:
-        text = f"grpo.share_prefix: answers are {what} with their prompts repeated: {reason}"
-        if self._share and text not in self._told and self.accelerator.is_main_process:
-            warnings.warn(text, stacklevel=2)
-        self._told.add(text)
 
     def _bare(self: Any, model: Any) -> Any:
         """The model without what processes and adapters wrap around it; adapters stay in its layers."""
@@ -221,7 +226,7 @@ class SharesPrefixes:
             if isinstance(layer, BaseTunerLayer)
         ]
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        known: PromptMemory = self._encoded.setdefault((bare.training, precision, *adapters), PromptMemory())
+        known: PromptMemory = self._encoded.setdefault((precision, *adapters), PromptMemory())
         return known
 
 

@@ -9,7 +9,7 @@ Knows nothing of materials or defect classes; looks at a picture whole, so that 
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,18 +20,16 @@ from numpy.typing import NDArray
 
 from differad.boxes import Boxes
 from differad.core import Location, Pair
-from differad.errors import LocatorError
 from differad.images import RGB, ImageSource, digest, read_image, read_images
-from differad.locators.base import Outcome, locate_concurrently
-from differad.locators.conformal import conformal_threshold
 from differad.locators.difference import DifferenceLocator, DifferenceOptions
+from differad.locators.embedded import Embedded, comparing
 from differad.locators.features.backbone import Backbone, Features, fit
 from differad.locators.features.calibration import DECIDING, SCORING, Deciding, Scoring
 from differad.locators.features.nearest import distances, scored, solitude
 from differad.locators.features.regions import Map, Region, regions
 from differad.locators.odds import SURE, logistic, logit
 from differad.locators.remembered import Remembered
-from differad.locators.threads import one_thread_each, usable_cores
+from differad.locators.threads import usable_cores
 from differad.options import check_option, option
 
 # References remembered: a line shows one good part beside thousands of others. Under 1 MB each.
@@ -58,7 +56,7 @@ class FeaturesOptions:
         check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
-class FeaturesLocator:
+class FeaturesLocator(Embedded):
     """Compares patches with the nearest patch of the reference; needs no training and no download.
 
     `references` are further good parts, compared with beside each pair's own; a patch counts by the nearest of all.
@@ -77,7 +75,6 @@ class FeaturesLocator:
         self.options = options or FeaturesOptions()
         self.scoring = scoring
         self.deciding = deciding
-        self._sources = tuple(references)
         self._backbone = Backbone(self.options.runtime)
         self._difference = DifferenceLocator(DifferenceOptions(threshold=0.0))
         self._further = [self._patches(read_image(source)) for source in references]
@@ -86,32 +83,25 @@ class FeaturesLocator:
     def locate(self, pair: Pair) -> Location:
         """Where the target differs from the reference. Raises ImageError, LocatorError."""
         start = time.perf_counter()
-        laid_on, score, size = self._compare(pair)
-        location = self._alone(score, size) if laid_on is None else self._fused(laid_on, score, size)
+        reference, target = read_images(pair.reference, pair.target)
+        with comparing(pair), ThreadPoolExecutor(self.options.workers or usable_cores()) as pool:
+            aligned = pool.submit(self._difference.locate, Pair(reference, target)) if self.options.fuse else None
+            score = self._score(reference, target, pool)
+            laid_on = aligned.result() if aligned else None
+        size = target.shape[1], target.shape[0]
+        location = self._fused(laid_on, score, size) if laid_on and laid_on.valid else self._alone(score, size)
         return replace(location, model=self.name, seconds=time.perf_counter() - start)
 
     def locate_laid_on(self, pair: Pair) -> Location | None:
         """As `locate` where the reference can be laid on the target, None where it cannot. Raises ImageError, LocatorError."""
         start = time.perf_counter()
-        laid_on, score, size = self._compare(pair)
-        if laid_on is None:
-            return None
-        return replace(self._fused(laid_on, score, size), model=self.name, seconds=time.perf_counter() - start)
-
-    def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
-        """Locate a stream in order; at most two pairs per worker are read ahead."""
-        workers = self.options.workers or usable_cores()
-        alone = self._variant(replace(self.options, workers=1))
-        with one_thread_each(workers):
-            yield from locate_concurrently(alone, pairs, workers)
-
-    def calibrate(self, normals: Iterable[Pair], false_alarms: float = 0.05) -> "FeaturesLocator":
-        """A locator whose threshold leaves a box on at most a share `false_alarms` of normal pairs like these.
-
-        See `conformal_threshold`. Raises InputError for too few pairs, and the error of a pair that cannot be read.
-        """
-        threshold = conformal_threshold(self, normals, false_alarms)
-        return self._variant(replace(self.options, threshold=threshold))
+        reference, target = read_images(pair.reference, pair.target)
+        with comparing(pair):
+            laid_on = self._difference.locate(Pair(reference, target))
+            if not laid_on.valid:
+                return None
+            location = self._fused(laid_on, self.score(reference, target), (target.shape[1], target.shape[0]))
+        return replace(location, model=self.name, seconds=time.perf_counter() - start)
 
     def anomaly_map(self, pair: Pair) -> NDArray[np.float32]:
         """How far each target pixel is from the reference, (H, W), 0 the same and about 1 unrelated. Raises ImageError.
@@ -126,28 +116,6 @@ class FeaturesLocator:
         """The same map at 8 pixels of the resized target a cell, (h, w)."""
         with ThreadPoolExecutor(self.options.workers or usable_cores()) as pool:
             return self._score(reference, target, pool)
-
-    def _variant(self, options: FeaturesOptions) -> "FeaturesLocator":
-        """This locator with other options, sharing what it remembers."""
-        other = FeaturesLocator(options, scoring=self.scoring, deciding=self.deciding)
-        other._sources, other._further = self._sources, self._further
-        other._remembered = self._remembered
-        return other
-
-    def _compare(self, pair: Pair) -> tuple[Location | None, Map, tuple[int, int]]:
-        """What `difference` says where it can, None where it cannot; the map; the target's width and height."""
-        reference, target = read_images(pair.reference, pair.target)
-        try:
-            with ThreadPoolExecutor(self.options.workers or usable_cores()) as pool:
-                aligned = pool.submit(self._difference.locate, Pair(reference, target)) if self.options.fuse else None
-                score = self._score(reference, target, pool)
-                laid_on = aligned.result() if aligned else None
-        except cv2.error as error:
-            raise LocatorError(
-                f"pair {pair.id!r}: OpenCV cannot compare it ({error}); check the two pictures"
-            ) from None
-        registers = laid_on is not None and laid_on.valid
-        return (laid_on if registers else None), score, (target.shape[1], target.shape[0])
 
     def _score(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor) -> Map:
         s = self.scoring

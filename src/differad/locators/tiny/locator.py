@@ -6,14 +6,11 @@ and a decision whose threshold can be set from normal pairs. It is asked three t
 box; the middle of the three boxes counts.
 """
 
-import copy
 import time
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,12 +19,10 @@ from differad.answers.parsing import Frame, format_answer, parse_answer
 from differad.answers.resize import ResizeRule
 from differad.boxes import Boxes, area, centers, grow, no_boxes
 from differad.core import Location, Pair
-from differad.errors import LocatorError
 from differad.images import RGB, read_images
-from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.calibration import COMPARING
 from differad.locators.chat import Reply
-from differad.locators.conformal import conformal_threshold
+from differad.locators.embedded import Embedded, comparing
 from differad.locators.odds import logistic, logit
 from differad.locators.threads import one_blas_thread, one_thread_each, usable_cores
 from differad.locators.tiny.calibration import DECIDING, Deciding
@@ -64,7 +59,7 @@ class TinyOptions:
         check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
-class TinyLocator:
+class TinyLocator(Embedded):
     """The policy in `folder` (the shipped one unless told) with a decision of its own."""
 
     name = "tiny"
@@ -85,36 +80,13 @@ class TinyLocator:
         with ThreadPoolExecutor(1) as pool, one_blas_thread():
             return self._locate(pair, pool)
 
-    def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
-        """Locate a stream in order; at most two pairs per worker are read ahead."""
-        workers = self.options.workers or usable_cores()
-        with one_thread_each(workers):
-            yield from locate_concurrently(self._variant(replace(self.options, workers=1)), pairs, workers)
-
-    def calibrate(self, normals: Iterable[Pair], false_alarms: float = 0.05) -> "TinyLocator":
-        """A locator whose threshold leaves a box on at most a share `false_alarms` of normal pairs like these.
-
-        See `conformal_threshold`. Raises InputError for too few pairs, and the error of a pair that cannot be read.
-        """
-        return self._variant(replace(self.options, threshold=conformal_threshold(self, normals, false_alarms)))
-
-    def _variant(self, options: TinyOptions) -> "TinyLocator":
-        """This locator with other options, sharing weights and what it remembers."""
-        other = copy.copy(self)
-        other.options = options
-        return other
-
     def _locate(self, pair: Pair, pool: ThreadPoolExecutor | None) -> Location:
         start = time.perf_counter()
         reference, target = read_images(pair.reference, pair.target)
-        try:
+        with comparing(pair):
             reply = self._ask(reference, target, pool)
             windows = self._windows(reference, reply)
             reply = _combined(reply, self._look_closely(reference, target, windows, pool, reply.laid), windows)
-        except cv2.error as error:
-            raise LocatorError(
-                f"pair {pair.id!r}: OpenCV cannot compare it ({error}); check the two pictures"
-            ) from None
         return self._decide(reply, time.perf_counter() - start)
 
     def _ask(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor | None, *, lay: bool = True) -> "SureReply":

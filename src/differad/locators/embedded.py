@@ -1,0 +1,57 @@
+"""What the embedded locators do alike: answer a stream on several threads, take a threshold from normals, name a bad pair.
+
+Knows nothing of how any of them looks at a pair.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Self
+
+import cv2
+
+from differad.core import Location, Pair
+from differad.errors import LocatorError
+from differad.locators.base import Outcome, locate_concurrently
+from differad.locators.conformal import conformal_threshold
+from differad.locators.threads import one_thread_each, usable_cores
+
+
+class Embedded:
+    """Mixin for a locator whose `options` are a frozen dataclass that has `threshold` and `workers`."""
+
+    name: str
+    options: Any
+
+    def locate(self, pair: Pair) -> Location:
+        """Where the target is abnormal. Raises ImageError, LocatorError."""
+        raise NotImplementedError
+
+    def with_options(self, options: Any) -> Self:
+        """This locator with other options, sharing what it has loaded and what it remembers."""
+        other = copy.copy(self)
+        other.options = options
+        return other
+
+    def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
+        """Locate a stream in order; at most two pairs per worker are read ahead."""
+        workers = self.options.workers or usable_cores()
+        with one_thread_each(workers):
+            yield from locate_concurrently(self.with_options(replace(self.options, workers=1)), pairs, workers)
+
+    def calibrate(self, normals: Iterable[Pair], false_alarms: float = 0.05) -> Self:
+        """A locator whose threshold leaves a box on at most a share `false_alarms` of normal pairs like these.
+
+        See `conformal_threshold`. Raises InputError for too few pairs, and the error of a pair that cannot be read.
+        """
+        return self.with_options(replace(self.options, threshold=conformal_threshold(self, normals, false_alarms)))
+
+
+@contextmanager
+def comparing(pair: Pair) -> Iterator[None]:
+    """Pictures that OpenCV cannot compare cost their pair only. Raises LocatorError, which names it."""
+    try:
+        yield
+    except cv2.error as error:
+        raise LocatorError(f"pair {pair.id!r}: OpenCV cannot compare it ({error}); check the two pictures") from None
