@@ -11,9 +11,9 @@ from differad.errors import InputError
 
 
 def test_a_pair_knows_whether_it_is_labelled():
-    assert Pair("a.png", "b.png").is_anomalous is None
-    assert Pair("a.png", "b.png", boxes=[]).is_anomalous is False
-    assert Pair("a.png", "b.png", boxes=[[1, 2, 3, 4]]).is_anomalous is True
+    assert Pair("a.png", "b.png").anomalous is None
+    assert Pair("a.png", "b.png", boxes=[]).anomalous is False
+    assert Pair("a.png", "b.png", boxes=[[1, 2, 3, 4]]).anomalous is True
     assert Pair("a.png", "b.png", boxes=[]).boxes.shape == (0, 4)
 
 
@@ -28,6 +28,7 @@ def test_a_location_becomes_the_json_of_the_interface():
         "reasoning": "dent",
         "answer": "",
         "valid": True,
+        "comparable": True,
         "model": "m",
         "seconds": 0.0,
     }
@@ -46,3 +47,23 @@ def test_scores_must_match_boxes():
 
 def test_the_version_is_the_package_s_own():
     assert differad.__version__.count(".") == 2
+
+
+def test_an_abnormal_target_of_unknown_place_has_no_boxes():
+    pair = Pair("a.png", "b.png", anomalous=True)
+    assert pair.boxes is None
+    assert pair.anomalous is True
+    normal = Pair("a.png", "b.png", anomalous=False)
+    assert normal.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(("boxes", "anomalous"), [([], True), ([[1, 2, 3, 4]], False)])
+def test_boxes_that_contradict_the_label_are_refused(boxes, anomalous):
+    with pytest.raises(InputError, match=r"anomalous (True|False) with \d boxes"):
+        Pair("a.png", "b.png", boxes=boxes, anomalous=anomalous)
+
+
+def test_what_cannot_be_compared_is_no_valid_answer():
+    location = Location(comparable=False)
+    assert not location.valid
+    assert location.to_dict()["comparable"] is False

@@ -14,10 +14,12 @@ from differad.images import ImageSource
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A picture of a good part, one of a part to inspect, and the truth where it is known.
+    """An image of a normal part, one of a part to inspect, and the truth where it is known.
 
     `boxes` are pixels of the target (EXIF orientation applied), shape (N, 4), x2/y2 exclusive; (0, 4) says that the
-    target is normal, None that nobody has labelled it. Images may be paths, PIL images or arrays.
+    target is normal. `anomalous` follows from the boxes where there are any; True without boxes says that the target is
+    abnormal and nobody marked where, False without boxes becomes (0, 4), None that nobody has labelled it. Images may be
+    paths, PIL images or arrays. Raises InputError where the two contradict each other.
     """
 
     reference: ImageSource
@@ -28,15 +30,21 @@ class Pair:
     mask: Path | None = None
     group: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    anomalous: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.boxes is not None:
-            object.__setattr__(self, "boxes", as_boxes(self.boxes))
-
-    @property
-    def is_anomalous(self) -> bool | None:
-        """Whether the truth holds a box; None for an unlabelled pair."""
-        return None if self.boxes is None else len(self.boxes) > 0
+        if self.boxes is None and self.anomalous is False:
+            object.__setattr__(self, "boxes", no_boxes())
+        if self.boxes is None:
+            return
+        boxes = as_boxes(self.boxes)
+        if self.anomalous is not None and self.anomalous != (len(boxes) > 0):
+            raise InputError(
+                f"pair {self.id!r}: anomalous {self.anomalous} with {len(boxes)} boxes; expected boxes for an abnormal "
+                "target (or none given at all: place unknown) and [] for a normal one"
+            )
+        object.__setattr__(self, "boxes", boxes)
+        object.__setattr__(self, "anomalous", len(boxes) > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +54,8 @@ class Location:
     `boxes` (N, 4) are pixels of the target as it lies on disk (EXIF orientation applied), best first; none means
     normal. `scores` (N,) are in [0, 1]. `confidence` is how sure the locator is that the target is abnormal at all, in
     [0, 1], given for normal targets too; None where the model tells nothing. `valid` is False when a model's answer
-    could not be read; it then has no boxes, and evaluation counts it as wrong.
+    could not be read; it then has no boxes, and evaluation counts it as wrong. `comparable` is False where the two images
+    cannot be compared (another part, nothing to see): no answer either, so `valid` is False too.
     """
 
     boxes: Boxes = field(default_factory=no_boxes)
@@ -57,8 +66,10 @@ class Location:
     valid: bool = True
     model: str = ""
     seconds: float = 0.0
+    comparable: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "valid", self.valid and self.comparable)
         object.__setattr__(self, "boxes", as_boxes(self.boxes))
         object.__setattr__(self, "scores", np.asarray(self.scores, dtype=np.float64).reshape(-1))
         if len(self.scores) not in (0, len(self.boxes)):
@@ -79,6 +90,7 @@ class Location:
             "reasoning": _storable(self.reasoning),
             "answer": _storable(self.answer),
             "valid": self.valid,
+            "comparable": self.comparable,
             "model": self.model,
             "seconds": round(self.seconds, 4),
         }

@@ -137,5 +137,29 @@ def test_the_real_manifests(name, pairs, anomalous):
     if not path.exists():
         pytest.skip(f"the real pairs are not here: {path}")
     read = list(read_pairs(path))
-    assert (len(read), sum(pair.is_anomalous for pair in read)) == (pairs, anomalous)
+    assert (len(read), sum(pair.anomalous for pair in read)) == (pairs, anomalous)
     assert all(Path(pair.reference).is_file() and Path(pair.target).is_file() for pair in read)
+
+
+def test_abnormal_of_unknown_place_is_read_and_written(tmp_path):
+    (pair,) = read_pairs(manifest(tmp_path, {**LINE, "boxes": None, "anomalous": True}))
+    assert pair.boxes is None
+    assert pair.anomalous is True
+    write_pairs(tmp_path / "again.jsonl", [pair])
+    line = json.loads((tmp_path / "again.jsonl").read_text())
+    assert (line["boxes"], line["anomalous"]) == (None, True)
+    (again,) = read_pairs(tmp_path / "again.jsonl")
+    assert (again.boxes, again.anomalous) == (None, True)
+
+
+@pytest.mark.parametrize(("boxes", "anomalous"), [([], True), ([[1, 2, 3, 4]], False)])
+def test_a_label_that_contradicts_its_boxes_is_refused(tmp_path, boxes, anomalous):
+    with pytest.raises(ManifestError, match=r"pairs\.jsonl:1.*place unknown"):
+        list(read_pairs(manifest(tmp_path, {**LINE, "boxes": boxes, "anomalous": anomalous})))
+
+
+def test_a_label_that_contradicts_its_mask_is_refused(tmp_path):
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "mask.png")
+    bare = {key: value for key, value in LINE.items() if key != "boxes"}
+    with pytest.raises(ManifestError, match="marks 0 defects"):
+        list(read_pairs(manifest(tmp_path, {**bare, "mask": "mask.png", "anomalous": True})))

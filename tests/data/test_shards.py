@@ -60,8 +60,8 @@ def test_round_trip(tmp_path, form):
         np.testing.assert_array_equal(pair.target, target)
         assert (pair.category, pair.group, pair.mask) == ("tüle", None, None)
         assert pair.extra["facts"] == {"grade": "easy", "share": 0.5}
-        assert pair.is_anomalous is (number % 2 == 0)
-        if pair.is_anomalous:
+        assert pair.anomalous is (number % 2 == 0)
+        if pair.anomalous:
             assert (pair.boxes.tolist(), pair.extra["kind"]) == ([[3, 2, 13, 6]], "hole")
             np.testing.assert_array_equal(pair.extra["mask"], mask > 0)
         else:

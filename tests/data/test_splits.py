@@ -39,7 +39,7 @@ def test_by_instance_meets_the_shares_of_each_category_and_kind(tmp_path):
     sides = split_by_instance(pairs, SHARES, seed=3)
     for category in "ab":
         for anomalous in (True, False):
-            members = [p for p in sides["test"] if p.category == category and p.is_anomalous == anomalous]
+            members = [p for p in sides["test"] if p.category == category and p.anomalous == anomalous]
             assert len(members) == 1  # a quarter of 4
     assert find_leaks(sides["train"], sides["test"]) == []
     again = split_by_instance(pairs, SHARES, seed=3)

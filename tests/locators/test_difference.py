@@ -182,9 +182,7 @@ def test_options_out_of_range_are_named(name, value):
 def test_real_boards_do_not_fall_below_a_loose_floor():
     pairs = list(read_pairs(REAL / "deeppcb_single" / "pairs.jsonl"))[::3]
     outcomes = list(DifferenceLocator().locate_many(pairs))
-    overlaps = [
-        iou(o.boxes[:1], p.boxes).max(initial=0) for o, p in zip(outcomes, pairs, strict=True) if p.is_anomalous
-    ]
-    clean = [not o.anomalous for o, p in zip(outcomes, pairs, strict=True) if not p.is_anomalous]
+    overlaps = [iou(o.boxes[:1], p.boxes).max(initial=0) for o, p in zip(outcomes, pairs, strict=True) if p.anomalous]
+    clean = [not o.anomalous for o, p in zip(outcomes, pairs, strict=True) if not p.anomalous]
     assert np.mean(overlaps) > 0.45
     assert np.mean(clean) > 0.6

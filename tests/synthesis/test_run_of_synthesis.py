@@ -59,7 +59,7 @@ def test_a_set_holds_what_the_drawer_draws(tmp_path):
     pairs = list(read_pairs(tmp_path / "set" / "pairs.jsonl"))
     assert [pair.id for pair in pairs] == [f"5-{index:08d}" for index in range(COUNT)]
     assert (summary.pairs, summary.kept, summary.drawn) == (COUNT, 0, COUNT)
-    assert summary.anomalous == sum(pair.is_anomalous for pair in pairs) > 0
+    assert summary.anomalous == sum(pair.anomalous for pair in pairs) > 0
     drawer = Drawer(OPTIONS)
     for index in (0, 7, 8, COUNT - 1):  # two chunks' ends among them
         drawn, pair = drawer.draw(index), pairs[index]

@@ -217,7 +217,7 @@ def test_a_batch_carries_the_truth_of_its_cells(tmp_path, drawn):
     shares = [float(part.mean()) for part in torch.split(batch["coverage"], lengths)]
     assert shares[::2] == [0.0] * 8  # of references nothing is marked
     # The mean over all cells is the share of the picture that is marked.
-    true = [pair.extra["facts"]["area_share"] if pair.is_anomalous else 0.0 for pair in read_pairs(drawn)]
+    true = [pair.extra["facts"]["area_share"] if pair.anomalous else 0.0 for pair in read_pairs(drawn)]
     assert shares[1::2] == pytest.approx(true, abs=1e-4)
     slots = (batch["input_ids"] == source.config.image_token_id).sum(dim=1)
     assert slots.tolist() == [PROPOSALS + length // MERGE**2 for length in lengths[1::2]]

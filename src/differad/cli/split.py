@@ -137,5 +137,5 @@ def _number(text: str) -> float | None:
 
 def _write(path: Path, pairs: list[Pair]) -> dict[str, object]:
     write_manifest(path, pairs)
-    anomalous = sum(pair.is_anomalous is True for pair in pairs)
+    anomalous = sum(pair.anomalous is True for pair in pairs)
     return {"manifest": str(path), "pairs": len(pairs), "anomalous": anomalous}

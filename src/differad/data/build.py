@@ -54,7 +54,7 @@ class Built:
 
     def summary(self) -> dict[str, Any]:
         """Counts as JSON has them."""
-        normal = sum(pair.is_anomalous is False for pair in self.pairs)
+        normal = sum(pair.anomalous is False for pair in self.pairs)
         return {
             "samples": self.samples,
             "pairs": len(self.pairs),

@@ -98,12 +98,12 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 
 def _counts(pairs: Sequence[Pair]) -> dict[str, int]:
-    normal = sum(pair.is_anomalous is False for pair in pairs)
+    normal = sum(pair.anomalous is False for pair in pairs)
     unread = sum(pair.boxes is None and pair.mask is not None for pair in pairs)
     targets = len({str(pair.target) for pair in pairs})
     return {
         "pairs": len(pairs),
-        "anomalous": sum(pair.is_anomalous is True for pair in pairs) + unread,
+        "anomalous": sum(pair.anomalous is True for pair in pairs) + unread,
         "normal": normal,
         "targets": targets,
         "boxes_left_to_masks": unread,

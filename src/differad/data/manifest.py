@@ -8,9 +8,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from differad.boxes import as_boxes, to_list
 from differad.core import Pair
@@ -43,12 +43,24 @@ class PairRecord(BaseModel):
     boxes: list[_Box] | None = None
     mask: str | None = None
     group: str | None = None
+    anomalous: bool | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """`anomalous` repeats what boxes say, or stands in their place: abnormal, place unknown."""
+        if self.boxes is not None and self.anomalous not in (None, bool(self.boxes)):
+            raise ValueError(
+                f"anomalous {self.anomalous} beside {len(self.boxes)} boxes; expected boxes for an abnormal target (null: "
+                "place unknown), [] for a normal one"
+            )
+        return self
 
 
 def read_pairs(path: str | Path) -> Iterator[Pair]:
     """Stream the pairs of a manifest; paths come back joined to its folder.
 
-    Boxes come from the line, else from the mask; without either the pair is unlabelled (`boxes` is None). Raises
+    Boxes come from the line, else from the mask. Without either the pair is unlabelled, or with `"anomalous": true` abnormal
+    at an unknown place; `boxes` is None in both cases. Raises
     ManifestError on the first line that does not hold what it must, ImageError on a mask that cannot be read.
     """
     path = Path(path)
@@ -112,6 +124,11 @@ def _to_pair(record: PairRecord, folder: Path) -> Pair:
         boxes = as_boxes(record.boxes)
     elif mask is not None:
         boxes = boxes_from_mask(read_mask(mask))
+        if record.anomalous not in (None, len(boxes) > 0):
+            raise ManifestError(
+                f"pair {record.id!r}: anomalous {record.anomalous}, but its mask {mask} marks {len(boxes)} defects; correct "
+                "the mask or the label"
+            )
     return Pair(
         reference=folder / record.reference,
         target=folder / record.target,
@@ -120,6 +137,7 @@ def _to_pair(record: PairRecord, folder: Path) -> Pair:
         boxes=boxes,
         mask=mask,
         group=record.group,
+        anomalous=record.anomalous,
         extra=dict(record.model_extra or {}),
     )
 
@@ -133,6 +151,8 @@ def _to_record(pair: Pair, folder: Path) -> dict[str, Any]:
     }
     if pair.boxes is not None:
         record["boxes"] = to_list(pair.boxes)
+    elif pair.anomalous:
+        record |= {"boxes": None, "anomalous": True}
     record["mask"] = _relative(pair, "mask", folder) if pair.mask is not None else None
     record["group"] = pair.group
     return {**pair.extra, **record}

@@ -50,8 +50,8 @@ def write_sheet(
 
 def pick(pairs: Sequence[Pair], shown: int) -> list[Pair]:
     """Up to `shown` pairs spread evenly over those with a defect, the last one normal where there is a normal one."""
-    defective = [pair for pair in pairs if pair.is_anomalous is not False]
-    normal = [pair for pair in pairs if pair.is_anomalous is False]
+    defective = [pair for pair in pairs if pair.anomalous is not False]
+    normal = [pair for pair in pairs if pair.anomalous is False]
     last = normal[:1] if shown > 1 or not defective else []
     wanted = min(shown - len(last), len(defective))
     places = np.linspace(0, max(0, len(defective) - 1), wanted).round().astype(int)

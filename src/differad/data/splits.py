@@ -83,7 +83,7 @@ def split_by_instance(
     members: dict[int, list[int]] = defaultdict(list)
     for index, group in enumerate(group_of):
         members[group].append(index)
-    strata = [(pair.category, bool(pair.is_anomalous)) for pair in pairs]
+    strata = [(pair.category, bool(pair.anomalous)) for pair in pairs]
     total, placed = Counter(strata), {name: Counter[tuple[str, bool]]() for name in shares}
     order = np.random.default_rng(seed).permutation(sorted(members)).tolist() if members else []
     side_of: dict[int, str] = {}

@@ -274,7 +274,7 @@ class _Bank:
     """Defects of labelled pairs, cut out by their masks. Raises InputError where no pair has one."""
 
     def __init__(self, manifest: Path) -> None:
-        self._pairs = [pair for pair in read_pairs(manifest) if pair.mask is not None and pair.is_anomalous]
+        self._pairs = [pair for pair in read_pairs(manifest) if pair.mask is not None and pair.anomalous]
         if not self._pairs:
             raise InputError(f"{manifest}: no anomalous pair with a mask; a bank of defects needs masks to cut along")
         self._cut = lru_cache(maxsize=64)(lambda number: _cut_out(self._pairs[number]))
