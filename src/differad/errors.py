@@ -41,3 +41,7 @@ class MissingExtraError(InputError):
 
 class LocatorError(DifferadError):
     """A locator could not give any answer for a pair (a server that is down, an image that a model refuses)."""
+
+
+class InputWarning(UserWarning):
+    """Something in the input looks wrong but may be meant; given by `warnings.warn`, a line on stderr of the command line."""
