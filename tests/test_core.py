@@ -28,6 +28,7 @@ def test_a_location_becomes_the_json_of_the_interface():
         "reasoning": "dent",
         "answer": "",
         "valid": True,
+        "threshold": None,
         "comparable": True,
         "model": "m",
         "seconds": 0.0,

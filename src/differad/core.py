@@ -55,7 +55,8 @@ class Location:
     normal. `scores` (N,) are in [0, 1]. `confidence` is how sure the locator is that the target is abnormal at all, in
     [0, 1], given for normal targets too; None where the model tells nothing. `valid` is False when a model's answer
     could not be read; it then has no boxes, and evaluation counts it as wrong. `comparable` is False where the two images
-    cannot be compared (another part, nothing to see): no answer either, so `valid` is False too.
+    cannot be compared (another part, nothing to see): no answer either, so `valid` is False too. `threshold` is the
+    confidence from which on the locator gave a box, None where it decides in another way.
     """
 
     boxes: Boxes = field(default_factory=no_boxes)
@@ -67,6 +68,7 @@ class Location:
     model: str = ""
     seconds: float = 0.0
     comparable: bool = True
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "valid", self.valid and self.comparable)
@@ -87,6 +89,7 @@ class Location:
             "boxes": to_list(self.boxes),
             "scores": [round(float(s), 4) for s in self.scores],
             "confidence": None if self.confidence is None else round(float(self.confidence), 4),
+            "threshold": None if self.threshold is None else round(float(self.threshold), 4),
             "reasoning": _storable(self.reasoning),
             "answer": _storable(self.answer),
             "valid": self.valid,

@@ -1,6 +1,10 @@
-"""A progress bar on stderr, where a person is watching."""
+"""Progress on stderr: a bar where a person is watching, a line now and then where the output goes to a file or a pipe."""
 
+import logging
+import sys
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -8,9 +12,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Item = TypeVar("Item")
 
+# Its level decides how much is said: from ERROR on neither bars nor lines are shown (`differad -q`).
+LOGGER = logging.getLogger("differad")
+# A run that is over sooner needs no line; a log of hours stays short enough to read.
+SECONDS_BETWEEN_LINES = 15.0
 
-def progress_bar(shown: bool = True) -> Progress:
-    """A bar that vanishes when it is done; none where stderr is no terminal."""
+
+# The bar begun last, for who asks after an interruption how far the work had come.
+_latest: Progress | None = None
+
+
+@contextmanager
+def progress_bar(shown: bool = True, *, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> Iterator[Progress]:
+    """A bar that vanishes when it is done; lines of text, `seconds_between_lines` apart, where stderr is no terminal."""
+    global _latest
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -18,11 +33,51 @@ def progress_bar(shown: bool = True) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    shown = shown and LOGGER.getEffectiveLevel() < logging.ERROR
     console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
+    progress = Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
+    with progress, _lines(progress, seconds_between_lines if shown and not console.is_terminal else None):
+        _latest = progress
+        yield progress
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None, *, shown: bool = True) -> Iterator[Item]:
     """The items, with a bar while they pass."""
     with progress_bar(shown) as bar:
         yield from bar.track(items, total=total, description=description)
+
+
+def latest_position() -> str:
+    """How far the work under the bar begun last has come, as "pairs: 12 of 40"; empty where it is done or there is none."""
+    return _position(_latest) if _latest is not None and not _latest.finished else ""
+
+
+def _position(progress: Progress) -> str:
+    tasks = [task for task in progress.tasks if not task.finished]
+    if not tasks:
+        return ""
+    task = tasks[0]
+    total = "" if task.total is None else f" of {task.total:.0f}"
+    return f"{task.description}: {task.completed:.0f}{total}"
+
+
+@contextmanager
+def _lines(progress: Progress, seconds: float | None) -> Iterator[None]:
+    """Write the position to stderr every so many seconds meanwhile; None writes nothing."""
+    if seconds is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.wait(seconds):
+            if line := _position(progress):
+                print(line, file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

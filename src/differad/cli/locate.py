@@ -1,5 +1,6 @@
 """`differad locate`: one pair on the command line, or a manifest of them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from differad.core import Location, Pair
 from differad.data.manifest import read_pairs
 from differad.drawing import draw_boxes
 from differad.errors import OptionError
+from differad.evaluation.predictions import Prediction, read_predictions
 from differad.evaluation.run import locate_to_file
 from differad.images import read_image, write_image
 
@@ -25,6 +27,12 @@ def locate_command(
     ] = None,
     pairs: Annotated[Path | None, typer.Option("--pairs", help="Locate every pair of this pairs.jsonl.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="With --pairs: append predictions to this file.")] = None,
+    fail_on_anomaly: Annotated[
+        bool,
+        typer.Option(
+            "--fail-on-anomaly", help="Exit with 3 where a target is abnormal, with 4 where one has no answer."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether the target is abnormal, and where.
@@ -35,33 +43,66 @@ def locate_command(
     """
     if pairs is not None:
         _locate_manifest(pairs, reference, out, save, model, family, option, as_json)
+        if fail_on_anomaly and out is not None:
+            raise typer.Exit(exit_code(read_predictions(out)))
         return
     if reference is None or target is None:
         raise OptionError("locate: expected REFERENCE and TARGET, or --pairs with --out")
     if out is not None:
         raise OptionError(f"--out {out}: goes with --pairs; for one pair use --json or --save")
-    location = open_locator(model, family, option).locate(Pair(reference=reference, target=target))
     if save is not None:
-        write_image(save, draw_boxes(read_image(target), predicted=location.boxes, scores=location.scores))
+        _refuse_input(save, reference, target)
+    location = open_locator(model, family, option).locate(Pair(reference=reference, target=target))
     if as_json:
         print_json(location.to_dict())
     else:
         typer.echo(describe(location))
+    if save is not None:
+        write_image(save, draw_boxes(read_image(target), predicted=location.boxes, scores=location.scores))
+    if fail_on_anomaly:
+        raise typer.Exit(exit_code([location]))
+
+
+def exit_code(answers: Iterable[Location | Prediction]) -> int:
+    """What --fail-on-anomaly ends with: 3 where any answer says abnormal, else 4 where one is none, else 0."""
+    code = 0
+    for answer in answers:
+        is_valid = answer.valid if isinstance(answer, Location) else answer.is_valid
+        if is_valid and len(answer.boxes):
+            return 3
+        code = code if is_valid else 4
+    return code
+
+
+def _refuse_input(save: Path, *images: Path) -> None:
+    """Raise OptionError where `save` would overwrite one of the images that are compared."""
+    for image in images:
+        if save.exists() and image.exists() and save.samefile(image):
+            raise OptionError(f"--save {save}: is {image}, an image that is compared; choose another name")
 
 
 def describe(location: Location) -> str:
     """A location as a few lines for a person."""
-    lines = ["abnormal" if location.anomalous else "normal" if location.valid else "unreadable answer"]
+    lines = [_verdict(location)]
     scores = location.scores if len(location.scores) else [None] * len(location.boxes)
     for box, score in zip(location.boxes, scores, strict=True):
         x1, y1, x2, y2 = (round(float(v)) for v in box)
         lines.append(f"  box ({x1}, {y1}) to ({x2}, {y2})" + ("" if score is None else f", score {score:.2f}"))
     if location.confidence is not None:
-        lines.append(f"  abnormal with confidence {location.confidence:.2f}")
+        threshold = "" if location.threshold is None else f" (threshold {location.threshold:.2f})"
+        lines.append(f"  abnormal with confidence {location.confidence:.2f}{threshold}")
     if location.reasoning:
         lines.append(f"  {location.reasoning}")
     lines.append(f"  {location.model}, {location.seconds:.2f} s")
     return "\n".join(lines)
+
+
+def _verdict(location: Location) -> str:
+    if not location.comparable:
+        return "not comparable"
+    if not location.valid:
+        return "unreadable answer"
+    return "abnormal" if location.anomalous else "normal"
 
 
 def _locate_manifest(

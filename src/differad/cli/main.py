@@ -1,10 +1,13 @@
 """The `differad` command: gathers the subcommands and turns errors into one line and an exit code.
 
-0 done; 2 the input or the options are wrong; 1 anything else; 130 interrupted.
+0 done; 2 the input or the options are wrong; 3 abnormal and 4 no answer, with `locate --fail-on-anomaly`; 1 anything else; 130
+interrupted.
 """
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import typer
 
@@ -15,32 +18,40 @@ from differad.cli.evaluate import evaluate_command
 from differad.cli.exchange import export_command, import_command
 from differad.cli.locate import locate_command
 from differad.cli.models import models_command
+from differad.cli.output import AGAIN, escape_what_cannot_be_shown, log_lines, warnings_as_lines, with_output_options
 from differad.cli.score import score_command
 from differad.cli.split import check_leaks_command, split_command
 from differad.cli.synthesize import synthesize_command
 from differad.cli.train import train_app
 from differad.errors import DifferadError
+from differad.progress import LOGGER
 
 app = typer.Typer(
     name="differad",
-    help="One-shot visual inspection: show one good part and one to inspect, get what is abnormal and where.",
-    no_args_is_help=True,
+    help="One-shot visual inspection: show one good part and one to inspect, get what is abnormal and where.\n\n"
+    "The environment may hold defaults: DIFFERAD_MODEL, DIFFERAD_FAMILY, DIFFERAD_OPTIONS, DIFFERAD_FAIL_ON_ANOMALY, "
+    "DIFFERAD_QUIET.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-app.command("locate")(locate_command)
-app.command("evaluate")(evaluate_command)
-app.command("score")(score_command)
-app.command("build")(build_command)
-app.command("build-recipe")(build_recipe_command)
-app.command("split")(split_command)
-app.command("check-leaks")(check_leaks_command)
+# Each command, and how its work is continued after Ctrl-C.
+COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
+    "locate": (locate_command, "with --pairs the same command goes on from there"),
+    "evaluate": (evaluate_command, AGAIN),
+    "score": (score_command, ""),
+    "build": (build_command, "no manifest was written; start again in a new folder"),
+    "build-recipe": (build_recipe_command, "no manifest was written; start again in a new folder"),
+    "split": (split_command, ""),
+    "check-leaks": (check_leaks_command, ""),
+    "audit-reward": (audit_command, ""),
+    "synthesize": (synthesize_command, AGAIN),
+    "export": (export_command, ""),
+    "import": (import_command, ""),
+    "models": (models_command, ""),
+}
+for _name, (_command, _go_on) in COMMANDS.items():
+    app.command(_name)(with_output_options(_command, _go_on))
 app.add_typer(train_app, name="train")
-app.command("audit-reward")(audit_command)
-app.command("synthesize")(synthesize_command)
-app.command("export")(export_command)
-app.command("import")(import_command)
-app.command("models")(models_command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -49,28 +60,39 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+    context: typer.Context,
+    _version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line on `arguments` (default: the process's own) and exit with its code."""
+    escape_what_cannot_be_shown()
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; errors become one line on stderr."""
-    try:
-        code = app(args=arguments, prog_name="differad", standalone_mode=False)
-    except DifferadError as error:
-        return _fail(str(error), error.exit_code)
-    except typer.TyperException as error:
-        return _fail(f"{error.format_message()} (differad --help shows the options)", error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted", 130)
+    with log_lines(), warnings_as_lines():
+        try:
+            code = app(args=arguments, prog_name="differad", standalone_mode=False)
+        except DifferadError as error:
+            LOGGER.debug("origin:", exc_info=error)
+            return _fail(str(error), error.exit_code)
+        except typer.TyperException as error:
+            return _fail(f"{error.format_message()} (differad --help shows the options)", error.exit_code)
+        except (typer.Abort, KeyboardInterrupt):
+            return _fail("interrupted", 130)
+        except BrokenPipeError:
+            # Who reads has read enough (`| head`); Python would complain once more when it closes the stream.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
     return code if isinstance(code, int) else 0
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from differad.cli.output import can_show
 from differad.errors import OptionError
 from differad.locators import Locator, load_locator
 from differad.locators.registry import DEFAULT_MODEL
@@ -14,17 +15,28 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
+        envvar="DIFFERAD_MODEL",
         help=f"{DEFAULT_MODEL} (the default), features, tiny, difference, a checkpoint folder or hub id, or "
         "openai:NAME@http://HOST:PORT/v1; `differad models` lists them with their options.",
     ),
 ]
 Family = Annotated[
     str | None,
-    typer.Option("--family", help="Answer format of the model, where its config does not tell: qwen2.5-vl, internvl …"),
+    typer.Option(
+        "--family",
+        envvar="DIFFERAD_FAMILY",
+        help="Answer format of the model, where its config does not tell: qwen2.5-vl, internvl …",
+    ),
 ]
 LocatorOptions = Annotated[
     list[str] | None,
-    typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the model; may be given several times."),
+    typer.Option(
+        "--option",
+        "-o",
+        metavar="KEY=VALUE",
+        envvar="DIFFERAD_OPTIONS",
+        help="An option of the model; may be given several times (in the environment: separated by spaces).",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
 
@@ -42,4 +54,6 @@ def open_locator(model: str | None, family: str | None, options: list[str] | Non
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout; a NaN in it would be a bug, so it is refused."""
-    typer.echo(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
+    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
+    # Escapes of the terminal's own would not be JSON.
+    typer.echo(text if can_show(text) else json.dumps(document, indent=2, allow_nan=False))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from differad.cli.options import AsJson, print_json
+from differad.cli.output import with_output_options
 from differad.errors import MissingExtraError
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train, and on what.")]
@@ -17,10 +18,7 @@ Overrides = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last whole checkpoint, if it has one.")]
 Check = Annotated[bool, typer.Option("--check", help="Read and check the recipe, print it and stop.")]
 
-train_app = typer.Typer(help="Train a policy: cold start (sft), then reinforcement (rl).", no_args_is_help=True)
 
-
-@train_app.command("sft")
 def sft_command(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -35,7 +33,6 @@ def sft_command(
     _run("sft", recipe, overrides, resume, check, as_json)
 
 
-@train_app.command("rl")
 def rl_command(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -48,6 +45,11 @@ def rl_command(
     Example: differad train rl recipes/tiny/rl.yaml grpo.reward=dclr
     """
     _run("rl", recipe, overrides, resume, check, as_json)
+
+
+train_app = typer.Typer(help="Train a policy: cold start (sft), then reinforcement (rl).", no_args_is_help=True)
+for _phase, _command in (("sft", sft_command), ("rl", rl_command)):
+    train_app.command(_phase)(with_output_options(_command, "--resume goes on from the last whole checkpoint"))
 
 
 def _run(phase: str, path: Path, overrides: list[str] | None, resume: bool, check: bool, as_json: bool) -> None:

@@ -5,12 +5,11 @@ defects; for parts in another pose `tiny` was trained. Which of them answers dep
 nothing of how either works.
 """
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
-from differad.core import Location, Pair
-from differad.images import read_images
+from differad.core import Location
+from differad.images import RGB
 from differad.locators.embedded import Embedded
 from differad.locators.features import FeaturesLocator, FeaturesOptions
 from differad.locators.tiny import TinyLocator, TinyOptions
@@ -44,13 +43,9 @@ class AutoLocator(Embedded):
         self._features, self._tiny = FeaturesLocator(), TinyLocator()
         self._take(options or AutoOptions())
 
-    def locate(self, pair: Pair) -> Location:
-        """Where the target is abnormal. Raises ImageError, LocatorError."""
-        start = time.perf_counter()
-        reference, target = read_images(pair.reference, pair.target)
-        seen = replace(pair, reference=reference, target=target)
-        found = self._features.locate_laid_on(seen) or self._tiny.locate(seen)
-        return replace(found, model=self.name, seconds=time.perf_counter() - start)
+    def compare(self, reference: RGB, target: RGB) -> Location:
+        """The answer of `features` where the images can be aligned, else that of `tiny`."""
+        return self._features.compare_aligned(reference, target) or self._tiny.compare(reference, target)
 
     def with_options(self, options: AutoOptions) -> Self:
         """This locator with other options, sharing what it has loaded and what it remembers."""

@@ -10,16 +10,15 @@ Knows nothing of materials or defect classes, and compares one pair at a time.
 """
 
 import math
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import cv2
 import numpy as np
 
 from differad.boxes import grow
-from differad.core import Location, Pair
-from differad.images import RGB, read_images
+from differad.core import Location
+from differad.images import RGB
 from differad.locators.calibration import COMPARING, Comparing
 from differad.locators.comparison import (
     Group,
@@ -34,11 +33,13 @@ from differad.locators.comparison import (
     noise,
     soften,
 )
-from differad.locators.embedded import Embedded, comparing
+from differad.locators.embedded import Embedded
 from differad.locators.odds import logistic
 from differad.locators.registration import Registration, grey, register, warp
 from differad.options import check_option, option
 
+# A long strip shrunk to fewer pixels of width than this would lose its defects without a word.
+_LEAST_SIDE = 64
 _REMEDY = "No answer; --model features compares parts that do not lie on each other."
 
 
@@ -77,21 +78,14 @@ class DifferenceLocator(Embedded):
         self.options = options or DifferenceOptions()
         self.constants = constants
 
-    def locate(self, pair: Pair) -> Location:
-        """Where the target differs from the reference. Raises ImageError, LocatorError."""
-        start = time.perf_counter()
-        reference, target = read_images(pair.reference, pair.target)
-        with comparing(pair):
-            location = self._locate(reference, target)
-        return replace(location, model=self.name, seconds=time.perf_counter() - start)
-
-    def _locate(self, reference: RGB, target: RGB) -> Location:
+    def compare(self, reference: RGB, target: RGB) -> Location:
+        """Where the target differs from the reference; not comparable where the two cannot be aligned."""
         height, width = target.shape[:2]
         reference, _ = _bounded(reference, self.options.max_side)
         target, factor = _bounded(target, self.options.max_side)
         registration = register(grey(reference), grey(target))
         if not registration.accepted and self.options.on_refusal == "refuse":
-            return Location(valid=False, reasoning=f"{_told(registration)} {_REMEDY}")
+            return Location(comparable=False, reasoning=f"{_told(registration)} {_REMEDY}")
         score = self.difference(reference, target, registration)
         groups = self._groups(score)
         return self._answer(groups, registration, (width, height), factor)
@@ -137,6 +131,7 @@ class DifferenceLocator(Embedded):
             scores=chances[kept],
             confidence=float(chances.max(initial=0.0)) if registration.accepted else None,
             reasoning=f"{_told(registration)} {found}",
+            threshold=self.options.threshold,
         )
 
 
@@ -153,9 +148,9 @@ def _told(registration: Registration) -> str:
 
 
 def _bounded(picture: RGB, max_side: int) -> tuple[RGB, float]:
-    """The picture no longer than `max_side`, and the factor that it was shrunk by."""
+    """The image no longer than `max_side`, and the factor that it was shrunk by; a strip keeps `_LEAST_SIDE` pixels of width."""
     height, width = picture.shape[:2]
-    factor = max_side / max(height, width)
+    factor = max(max_side / max(height, width), _LEAST_SIDE / min(height, width))
     if factor >= 1:
         return picture, 1.0
     size = max(1, round(width * factor)), max(1, round(height * factor))

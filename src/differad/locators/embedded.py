@@ -1,9 +1,11 @@
-"""What the embedded locators do alike: answer a stream on several threads, take a threshold from normals, name a bad pair.
+"""What the embedded locators do alike: read a pair, refuse what cannot be compared, answer a stream on several threads,
+take a threshold from normal pairs, name a bad pair.
 
 Knows nothing of how any of them looks at a pair.
 """
 
 import copy
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +15,9 @@ import cv2
 
 from differad.core import Location, Pair
 from differad.errors import LocatorError
+from differad.images import RGB, read_images
 from differad.locators.base import Outcome, locate_concurrently
+from differad.locators.comparable import doubt_normal, why_incomparable
 from differad.locators.conformal import conformal_threshold
 from differad.locators.threads import one_thread_each, usable_cores
 
@@ -26,6 +30,18 @@ class Embedded:
 
     def locate(self, pair: Pair) -> Location:
         """Where the target is abnormal. Raises ImageError, LocatorError."""
+        start = time.perf_counter()
+        reference, target = read_images(pair.reference, pair.target)
+        reason = why_incomparable(reference, target)
+        if reason is not None:
+            location = Location(comparable=False, reasoning=reason)
+        else:
+            with _naming(pair):
+                location = doubt_normal(self.compare(reference, target), reference, target)
+        return replace(location, model=self.name, seconds=time.perf_counter() - start)
+
+    def compare(self, reference: RGB, target: RGB) -> Location:
+        """Where the target (H, W, 3) is abnormal, without `model` and `seconds`, which `locate` fills in."""
         raise NotImplementedError
 
     def with_options(self, options: Any) -> Self:
@@ -49,7 +65,7 @@ class Embedded:
 
 
 @contextmanager
-def comparing(pair: Pair) -> Iterator[None]:
+def _naming(pair: Pair) -> Iterator[None]:
     """Pictures that OpenCV cannot compare cost their pair only. Raises LocatorError, which names it."""
     try:
         yield

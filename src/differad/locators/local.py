@@ -33,6 +33,7 @@ from differad.locators.checkpoints import (
     require_packages,
     resolve,
 )
+from differad.locators.comparable import doubt_normal
 from differad.locators.remembered import Remembered
 from differad.options import check_at_least, check_option, option
 
@@ -182,8 +183,10 @@ class LocalLocator:
         answers = self._answer(list(batch.items.values()), batch.shares)
         share = reading + (time.perf_counter() - start) / len(answers)
         return {
-            place: self._decide(answer, share) if isinstance(answer, Reply) else answer
-            for place, answer in zip(batch.items, answers, strict=True)
+            place: doubt_normal(self._decide(answer, share), item.reference, item.target)
+            if isinstance(answer, Reply)
+            else answer
+            for (place, item), answer in zip(batch.items.items(), answers, strict=True)
         }
 
     def _batches(self, window: dict[int, Prepared]) -> list[_Batch]:

@@ -28,6 +28,7 @@ from differad.errors import LocatorError, MissingExtraError, OptionError
 from differad.images import RGB, ImageSource, read_images
 from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.chat import Reply, to_location, user_content
+from differad.locators.comparable import doubt_normal
 from differad.locators.remembered import Remembered
 from differad.options import check_at_least, option
 
@@ -119,7 +120,8 @@ class ServerLocator:
         height, width = target.shape[:2]
         frame = Frame(width, height, resized=self._rule.resized(width, height) if self._rule else None)
         text = self._ask(self._url(pair.reference, reference), self._url(pair.target, target))
-        return to_location(Reply(text, frame), self._format, self.name, time.perf_counter() - start)
+        location = to_location(Reply(text, frame), self._format, self.name, time.perf_counter() - start)
+        return doubt_normal(location, reference, target)
 
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
         """Locate a stream in order; at most two pairs per allowed request are read ahead."""

@@ -8,10 +8,9 @@ Knows nothing of materials or defect classes; looks at a picture whole, so that 
 """
 
 import math
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import cv2
@@ -22,7 +21,7 @@ from differad.boxes import Boxes
 from differad.core import Location, Pair
 from differad.images import RGB, ImageSource, digest, read_image, read_images
 from differad.locators.difference import DifferenceLocator, DifferenceOptions
-from differad.locators.embedded import Embedded, comparing
+from differad.locators.embedded import Embedded
 from differad.locators.features.backbone import Backbone, Features, fit
 from differad.locators.features.calibration import DECIDING, SCORING, Deciding, Scoring
 from differad.locators.features.nearest import distances, scored, solitude
@@ -80,28 +79,21 @@ class FeaturesLocator(Embedded):
         self._further = [self._patches(read_image(source)) for source in references]
         self._remembered: Remembered[bytes, list[Features]] = Remembered(_REMEMBERED)
 
-    def locate(self, pair: Pair) -> Location:
-        """Where the target differs from the reference. Raises ImageError, LocatorError."""
-        start = time.perf_counter()
-        reference, target = read_images(pair.reference, pair.target)
-        with comparing(pair), ThreadPoolExecutor(self.options.workers or usable_cores()) as pool:
-            aligned = pool.submit(self._difference.locate, Pair(reference, target)) if self.options.fuse else None
+    def compare(self, reference: RGB, target: RGB) -> Location:
+        """Where the target differs from the reference."""
+        with ThreadPoolExecutor(self.options.workers or usable_cores()) as pool:
+            difference = pool.submit(self._difference.compare, reference, target) if self.options.fuse else None
             score = self._score(reference, target, pool)
-            laid_on = aligned.result() if aligned else None
+            aligned = difference.result() if difference else None
         size = target.shape[1], target.shape[0]
-        location = self._fused(laid_on, score, size) if laid_on and laid_on.valid else self._alone(score, size)
-        return replace(location, model=self.name, seconds=time.perf_counter() - start)
+        return self._fused(aligned, score, size) if aligned and aligned.valid else self._alone(score, size)
 
-    def locate_laid_on(self, pair: Pair) -> Location | None:
-        """As `locate` where the reference can be laid on the target, None where it cannot. Raises ImageError, LocatorError."""
-        start = time.perf_counter()
-        reference, target = read_images(pair.reference, pair.target)
-        with comparing(pair):
-            laid_on = self._difference.locate(Pair(reference, target))
-            if not laid_on.valid:
-                return None
-            location = self._fused(laid_on, self.score(reference, target), (target.shape[1], target.shape[0]))
-        return replace(location, model=self.name, seconds=time.perf_counter() - start)
+    def compare_aligned(self, reference: RGB, target: RGB) -> Location | None:
+        """As `compare` where the reference can be aligned to the target, None where it cannot."""
+        aligned = self._difference.compare(reference, target)
+        if not aligned.valid:
+            return None
+        return self._fused(aligned, self.score(reference, target), (target.shape[1], target.shape[0]))
 
     def anomaly_map(self, pair: Pair) -> NDArray[np.float32]:
         """How far each target pixel is from the reference, (H, W), 0 the same and about 1 unrelated. Raises ImageError.
@@ -171,6 +163,7 @@ class FeaturesLocator(Embedded):
             scores=chances[kept],
             confidence=float(chances.max(initial=0.0)),
             reasoning=f"{told} {found}",
+            threshold=self.options.threshold,
         )
 
 

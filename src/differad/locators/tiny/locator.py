@@ -6,7 +6,6 @@ and a decision whose threshold can be set from normal pairs. It is asked three t
 box; the middle of the three boxes counts.
 """
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,11 @@ from differad.answers.formats import FORMATS, TINY_MODEL_TYPE, family_of
 from differad.answers.parsing import Frame, format_answer, parse_answer
 from differad.answers.resize import ResizeRule
 from differad.boxes import Boxes, area, centers, grow, no_boxes
-from differad.core import Location, Pair
-from differad.images import RGB, read_images
+from differad.core import Location
+from differad.images import RGB
 from differad.locators.calibration import COMPARING
 from differad.locators.chat import Reply
-from differad.locators.embedded import Embedded, comparing
+from differad.locators.embedded import Embedded
 from differad.locators.odds import logistic, logit
 from differad.locators.threads import one_blas_thread, one_thread_each, usable_cores
 from differad.locators.tiny.calibration import DECIDING, Deciding
@@ -73,21 +72,18 @@ class TinyLocator(Embedded):
         self._rule = ResizeRule.from_folder(self._folder)
         self._evidence = PairEvidence()
 
-    def locate(self, pair: Pair) -> Location:
-        """Where the target is abnormal. Raises ImageError, LocatorError."""
+    def compare(self, reference: RGB, target: RGB) -> Location:
+        """Where the target is abnormal."""
         if (self.options.workers or usable_cores()) == 1:
-            return self._locate(pair, None)
+            return self._compare(reference, target, None)
         with ThreadPoolExecutor(1) as pool, one_blas_thread():
-            return self._locate(pair, pool)
+            return self._compare(reference, target, pool)
 
-    def _locate(self, pair: Pair, pool: ThreadPoolExecutor | None) -> Location:
-        start = time.perf_counter()
-        reference, target = read_images(pair.reference, pair.target)
-        with comparing(pair):
-            reply = self._ask(reference, target, pool)
-            windows = self._windows(reference, reply)
-            reply = _combined(reply, self._look_closely(reference, target, windows, pool, reply.laid), windows)
-        return self._decide(reply, time.perf_counter() - start)
+    def _compare(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor | None) -> Location:
+        reply = self._ask(reference, target, pool)
+        windows = self._windows(reference, reply)
+        reply = _combined(reply, self._look_closely(reference, target, windows, pool, reply.laid), windows)
+        return self._decide(reply)
 
     def _ask(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor | None, *, lay: bool = True) -> "SureReply":
         """One look: a box for any pair."""
@@ -128,7 +124,7 @@ class TinyLocator(Embedded):
         d = self._deciding
         return logistic(d.bias + d.answer * reply.odds + d.peak * reply.peak)
 
-    def _decide(self, reply: "SureReply", seconds: float) -> Location:
+    def _decide(self, reply: "SureReply") -> Location:
         chance = self._chance(reply)
         frame = reply.frame
         boxes = parse_answer(reply.text, _FORMAT, frame).boxes if chance >= self.options.threshold else no_boxes()
@@ -142,8 +138,7 @@ class TinyLocator(Embedded):
             confidence=chance,
             reasoning=describe(boxes, frame, chance),
             answer=answer,
-            model=self.name,
-            seconds=seconds,
+            threshold=self.options.threshold,
         )
 
 

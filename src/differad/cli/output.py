@@ -1,0 +1,106 @@
+"""What every command does about output: how much is said, warnings as lines, an interruption that says how to go on."""
+
+import inspect
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from differad.errors import DifferadError, InputWarning
+from differad.progress import LOGGER, latest_position
+
+_QUIET = Annotated[
+    bool, typer.Option("--quiet", "-q", envvar="DIFFERAD_QUIET", help="Say nothing on stderr but errors.")
+]
+_VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr; errors come with their origin.")]
+AGAIN = "the same command goes on from there"
+
+
+class InterruptedRunError(DifferadError):
+    """Ctrl-C; says how far the work had come and how to go on."""
+
+    exit_code = 130
+
+
+def with_output_options(command: Callable[..., Any], go_on: str = "") -> Callable[..., Any]:
+    """The command with --quiet and --verbose; `go_on` says after Ctrl-C how its work is continued."""
+    signature = inspect.signature(command)
+
+    def run(*, quiet: bool, verbose: bool, **values: Any) -> Any:
+        LOGGER.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING)
+        try:
+            return command(**values)
+        except KeyboardInterrupt:
+            position = latest_position()
+            at = f" at {position}" if position else ""
+            raise InterruptedRunError(f"interrupted{at}{'; ' if go_on else ''}{go_on}") from None
+
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in (("quiet", _QUIET), ("verbose", _VERBOSE))
+    ]
+    parameters = [*signature.parameters.values(), *more]
+    run.__doc__ = command.__doc__
+    # Typer reads both, as it would those of a function written out.
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Each warning about the input as one line on stderr, unless --quiet; other warnings as Python shows them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", InputWarning)
+        otherwise = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, InputWarning):
+                otherwise(message, category, filename, lineno, file, line)
+            elif LOGGER.getEffectiveLevel() < logging.ERROR:
+                print(f"differad: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+        warnings.showwarning = show
+        yield
+
+
+@contextmanager
+def log_lines() -> Iterator[None]:
+    """What the package logs, as lines on stderr; how much follows from --quiet and --verbose."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("differad: %(message)s"))
+    level = LOGGER.level
+    LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+
+
+def escape_what_cannot_be_shown() -> None:
+    """Write as \\x and \\u escapes what the terminal's encoding has no letters for, instead of failing after the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def can_show(text: str) -> bool:
+    """Whether stdout's encoding has all letters of `text`."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
