@@ -69,14 +69,20 @@ def image_size(source: ImageSource) -> tuple[int, int]:
         return _oriented_size(image, _name(source))
 
 
+def check_ending(path: str | Path) -> None:
+    """Raise ImageError where the ending of a file to be written names no image format."""
+    ending = Path(path).suffix
+    if Image.registered_extensions().get(ending.lower()) not in Image.SAVE:
+        raise ImageError(f"{path}: ending {ending!r} names no image format; expected .png or .jpg")
+
+
 def write_image(path: str | Path, pixels: RGB) -> None:
     """Write (H, W, 3) uint8 RGB in the format that the file's ending names. Raises ImageError."""
     path = Path(path)
+    check_ending(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
-    except ValueError:
-        raise ImageError(f"{path}: ending {path.suffix!r} names no image format; expected .png or .jpg") from None
     except OSError as error:
         raise ImageError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
 

@@ -13,7 +13,7 @@ from differad.drawing import draw_boxes
 from differad.errors import OptionError
 from differad.evaluation.predictions import Prediction, read_predictions
 from differad.evaluation.run import locate_to_file
-from differad.images import read_image, write_image
+from differad.images import check_ending, read_image, write_image
 
 
 def locate_command(
@@ -51,6 +51,7 @@ def locate_command(
     if out is not None:
         raise OptionError(f"--out {out}: goes with --pairs; for one pair use --json or --save")
     if save is not None:
+        check_ending(save)
         _refuse_input(save, reference, target)
     location = open_locator(model, family, option).locate(Pair(reference=reference, target=target))
     if as_json:
