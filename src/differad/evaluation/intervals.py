@@ -4,7 +4,8 @@ A bootstrap of 3 hits in 3 draws 3 of 3 every time, as one of 30 in 30 does: its
 interval follows from Wilson's for a share of n of n instead (`unvaried`). Knows nothing of pairs or of metrics.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,66 +15,78 @@ Interval = tuple[float, float]
 
 # The 97.5 % quantile of the standard normal distribution.
 Z = 1.959963984540054
+# The ends of a bootstrap interval stay within the values seen. Of fewer values than this all are on one side of the median with
+# a probability above 5 % (2 / 2^n), so that no such interval can have a coverage of 95 %.
+MIN_COUNT = 6
 # Draws that differ by less differ by rounding only.
 _ALIKE = 1e-9
 
 
-def wilson(hits: int, count: int) -> Interval:
-    """Wilson's score interval of a share, `hits` of `count` >= 1 (Wilson 1927): 3 of 3 gives [0.44, 1]."""
-    share, spread = hits / count, Z * Z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z * float(np.sqrt(share * (1 - share) / count + spread / (4 * count))) / (1 + spread)
-    # At the ends the two terms are equal but for rounding.
-    return (0.0 if hits == 0 else middle - half), (1.0 if hits == count else middle + half)
-
-
 def unvaried(value: float, count: int) -> Interval:
-    """Interval of a mean of values in [0, 1] of which all `count` seen equal `value`.
+    """Interval of a mean of values in [0, 1] of which all `count` >= 1 seen equal `value`.
 
-    At least a share L of all values equals `value`, where L is the lower end of Wilson's interval for `count` of `count`; the
-    rest may be anything from 0 to 1. For a share of 0 or 1 this is Wilson's interval itself.
+    Wilson's score interval for a share of `count` of `count` (Wilson 1927) says that at least n / (n + z^2) of all values equal
+    `value`; the rest may be anything from 0 to 1. For a share of 0 or 1 this is Wilson's interval: 3 of 3 gives [0.44, 1].
     """
-    alike = wilson(count, count)[0]
+    alike = count / (count + Z * Z)
     return value * alike, value * alike + 1 - alike
 
 
-def varies(draws: Draws) -> bool:
-    """Whether defined draws (R,) differ from each other by more than rounding."""
-    return len(draws) > 0 and float(np.ptp(draws)) > _ALIKE
+def unvaried_f1(value: float, count: int) -> Interval:
+    """As `unvaried` for an F1 score on `count` pairs: it is 2J / (1 + J), J the share of true positives among these."""
+    low, high = unvaried(value / (2 - value), count)
+    return 2 * low / (1 + low), 2 * high / (1 + high)
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A value with its interval, and its bootstrap draws (R,) where these alone made the interval, else None."""
+
+    value: float
+    interval: Interval
+    draws: Draws | None
+
+
+def estimate(
+    value: float, draws: Draws, count: int, without_draws: Callable[[float, int], Interval] = unvaried
+) -> Estimate:
+    """Estimate of a metric of `count` pairs with bootstrap draws (R,), of which NaN ones are left out.
+
+    The interval holds the central 95 % of the draws. Where they do not vary, or come from fewer than `MIN_COUNT` pairs, it
+    holds `without_draws(value, count)` too.
+    """
+    defined = draws[~np.isnan(draws)]
+    varies = len(defined) > 0 and float(np.ptp(defined)) > _ALIKE
+    low, high = percentiles(defined) if varies else (value, value)
+    if varies and count >= MIN_COUNT:
+        return Estimate(value, (low, high), defined)
+    wide_low, wide_high = without_draws(value, count)
+    return Estimate(value, (min(low, wide_low), max(high, wide_high)), None)
+
+
+def mean_interval(parts: Sequence[Estimate]) -> Interval:
+    """Interval of the mean of K >= 1 estimates whose draws are independent of each other.
+
+    An estimate without draws adds the two sides of its interval in quadrature (MOVER: Zou and Donner, Statistics in
+    Medicine 2008).
+    """
+    mean = float(np.mean([part.value for part in parts]))
+    below = np.array([part.value - part.interval[0] for part in parts if part.draws is None]) / len(parts)
+    above = np.array([part.interval[1] - part.value for part in parts if part.draws is None]) / len(parts)
+    resamples = max((len(part.draws) for part in parts if part.draws is not None), default=1)
+    # Resamples without any pair to measure have no draw: the others are repeated in their place.
+    means = np.mean(
+        [np.full(resamples, p.value) if p.draws is None else np.resize(p.draws, resamples) for p in parts], axis=0
+    )
+    low, high = percentiles(means)
+    if not len(below):
+        return low, high
+    return mean - float(np.hypot(mean - low, np.linalg.norm(below))), mean + float(
+        np.hypot(high - mean, np.linalg.norm(above))
+    )
 
 
 def percentiles(draws: Draws) -> Interval:
     """The central 95 % of draws (R,), R >= 1."""
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
-
-
-def mean_interval(values: Sequence[float], draws: Sequence[Draws], intervals: Sequence[Interval]) -> Interval:
-    """Interval of the mean of K independent estimates `values`, each with its bootstrap draws (R,) and its own interval.
-
-    Draws of different estimates must be independent of each other. An estimate whose draws do not vary adds the two sides of
-    its own interval in quadrature (MOVER: Zou and Donner, Statistics in Medicine 2008).
-    """
-    if len(values) == 1:
-        return intervals[0]
-    resamples = max(map(len, draws))
-    mean = float(np.mean(values))
-    means = np.mean(
-        [
-            np.resize(own, resamples) if varies(own) else np.full(resamples, value)
-            for own, value in zip(draws, values, strict=True)
-        ],
-        axis=0,
-    )
-    low, high = percentiles(means)
-    fixed = [
-        (value - own_low, own_high - value)
-        for value, own, (own_low, own_high) in zip(values, draws, intervals, strict=True)
-        if not varies(own)
-    ]
-    if not fixed:
-        return low, high
-    below, above = (np.array(sides) / len(values) for sides in zip(*fixed, strict=True))
-    return mean - float(np.hypot(mean - low, np.linalg.norm(below))), mean + float(
-        np.hypot(high - mean, np.linalg.norm(above))
-    )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from differad.boxes import Boxes, area, iou
-from differad.evaluation.intervals import mean_interval, percentiles, unvaried, varies
+from differad.evaluation.intervals import Estimate, estimate, mean_interval, unvaried, unvaried_f1
 
 Values = NDArray[np.float64]
 
@@ -67,12 +67,7 @@ def summarise(results: Sequence[PairResult], seed: int = 0, resamples: int = RES
     overall = measured(results)
     categories = _split(results, lambda result: result.category)
     by_category = {name: measured(members) for name, members in categories.items()}
-    # Draws of their own: with the seed of the categories' own intervals, all would resample the same positions.
-    draws = {
-        name: _resample(members, _stream(seed, name), resamples) if len(categories) > 1 else {}
-        for name, members in categories.items()
-    }
-    overall["macro"] = _macro(by_category, draws)
+    overall["macro"] = _macro(categories, by_category, seed, resamples)
     order = [name for name, _ in SIZES]
     sizes = _split([result for result in results if result.size], lambda result: order.index(str(result.size)))
     groups = _split([result for result in results if result.group], lambda result: result.group)
@@ -184,46 +179,49 @@ def _resample(results: Sequence[PairResult], rng: np.random.Generator, resamples
 
 
 def _measure(results: Sequence[PairResult], draws: dict[str, Values], ranked: bool) -> dict[str, Any]:
-    columns = _columns(results)
-    sums = {name: int(columns[:, index].sum()) for index, name in enumerate(_COLUMNS) if name != "iou"}
-    counts = {name: sums[name] for name in ("pairs", "anomalous", "normal")}
-    counts["place_unknown"] = sums["anomalous"] - sums["placed"]
-    values = {name: _number(value) for name, value in _ratios(columns.sum(axis=0)).items()}
-    intervals = {
-        f"{name}_ci95": _interval(name, values[name], draws[name], sum(sums[part] for part in _MEASURED_ON[name]))
-        for name in WITH_INTERVAL
-    }
+    sums = _columns(results).sum(axis=0)
+    of = dict(zip(_COLUMNS, sums.tolist(), strict=True))
+    counts = {name: int(of[name]) for name in ("pairs", "anomalous", "normal")}
+    counts["place_unknown"] = int(of["anomalous"] - of["placed"])
+    values = {name: _number(value) for name, value in _ratios(sums).items()}
+    intervals = {}
+    for name in WITH_INTERVAL:
+        part = _estimate(name, sums, draws)
+        intervals[f"{name}_ci95"] = None if part is None else list(part.interval)
     area_under, unranked = _pair_auroc(results) if ranked else (None, None)
     return {**counts, **values, **intervals, "auroc": area_under, "auroc_invalid": unranked}
 
 
-def _interval(name: str, value: float | None, draws: Values, count: int) -> list[float] | None:
-    """The 95 % interval of a metric that `count` pairs measure; None where it has no value."""
+def _estimate(name: str, sums: Values, draws: dict[str, Values]) -> Estimate | None:
+    """The metric `name` of sums (len(_COLUMNS),) with its interval; None where no pair measures it."""
+    value = _number(_ratios(sums)[name])
     if value is None:
         return None
-    defined = draws[~np.isnan(draws)]
-    if varies(defined):
-        return list(percentiles(defined))
-    if name not in ("f1_0.3", "detection_f1"):
-        return list(unvaried(value, count))
-    # Only an F1 of 0 or 1 does not vary. It is 2J / (1 + J), J the share of true positives among the pairs that count.
-    low, high = unvaried(value, count)
-    return [2 * low / (1 + low), 2 * high / (1 + high)]
+    count = int(sum(sums[_COLUMNS.index(column)] for column in _MEASURED_ON[name]))
+    return estimate(value, draws[name], count, unvaried_f1 if name in ("f1_0.3", "detection_f1") else unvaried)
 
 
-def _macro(by_category: dict[str, dict[str, Any]], draws: dict[str, dict[str, Values]]) -> dict[str, Any]:
-    """Means over the categories that have the metric; the interval resamples within each category, each by itself."""
-    macro: dict[str, Any] = {"categories": len(by_category)}
-    for name in (*WITH_INTERVAL, "valid", "auroc"):
-        having = [category for category, values in by_category.items() if values[name] is not None]
-        values = [by_category[category][name] for category in having]
-        macro[name] = float(np.mean(values)) if having else None
-        if name in WITH_INTERVAL:
-            intervals = [by_category[category][f"{name}_ci95"] for category in having]
-            drawn = [draws[category][name] for category in having] if len(having) > 1 else []
-            defined = [own[~np.isnan(own)] for own in drawn]
-            macro[f"{name}_ci95"] = list(mean_interval(values, defined, intervals)) if having else None
-    return macro
+def _macro(
+    categories: dict[str, list[PairResult]], by_category: dict[str, dict[str, Any]], seed: int, resamples: int
+) -> dict[str, Any]:
+    """Means over the categories that have the metric; the interval resamples each category by itself."""
+    macro: dict[str, Any] = {"categories": len(categories)}
+    for name in ("valid", "auroc", *WITH_INTERVAL):
+        values = [part[name] for part in by_category.values() if part[name] is not None]
+        macro[name] = float(np.mean(values)) if values else None
+    if len(categories) == 1:
+        (only,) = by_category.values()
+        return macro | {f"{name}_ci95": only[f"{name}_ci95"] for name in WITH_INTERVAL}
+    parts: dict[str, list[Estimate]] = {name: [] for name in WITH_INTERVAL}
+    for category, members in categories.items():
+        # With the seed of the categories' own intervals, all would resample the same positions.
+        draws = _resample(members, _stream(seed, category), resamples)
+        sums = _columns(members).sum(axis=0)
+        for name in WITH_INTERVAL:
+            part = _estimate(name, sums, draws)
+            if part is not None:
+                parts[name].append(part)
+    return macro | {f"{name}_ci95": list(mean_interval(own)) if own else None for name, own in parts.items()}
 
 
 def _can_rank(results: Sequence[PairResult]) -> bool:

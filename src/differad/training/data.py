@@ -73,7 +73,9 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
     """
     for pair in pairs:
         if pair.boxes is None:
-            raise ManifestError(f"pair {pair.id!r}: nothing says where it is abnormal; expected `boxes` ([] says normal)")
+            raise ManifestError(
+                f"pair {pair.id!r}: nothing says where it is abnormal; expected `boxes` ([] says normal)"
+            )
         boxes = as_boxes(pair.boxes)
         frame = speech.frame(*image_size(pair.target))
         speech.frame(*image_size(pair.reference))
