@@ -158,8 +158,9 @@ def differences(runs: dict[str, list[dict]]) -> list[str]:
                     for which in (arm, other))  # fmt: skip
             values = [x - y for x, y in zip(a, b, strict=True)]
             mean, half = float(np.mean(values)), half_width(values)
-            cells.append(f"{mean - half:+.3f} to {mean + half:+.3f}")
-            if abs(mean) > half:
+            # Equal differences have no spread to take an interval from.
+            cells.append(f"{mean - half:+.3f} to {mean + half:+.3f}" if half else f"{mean:+.3f} in each")
+            if abs(mean) > half > 0:
                 apart.append(f"{name} of {arm} − {other}")
         lines.append(f"| {arm} − {other} | {' | '.join(cells)} |")
     count, seeds = len(COMPARED) * len(names), len(runs[COMPARED[0][0]])
