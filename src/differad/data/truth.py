@@ -1,4 +1,4 @@
-"""Whether the true boxes of a pair can be pixels of its target at all.
+"""Whether the true boxes and the mask of a pair can belong to its target at all.
 
 Boxes of the original on a target that was shrunk, and boxes in fractions of the image, look like boxes; everything scored
 against them is wrong without a word. Knows nothing of files of pairs or of metrics.
@@ -10,7 +10,8 @@ import numpy as np
 
 from differad.boxes import Boxes, area, clip, to_list
 from differad.core import Pair
-from differad.errors import ManifestError
+from differad.errors import ImageError, ManifestError
+from differad.images import image_size
 
 # Annotators draw a little over the edge; a box with less of its area inside the image belongs to another image size.
 MIN_INSIDE = 0.5
@@ -40,6 +41,24 @@ def check_boxes(pair: Pair, size: tuple[int, int] | None) -> Boxes | None:
             " so; expected pixels of the target as it is on disk, so scale the boxes as the image was scaled"
         )
     return inside
+
+
+def check_mask(pair: Pair, size: tuple[int, int] | None) -> None:
+    """Compare the size of a pair's mask with its target of `size` (width, height), from the mask's header.
+
+    A mask that cannot be opened is not judged here. Raises ManifestError where the two differ.
+    """
+    if pair.mask is None or size is None:
+        return
+    try:
+        width, height = image_size(pair.mask)
+    except ImageError:
+        return
+    if (width, height) != size:
+        raise ManifestError(
+            f"{_name(pair)}: mask {pair.mask} is {width}x{height}; expected {size[0]}x{size[1]} as the target is, so give the "
+            "mask of this image, or resize both"
+        )
 
 
 def in_fractions(boxes: Boxes) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

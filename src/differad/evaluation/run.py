@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from differad.boxes import Boxes, as_boxes, clip, is_degenerate
 from differad.core import Pair
 from differad.data.manifest import read_pairs
-from differad.data.truth import check_boxes, in_fractions
+from differad.data.truth import check_boxes, check_mask, in_fractions
 from differad.errors import DifferadError, ImageError, InputError, InputWarning, ManifestError
 from differad.evaluation.baselines import BASELINES
 from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise
@@ -128,7 +128,9 @@ def _check_manifests(paths: Sequence[Path], limit: int | None) -> int:
 
 def _check_truth(path: Path, pair: Pair) -> None:
     try:
-        check_boxes(pair, _target_size(pair))
+        size = _target_size(pair)
+        check_boxes(pair, size)
+        check_mask(pair, size)
     except ManifestError as error:
         raise ManifestError(f"{path}: {error}") from None
 
