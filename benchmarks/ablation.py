@@ -164,9 +164,9 @@ def differences(runs: dict[str, list[dict]]) -> list[str]:
                 apart.append(f"{name} of {arm} − {other}")
         lines.append(f"| {arm} − {other} | {' | '.join(cells)} |")
     count, seeds = len(COMPARED) * len(names), len(runs[COMPARED[0][0]])
-    found = f"{len(apart)} leave out 0 ({'; '.join(apart)})" if apart else "none leaves out 0"
-    note = f"95 % intervals of the paired differences over {seeds} seeds. Of {count}, {found}; by chance one in twenty does."
-    return [*lines, "", note]
+    verdict = f"{len(apart)} leave out 0 ({'; '.join(apart)})" if apart else "none leaves out 0"
+    summary = f"95 % intervals of the paired differences over {seeds} seeds. Of {count}, {verdict}; by chance one in twenty does."
+    return [*lines, "", summary]
 
 
 def replace_block(page: str, name: str, lines: list[str]) -> str:

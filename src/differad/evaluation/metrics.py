@@ -50,7 +50,7 @@ def pair_iou(predicted: Boxes, truth: Boxes) -> float:
 
 
 def size_name(truth: Boxes, width: int, height: int) -> str | None:
-    """The size of a pair's largest true box (M, 4) by its share of the target's area; None for a normal pair."""
+    """The size of a pair's largest true box (M, 4) by its share of the target's area; None without one."""
     if len(truth) == 0:
         return None
     share = float(area(truth).max()) / (width * height)
@@ -221,7 +221,9 @@ def _macro(
             part = _estimate(name, sums, draws)
             if part is not None:
                 parts[name].append(part)
-    return macro | {f"{name}_ci95": list(mean_interval(own)) if own else None for name, own in parts.items()}
+    return macro | {
+        f"{name}_ci95": list(mean_interval(estimates)) if estimates else None for name, estimates in parts.items()
+    }
 
 
 def _can_rank(results: Sequence[PairResult]) -> bool:
