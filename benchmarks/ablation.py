@@ -6,7 +6,8 @@
 
 A run that was finished is kept, one that was cut short starts anew. All arms answer the same held-out pairs, the policy as it
 is, without the locator's calibrated decision. Intervals are Student's over seeds (95 %); of the cold start, which is one
-policy, over pairs (bootstrap).
+policy, over pairs (bootstrap). Arms are compared seed by seed: an arm is ahead of another where the interval of their paired
+differences leaves out 0, and only there.
 """
 
 import argparse
@@ -17,12 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 
 from differad.evaluation.metrics import SIZES
 
-mpl.use("Agg")
 RECIPE = Path("recipes/tiny/rl.yaml")
 HELD_OUT = Path("data/tiny/held_out/pairs.jsonl")
 COLD = "cold start"
@@ -35,6 +34,16 @@ ARMS = {
     "all, guarded": ("guarded", 3, True),
 }
 METRICS = ("miou", "acc_0.3", "normal_accuracy", "detection_f1")
+# What is compared with what: each part of the method with the arm that lacks it.
+COMPARED = (
+    ("GRPO, DCLR", "GRPO, IoU"),
+    ("DCLR + resampling", "GRPO, DCLR"),
+    ("DCLR + reweighting", "GRPO, DCLR"),
+    ("all, DCLR", "GRPO, DCLR"),
+    ("all, DCLR", "GRPO, IoU"),
+    ("all, guarded", "all, DCLR"),
+)
+INFORMATIVE = "informative groups, last 20 steps"
 # Student's t for 95 % at 1 to 9 degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -122,19 +131,56 @@ def run(arguments: argparse.Namespace) -> None:
     report(arguments)
 
 
+def half_width(values: list[float]) -> float:
+    """Half of the 95 % interval (Student's t) of the mean of two values or more."""
+    return STUDENT[len(values) - 2] * float(np.std(values, ddof=1)) / len(values) ** 0.5
+
+
 def interval(values: list[float]) -> str:
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return f"{mean:.3f}"
-    half = STUDENT[count - 2] * float(np.std(values, ddof=1)) / count**0.5
-    return f"{mean:.3f} ± {half:.3f}"
+    mean = float(np.mean(values))
+    return f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f} ± {half_width(values):.3f}"
+
+
+def informative(one: dict) -> float:
+    """Share of informative groups over the last 20 steps of a run."""
+    return float(np.mean([value for _, value in one["informative"][-4:]]))
+
+
+def differences(runs: dict[str, list[dict]]) -> list[str]:
+    """Table of the paired differences of `COMPARED`, and the sentence that says which of them leave out 0."""
+    names = (*METRICS, INFORMATIVE)
+    lines = [f"| difference, seed by seed | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    apart = []
+    for arm, other in COMPARED:
+        cells = []
+        for name in names:
+            a, b = ([informative(one) if name == INFORMATIVE else one["final"][name] for one in runs[which]]
+                    for which in (arm, other))  # fmt: skip
+            values = [x - y for x, y in zip(a, b, strict=True)]
+            mean, half = float(np.mean(values)), half_width(values)
+            # Equal differences have no spread to take an interval from.
+            cells.append(f"{mean - half:+.3f} to {mean + half:+.3f}" if half else f"{mean:+.3f} in each")
+            if abs(mean) > half > 0:
+                apart.append(f"{name} of {arm} − {other}")
+        lines.append(f"| {arm} − {other} | {' | '.join(cells)} |")
+    count, seeds = len(COMPARED) * len(names), len(runs[COMPARED[0][0]])
+    verdict = f"{len(apart)} leave out 0 ({'; '.join(apart)})" if apart else "none leaves out 0"
+    summary = f"95 % intervals of the paired differences over {seeds} seeds. Of {count}, {verdict}; by chance one in twenty does."
+    return [*lines, "", summary]
+
+
+def replace_block(page: str, name: str, lines: list[str]) -> str:
+    """The page with other lines between `<!-- NAME -->` and `<!-- end of NAME -->`."""
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, _, rest = page.partition(start)
+    return before + start + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
 
 
 def report(arguments: argparse.Namespace) -> None:
     stored = json.loads(arguments.stored.read_text())
     cold = stored["cold"]
     low, high = cold["miou_ci95"]
-    names = [*METRICS, *(f"mIoU, {size}" for size, _ in SIZES), "informative groups, last 20 steps"]
+    names = [*METRICS, *(f"mIoU, {size}" for size, _ in SIZES), INFORMATIVE]
     lines = [f"| arm | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     cells = [f"{cold['final'][name]:.3f}" for name in METRICS]
     cells[0] += f" ({low:.3f}–{high:.3f} over pairs)"
@@ -143,18 +189,22 @@ def report(arguments: argparse.Namespace) -> None:
     for arm, runs in stored["arms"].items():
         row = [interval([one["final"][name] for one in runs]) for name in METRICS]
         row += [interval([one["sizes"][size] for one in runs]) for size, _ in SIZES]
-        row.append(f"{np.mean([value for one in runs for _, value in one['informative'][-4:]]):.2f}")
+        row.append(f"{np.mean([informative(one) for one in runs]):.2f}")
         lines.append(f"| {arm} | {' | '.join(row)} |")
-    page = arguments.page.read_text()
-    start, end = "<!-- table -->\n", "<!-- end of table -->"
-    before, _, rest = page.partition(start)
-    arguments.page.write_text(before + start + "\n".join(lines) + "\n" + end + rest.partition(end)[2])
+    page = replace_block(arguments.page.read_text(encoding="utf-8"), "table", lines)
+    compared = (
+        differences(stored["arms"]) if len(stored["arms"][COMPARED[0][0]]) > 1 else ["One seed compares nothing."]
+    )
+    arguments.page.write_text(replace_block(page, "differences", compared), encoding="utf-8")
     draw(stored, arguments.picture)
-    print("\n".join(lines))
+    print("\n".join([*lines, "", *compared]))
 
 
 def draw(stored: dict, path: Path) -> None:
+    import matplotlib as mpl
     from matplotlib import pyplot
+
+    mpl.use("Agg")
 
     figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
     for arm, runs in stored["arms"].items():

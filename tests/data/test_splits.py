@@ -48,6 +48,17 @@ def test_by_instance_meets_the_shares_of_each_category_and_kind(tmp_path):
     assert len(others) > 1
 
 
+def test_pairs_at_an_unknown_place_go_with_the_abnormal_and_unlabelled_ones_by_themselves(tmp_path):
+    made = [pair(tmp_path, number) for number in range(16)]
+    labels = {0: None, 1: True, 2: False, 3: None}  # unlabelled, place unknown, normal, with its box
+    pairs = [
+        p if n % 4 == 3 else Pair(p.reference, p.target, id=p.id, category="c", anomalous=labels[n % 4])
+        for n, p in enumerate(made)
+    ]
+    test = split_by_instance(pairs, SHARES, seed=0)["test"]
+    assert sorted(str(p.anomalous) for p in test) == ["False", "None", "True", "True"]  # a quarter of 4, 4 and 8
+
+
 def test_what_belongs_together(tmp_path):
     pairs = [pair(tmp_path, number) for number in range(6)]
     copy = save(tmp_path / "copy.jpg", part(1001), quality=60)  # t1 without its spot, encoded anew

@@ -1,4 +1,4 @@
-"""Metrics against loops written out, pair counting and the analytic interval of a share."""
+"""Metrics against loops written out, counting pairs and the analytic interval of a share."""
 
 import itertools
 import math
@@ -122,11 +122,75 @@ def test_auroc_equals_counting_pairs(seed):
     assert auroc(positive, np.array([])) is None
 
 
-def test_auroc_needs_a_confidence_for_every_pair():
-    sure, unsure = PairResult("a", True, 1.0, True, True, confidence=0.9), PairResult("a", False, 0.0, False, True)
-    assert measure([sure, unsure], resamples=5)["auroc"] is None
-    normal = PairResult("a", False, 0.0, False, True, confidence=0.1)
-    assert measure([sure, normal], resamples=5)["auroc"] == 1
+def brute_force_auroc(results):
+    """Every anomalous pair against every normal one; what cannot be ranked loses, whichever side it is on."""
+    wins = []
+    for bad, good in itertools.product([r for r in results if r.anomalous], [r for r in results if not r.anomalous]):
+        if any(not r.valid or r.confidence is None for r in (bad, good)):
+            wins.append(0.0)
+        else:
+            wins.append((bad.confidence > good.confidence) + 0.5 * (bad.confidence == good.confidence))
+    return sum(wins) / len(wins)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_invalid_answers_and_those_without_confidence_rank_worst(seed):
+    rng = np.random.default_rng(seed)
+    results = [
+        PairResult("a", bool(rng.random() < 0.5), 0.0, False, bool(rng.random() < 0.8),
+                   confidence=None if rng.random() < 0.2 else float(rng.integers(0, 5)) / 4)
+        for _ in range(60)
+    ]  # fmt: skip
+    measured = measure(results, resamples=5)
+    assert measured["auroc"] == pytest.approx(brute_force_auroc(results))
+    assert measured["auroc_invalid"] == sum(not r.valid or r.confidence is None for r in results)
+
+
+def test_nine_invalid_of_ten_are_no_auroc_of_one():
+    def results(valid):
+        return [PairResult("a", bool(n % 2), 0.0, False, n < valid, confidence=n % 2 * 0.9) for n in range(20)]
+
+    assert measure(results(20), resamples=5)["auroc"] == 1
+    assert measure(results(2), resamples=5)["auroc"] == 1 / 100  # one pair of each kind is left of 10 x 10
+    assert (measure(results(0), resamples=5)["auroc"], measure(results(0), resamples=5)["auroc_invalid"]) == (0, 20)
+
+
+def test_a_refused_category_counts_in_the_macro_auroc():
+    answered = [PairResult("a", bool(n % 2), 0.0, False, True, confidence=n % 2 * 0.9) for n in range(6)]
+    refused = [PairResult("b", bool(n % 2), 0.0, False, False) for n in range(6)]
+    summary = summarise(answered + refused, resamples=5)
+    assert {name: part["auroc"] for name, part in summary["categories"].items()} == {"a": 1, "b": 0}
+    assert summary["overall"]["macro"]["auroc"] == 0.5
+    # A model that tells no confidence at all has none to be judged by, refused pairs or not.
+    silent = [PairResult("a", bool(n % 2), 0.0, False, True) for n in range(6)]
+    summary = summarise(silent + refused, resamples=5)
+    assert [summary["overall"]["auroc"], summary["categories"]["b"]["auroc"], summary["overall"]["macro"]["auroc"]] == [
+        None
+    ] * 3
+
+
+def test_a_pair_at_an_unknown_place_counts_in_detection_only():
+    unknown = PairResult("a", True, 0.0, True, True, confidence=0.9, placed=False)
+    overlooked = PairResult("a", True, 0.0, False, True, confidence=0.2, placed=False)
+    hit = PairResult("a", True, 0.8, True, True, confidence=0.8)
+    good, alarm = (
+        PairResult("a", False, 0.0, False, True, confidence=0.1),
+        PairResult("a", False, 0.0, True, True, confidence=0.7),
+    )
+    measured = measure([unknown, overlooked, hit, good, alarm], resamples=10)
+    assert [measured[key] for key in ("pairs", "anomalous", "normal", "place_unknown")] == [5, 3, 2, 2]
+    assert (measured["miou"], measured["acc_0.7"]) == (0.8, 1)
+    assert measured["f1_0.3"] == pytest.approx(2 * 1 / (2 * 1 + 1 + 0))  # one hit, one false alarm, none missed
+    assert measured["detection_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert measured["auroc"] == pytest.approx(5 / 6)  # 0.2 loses against 0.7
+    only = measure([unknown, overlooked, good], resamples=10)
+    for name in ("miou", "acc_0.3", "acc_0.5", "acc_0.7", "f1_0.3"):
+        assert (only[name], only[f"{name}_ci95"]) == (None, None)
+    assert only["detection_f1"] == pytest.approx(2 / 3)
+    macro = summarise([unknown, PairResult("b", True, 0.4, True, True, confidence=1.0)], resamples=10)["overall"][
+        "macro"
+    ]
+    assert macro["miou"] == 0.4  # of the category that has boxes
 
 
 def test_summaries_by_category_group_and_size_and_the_macro_mean():

@@ -96,8 +96,8 @@ def test_a_real_browser_shows_it(report, tmp_path):
     assert len(colors) > 1000  # pictures are drawn, not only text
 
 
-def case(number, iou, anomalous=True, gave_box=True, confidence=None):
-    result = PairResult("a", anomalous, iou, gave_box, True, confidence=confidence)
+def case(number, iou, anomalous=True, gave_box=True, confidence=None, placed=True):
+    result = PairResult("a", anomalous, iou, gave_box, True, confidence=confidence, placed=placed)
     return Case(Pair("r.png", "t.png", id=str(number)), Prediction(id=str(number)), result)
 
 
@@ -118,3 +118,12 @@ def test_of_equal_cases_the_first_are_kept_and_surer_misses_come_first():
     assert [c.pair.id for c in showcase.cases("worst")] == ["4", "0"]
     assert [c.pair.id for c in showcase.cases("false_alarms")] == ["14", "13"]
     assert showcase.cases("errors") == []
+
+
+def test_a_pair_at_an_unknown_place_is_no_miss():
+    showcase = Showcase(shown=2)
+    showcase.add(case(0, 0.0, placed=False))
+    for number, confidence in enumerate((0.3, 0.1, 0.2), start=1):
+        showcase.add(case(number, 0.0, gave_box=False, confidence=confidence, placed=False))
+    assert (showcase.cases("worst"), showcase.cases("best"), sum(showcase.histogram)) == ([], [], 0)
+    assert [c.pair.id for c in showcase.cases("overlooked")] == ["2", "3"]

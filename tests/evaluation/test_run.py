@@ -8,13 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from parts import PlainDifference, make_pairs
 
 from differad.data.manifest import read_pairs
-from differad.errors import InputError, ManifestError
+from differad.errors import InputError, InputWarning, ManifestError
 from differad.evaluation.run import evaluate, locate_to_file, score
 
 
@@ -170,3 +172,111 @@ def test_locate_to_file_streams(tmp_path):
 
     assert locate_to_file(pairs(), Watching(), tmp_path / "p.jsonl") == {"located": 5, "kept": 0, "failed": 0}
     assert locate_to_file(pairs(), Watching(), tmp_path / "p.jsonl") == {"located": 0, "kept": 5, "failed": 0}
+
+
+class Untouched(PlainDifference):
+    def locate(self, pair):
+        raise AssertionError("located before the boxes were checked")
+
+
+UNKNOWN = {"boxes": None, "anomalous": True}
+
+
+def test_pairs_at_an_unknown_place_are_located_and_counted_apart(tmp_path):
+    manifest = make_pairs(
+        tmp_path / "data", 9, p1=UNKNOWN, p4=UNKNOWN, p7=UNKNOWN | {"target": "0.png"}, p5={"boxes": None}
+    )
+    metrics = evaluate([manifest], PlainDifference(), tmp_path / "out")
+    overall = metrics["overall"]
+    assert (overall["pairs"], overall["anomalous"], overall["normal"], overall["place_unknown"]) == (8, 5, 3, 3)
+    assert (overall["miou"], overall["acc_0.7"], overall["f1_0.3"]) == (1, 1, 1)
+    assert overall["detection_f1"] == pytest.approx(2 * 4 / (2 * 4 + 0 + 1))  # p7 shows the good part
+    assert overall["auroc"] == pytest.approx((4 + 0.5) / 5)  # p7 ties with the normal pairs
+    assert metrics["unlabelled"] == 1
+    whole = metrics["baselines"]["whole_image"]["overall"]
+    assert (whole["anomalous"], whole["place_unknown"]) == (5, 3)
+    assert whole["detection_f1"] == pytest.approx(2 * 5 / (2 * 5 + 3))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "3 abnormal, place unknown" in page
+    assert "Overlooked pairs" in page
+    assert sum(metrics["sizes"][name]["pairs"] for name in metrics["sizes"]) == 2
+
+
+def test_without_any_box_there_is_no_localisation_metric(tmp_path):
+    manifest = make_pairs(tmp_path / "data", 3, p1=UNKNOWN, p2=UNKNOWN)
+    metrics = evaluate([manifest], PlainDifference(), tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    for part in (stored["overall"], stored["overall"]["macro"], *stored["categories"].values()):
+        assert (part["miou"], part["miou_ci95"], part["acc_0.3"], part["f1_0.3"]) == (None, None, None, None)
+    assert (stored["overall"]["anomalous"], stored["overall"]["detection_f1"]) == (2, 1)
+    assert score([manifest], tmp_path / "out" / "predictions.jsonl")["overall"] == metrics["overall"]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "reason"),
+    [
+        ([[0.58, 0.22, 0.66, 0.3]], r"box \[0.58, 0.22, 0.66, 0.3\] lies within 0..1.*pixels of the target of 64x64"),
+        ([[0, 0, 0.5, 1]], r".* within 0\.\.1"),
+        ([[3, 3, 9, 9], [0.1, 0.1, 1, 1]], r"box \[0.1, 0.1, 1, 1\]"),
+        ([[188, 72, 210, 94]], r"box \[188, 72, 210, 94\].* outside the target of 64x64"),
+        ([[64, 0, 70, 10]], ".* outside the target"),
+        ([[3, 3, 9, 9], [10, 10, 300, 300]], r"box \[10, 10, 300, 300\].* outside the target"),
+    ],
+)
+def test_boxes_of_another_frame_are_refused_before_any_work(tmp_path, boxes, reason):
+    manifest = make_pairs(tmp_path / "data", 3, p2={"boxes": boxes})
+    with pytest.raises(ManifestError, match=rf"pairs.jsonl: pair 'p2' \(.*2.png\): {reason}"):
+        evaluate([manifest], Untouched(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    predictions = tmp_path / "p.jsonl"
+    predictions.write_text("")
+    with pytest.raises(ManifestError, match=reason):
+        score([manifest], predictions)
+    assert evaluate([manifest], PlainDifference(), tmp_path / "first", limit=2)["overall"]["pairs"] == 2
+
+
+def test_a_box_over_the_edge_is_cut_off_and_counted(tmp_path):
+    manifest = make_pairs(
+        tmp_path / "data", 3, p1={"boxes": [[60, 60, 65, 66]]}, p2={"boxes": [[0, 0, 1, 1], [0, 0, 64, 64]]}
+    )
+    predictions = tmp_path / "p.jsonl"
+    lines = [{"id": "p1", "boxes": [[60, 60, 64, 64]]}, {"id": "p2", "boxes": [[0, 0, 64, 64]]}]
+    predictions.write_text("\n".join(map(json.dumps, lines)))
+    metrics = score([manifest], predictions)
+    assert (metrics["boxes_cut"], metrics["overall"]["miou"], metrics["predictions_outside"]) == (1, 1, 0)
+
+
+def test_fractions_are_noticed_without_the_image(tmp_path):
+    manifest = make_pairs(tmp_path / "data", 3, p1={"boxes": [[0.5, 0.5, 0.75, 1]], "target": "nowhere.png"})
+    with pytest.raises(ManifestError, match=r"within 0\.\.1"):
+        evaluate([manifest], Untouched(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("boxes", [None, [[0, 0, 8, 8]]])
+def test_a_mask_of_another_size_is_refused_before_any_work(tmp_path, boxes):
+    manifest = make_pairs(tmp_path / "data", 3, p1={"boxes": boxes, "mask": "m.png"})
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:8, :8] = 255  # inside the target, at half its place
+    Image.fromarray(mask).save(tmp_path / "data" / "m.png")
+    with pytest.raises(ManifestError, match=r"pair 'p1'.*: mask .*m.png is 32x32; expected 64x64"):
+        evaluate([manifest], Untouched(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("box", [[0.2, 0.2, 0.7, 0.7], [640, 640, 700, 700]])
+def test_predictions_of_another_frame_are_said(tmp_path, box):
+    manifest = make_pairs(tmp_path / "data", 3)
+    predictions = tmp_path / "p.jsonl"
+    predictions.write_text(json.dumps({"id": "p1", "boxes": [box]}) + "\n")
+    with pytest.warns(InputWarning, match="1 of 3 pairs: the predicted box lies outside"):
+        assert score([manifest], predictions)["predictions_outside"] == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_pairs_make_valid_json(tmp_path, count):
+    manifest = make_pairs(tmp_path / "data", count)
+    evaluate([manifest], PlainDifference(), tmp_path / "out")
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    json.loads((tmp_path / "out" / "metrics.json").read_text(), parse_constant=refuse)

@@ -164,6 +164,13 @@ def test_calibrate_says_how_many_normals_it_needs():
         DifferenceLocator().calibrate([drawn(1, anomalous=False)], false_alarms=0.05)
 
 
+def test_calibrate_refuses_an_abnormal_pair_by_name():
+    normal = drawn(1, anomalous=False)
+    abnormal = Pair(normal.reference, normal.target, id="p7", anomalous=True)
+    with pytest.raises(InputError, match="pair 'p7': labelled abnormal"):
+        DifferenceLocator().calibrate([normal, abnormal], false_alarms=0.5)
+
+
 def test_calibrate_raises_what_cannot_be_read(tmp_path):
     with pytest.raises(ImageError):
         DifferenceLocator().calibrate([Pair(tmp_path / "a.png", tmp_path / "b.png")])

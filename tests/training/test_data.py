@@ -11,7 +11,7 @@ from differad.answers.parsing import parse_answer
 from differad.answers.prompts import PARAPHRASES, QUESTION
 from differad.answers.resize import ResizeRule
 from differad.data.manifest import read_pairs
-from differad.errors import ImageError, ManifestError
+from differad.errors import ImageError, InputWarning, ManifestError
 from differad.training.data import Speech, build_dataset, build_rows, checksum
 from differad.training.localization import localize
 from differad.training.recipe import Data
@@ -89,8 +89,22 @@ def test_limit_and_errors(pairs, tmp_path):
     with pytest.raises(ImageError, match=r"t.png: no such file"):
         build_dataset(Data(pairs=(path,)), speech(), with_answer=True)
     path.write_text(json.dumps({"id": "a", "reference": "r.png", "target": "t.png"}) + "\n")
-    with pytest.raises(ManifestError, match="no labelled pair"):
+    with pytest.raises(ManifestError, match="no pair to train on"):
         build_dataset(Data(pairs=(path,)), speech(), with_answer=True)
+
+
+def test_abnormal_pairs_at_an_unknown_place_are_left_out_and_counted(pairs, tmp_path):
+    lines = [json.loads(line) for line in pairs.read_text().splitlines()]
+    for line in lines:
+        line |= {name: str(pairs.parent / line[name]) for name in ("reference", "target")}
+    lines[0] |= {"boxes": None, "anomalous": True}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.warns(InputWarning, match="1 abnormal pairs at an unknown place are left out of training"):
+        dataset = build_dataset(Data(pairs=(path,)), speech(), with_answer=False)
+    assert dataset["id"] == [line["id"] for line in lines[1:]]
+    with pytest.raises(ManifestError, match="pair 'p0': nothing says where"):
+        rows_of(path)  # a pair without boxes is not normal
 
 
 def test_the_checksum_changes_with_the_file(pairs, tmp_path):

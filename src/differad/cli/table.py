@@ -1,5 +1,6 @@
 """Metrics as a table in the terminal."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +21,7 @@ WITH_INTERVAL = ("miou", "acc_0.3")
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
-    """Every category on its own, then all pairs, then the trivial baselines, on stdout."""
+    """Every category on its own, then all pairs, then the trivial baselines, on stdout; below it what the table leaves out."""
     table = Table("", "pairs", box=None, padding=(0, 1, 0, 0), header_style="bold")
     for heading in COLUMNS.values():
         table.add_column(heading, no_wrap=True)
@@ -30,7 +31,25 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     for name, baseline in metrics.get("baselines", {}).items():
         overall = baseline["overall"]
         table.add_row(name.replace("_", " "), str(overall["pairs"]), *(_cell(overall, c) for c in COLUMNS), style="dim")
-    Console().print(table)
+    # A category's name is text, not markup.
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.print(table)
+    for line in _footer(metrics):
+        console.print(line)
+
+
+def _footer(metrics: dict[str, Any]) -> Iterator[str]:
+    overall = metrics["overall"]
+    if overall["place_unknown"]:
+        yield (
+            f"{overall['place_unknown']} of {overall['anomalous']} anomalous pairs: place unknown, counted in det F1 and valid,"
+            " not in mIoU, Acc and F1@0.3"
+        )
+    if overall["auroc"] is not None:
+        worst = f" ({overall['auroc_invalid']} pairs without a ranked answer count as worst)"
+        yield f"AUROC {overall['auroc']:.2f}{worst if overall['auroc_invalid'] else ''}"
+    if metrics["boxes_cut"]:
+        yield f"{metrics['boxes_cut']} true boxes reach over the edge of their target and were cut off there"
 
 
 def _cell(values: dict[str, Any], name: str) -> str:

@@ -20,6 +20,8 @@ from differad.errors import ManifestError, OptionError
 from differad.progress import track
 
 TRAIN, TEST = "train", "test"
+# A category's normal, its abnormal (place known or not) or its unlabelled pairs.
+Stratum = tuple[str, bool | None]
 _PRODUCT_KEYS = ("product", "reference_product")
 
 
@@ -74,17 +76,17 @@ def split_by_instance(
 ) -> dict[str, list[Pair]]:
     """Split pairs into `shares` (name to share, summing to 1) so that no picture, near-duplicate or part is torn apart.
 
-    What belongs together goes as one, large groups first, to the side that lacks most of that category's normal or
-    defective pairs; shares are met as far as groups allow. Pairs keep their order. Raises OptionError, ImageError, and
-    ManifestError where one group holds so much that a side stays empty.
+    What belongs together goes as one, large groups first, to the side that lacks most of that category's normal,
+    abnormal or unlabelled pairs; shares are met as far as groups allow. Pairs keep their order. Raises OptionError,
+    ImageError, and ManifestError where one group holds so much that a side stays empty.
     """
     _check_shares(shares)
     group_of = instance_groups(pairs, radius=radius, references=references, progress=progress)
     members: dict[int, list[int]] = defaultdict(list)
     for index, group in enumerate(group_of):
         members[group].append(index)
-    strata = [(pair.category, bool(pair.anomalous)) for pair in pairs]
-    total, placed = Counter(strata), {name: Counter[tuple[str, bool]]() for name in shares}
+    strata = [(pair.category, pair.anomalous) for pair in pairs]
+    total, placed = Counter(strata), {name: Counter[Stratum]() for name in shares}
     order = np.random.default_rng(seed).permutation(sorted(members)).tolist() if members else []
     side_of: dict[int, str] = {}
     for group in sorted(order, key=lambda group: -len(members[group])):
@@ -147,9 +149,9 @@ def _check_shares(shares: Mapping[str, float]) -> None:
 
 
 def _need(
-    own: Counter[tuple[str, bool]],
-    placed: Counter[tuple[str, bool]],
-    total: Mapping[tuple[str, bool], int],
+    own: Counter[Stratum],
+    placed: Counter[Stratum],
+    total: Mapping[Stratum, int],
     share: float,
 ) -> float:
     """How much a side lacks of what a group holds, as a share of what the side is to get."""

@@ -1,9 +1,11 @@
-"""From outcomes of pairs to metrics with intervals; pure, no files and no pictures.
+"""From outcomes of pairs to metrics with intervals; pure, no files and no images.
 
 Protocol (arXiv 2606.16601 and its code): the IoU of a pair is that of the first predicted box with the best matching true box; an
-invalid or missing answer has IoU 0, and is wrong on a normal pair. A metric without a pair to measure is None.
+invalid or missing answer has IoU 0, and is wrong on a normal pair. A pair that is abnormal at an unknown place counts in
+detection metrics only. A metric without a pair to measure is None.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from differad.boxes import Boxes, area, iou
+from differad.evaluation.intervals import Estimate, estimate, mean_interval, unvaried, unvaried_f1
 
 Values = NDArray[np.float64]
 
@@ -26,7 +29,7 @@ _BLOCK_CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class PairResult:
-    """What one labelled pair contributes."""
+    """What one labelled pair contributes; `placed` is False where it is abnormal and nobody marked where."""
 
     category: str
     anomalous: bool
@@ -36,6 +39,7 @@ class PairResult:
     group: str | None = None
     size: str | None = None
     confidence: float | None = None
+    placed: bool = True
 
 
 def pair_iou(predicted: Boxes, truth: Boxes) -> float:
@@ -46,7 +50,7 @@ def pair_iou(predicted: Boxes, truth: Boxes) -> float:
 
 
 def size_name(truth: Boxes, width: int, height: int) -> str | None:
-    """The size of a pair's largest true box (M, 4) by its share of the target's area; None for a normal pair."""
+    """The size of a pair's largest true box (M, 4) by its share of the target's area; None without one."""
     if len(truth) == 0:
         return None
     share = float(area(truth).max()) / (width * height)
@@ -55,27 +59,29 @@ def size_name(truth: Boxes, width: int, height: int) -> str | None:
 
 def summarise(results: Sequence[PairResult], seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Metrics `overall` (with `macro`, the mean over categories), by `categories`, `groups` and `sizes`."""
-    overall = measure(results, seed, resamples)
+    ranked = _can_rank(results)
+
+    def measured(members: Sequence[PairResult]) -> dict[str, Any]:
+        return _measure(members, _resample(members, np.random.default_rng(seed), resamples), ranked)
+
+    overall = measured(results)
     categories = _split(results, lambda result: result.category)
-    draws = {name: _resample(members, seed, resamples) for name, members in categories.items()}
-    by_category = {name: _with_intervals(members, draws[name]) for name, members in categories.items()}
-    overall["macro"] = _macro(by_category, draws)
+    by_category = {name: measured(members) for name, members in categories.items()}
+    overall["macro"] = _macro(categories, by_category, seed, resamples)
     order = [name for name, _ in SIZES]
     sizes = _split([result for result in results if result.size], lambda result: order.index(str(result.size)))
+    groups = _split([result for result in results if result.group], lambda result: result.group)
     return {
         "overall": overall,
         "categories": by_category,
-        "groups": {
-            name: measure(members, seed, resamples)
-            for name, members in _split([r for r in results if r.group], lambda result: result.group).items()
-        },
-        "sizes": {order[index]: measure(members, seed, resamples) for index, members in sizes.items()},
+        "groups": {name: measured(members) for name, members in groups.items()},
+        "sizes": {order[index]: measured(members) for index, members in sizes.items()},
     }
 
 
 def measure(results: Sequence[PairResult], seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Every metric of one set of pairs, with 95 % percentile bootstrap intervals over pairs."""
-    return _with_intervals(results, _resample(results, seed, resamples))
+    """Every metric of one set of pairs, with 95 % intervals: percentile bootstrap over pairs, see `intervals`."""
+    return _measure(results, _resample(results, np.random.default_rng(seed), resamples), _can_rank(results))
 
 
 def auroc(positive: Values, negative: Values) -> float | None:
@@ -89,26 +95,38 @@ def auroc(positive: Values, negative: Values) -> float | None:
 
 
 # Every metric is a ratio of sums over pairs, so that a resample is a weighted sum: one column per summand.
-_COLUMNS = ("pairs", "anomalous", "normal", "valid", "iou", "hit_0.3", "hit_0.5", "hit_0.7", "miss_box", "alarm", "found",
-            "normal_right")  # fmt: skip
+_COLUMNS = ("pairs", "anomalous", "normal", "placed", "valid", "iou", "hit_0.3", "hit_0.5", "hit_0.7", "miss_box", "alarm",
+            "found", "normal_right")  # fmt: skip
+# The pairs that a metric is measured on, as a sum of columns.
+_MEASURED_ON = {
+    "miou": ("placed",),
+    "acc_0.3": ("placed",),
+    "acc_0.5": ("placed",),
+    "acc_0.7": ("placed",),
+    "f1_0.3": ("placed", "alarm"),
+    "detection_f1": ("anomalous", "alarm"),
+    "normal_accuracy": ("normal",),
+}
 
 
 def _columns(results: Sequence[PairResult]) -> Values:
     """Summands (N, len(_COLUMNS)) of the metrics."""
     anomalous = np.array([r.anomalous for r in results], dtype=bool)
+    placed = anomalous & np.array([r.placed for r in results], dtype=bool)
     overlap = np.array([r.iou if r.valid else 0.0 for r in results])
     gave_box = np.array([r.gave_box and r.valid for r in results], dtype=bool)
     valid = np.array([r.valid for r in results], dtype=bool)
-    hit = anomalous & gave_box & (overlap >= HIT)
+    hit = placed & gave_box & (overlap >= HIT)
     return np.stack(
         [
             np.ones(len(results)),
             anomalous,
             ~anomalous,
+            placed,
             valid,
-            overlap * anomalous,
-            *(anomalous & gave_box & (overlap >= bar) for bar in (0.3, 0.5, 0.7)),
-            gave_box & ~hit,
+            overlap * placed,
+            *(placed & gave_box & (overlap >= bar) for bar in (0.3, 0.5, 0.7)),
+            gave_box & (placed | ~anomalous) & ~hit,
             gave_box & ~anomalous,
             gave_box & anomalous,
             valid & ~gave_box & ~anomalous,
@@ -124,28 +142,32 @@ def _ratios(sums: Values) -> dict[str, Values]:
     def share(part: Values, whole: Values) -> Values:
         return np.divide(part, whole, out=np.full_like(whole, np.nan), where=whole > 0)
 
-    def f1(true: Values, false_alarms: Values) -> Values:
+    def f1(true: Values, false_alarms: Values, defects: Values) -> Values:
         # No defect to find means no F1, however many false alarms there are.
-        missed = of["anomalous"] - true
-        return np.where(of["anomalous"] > 0, share(2 * true, 2 * true + false_alarms + missed), np.nan)
+        return np.where(defects > 0, share(2 * true, true + false_alarms + defects), np.nan)
 
     return {
-        "miou": share(of["iou"], of["anomalous"]),
-        "acc_0.3": share(of["hit_0.3"], of["anomalous"]),
-        "acc_0.5": share(of["hit_0.5"], of["anomalous"]),
-        "acc_0.7": share(of["hit_0.7"], of["anomalous"]),
-        "f1_0.3": f1(of["hit_0.3"], of["miss_box"]),
-        "detection_f1": f1(of["found"], of["alarm"]),
+        "miou": share(of["iou"], of["placed"]),
+        "acc_0.3": share(of["hit_0.3"], of["placed"]),
+        "acc_0.5": share(of["hit_0.5"], of["placed"]),
+        "acc_0.7": share(of["hit_0.7"], of["placed"]),
+        "f1_0.3": f1(of["hit_0.3"], of["miss_box"], of["placed"]),
+        "detection_f1": f1(of["found"], of["alarm"], of["anomalous"]),
         "normal_accuracy": share(of["normal_right"], of["normal"]),
         "valid": share(of["valid"], of["pairs"]),
     }
 
 
-def _resample(results: Sequence[PairResult], seed: int, resamples: int) -> dict[str, Values]:
+def _stream(seed: int, category: str) -> np.random.Generator:
+    """The random draws of a category: by its name, so that a further category leaves them as they are."""
+    name = hashlib.blake2b(category.encode(), digest_size=16).digest()
+    return np.random.default_rng([seed, int.from_bytes(name)])
+
+
+def _resample(results: Sequence[PairResult], rng: np.random.Generator, resamples: int) -> dict[str, Values]:
     """Metrics of `resamples` bootstrap samples of the pairs, each of shape (resamples,)."""
     count = len(results)
     columns = _columns(results)
-    rng = np.random.default_rng(seed)
     block = max(1, _BLOCK_CELLS // max(1, count))
     sums = []
     for start in range(0, resamples, block):
@@ -156,48 +178,75 @@ def _resample(results: Sequence[PairResult], seed: int, resamples: int) -> dict[
     return _ratios(np.concatenate(sums))
 
 
-def _with_intervals(results: Sequence[PairResult], draws: dict[str, Values]) -> dict[str, Any]:
-    columns = _columns(results)
-    counts = {name: int(columns[:, _COLUMNS.index(name)].sum()) for name in ("pairs", "anomalous", "normal")}
-    values = {name: _number(value) for name, value in _ratios(columns.sum(axis=0)).items()}
-    intervals = {f"{name}_ci95": _interval(draws[name]) for name in WITH_INTERVAL}
-    return {**counts, **values, **intervals, "auroc": _pair_auroc(results)}
+def _measure(results: Sequence[PairResult], draws: dict[str, Values], ranked: bool) -> dict[str, Any]:
+    sums = _columns(results).sum(axis=0)
+    of = dict(zip(_COLUMNS, sums.tolist(), strict=True))
+    counts = {name: int(of[name]) for name in ("pairs", "anomalous", "normal")}
+    counts["place_unknown"] = int(of["anomalous"] - of["placed"])
+    values = {name: _number(value) for name, value in _ratios(sums).items()}
+    intervals = {}
+    for name in WITH_INTERVAL:
+        part = _estimate(name, sums, draws)
+        intervals[f"{name}_ci95"] = None if part is None else list(part.interval)
+    area_under, unranked = _pair_auroc(results) if ranked else (None, None)
+    return {**counts, **values, **intervals, "auroc": area_under, "auroc_invalid": unranked}
 
 
-def _macro(by_category: dict[str, dict[str, Any]], draws: dict[str, dict[str, Values]]) -> dict[str, Any]:
-    """Means over the categories that have the metric; the interval resamples within each category."""
-    macro: dict[str, Any] = {"categories": len(by_category)}
-    for name in (*WITH_INTERVAL, "valid"):
-        having = [category for category, values in by_category.items() if values[name] is not None]
-        macro[name] = float(np.mean([by_category[c][name] for c in having])) if having else None
-        if name in WITH_INTERVAL:
-            drawn = [draws[c][name] for c in having]
-            macro[f"{name}_ci95"] = _interval(_mean_of_defined(drawn)) if having else None
-    return macro
-
-
-def _mean_of_defined(drawn: Sequence[Values]) -> Values:
-    """Mean over categories of resampled metrics, each (R,); a resample may lack what a category measures."""
-    values = np.array(drawn)
-    counts = (~np.isnan(values)).sum(axis=0)
-    sums = np.nansum(values, axis=0)
-    return np.asarray(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))
-
-
-def _pair_auroc(results: Sequence[PairResult]) -> float | None:
-    """How well `confidence` tells anomalous from normal pairs; None unless every valid pair has one."""
-    valid = [result for result in results if result.valid]
-    if not valid or any(result.confidence is None for result in valid):
+def _estimate(name: str, sums: Values, draws: dict[str, Values]) -> Estimate | None:
+    """The metric `name` of sums (len(_COLUMNS),) with its interval; None where no pair measures it."""
+    value = _number(_ratios(sums)[name])
+    if value is None:
         return None
-    scores = {
-        kind: np.array([r.confidence for r in valid if r.anomalous is kind], dtype=float) for kind in (True, False)
+    count = int(sum(sums[_COLUMNS.index(column)] for column in _MEASURED_ON[name]))
+    return estimate(value, draws[name], count, unvaried_f1 if name in ("f1_0.3", "detection_f1") else unvaried)
+
+
+def _macro(
+    categories: dict[str, list[PairResult]], by_category: dict[str, dict[str, Any]], seed: int, resamples: int
+) -> dict[str, Any]:
+    """Means over the categories that have the metric; the interval resamples each category by itself."""
+    macro: dict[str, Any] = {"categories": len(categories)}
+    for name in ("valid", "auroc", *WITH_INTERVAL):
+        values = [part[name] for part in by_category.values() if part[name] is not None]
+        macro[name] = float(np.mean(values)) if values else None
+    if len(categories) == 1:
+        (only,) = by_category.values()
+        return macro | {f"{name}_ci95": only[f"{name}_ci95"] for name in WITH_INTERVAL}
+    parts: dict[str, list[Estimate]] = {name: [] for name in WITH_INTERVAL}
+    for category, members in categories.items():
+        # With the seed of the categories' own intervals, all would resample the same positions.
+        draws = _resample(members, _stream(seed, category), resamples)
+        sums = _columns(members).sum(axis=0)
+        for name in WITH_INTERVAL:
+            part = _estimate(name, sums, draws)
+            if part is not None:
+                parts[name].append(part)
+    return macro | {
+        f"{name}_ci95": list(mean_interval(estimates)) if estimates else None for name, estimates in parts.items()
     }
-    return auroc(scores[True], scores[False])
 
 
-def _interval(values: Values) -> list[float] | None:
-    defined = values[~np.isnan(values)]
-    return [float(v) for v in np.percentile(defined, [2.5, 97.5])] if len(defined) else None
+def _can_rank(results: Sequence[PairResult]) -> bool:
+    """Whether these answers have an AUROC: not where the locator answers and never says how sure it is."""
+    valid = [result for result in results if result.valid]
+    return not valid or any(result.confidence is not None for result in valid)
+
+
+def _pair_auroc(results: Sequence[PairResult]) -> tuple[float | None, int | None]:
+    """How well `confidence` tells anomalous from normal pairs, and how many pairs without one count as ranked worst.
+
+    Invalid answers and those without a confidence rank below all where the pair is anomalous, above all where it is normal.
+    """
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    unranked = 0
+    for result in results:
+        if result.valid and result.confidence is not None:
+            scores[result.anomalous].append(result.confidence)
+        else:
+            scores[result.anomalous].append(-np.inf if result.anomalous else np.inf)
+            unranked += 1
+    value = auroc(np.array(scores[True]), np.array(scores[False]))
+    return value, None if value is None else unranked
 
 
 def _number(value: Values) -> float | None:

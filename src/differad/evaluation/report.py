@@ -48,7 +48,10 @@ class Showcase:
         sureness = result.confidence or 0.0
         if prediction is not None and prediction.error is not None:
             self._keep("errors", 0.0, case)
-        if result.anomalous:
+        if result.anomalous and not result.placed:
+            if not result.gave_box or not result.valid:
+                self._keep("overlooked", -sureness, case)
+        elif result.anomalous:
             self.histogram[min(BINS - 1, int(result.iou * BINS))] += 1
             # Among pairs that were all missed, the ones where the locator was surest are the worst.
             self._keep("worst", -result.iou + (sureness if result.iou == 0 else 0.0), case)
@@ -57,7 +60,7 @@ class Showcase:
             self._keep("false_alarms", sureness, case)
 
     def cases(self, kind: str) -> list[Case]:
-        """The cases kept as "worst", "best", "false_alarms" or "errors", most telling first."""
+        """The cases kept as "worst", "best", "overlooked", "false_alarms" or "errors", most telling first."""
         return [case for _, _, case in sorted(self._heaps.get(kind, []), key=lambda entry: entry[:2], reverse=True)]
 
     def _keep(self, kind: str, value: float, case: Case) -> None:
@@ -76,6 +79,11 @@ SECTIONS = (
         "Anomalous pairs with the lowest IoU; of those missed entirely, the ones the locator was surest of.",
     ),
     ("best", "Best pairs", "Anomalous pairs with the highest IoU."),
+    (
+        "overlooked",
+        "Overlooked pairs",
+        "Abnormal, place unknown, and no box was given; the least sure first.",
+    ),
     ("false_alarms", "False alarms", "Normal pairs in which a box was given, the surest first."),
     ("errors", "Failed pairs", "Pairs that could not be answered, with the reason."),
 )
@@ -164,12 +172,18 @@ def _card(case: Case) -> dict[str, Any]:
     return {
         "id": case.pair.id,
         "category": case.pair.category,
-        "iou": case.result.iou if case.result.anomalous else None,
+        "truth": _truth(case.result),
         "confidence": case.result.confidence,
         "pictures": pictures,
         "words": words if len(words) <= REASONING_LIMIT else words[:REASONING_LIMIT] + " …",
         "problem": _problem(prediction),
     }
+
+
+def _truth(result: PairResult) -> str:
+    if not result.anomalous:
+        return "normal"
+    return f"IoU {result.iou:.3f}" if result.placed else "abnormal, place unknown"
 
 
 def _problem(prediction: Prediction | None) -> str:

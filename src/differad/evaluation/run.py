@@ -7,16 +7,21 @@ as `score` does from the same files. Neither ever holds more than a few pairs.
 import hashlib
 import json
 import statistics
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from differad.boxes import as_boxes
+import numpy as np
+from numpy.typing import NDArray
+
+from differad.boxes import Boxes, as_boxes, clip, is_degenerate
 from differad.core import Pair
 from differad.data.manifest import read_pairs
-from differad.errors import DifferadError, ImageError, InputError, ManifestError
+from differad.data.truth import check_boxes, check_mask, in_fractions
+from differad.errors import DifferadError, ImageError, InputError, InputWarning, ManifestError
 from differad.evaluation.baselines import BASELINES
 from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise
 from differad.evaluation.predictions import Prediction, PredictionIndex, PredictionWriter, keep_finished
@@ -39,10 +44,10 @@ def evaluate(
 
     A second call with the same arguments goes on where the first stopped and tries failed pairs again. `limit` takes the
     first pairs only; `seed` draws the bootstrap. Returns the metrics. Raises ManifestError before any work when a manifest
-    is wrong, InputError when `out` holds another run.
+    is wrong or a true box cannot be pixels of its target, InputError when `out` holds another run.
     """
     paths = [Path(manifest) for manifest in manifests]
-    labelled = _check_manifests(paths)
+    labelled = _check_manifests(paths, limit)
     out = Path(out)
     _claim(out, locator, paths)
     total = labelled if limit is None else min(limit, labelled)
@@ -62,7 +67,7 @@ def score(manifests: Sequence[str | Path], predictions: str | Path, *, seed: int
     counted as `without_image`. Raises ManifestError.
     """
     paths = [Path(manifest) for manifest in manifests]
-    _check_manifests(paths)
+    _check_manifests(paths, None)
     return _score(_all_pairs(paths), Path(predictions), None, seed)[0]
 
 
@@ -96,8 +101,11 @@ def locate_to_file(
     return counts
 
 
-def _check_manifests(paths: Sequence[Path]) -> int:
-    """Read every line once; return how many pairs are labelled. Raises ManifestError."""
+def _check_manifests(paths: Sequence[Path], limit: int | None) -> int:
+    """Read every line once, and the headers of the first `limit` labelled pairs; return how many pairs are labelled.
+
+    Raises ManifestError, on true boxes that cannot be pixels of their target too.
+    """
     seen: dict[str, Path] = {}
     labelled = 0
     for path in paths:
@@ -105,11 +113,26 @@ def _check_manifests(paths: Sequence[Path]) -> int:
             if pair.id in seen:
                 raise ManifestError(f"{path}: id {pair.id!r} stands in {seen[pair.id]} too; expected ids that differ")
             seen[pair.id] = path
-            labelled += pair.boxes is not None
+            if pair.anomalous is None:
+                continue
+            if limit is None or labelled < limit:
+                _check_truth(path, pair)
+            labelled += 1
     if not labelled:
         names = ", ".join(map(str, paths))
-        raise ManifestError(f"{names}: no labelled pair; expected `boxes` or `mask` on some line ([] says normal)")
+        raise ManifestError(
+            f"{names}: no labelled pair; expected `boxes`, `mask` or `anomalous` on some line ([] says normal)"
+        )
     return labelled
+
+
+def _check_truth(path: Path, pair: Pair) -> None:
+    try:
+        size = _target_size(pair)
+        check_boxes(pair, size)
+        check_mask(pair, size)
+    except ManifestError as error:
+        raise ManifestError(f"{path}: {error}") from None
 
 
 def _claim(out: Path, locator: Locator, paths: Sequence[Path]) -> None:
@@ -145,7 +168,7 @@ def _all_pairs(paths: Sequence[Path]) -> Iterator[Pair]:
 
 
 def _labelled_pairs(paths: Sequence[Path]) -> Iterator[Pair]:
-    return (pair for pair in _all_pairs(paths) if pair.boxes is not None)
+    return (pair for pair in _all_pairs(paths) if pair.anomalous is not None)
 
 
 def _first(pairs: Iterator[Pair], limit: int | None) -> Iterator[Pair]:
@@ -166,18 +189,21 @@ class _Tally:
     unpredicted: int = 0
     errors: int = 0
     without_image: int = 0
+    boxes_cut: int = 0
+    predictions_outside: int = 0
 
 
 def _score(pairs: Iterator[Pair], predictions: Path, limit: int | None, seed: int) -> tuple[dict[str, Any], Showcase]:
     index = PredictionIndex(predictions)
     tally, showcase = _Tally(), Showcase()
     for pair in pairs:
-        if pair.boxes is None:
+        if pair.anomalous is None:
             tally.unlabelled += 1
             continue
         if limit is not None and len(tally.results) >= limit:
             break
         _add(tally, showcase, pair, index.get(pair.id))
+    _warn_of_outside(tally)
     metrics = summarise(tally.results, seed)
     metrics["baselines"] = {
         name: {part: values for part, values in summarise(results, seed).items() if part in ("overall", "categories")}
@@ -189,36 +215,72 @@ def _score(pairs: Iterator[Pair], predictions: Path, limit: int | None, seed: in
         "unpredicted": tally.unpredicted,
         "errors": tally.errors,
         "without_image": tally.without_image,
+        "boxes_cut": tally.boxes_cut,
+        "predictions_outside": tally.predictions_outside,
         "unknown_predictions": len(index) - (len(tally.results) - tally.unpredicted),
         "median_seconds": statistics.median(tally.seconds) if tally.seconds else None,
     }
     return metrics, showcase
 
 
+def _warn_of_outside(tally: _Tally) -> None:
+    if tally.predictions_outside:
+        warnings.warn(
+            f"{tally.predictions_outside} of {len(tally.results)} pairs: the predicted box lies outside the target or within "
+            "0..1; expected pixels of the target as it is on disk, so these score as misses",
+            InputWarning,
+            stacklevel=2,
+        )
+
+
 def _add(tally: _Tally, showcase: Showcase, pair: Pair, prediction: Prediction | None) -> None:
-    truth = as_boxes(pair.boxes)
+    size = _target_size(pair)
+    truth = as_boxes(check_boxes(pair, size))
     predicted = as_boxes(prediction.boxes if prediction else None)
     valid = prediction is not None and prediction.is_valid
-    overlap = pair_iou(predicted, truth) if valid else 0.0
-    shape = _target_size(pair)
-    size = size_name(truth, *shape) if shape else None
-    confidence = prediction.confidence if prediction else None
-    result = PairResult(pair.category, len(truth) > 0, overlap, len(predicted) > 0, valid, pair.group, size, confidence)
+    result = _result(
+        pair, truth, predicted, size, valid=valid, confidence=prediction.confidence if prediction else None
+    )
     tally.results.append(result)
+    tally.boxes_cut += int((truth != as_boxes(pair.boxes)).any(axis=-1).sum())
     tally.unpredicted += prediction is None
     tally.errors += prediction is not None and prediction.error is not None
     if prediction and prediction.seconds is not None:
         tally.seconds.append(prediction.seconds)
-    if shape is None:
+    if size is None:
         tally.without_image += 1
     else:
+        tally.predictions_outside += bool(_outside(predicted[:1], *size).any())
         for name, predict in BASELINES.items():
-            boxes = predict(*shape)
-            own = pair_iou(boxes, truth)
-            tally.baselines[name].append(
-                PairResult(pair.category, result.anomalous, own, len(boxes) > 0, True, pair.group, size)
-            )
+            tally.baselines[name].append(_result(pair, truth, predict(*size), size, valid=True))
     showcase.add(Case(pair, prediction, result))
+
+
+def _result(
+    pair: Pair,
+    truth: Boxes,
+    predicted: Boxes,
+    size: tuple[int, int] | None,
+    *,
+    valid: bool,
+    confidence: float | None = None,
+) -> PairResult:
+    return PairResult(
+        category=pair.category,
+        anomalous=pair.anomalous is True,
+        iou=pair_iou(predicted, truth) if valid else 0.0,
+        gave_box=len(predicted) > 0,
+        valid=valid,
+        group=pair.group,
+        size=size_name(truth, *size) if size else None,
+        confidence=confidence,
+        placed=pair.boxes is not None,
+    )
+
+
+def _outside(predicted: Boxes, width: int, height: int) -> NDArray[np.bool_]:
+    """Which predicted boxes (N, 4) are no pixels of a target of that size."""
+    return in_fractions(predicted) | is_degenerate(clip(predicted, width, height)) & ~is_degenerate(predicted)
 
 
 def _target_size(pair: Pair) -> tuple[int, int] | None:

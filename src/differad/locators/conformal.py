@@ -1,7 +1,7 @@
 """A threshold from normal pairs alone, that holds a share of false alarms whatever the confidences look like."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from differad.core import Pair
 from differad.errors import DifferadError, InputError
@@ -14,11 +14,12 @@ def conformal_threshold(locator: Locator, normals: Iterable[Pair], false_alarms:
 
     Split conformal: of n confidences the ceil((n + 1)(1 - share))-th smallest is the bound, which holds for a new pair
     drawn like the given ones whatever their distribution. Pairs without a confidence (refused ones) say nothing and are left
-    out. Raises InputError where fewer than 1 / share - 1 remain, and the error of a pair that cannot be read.
+    out. Raises InputError for a pair that is labelled abnormal and where fewer than 1 / share - 1 remain, and the error of a
+    pair that cannot be read.
     """
     check_option("false_alarms", false_alarms, 0 < false_alarms < 1, "a share between 0 and 1")
     confidences = []
-    for outcome in locator.locate_many(normals):
+    for outcome in locator.locate_many(_only_normal(normals)):
         if isinstance(outcome, DifferadError):
             raise outcome
         if outcome.confidence is not None:
@@ -30,3 +31,12 @@ def conformal_threshold(locator: Locator, normals: Iterable[Pair], false_alarms:
             f" least {math.ceil(1 / false_alarms) - 1}; give more or allow a larger share"
         )
     return min(1.0, math.nextafter(sorted(confidences)[rank - 1], 1.0))
+
+
+def _only_normal(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    for pair in pairs:
+        if pair.anomalous:
+            raise InputError(
+                f"pair {pair.id!r}: labelled abnormal, so it cannot set a threshold for false alarms; give normal pairs only"
+            )
+        yield pair

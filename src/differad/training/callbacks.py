@@ -118,7 +118,7 @@ class Samples(_WithPolicy):
         """Write the page."""
         if not self._every or state.global_step % self._every:
             return
-        pairs = list(islice((pair for pair in read_pairs(self._manifest) if pair.boxes is not None), self._count))
+        pairs = list(islice((pair for pair in read_pairs(self._manifest) if pair.anomalous is not None), self._count))
         with self._locator() as locator:
             if locator is None:
                 return
@@ -150,4 +150,5 @@ def _sample(pair: Pair, outcome: Location | DifferadError) -> str:
         f'<img alt="{name}" src="{jpeg_data_url(picture)}">'
         for name, picture in zip(("reference", "target"), pictures, strict=True)
     )
-    return f"<section>{images}<pre><b>{html.escape(pair.id)}</b>\n{html.escape(text)}</pre></section>"
+    place = " (abnormal, place unknown)" if pair.boxes is None and pair.anomalous else ""
+    return f"<section>{images}<pre><b>{html.escape(pair.id)}</b>{place}\n{html.escape(text)}</pre></section>"

@@ -1,0 +1,34 @@
+"""The table of metrics as text: what is a name stays a name, and what the table leaves out is said below it."""
+
+import pytest
+
+from differad.cli.table import print_metrics
+from differad.evaluation.metrics import PairResult, summarise
+
+
+def printed(results, capsys, **counts):
+    print_metrics(summarise(results, resamples=10) | {"boxes_cut": 0} | counts)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["[/b]", "[red]", ":warning:", "部品", "a[0]"])
+def test_a_category_s_name_is_no_markup(name, capsys):
+    assert name in printed([PairResult(name, True, 0.5, True, True)], capsys)
+
+
+def test_what_has_no_place_is_a_dash_and_counted_below(capsys):
+    unknown = PairResult("a", True, 0.0, True, True, confidence=0.9, placed=False)
+    invalid = PairResult("a", False, 0.0, False, False)
+    lines = printed([unknown, unknown, invalid], capsys, boxes_cut=3).splitlines()
+    assert lines[1].split() == ["a", "3", "-", "-", "-", "1.00", "0.00", "0.67"]
+    below = " ".join(" ".join(lines[3:]).split())
+    assert "2 of 2 anomalous pairs: place unknown, counted in det F1 and valid, not in mIoU, Acc and F1@0.3" in below
+    assert "AUROC 0.00 (1 pairs without a ranked answer count as worst)" in below
+    assert "3 true boxes reach over the edge" in below
+
+
+def test_nothing_to_say_says_nothing(capsys):
+    lines = printed(
+        [PairResult("a", True, 0.5, True, True), PairResult("a", False, 0.0, False, True)], capsys
+    ).splitlines()
+    assert len(lines) == 3  # heading, category, all pairs
