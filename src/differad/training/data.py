@@ -45,9 +45,7 @@ class Speech:
 
     def units(self, frame: Frame) -> tuple[int, int]:
         """Width and height of the target in the numbers that an answer is written in."""
-        if self.format.space == "resized" and frame.resized is not None:
-            return frame.resized
-        return 1000, 1000
+        return frame.units(self.format.space)
 
 
 def build_dataset(data: Data, speech: Speech, *, with_answer: bool) -> Dataset:
