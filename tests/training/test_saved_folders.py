@@ -21,6 +21,8 @@ from differad.training.sft import train_sft
 from differad.training.tiny import build_tiny
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
+sys.path.insert(0, str(Path(__file__).parent))
+from scripted import make_trainer
 from tiny_models import build_checkpoint
 
 STOCK = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
@@ -86,6 +88,15 @@ def test_what_a_run_saves(make_recipe, phase, lora):
     (train_sft if phase == "sft" else train_rl)(recipe)
     folders = [recipe.out / "checkpoint-1", recipe.out / "checkpoint-2", recipe.out / "model"]
     check(folders, open_source(recipe.model, recipe.out, 0))
+
+
+def test_what_a_sharded_run_saves(make_recipe, tmp_path):
+    """Under FSDP and ZeRO the trainer gathers the weights and writes them itself; `export` is not called."""
+    recipe = make_recipe("rl", "train.batch_size=4")
+    trainer = make_trainer(recipe)
+    trainer._save(str(tmp_path / "gathered"), state_dict=trainer.accelerator.get_state_dict(trainer.model))
+    trainer.save_model(str(tmp_path / "whole"))
+    check([tmp_path / "gathered", tmp_path / "whole"], open_source(recipe.model, recipe.out, 0))
 
 
 @pytest.mark.parametrize("model_type", STOCK)

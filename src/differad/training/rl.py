@@ -158,10 +158,10 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
         return [answers[place] for place in kept], None if logps is None else [logps[place] for place in kept]
 
     def _gather(self, answers: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Localization reward, IoU and miss of every process's answers, each (groups, G)."""
+        """Localization reward, IoU and miss of every process's answers, each (groups, G), in float32: MPS has no other."""
         outcomes = self._outcomes(answers)
         local = torch.tensor(
-            [list(row) for row in zip(*outcomes, strict=True)], dtype=torch.float64, device=self.accelerator.device
+            [list(row) for row in zip(*outcomes, strict=True)], dtype=torch.float32, device=self.accelerator.device
         )
         gathered = self.accelerator.gather(local).view(-1, self.num_generations, 3)
         return gathered[..., 0], gathered[..., 1], gathered[..., 2].bool()
@@ -175,7 +175,7 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self._draw is None or not self.model.training:  # evaluation: one draw, no weights
             return output
-        weights = torch.ones(len(self._draw.stuck), dtype=torch.float64, device=self._draw.stuck.device)
+        weights = torch.ones(len(self._draw.stuck), device=self._draw.stuck.device)
         if self._grpo.reweight:
             weights = adaptive_weights(self._draw.localization, self._draw.missed)
         count, rank = len(inputs), self.accelerator.process_index
@@ -191,9 +191,9 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
         """Put the batch's figures among TRL's metrics; they come from gathered values and are the same on every rank."""
         figures = {
             "iou": draw.iou.mean(),
-            "miss_rate": draw.missed.double().mean(),
-            "groups/informative": (~draw.stuck).double().mean(),
-            "groups/redrawn": (draw.redraws > 0).double().mean(),
+            "miss_rate": draw.missed.float().mean(),
+            "groups/informative": (~draw.stuck).float().mean(),
+            "groups/redrawn": (draw.redraws > 0).float().mean(),
             "groups/redraws": draw.redraws.sum(),
         }
         learning = weights[~draw.stuck]
