@@ -66,7 +66,7 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
     for pair in pairs:
         boxes = as_boxes(pair.boxes)
         frame = speech.frame(*image_size(pair.target))
-        speech.frame(*image_size(pair.reference))
+        sizes = (frame.units("resized"), speech.frame(*image_size(pair.reference)).units("resized"))
         rng = np.random.default_rng([data.seed, zlib.crc32(pair.id.encode())])
         question = training_question(rng) if data.question == "drawn" else QUESTION
         reasoning = describe(pair, frame) if data.reasoning else ""
@@ -80,6 +80,7 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
             "mask": "" if pair.mask is None else str(pair.mask),
             "boxes": boxes.tolist(),
             "question": prompt_text(speech.format, question),
+            "image_tokens": sum(width * height for width, height in sizes) // speech.rule.factor**2,
             "answer": format_answer(_largest(boxes), speech.format, frame, reasoning=reasoning),
             # What can be written, not what is true: a box put into whole numbers to the letter has IoU 1.
             "solution": (written * 1000.0 / np.array([width, height, width, height])).tolist(),

@@ -20,6 +20,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 from differad.errors import OptionError
 from differad.rewards import format_scores
 from differad.training.advantages import adaptive_weights, is_uninformative, rows_of
+from differad.training.context import vllm_context
 from differad.training.contract import check_hooks
 from differad.training.data import build_dataset
 from differad.training.localization import Outcomes, localize
@@ -267,9 +268,13 @@ def build_trainer(
             f"data.pairs: {len(dataset)} pairs to train on; expected at least {drawn}, for that many are answered at once; lower "
             "train.batch_size or give more"
         )
+    tokenizer = source.processor.tokenizer
+    if config.use_vllm:
+        config.vllm_max_model_length = vllm_context(
+            config.vllm_max_model_length, config.max_completion_length, dataset, tokenizer
+        )
     model = load_model(source, recipe.model)
     ends = model.generation_config.eos_token_id
-    tokenizer = source.processor.tokenizer
     reader = AnswerReader(tokenizer, [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id])
     return kind(
         model=model,
@@ -306,6 +311,7 @@ def grpo_config(recipe: RlRecipe) -> GRPOConfig:
             "use_vllm": True,
             "vllm_mode": grpo.vllm.mode,
             "vllm_gpu_memory_utilization": grpo.vllm.memory_share,
+            "vllm_max_model_length": grpo.vllm.max_model_length,
             "vllm_tensor_parallel_size": grpo.vllm.tensor_parallel,
             "vllm_server_base_url": grpo.vllm.url,
             "vllm_enable_sleep_mode": grpo.vllm.sleep and grpo.vllm.mode == "colocate",
