@@ -126,7 +126,7 @@ frames = st.tuples(*[st.integers(28, 4000)] * 2, *[st.integers(1, 60)] * 2).map(
 
 
 @pytest.mark.parametrize("family", FORMATS)
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(text=completions, frame=frames)
 def test_the_default_reward_reads_what_evaluation_reads(family, text, frame):
     units = frame.units(FORMATS[family].space)

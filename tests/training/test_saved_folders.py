@@ -63,31 +63,37 @@ def names_no_class_of_ours(folder):
     return not any("PairProcessor" in text for text in texts)
 
 
-def check(folders, source, model_type="qwen2_vl"):
+def check(sources):
     """Every folder reads as the source's own processor does; `AutoProcessor` is stock, or says what it lacks."""
-    assert folders
-    tokens = source.processor.tokenizer("(1,2),(30,40)")["input_ids"]
-    settings = source.processor.image_processor
-    found = read_by_stock(*folders)
-    assert len(found) == len(folders)
-    for folder, (template, ids, kind, patch, size, whole) in found.items():
+    found = read_by_stock(*sources)
+    assert len(found) == len(sources) > 0
+    for folder, source in sources.items():
+        template, ids, kind, patch, size, whole = found[str(folder)]
+        settings = source.processor.image_processor
         assert names_no_class_of_ours(folder), folder
+        tokens = source.processor.tokenizer("(1,2),(30,40)")["input_ids"]
         assert (template, ids, patch) == (True, tokens, settings.patch_size), folder
         assert kind.startswith("Qwen2VLImageProcessor"), folder
         assert {name: value for name, value in size.items() if value is not None} == {
             "shortest_edge": settings.size.shortest_edge,
             "longest_edge": settings.size.longest_edge,
         }
-        assert whole == (STOCK[model_type] if is_torchvision_available() else "Qwen2VLVideoProcessor"), folder
+        stock = STOCK[source.config.model_type] if is_torchvision_available() else "Qwen2VLVideoProcessor"
+        assert whole == stock, folder
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("phase", ["sft", "rl"])
-def test_what_a_run_saves(make_recipe, phase, lora):
-    recipe = make_recipe(phase, "train.steps=2", *(["model.lora={rank: 4, alpha: 8}"] if lora else []))
-    (train_sft if phase == "sft" else train_rl)(recipe)
-    folders = [recipe.out / "checkpoint-1", recipe.out / "checkpoint-2", recipe.out / "model"]
-    check(folders, open_source(recipe.model, recipe.out, 0))
+def test_what_runs_save(make_recipe, tmp_path):
+    """Both phases, with adapters and without: every checkpoint and the result."""
+    sources = {}
+    for phase, train in (("sft", train_sft), ("rl", train_rl)):
+        for lora in ("null", "{rank: 4, alpha: 8}"):
+            recipe = make_recipe(
+                phase, "train.steps=2", f"model.lora={lora}", f"out={tmp_path / f'{phase}-{len(lora)}'}"
+            )
+            train(recipe)
+            source = open_source(recipe.model, recipe.out, 0)
+            sources |= {recipe.out / name: source for name in ("checkpoint-1", "checkpoint-2", "model")}
+    check(sources)
 
 
 def test_what_a_sharded_run_saves(make_recipe, tmp_path):
@@ -96,20 +102,21 @@ def test_what_a_sharded_run_saves(make_recipe, tmp_path):
     trainer = make_trainer(recipe)
     trainer._save(str(tmp_path / "gathered"), state_dict=trainer.accelerator.get_state_dict(trainer.model))
     trainer.save_model(str(tmp_path / "whole"))
-    check([tmp_path / "gathered", tmp_path / "whole"], open_source(recipe.model, recipe.out, 0))
+    check(dict.fromkeys((tmp_path / "gathered", tmp_path / "whole"), open_source(recipe.model, recipe.out, 0)))
 
 
-@pytest.mark.parametrize("model_type", STOCK)
-def test_what_is_exported_names_the_stock_processor(make_recipe, tmp_path, model_type):
-    folder = build_checkpoint(tmp_path / "start", model_type, None)
-    recipe = make_recipe("sft", f"model.checkpoint={folder}")
-    source = open_source(recipe.model, recipe.out, 0)
-    model = load_model(source, recipe.model)
-    export(model, source, tmp_path / "whole")
-    source.processor.save_pretrained(tmp_path / "whole")  # a checkpoint's processor after the export's changes nothing
-    check([tmp_path / "whole"], source, model_type)
-    saved = json.loads((tmp_path / "whole" / "tokenizer_config.json").read_text())
-    assert saved["processor_class"] == STOCK[model_type]
+def test_what_is_exported_names_the_stock_processor(make_recipe, tmp_path):
+    sources = {}
+    for model_type, stock in STOCK.items():
+        folder = build_checkpoint(tmp_path / "start" / model_type, model_type, None)
+        recipe = make_recipe("sft", f"model.checkpoint={folder}")
+        source = open_source(recipe.model, recipe.out, 0)
+        export(load_model(source, recipe.model), source, tmp_path / model_type)
+        source.processor.save_pretrained(tmp_path / model_type)  # a checkpoint's over the export's: no difference
+        sources[tmp_path / model_type] = source
+        saved = json.loads((tmp_path / model_type / "tokenizer_config.json").read_text())
+        assert saved["processor_class"] == stock
+    check(sources)
 
 
 def test_a_folder_of_an_earlier_version_is_mended_when_it_is_saved_again(make_recipe, tmp_path, start):
@@ -121,7 +128,7 @@ def test_a_folder_of_an_earlier_version_is_mended_when_it_is_saved_again(make_re
     again = open_source(make_recipe("sft", f"model.checkpoint={tmp_path / 'old'}").model, tmp_path, 0)
     again.processor.save_pretrained(tmp_path / "new")
     export(load_model(again, make_recipe("sft").model), again, tmp_path / "new")
-    check([tmp_path / "new"], again)
+    check({tmp_path / "new": again})
 
 
 def test_the_embedded_policy_is_read_once_differad_is_there(make_recipe, tmp_path):
