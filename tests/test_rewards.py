@@ -127,6 +127,41 @@ def test_wrong_truth_is_an_error_that_says_so():
     assert score_answers([answer((0, 0, 0, 0))] * 2, [[], [1, 2, 3, 4]]).iou.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        ([float("nan")] * 4, r"true box \[nan, nan, nan, nan\]: expected numbers from 0 to 1000"),
+        ([1, 2, float("nan"), 4], "expected numbers from 0 to 1000"),
+        ([1, 2, float("inf"), 4], "expected numbers from 0 to 1000"),
+        ([-1, 2, 3, 4], "expected numbers from 0 to 1000"),
+        ([-9, -9, -5, -5], "expected numbers from 0 to 1000"),
+        ([1, 2, 3, 1000.5], "expected numbers from 0 to 1000"),
+        ([1, 2, 3, 1e300], "expected numbers from 0 to 1000"),
+        ([3, 4, 1, 2], "holds no area"),
+        ([1, 2, 3], r"shape \(1, 3\)"),
+        ([[1, 2, 3, 4]], r"shape \(1, 1, 4\)"),
+        (5, r"shape \(1,\)"),
+        (None, r"shape \(1,\)"),
+        (["a", "b", "c", "d"], "expected a box as x1, y1, x2, y2"),
+        ({"x1": 1}, "expected a box as x1, y1, x2, y2"),
+    ],
+)
+def test_a_truth_that_is_none_is_an_error_alone_and_beside_others(truth, message):
+    with pytest.raises(InputError, match=message):
+        score_answer(answer((1, 2, 3, 4)), truth)
+    for others in ([], [0, 0, 0, 0], [1, 2, 3, 4]):
+        with pytest.raises(InputError):
+            score_answers([answer((1, 2, 3, 4))] * 2, [others, truth])
+
+
+def test_a_truth_may_reach_the_border_and_round_beyond_it():
+    assert score_answer(answer((0, 0, 1000, 1000)), [0, 0, 1000, 1000]) == (1, 1, 1)
+    beyond = np.nextafter(1000.0, np.inf)
+    assert score_answer(answer((0, 0, 1000, 1000)), [0, 0, beyond, beyond]).localization == pytest.approx(1)
+    with pytest.raises(InputError, match=r"shape \(\) for 1 answers"):
+        score_answers(["a"], 5)
+
+
 def test_the_callables_take_columns_and_both_kinds_of_completion():
     texts = [answer((1, 2, 30, 40)), answer((0, 0, 0, 0))]
     chats = [[{"role": "assistant", "content": text}] for text in texts]

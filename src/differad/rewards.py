@@ -2,7 +2,8 @@
 
 Boxes are in thousandths of the target's width and height, `x1, y1, x2, y2`; the zero box says "normal". Formulas: DifferAD-R1,
 arXiv 2606.16601; answers are read exactly as the authors' published code reads them (the first integer box inside
-`<answer>`, corners as written), which is stricter than `answers.parsing`. Knows nothing of groups, advantages or trainers.
+`<answer>`, corners as written), which is neither what evaluation reads (`answers.parsing`) nor what training pays by default
+(`training.localization`). Knows nothing of groups, advantages or trainers.
 """
 
 import re
@@ -19,6 +20,8 @@ Scores = NDArray[np.float64]
 Completion = str | Sequence[dict[str, Any]]
 
 CENTER_WEIGHT, AREA_WEIGHT = 0.6, 0.4
+# What true boxes are counted in, and how far a number that came from pixels may go beyond.
+LARGEST, _ROUNDING = 1000.0, 1e-9
 
 _GAP = r"\s*+"
 _INT = rf"{_GAP}(\d++){_GAP}"
@@ -52,7 +55,10 @@ def score_answer(text: str, truth: ArrayLike) -> AnswerScore:
 
 
 def score_answers(texts: Sequence[str], truths: Sequence[ArrayLike] | NDArray[Any]) -> AnswerScores:
-    """As `score_answer` for N answers at once. Raises InputError where `truths` does not hold one box per answer."""
+    """As `score_answer` for N answers at once.
+
+    Raises InputError where `truths` does not hold one box per answer, each within 0 and 1000 and with area, or zero.
+    """
     truth = _truth_array(truths, len(texts))
     predicted, answered = read_boxes(texts)
     says_normal = answered & ~predicted.any(axis=1)
@@ -111,21 +117,45 @@ def _is_well_formed(text: str) -> bool:
     return _ANSWER_OF_ONE_BOX.fullmatch(text, thought + len("</think>")) is not None
 
 
+def check_truths(boxes: Boxes) -> None:
+    """Raise InputError unless each true box (N, 4) has area and is made of numbers from 0 to 1000."""
+    within = np.isfinite(boxes) & (boxes >= 0) & (boxes <= LARGEST + _ROUNDING)
+    outside, flat = ~within.all(axis=1), is_degenerate(boxes)
+    if outside.any():
+        raise InputError(
+            f"true box {boxes[outside][0].tolist()}: expected numbers from 0 to 1000, thousandths of the target's sides"
+        )
+    if flat.any():
+        raise InputError(
+            f"true box {boxes[flat][0].tolist()} holds no area: expected x1 < x2, y1 < y2, or the zero box"
+        )
+
+
 def _truth_array(truths: Sequence[ArrayLike] | NDArray[Any], count: int) -> Boxes:
+    """The true boxes (count, 4), the zero box for normal targets. Raises InputError."""
     try:
         truth = np.asarray(truths, dtype=np.float64)
-    except ValueError:  # some are empty: normal targets
-        truth = np.array([truth if np.size(truth) else [0.0] * 4 for truth in truths], dtype=np.float64)
-    if truth.size == 0:
+    except (ValueError, TypeError):  # some are empty: normal targets
+        truth = np.array([_true_box(truth) for truth in truths], dtype=np.float64)
+    if truth.size == 0 and truth.ndim:
         truth = np.zeros((len(truths), 4))
     if truth.shape != (count, 4):
         raise InputError(f"truths of shape {truth.shape} for {count} answers: expected one box each")
-    wrong = truth.any(axis=1) & is_degenerate(truth)
-    if wrong.any():
-        raise InputError(
-            f"true box {truth[wrong][0].tolist()} holds no area: expected x1 < x2, y1 < y2, or the zero box"
-        )
+    check_truths(truth[truth.any(axis=1)])
     return truth
+
+
+def _true_box(truth: ArrayLike) -> NDArray[np.float64]:
+    """One true box (4,), zero where the target is normal. Raises InputError."""
+    try:
+        box = np.asarray(truth, dtype=np.float64)
+    except (ValueError, TypeError):
+        raise InputError(f"truth {str(truth)[:80]}: expected a box as x1, y1, x2, y2") from None
+    if box.size == 0:
+        return np.zeros(4)
+    if box.shape != (4,):
+        raise InputError(f"truth {str(truth)[:80]} of shape {box.shape}: expected one box as x1, y1, x2, y2")
+    return box
 
 
 # What TRL's GRPOTrainer calls: columns of the data set come as keywords, one float per completion goes back.

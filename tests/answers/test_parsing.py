@@ -66,6 +66,24 @@ READINGS = {
     "(0,0.5),(1,1)": [[0, 500, 1000, 1000]],
     "(0,0),(1,1)": [[0, 0, 1, 1]],  # without a decimal point: units
     "(0.5,0.5),(2,1)": [[0.5, 0.5, 2, 1]],  # one number above 1: units
+    # What a thought quotes is no answer, whatever its tags; an answer may stand before the thought.
+    "<think><answer>(9,9),(99,99)</answer></think>(1,2),(30,40)": [[1, 2, 30, 40]],
+    "<answer>(1,2),(30,40)</answer><think><answer>(9,9),(99,99)</answer></think>": [[1, 2, 30, 40]],
+    "<think>a <think> b</think><answer>(1,2),(30,40)</answer></think>": [[1, 2, 30, 40]],
+    "<think>it is <answer>(1,2),(30,40)</answer>": [[1, 2, 30, 40]],  # a thought ends where the answer begins
+    # Numbers of a sentence, a label or a reference are no box.
+    "Screws (1,2) and (3,4) are fine. <answer>(1,2),(30,40)</answer>": [[1, 2, 30, 40]],
+    "Holes (5, 6, 70, 80) agree. <answer>(1,2),(30,40)</answer> not [9, 9, 99, 99]": [[1, 2, 30, 40]],
+    '{"label": "pins (5, 6, 70, 80) bent", "bbox_2d": [1, 2, 30, 40]}': [[1, 2, 30, 40]],
+    '{"label": "[5, 6, 70, 80]", "bbox_2d": [1, 2, 30, 40]}': [[1, 2, 30, 40]],
+    '{"bbox_2d": [1, 2, 30, 40], "description": "as (5,6),(70,80), \\"twice\\" (5,6),(70,80)"}': [[1, 2, 30, 40]],
+    "{'label': 'pins (5,6),(70,80)', 'bbox_2d': [1, 2, 30, 40]}": [[1, 2, 30, 40]],
+    "<ref>pins (5,6),(70,80)</ref><box>(1,2),(30,40)</box>": [[1, 2, 30, 40]],
+    "<|object_ref_start|>pins [5, 6, 70, 80]<|object_ref_end|><|box_start|>(1,2),(30,40)<|box_end|>": [[1, 2, 30, 40]],
+    # A box that is written as a string is one.
+    '{"bbox_2d": "[1, 2, 30, 40]", "label": "dent"}': [[1, 2, 30, 40]],
+    '{"where": "(1,2),(30,40)"}': [[1, 2, 30, 40]],
+    '{"box": "<box>(1,2),(30,40)</box>"}': [[1, 2, 30, 40]],
 }
 NORMAL = [
     "(0,0),(0,0)",
@@ -98,6 +116,13 @@ UNREADABLE = [
     "(2000,2000),(3000,3000)",  # wholly outside
     "<think>(1,2),(30,40)</think><answer>nothing</answer>",
     "(\u0661\u0662,2),(30,x)",
+    "<think>I could write <answer>(1,2),(30,40)</answer></think>",  # quoted, never given
+    "<think>I could write <answer>(1,2),(30,40)</answer></think> Both parts agree.",
+    "I could write <answer>(1,2),(30,40)</answer></think>",  # the thought was opened by the prompt
+    "The screws at (1,2) and (30,40) look fine.",
+    '{"label": "pins (1, 2, 30, 40)", "bbox_2d": [3',
+    '{"label": "pins (1, 2, 30, 40), b',
+    "(1000,2),(1005,40)",  # beside the target
 ]
 
 
@@ -121,6 +146,13 @@ def test_one_number_means_different_pixels_in_different_families():
 def test_resized_families_need_the_resized_size():
     with pytest.raises(OptionError, match="resize"):
         parse_answer("(1,2),(3,4)", FORMATS["qwen2.5-vl"], Frame(100, 100))
+
+
+def test_a_box_beside_the_target_is_none_whatever_its_size():
+    # 1000 * (width / 1000) may fall short of the width by a rounding, which would leave a sliver inside.
+    for width in range(1000, 1100):
+        for text in ("(1000,5),(1005,9)", "(5,1000),(9,1005)"):
+            assert read(text, frame=Frame(width, width)) == ("unreadable", []), width
 
 
 def test_reasoning_and_labels():
@@ -269,6 +301,12 @@ HUGE = 1_000_000
         "<box>1,",
         "<box>1 ",
         "```",
+        '"a":"',
+        '"a":"\\',
+        "'a':'",
+        '"aa',
+        "<ref>",
+        "<ref>(1,2),(3,4)",
     ],
 )
 def test_a_megabyte_of_hostile_text_is_read(unit):

@@ -8,11 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from differad.boxes import as_boxes, iou
-from differad.errors import OptionError
+from differad.answers.formats import FORMATS
+from differad.answers.parsing import Frame, format_answer
+from differad.boxes import as_boxes, iou, scale
+from differad.errors import InputError, OptionError
+from differad.evaluation.metrics import pair_iou
+from differad.locators.chat import Reply, to_location
 from differad.rewards import dclr
 from differad.training.audit import audit, draw_audit
-from differad.training.localization import VARIANTS, guarded, localize
+from differad.training.localization import DEFAULT_VARIANT, VARIANTS, guarded, localize
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "published_rewards.json").read_text())["rewards"]
 THOUSANDTHS = (1000, 1000)
@@ -92,6 +96,99 @@ def test_the_best_matching_box_counts():
 def test_resized_pixels_become_thousandths():
     # 280 x 140 after the resize: (28, 14, 56, 28) is (100, 100, 200, 200) in thousandths.
     assert one(answer((28, 14, 56, 28)), [[100, 100, 200, 200]], units=(280, 140)) == (1, 1, False)
+
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<box>", "</box>", "<|box_start|>", "<|box_end|>", "```json\n")
+number = st.one_of(
+    st.integers(-5, 1300).map(str),
+    st.floats(0, 1300, allow_nan=False).map(lambda v: f"{v:.3f}"),
+    st.sampled_from(["0", "0.0", "0.25", "1.0", "1000", "1001", "9" * 12, "1e3"]),
+)
+four = st.tuples(number, number, number, number)
+written = st.one_of(
+    four.map(lambda n: "({},{}),({},{})".format(*n)),
+    four.map(lambda n: "[{}, {}, {}, {}]".format(*n)),
+    four.map(lambda n: "<box>{} {} {} {}</box>".format(*n)),
+    four.map(lambda n: '{{"bbox_2d": [{}, {}, {}, {}], "label": "pins (1, 2, 30, 40)"}}'.format(*n)),
+    four.map(lambda n: '{{"label": "as ({},{}),({},{})"}}'.format(*n)),
+    st.just("(0,0),(0,0)"),
+)
+prose = st.sampled_from(["", " ", "The 2 screws at (1,2) and (3,4) are fine. ", "so ", "[]", "\n"])
+pieces = st.lists(st.one_of(written, prose, st.sampled_from(TAGS)), max_size=10).map("".join)
+quoting = st.tuples(written, prose, written, prose).map(
+    lambda v: f"<think>{v[1]}<answer>{v[0]}</answer></think>{v[3]}<answer>{v[2]}</answer>{v[1]}{v[0]}"
+)
+cut_off = st.tuples(quoting, st.floats(0, 1)).map(lambda v: v[0][: round(v[1] * len(v[0]))])
+completions = st.one_of(pieces, quoting, cut_off, pieces.map(lambda text: f"<answer>{text}</answer>"))
+frames = st.tuples(*[st.integers(28, 4000)] * 2, *[st.integers(1, 60)] * 2).map(
+    lambda v: Frame(v[0], v[1], (28 * v[2], 28 * v[3]))
+)
+
+
+@pytest.mark.parametrize("family", FORMATS)
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(text=completions, frame=frames)
+def test_the_default_reward_reads_what_evaluation_reads(family, text, frame):
+    units = frame.units(FORMATS[family].space)
+    seen = to_location(Reply(text, frame), FORMATS[family], "m", 0.0)
+    for name in (DEFAULT_VARIANT, "iou"):
+        paid = VARIANTS[name].reading([text], [units])
+        assert bool(paid.gives_box[0]) == seen.anomalous
+        assert bool(paid.says_normal[0]) == (seen.valid and not seen.anomalous)
+        thousandths = scale(seen.boxes[:1], 1000 / frame.width, 1000 / frame.height)
+        # Both come from the same numbers by up to four multiplications, of 2**-53 each.
+        np.testing.assert_allclose(paid.boxes[: len(thousandths)], thousandths, rtol=8 * 2.0**-53)
+
+
+@pytest.mark.parametrize("family", FORMATS)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(text=completions, frame=frames)
+def test_the_default_reward_is_measured_as_evaluation_measures(family, text, frame):
+    seen = to_location(Reply(text, frame), FORMATS[family], "m", 0.0)
+    truth = as_boxes([[100, 200, 400, 700], [600, 600, 1000, 900]])
+    pixels = scale(truth, frame.width / 1000, frame.height / 1000)
+    units = [frame.units(FORMATS[family].space)]
+    outcome = localize([text], [truth], units, DEFAULT_VARIANT)
+    # Sides of up to 1000 are known to 1e-13 and parts as thin as 1e-6 are compared: 1e-7 of an IoU at the worst.
+    assert outcome.iou[0] == pytest.approx(pair_iou(seen.boxes, pixels), abs=1e-7)
+    assert bool(outcome.missed[0]) == (outcome.iou[0] < 0.3)
+    normal = localize([text], [[]], units, DEFAULT_VARIANT)
+    assert bool(normal.missed[0]) == seen.anomalous
+    assert bool(normal.reward[0]) == (seen.valid and not seen.anomalous)
+
+
+@pytest.mark.parametrize("family", FORMATS)
+def test_a_turned_box_and_a_quoted_answer(family):
+    frame = Frame(640, 480, (644, 476))
+    units = frame.units(FORMATS[family].space)
+    text = format_answer(as_boxes([64, 48, 320, 240]), FORMATS[family], frame)
+    width, height = units
+    truth = [[100, 100, 500, 500]]
+    turned = f"<answer>({width // 2},{height // 2}),({width // 10},{height // 10})</answer>"
+    quoted = f"<think>{text}</think>{format_answer([], FORMATS[family], frame)}"
+    rounded = 0.95  # a unit of 476 is 2 of 1000
+    assert one(turned, truth, units=units)[1] > rounded
+    assert one(text, truth, units=units)[1] > rounded
+    assert one(quoted, truth, units=units) == (0, 0, True)
+    assert one(quoted, [], units=units) == (1, 1, False)
+
+
+def test_the_published_reward_keeps_its_own_reading():
+    truth = [[100, 100, 500, 500]]
+    assert one("<answer>(500,500),(100,100)</answer>", truth, "dclr") == (0, 0, True)
+    assert one("<answer>(500,500),(100,100)</answer>", truth, "guarded") == (1, 1, False)
+    quoted = "<think><answer>(100,100),(500,500)</answer></think><answer>(0,0),(0,0)</answer>"
+    assert one(quoted, truth, "dclr") == (1, 1, False)
+    assert one(quoted, truth, "guarded") == (0, 0, True)
+
+
+@pytest.mark.parametrize(
+    "truth", [[[1, 2, 3, np.nan]], [[-1, 2, 3, 4]], [[1, 2, 3, 1001]], [[3, 4, 1, 2]], [[1, 2, 3]]]
+)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_wrong_truth_is_an_error(name, truth):
+    with pytest.raises(InputError):
+        one(answer((1, 2, 3, 4)), truth, name)
 
 
 def test_an_unknown_name():

@@ -8,7 +8,7 @@ hostile input: reading never raises on it and takes time linear in its length.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -33,6 +33,15 @@ _BOX = re.compile(
     # <box>x1 y1 x2 y2</box>
     rf"|<box>{_GAP}{_NUMBER}{_BETWEEN}{_NUMBER}{_BETWEEN}{_NUMBER}{_BETWEEN}{_NUMBER}{_GAP}</box>"
 )
+# Strings of JSON under a key, and Qwen-VL's references: texts about what was found, whose numbers are no boxes.
+_STRING = re.compile(
+    r'"(\w++)"\s*+:\s*+"((?:[^"\\]|\\.)*+)(?:"|\Z)'
+    r"|'(\w++)'\s*+:\s*+'((?:[^'\\]|\\.)*+)(?:'|\Z)"
+    r"|(?:<ref>|<\|object_ref_start\|>)[^<]*+"
+)
+_LETTER = re.compile(r"[^\W\d_]")
+# Sides below this many units hold no area: a conversion of units could lose them.
+_THINNEST = 1e-6
 # An empty JSON list, alone, in a fence or as a bbox_2d, is a model's way to say that it found nothing.
 _NOTHING = re.compile(rf"\[{_GAP}\]")
 _LABEL = re.compile(r'"label"\s*+:\s*+("(?:[^"\\]|\\.)*+")')
@@ -47,18 +56,24 @@ class Frame:
     height: int
     resized: tuple[int, int] | None = None
 
-    def pixels_per_unit(self, space: Space) -> tuple[float, float]:
-        """Original pixels (x, y) that one unit of `space` spans. Raises OptionError without the resized size."""
+    def units(self, space: Space) -> tuple[int, int]:
+        """Width and height of the target in the numbers of `space`. Raises OptionError without the resized size."""
         if space == "thousandths":
-            return self.width / 1000, self.height / 1000
+            return 1000, 1000
         if self.resized is None:
             raise OptionError("answer in resized pixels: the size after the processor's resize is not known; give it")
-        return self.width / self.resized[0], self.height / self.resized[1]
+        return self.resized
+
+    def pixels_per_unit(self, space: Space) -> tuple[float, float]:
+        """Original pixels (x, y) that one unit of `space` spans. Raises OptionError without the resized size."""
+        width, height = self.units(space)
+        return self.width / width, self.height / height
 
 
 @dataclass(frozen=True, eq=False)
 class ParsedAnswer:
-    """What an answer says. `boxes` (N, 4) are pixels of the original target, in the order written.
+    """What an answer says. `boxes` (N, 4) stand in the order written: pixels of the original target from `parse_answer`, the
+    answer's own numbers from `read_answer`.
 
     `status` is "valid" with boxes, "normal" for the zero box or an empty list, "unreadable" otherwise. `labels` has one
     text per box, or is empty.
@@ -123,17 +138,27 @@ def _write(boxes: Boxes, answer_format: AnswerFormat, frame: Frame, labels: Sequ
 
 
 def parse_answer(text: str, answer_format: AnswerFormat, frame: Frame) -> ParsedAnswer:
-    """Read what a model wrote. Never raises on `text`; OptionError only when `frame` lacks what the family needs.
+    """Read what a model wrote, as `read_answer` does, into pixels of the original target.
 
-    Inside `<answer>` if there is one, else after `</think>`, else anywhere; a text that is still thinking has no answer.
-    Corners in the wrong order are put right, coordinates are cut off at the target, boxes without area are dropped, and
-    so are zero boxes beside real ones.
+    Never raises on `text`; OptionError only when `frame` lacks what the family needs.
     """
-    per_unit = frame.pixels_per_unit(answer_format.space)
+    parsed = read_answer(text, frame.units(answer_format.space))
+    pixels = scale(parsed.boxes, *frame.pixels_per_unit(answer_format.space))
+    return replace(parsed, boxes=clip(pixels, frame.width, frame.height))
+
+
+def read_answer(text: str, units: tuple[float, float]) -> ParsedAnswer:
+    """Read what a model wrote of a target that is `units` (width, height) large in the numbers of its answer. Never raises.
+
+    The one reading that locating, evaluation and rewards share. Inside the first `<answer>` behind the thought, else before
+    it, else behind `</think>`, else anywhere; a text that is still thinking has no answer, and what a thought quotes is
+    none. Corners in the wrong order are put right, coordinates are cut off at the target, boxes without area are dropped,
+    and so are zero boxes beside real ones.
+    """
     content, reasoning = _split(text)
     if content is None:
         return ParsedAnswer("unreadable", reasoning=reasoning)
-    matches = list(_BOX.finditer(content))
+    matches = list(_BOX.finditer(_STRING.sub(_blank, content)))
     if not matches:
         return ParsedAnswer(
             "normal" if _NOTHING.search(content) else "unreadable", reasoning=reasoning or content.strip()
@@ -146,8 +171,8 @@ def parse_answer(text: str, answer_format: AnswerFormat, frame: Frame) -> Parsed
         return ParsedAnswer("normal", reasoning=reasoning)
     usable = values.any(axis=1) & np.isfinite(values).all(axis=1)
     has_point = np.array(["." in "".join(box) for box in written])
-    boxes = _to_pixels(values[usable], has_point[usable], per_unit, frame)
-    boxes = boxes[~is_degenerate(boxes)]
+    boxes = _inside(values[usable], has_point[usable], units)
+    boxes = boxes[(boxes[:, 2:] - boxes[:, :2] > _THINNEST).all(axis=1)]
     labels = tuple(_unquote(label) for label in _LABEL.findall(content))
     return ParsedAnswer(
         "valid" if len(boxes) else "unreadable",
@@ -157,17 +182,24 @@ def parse_answer(text: str, answer_format: AnswerFormat, frame: Frame) -> Parsed
     )
 
 
-def _to_pixels(values: Boxes, has_point: NDArray[np.bool_], per_unit: tuple[float, float], frame: Frame) -> Boxes:
-    """Pixels of the original target, (N, 4), corners in order, cut off at its border.
+def _inside(values: Boxes, has_point: NDArray[np.bool_], units: tuple[float, float]) -> Boxes:
+    """Boxes (N, 4) in units of the answer, corners in order, cut off at the target's border.
 
     Numbers within 0 and 1, one of them with a decimal point, are fractions of the sides in every family: a box below one
     unit is never meant, and models that were trained on LLaVA's data answer so.
     """
-    pixels = scale(values, *per_unit)
+    boxes = values.copy()
     is_fraction = has_point & (np.abs(values) <= 1.0).all(axis=1)
-    if is_fraction.any():
-        pixels[is_fraction] = scale(values[is_fraction], frame.width, frame.height)
-    return clip(order_corners(pixels), frame.width, frame.height)
+    boxes[is_fraction] = scale(values[is_fraction], *units)
+    return clip(order_corners(boxes), *units)
+
+
+def _blank(match: re.Match[str]) -> str:
+    """A text without what could be read as a box, as long as it was; a box that is written as a string stays."""
+    double, in_double, single, in_single = match.groups()
+    key, value = double or single or "", in_double or in_single or ""
+    is_box = "box" in key.lower() or (key != "label" and key and not _LETTER.search(value))
+    return match[0] if is_box else "_" * len(match[0])
 
 
 def _unquote(label: str) -> str:
@@ -178,12 +210,15 @@ def _unquote(label: str) -> str:
 
 
 def _split(text: str) -> tuple[str | None, str]:
-    """The part of an answer that holds its boxes (None while the model is still thinking), and its reasoning."""
+    """The part of an answer that holds its boxes (None while the model is still thinking), and its reasoning.
+
+    The thought ends at the first `</think>`; one that is never closed ends where `<answer>` begins.
+    """
     opened, thought = text.find("<think>"), text.find("</think>")
     body = thought + len("</think>") if thought >= 0 else 0
     start = text.find("<answer>", body)
-    if start < 0:
-        start = text.find("<answer>")
+    if start < 0 and 0 <= opened < thought:
+        start = text.find("<answer>", 0, opened)
     reasoning_end = thought if thought >= 0 else (start if start >= 0 else len(text))
     reasoning = (
         text[opened + len("<think>") : reasoning_end] if opened >= 0 else text[:reasoning_end] if start >= 0 else ""

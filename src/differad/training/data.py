@@ -47,9 +47,7 @@ class Speech:
 
     def units(self, frame: Frame) -> tuple[int, int]:
         """Width and height of the target in the numbers that an answer is written in."""
-        if self.format.space == "resized" and frame.resized is not None:
-            return frame.resized
-        return 1000, 1000
+        return frame.units(self.format.space)
 
 
 def build_dataset(data: Data, speech: Speech, *, with_answer: bool) -> Dataset:
@@ -78,7 +76,7 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
             )
         boxes = as_boxes(pair.boxes)
         frame = speech.frame(*image_size(pair.target))
-        speech.frame(*image_size(pair.reference))
+        sizes = (frame.units("resized"), speech.frame(*image_size(pair.reference)).units("resized"))
         rng = np.random.default_rng([data.seed, zlib.crc32(pair.id.encode())])
         question = training_question(rng) if data.question == "drawn" else QUESTION
         reasoning = describe(pair, frame) if data.reasoning else ""
@@ -92,6 +90,7 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
             "mask": "" if pair.mask is None else str(pair.mask),
             "boxes": boxes.tolist(),
             "question": prompt_text(speech.format, question),
+            "image_tokens": sum(width * height for width, height in sizes) // speech.rule.factor**2,
             "answer": format_answer(_largest(boxes), speech.format, frame, reasoning=reasoning),
             # What can be written, not what is true: a box put into whole numbers to the letter has IoU 1.
             "solution": (written * 1000.0 / np.array([width, height, width, height])).tolist(),

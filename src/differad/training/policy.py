@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, ProcessorMixin, Qwen2VLProcessor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from differad.answers.formats import answer_format, family_of
 from differad.answers.resize import ResizeRule
@@ -30,7 +31,8 @@ START_FOLDER = "start"
 class PairProcessor(Qwen2VLProcessor):
     """Image processor and tokenizer of a Qwen-VL checkpoint, without the video processor.
 
-    All three classes lay image tokens out alike. Load it with this class and pass it on: `AutoProcessor` does not know it.
+    All three classes lay image tokens out alike. It never stands in a saved folder: `AutoProcessor`, which does not know it,
+    would return a bare tokenizer without a word.
     """
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
@@ -40,6 +42,14 @@ class PairProcessor(Qwen2VLProcessor):
         # TRL pads prompts on the left, and takes the kinds of their tokens, which place pictures, as they are padded here.
         tokenizer.padding_side = "left"
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> list[str]:
+        """Write tokenizer and image processor, each with files of its own, as published checkpoints have them.
+
+        Every way of saving comes through here: the trainer's checkpoints, whole or sharded, and `export`.
+        """
+        written = self.tokenizer.save_pretrained(save_directory, **settings)
+        return [*written, *self.image_processor.save_pretrained(save_directory, **settings)]
 
     def _process_images(self, images: list[list[Any]], **settings: Any) -> tuple[dict[str, Any], list[str]]:
         """As stock, but pictures that several rows hold in common, the answers of a group, are prepared once.
@@ -93,6 +103,8 @@ def open_source(model: Model, out: Path, seed: int) -> Source:
     config = checkpoints.load_config(path)
     tokenizer = checkpoints.load_tokenizer(path)
     image_processor = checkpoints.load_image_processor(path, model.min_pixels, model.max_pixels)
+    # What `AutoProcessor` is to make of what is saved: the stock class, as published checkpoints name it.
+    tokenizer._set_processor_class(PROCESSOR_MAPPING_NAMES.get(config.model_type, Qwen2VLProcessor.__name__))
     processor = PairProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
     rule = ResizeRule.from_settings(image_processor.to_dict())
     return Source(path, config, processor, Speech(answer_format(family_of(config.model_type)), rule))
@@ -131,8 +143,7 @@ def export(model: Any, source: Source, folder: Path) -> None:
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     model.save_pretrained(folder)
-    source.processor.tokenizer.save_pretrained(folder)
-    source.processor.image_processor.save_pretrained(folder)
+    source.processor.save_pretrained(folder)
 
 
 class LiveLocator(LocalLocator):

@@ -141,13 +141,17 @@ class Train(Section):
 
 
 class Vllm(Section):
-    """Answers drawn by vLLM, on the training GPUs (colocate) or on others (server: `trl vllm-serve`)."""
+    """Answers drawn by vLLM, on the training GPUs (colocate) or on others (server: `trl vllm-serve`).
+
+    `max_model_length` are tokens of a prompt and its answer; left out, those of the longest prompt of the data.
+    """
 
     mode: Literal["colocate", "server"] = "colocate"
     memory_share: Share = 0.3
     tensor_parallel: Positive = 1
     url: str | None = None
     sleep: bool = True
+    max_model_length: Positive | None = None
 
 
 class Grpo(Section):

@@ -20,6 +20,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 from differad.errors import OptionError
 from differad.rewards import format_scores
 from differad.training.advantages import adaptive_weights, is_uninformative, rows_of
+from differad.training.context import vllm_context
 from differad.training.contract import check_hooks
 from differad.training.data import build_dataset
 from differad.training.localization import Outcomes, localize
@@ -158,10 +159,10 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
         return [answers[place] for place in kept], None if logps is None else [logps[place] for place in kept]
 
     def _gather(self, answers: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Localization reward, IoU and miss of every process's answers, each (groups, G)."""
+        """Localization reward, IoU and miss of every process's answers, each (groups, G), in float32: MPS has no other."""
         outcomes = self._outcomes(answers)
         local = torch.tensor(
-            [list(row) for row in zip(*outcomes, strict=True)], dtype=torch.float64, device=self.accelerator.device
+            [list(row) for row in zip(*outcomes, strict=True)], dtype=torch.float32, device=self.accelerator.device
         )
         gathered = self.accelerator.gather(local).view(-1, self.num_generations, 3)
         return gathered[..., 0], gathered[..., 1], gathered[..., 2].bool()
@@ -175,7 +176,7 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self._draw is None or not self.model.training:  # evaluation: one draw, no weights
             return output
-        weights = torch.ones(len(self._draw.stuck), dtype=torch.float64, device=self._draw.stuck.device)
+        weights = torch.ones(len(self._draw.stuck), device=self._draw.stuck.device)
         if self._grpo.reweight:
             weights = adaptive_weights(self._draw.localization, self._draw.missed)
         count, rank = len(inputs), self.accelerator.process_index
@@ -191,9 +192,9 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
         """Put the batch's figures among TRL's metrics; they come from gathered values and are the same on every rank."""
         figures = {
             "iou": draw.iou.mean(),
-            "miss_rate": draw.missed.double().mean(),
-            "groups/informative": (~draw.stuck).double().mean(),
-            "groups/redrawn": (draw.redraws > 0).double().mean(),
+            "miss_rate": draw.missed.float().mean(),
+            "groups/informative": (~draw.stuck).float().mean(),
+            "groups/redrawn": (draw.redraws > 0).float().mean(),
             "groups/redraws": draw.redraws.sum(),
         }
         learning = weights[~draw.stuck]
@@ -267,9 +268,13 @@ def build_trainer(
             f"data.pairs: {len(dataset)} pairs to train on; expected at least {drawn}, for that many are answered at once; lower "
             "train.batch_size or give more"
         )
+    tokenizer = source.processor.tokenizer
+    if config.use_vllm:
+        config.vllm_max_model_length = vllm_context(
+            config.vllm_max_model_length, config.max_completion_length, dataset, tokenizer
+        )
     model = load_model(source, recipe.model)
     ends = model.generation_config.eos_token_id
-    tokenizer = source.processor.tokenizer
     reader = AnswerReader(tokenizer, [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id])
     return kind(
         model=model,
@@ -306,6 +311,7 @@ def grpo_config(recipe: RlRecipe) -> GRPOConfig:
             "use_vllm": True,
             "vllm_mode": grpo.vllm.mode,
             "vllm_gpu_memory_utilization": grpo.vllm.memory_share,
+            "vllm_max_model_length": grpo.vllm.max_model_length,
             "vllm_tensor_parallel_size": grpo.vllm.tensor_parallel,
             "vllm_server_base_url": grpo.vllm.url,
             "vllm_enable_sleep_mode": grpo.vllm.sleep and grpo.vllm.mode == "colocate",
