@@ -44,8 +44,8 @@ def export_command(
         print_json(done)
         return
     typer.echo(
-        f"{done['pairs']} pairs ({done['unlabelled']} unlabelled, {done['boxes']} boxes, {done['predictions']} predictions) "
-        f"written to {out}: {', '.join(done['files'])}"
+        f"{done['pairs']} pairs ({done['unlabelled']} unlabelled, {done['place_unknown']} abnormal at an unknown place, "
+        f"{done['boxes']} boxes, {done['predictions']} predictions) written to {out}: {', '.join(done['files'])}"
     )
     if done["cut_boxes"] or done["unknown_predictions"]:
         typer.echo(
@@ -86,6 +86,10 @@ def import_command(
         f"{done['pairs']} pairs written to {out}: {done['corrected']} corrected, {done['confirmed']} confirmed, "
         f"{done['kept']} kept; {done['skipped']} entries skipped, {done['cut_boxes']} boxes cut off at the edge"
     )
+    if done["crowd_regions"]:
+        typer.echo(f"{done['crowd_regions']} crowd regions (iscrowd 1) left out: they mark no single defect", err=True)
+    if done["place_unknown"]:
+        typer.echo(f"{done['place_unknown']} pairs are abnormal at an unknown place; draw their boxes", err=True)
 
 
 def load_predictions(path: Path) -> Predictions:

@@ -69,7 +69,8 @@ def export_pairs(
     return {
         "format": name,
         "pairs": len(items),
-        "unlabelled": sum(item.boxes is None for item in items),
+        "unlabelled": sum(item.pair.anomalous is None for item in items),
+        "place_unknown": sum(item.place_unknown for item in items),
         "boxes": sum(len(item.boxes) for item in items if item.boxes is not None),
         "predictions": sum(item.predicted is not None for item in items),
         "unknown_predictions": len(predictions.keys() - known),
@@ -110,7 +111,9 @@ def import_pairs(
         "corrected": merged.corrected,
         "confirmed": merged.confirmed,
         "kept": merged.kept,
+        "place_unknown": sum(pair.anomalous is True and pair.boxes is None for pair in merged.pairs),
         "cut_boxes": corrections.cut,
+        "crowd_regions": corrections.crowds,
         "skipped": len(corrections.problems),
         "problems": corrections.problems,
     }
