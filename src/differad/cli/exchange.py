@@ -43,9 +43,10 @@ def export_command(
     if as_json:
         print_json(done)
         return
+    unknown = f", {done['place_unknown']} abnormal at an unknown place" if done["place_unknown"] else ""
     typer.echo(
-        f"{done['pairs']} pairs ({done['unlabelled']} unlabelled, {done['place_unknown']} abnormal at an unknown place, "
-        f"{done['boxes']} boxes, {done['predictions']} predictions) written to {out}: {', '.join(done['files'])}"
+        f"{done['pairs']} pairs ({done['unlabelled']} unlabelled{unknown}, {done['boxes']} boxes, {done['predictions']} "
+        f"predictions) written to {out}: {', '.join(done['files'])}"
     )
     if done["cut_boxes"] or done["unknown_predictions"]:
         typer.echo(

@@ -105,7 +105,7 @@ class CocoEntry:
         Raises ManifestError where the file tells another size, where an annotation holds what it must not or lies
         outside, and where all are crowd regions.
         """
-        check_size(self.place, self.image.size, size)
+        check_size(f"{self.place}: {_called(self.image)}", self.image.size, size)
         parsed = [(place, parse_entry(_Annotation, raw, place), raw) for place, raw in self.annotations]
         single = [one for one in parsed if not one[1].iscrowd]
         if parsed and not single:

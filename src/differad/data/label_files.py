@@ -42,18 +42,16 @@ def parse_entry(kind: type[Record], value: Any, place: str) -> Record:
 
 def check_size(place: str, said: Size, actual: tuple[int, int]) -> None:
     """Raise ManifestError where a file tells another size for an image than its own: it was turned or resized."""
-    if None not in said and said != actual and said == actual[::-1]:
+    if all(side in (None, true) for side, true in zip(said, actual, strict=True)):
+        return
+    told = "x".join("?" if side is None else f"{side:g}" for side in said)
+    message = f"{place}: labelled as {told} pixels, but the image is {actual[0]}x{actual[1]}"
+    if said == actual[::-1]:
         raise ManifestError(
-            f"{place}: labelled as {said[0]:g}x{said[1]:g}, but the image is {actual[0]}x{actual[1]}: the sides stand "
-            "the other way round, so it was labelled without its EXIF orientation; label the upright image, or turn the "
-            "labels and their width and height"
+            f"{message}: the sides stand the other way round, as without its EXIF orientation; label the upright image, or "
+            "turn the labels with their width and height"
         )
-    for side, true in zip(said, actual, strict=True):
-        if side is not None and side != true:
-            raise ManifestError(
-                f"{place}: a side of {side:g} pixels, but the image is {actual[0]}x{actual[1]}; "
-                "expected labels of the image as it is, upright and not resized"
-            )
+    raise ManifestError(f"{message}; expected labels of the image as it is, upright and not resized")
 
 
 def cut_at_edges(boxes: Boxes, width: int, height: int, place: str) -> tuple[Boxes, int]:
