@@ -49,13 +49,6 @@ class CocoImage(BaseModel):
         return self.width, self.height
 
 
-class _Category(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    id: _Id
-    name: str
-
-
 class _Belongs(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -105,23 +98,24 @@ class CocoEntry:
         Raises ManifestError where the file tells another size, where an annotation holds what it must not or lies
         outside, and where all are crowd regions.
         """
-        check_size(f"{self.place}: {_called(self.image)}", self.image.size, size)
+        whose = f"{self.place}: {_called(self.image)}"
+        check_size(whose, self.image.size, size)
         parsed = [(place, parse_entry(_Annotation, raw, place), raw) for place, raw in self.annotations]
         single = [one for one in parsed if not one[1].iscrowd]
         if parsed and not single:
             raise ManifestError(
-                f"{self.place}: holds crowd regions (iscrowd 1) only, which mark no single defect; draw the defects, or "
+                f"{whose} holds crowd regions (iscrowd 1) only, which mark no single defect; draw the defects, or "
                 "remove the regions where there is none"
             )
         corners = [_box(note, raw, place, size, is_ours=self.image.pair_id is not None) for place, note, raw in single]
         boxes, cut = as_boxes(corners), 0
         if corners:
-            self._refuse_overshoot(boxes, size)
-            boxes, cut = cut_at_edges(boxes, *size, self.place)
+            self._refuse_overshoot(boxes, size, whose)
+            boxes, cut = cut_at_edges(boxes, *size, whose)
         categories = tuple(self.names.get(str(note.category_id), str(note.category_id)) for _, note, _ in single)
         return Drawn(boxes, categories, len(parsed) - len(single), cut)
 
-    def _refuse_overshoot(self, boxes: Boxes, size: tuple[int, int]) -> None:
+    def _refuse_overshoot(self, boxes: Boxes, size: tuple[int, int], whose: str) -> None:
         """Without the size in the file nothing else tells that an image was shrunk after it was labelled."""
         if None not in self.image.size:
             return
@@ -130,7 +124,7 @@ class CocoEntry:
         for box, by in zip(boxes.tolist(), over.tolist(), strict=True):
             if by > allowed:
                 raise ManifestError(
-                    f"{self.place}: box {box} reaches out of the {size[0]}x{size[1]} image, and the file states no width "
+                    f"{whose}: box {box} reaches out of the {size[0]}x{size[1]} image, and the file states no width "
                     "and height; check that the image was not resized, then add them or mend the box"
                 )
 
@@ -144,7 +138,7 @@ def read_coco_file(path: Path, problems: Problems) -> Iterator[CocoEntry]:
     """
     document = load_json(path, dict, _EXPECTED)
     raw_images, raw_annotations = (_list_in(document, key, path) for key in ("images", "annotations"))
-    names = _category_names(document, path)
+    names = _category_names(document)
     images = _images_by_id(path, raw_images, problems)
     owned, is_lost, spoilt = _annotations_by_image(path, raw_annotations, set(images), problems)
     for key, found in images.items():
@@ -153,13 +147,11 @@ def read_coco_file(path: Path, problems: Problems) -> Iterator[CocoEntry]:
             yield CocoEntry(place, image, tuple(owned[key]), names)
 
 
-def _category_names(document: dict[str, Any], path: Path) -> dict[str, str]:
+def _category_names(document: dict[str, Any]) -> dict[str, str]:
+    """Names by id, as far as there are any: a defect without one is a defect all the same."""
     given = document.get("categories")
-    if given is None:
-        return {}
-    raw = _list_in(document, "categories", path)
-    parsed = [parse_entry(_Category, one, f"{path}: categories.{number}") for number, one in enumerate(raw)]
-    return {str(category.id): category.name for category in parsed}
+    entries = [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
+    return {str(one.get("id")): one["name"] for one in entries if isinstance(one.get("name"), str)}
 
 
 def _images_by_id(path: Path, raw: list[Any], problems: Problems) -> dict[str, list[tuple[str, CocoImage]]]:

@@ -111,6 +111,7 @@ def test_skipped_and_untouched_tasks_say_nothing(manifest):
         ({"updated_at": "2024-05-01T10:30:00.250000+02:00"}, {"updated_at": "2024-05-01T08:30:00.5"}),  # no zone: UTC
         ({"created_at": "2024-05-01T23:30:00-01:00"}, {"updated_at": "2024-05-02 00:31:00Z"}),
         ({"updated_at": None}, {"updated_at": "1970-01-01T00:00:00+14:00"}),
+        ({"created_at": 1714557600}, {"created_at": "2024-05-01T12:00:01+02:00"}),  # 1714557600 is 10:00:00 in UTC
         ({"ground_truth": False, "updated_at": "2025-01-01T00:00:00Z"}, {"ground_truth": True}),
         ({"was_cancelled": True, "updated_at": "2025-01-01T00:00:00Z"}, {}),
     ],

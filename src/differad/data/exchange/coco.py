@@ -115,4 +115,5 @@ def _read_image(entry: CocoEntry, corrections: Corrections) -> None:
             corrections.add(entry.place, pair_id, drawn.boxes)
         else:
             said = True if image.anomalous else False if image.labelled else image.anomalous
-            corrections.add(entry.place, pair_id, None, image.size, anomalous=said)
+            is_blank = image.labelled is False
+            corrections.add(entry.place, pair_id, None, image.size, anomalous=said, is_blank=is_blank)

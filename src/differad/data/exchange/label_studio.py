@@ -67,7 +67,8 @@ def _aware(date: datetime) -> datetime:
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
-_Date = Annotated[datetime, AfterValidator(_aware)]
+# Old versions write seconds since 1970.
+_Date = Annotated[datetime, Field(strict=False), AfterValidator(_aware)]
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 

@@ -127,10 +127,12 @@ class Label:
 
     `boxes` is (N, 4); None where the tool showed the image and holds no box, but cannot tell whether anybody looked.
     `anomalous` is what it says in so many words, by a tag or a choice: True without boxes is abnormal, place unknown.
+    `is_blank` says that the file itself calls the image unlabelled: that it holds no box then is no removal.
     """
 
     boxes: Boxes | None
     anomalous: bool | None = None
+    is_blank: bool = False
 
 
 class Corrections:
@@ -214,6 +216,7 @@ class Corrections:
         size: Size = (None, None),
         *,
         anomalous: bool | None = None,
+        is_blank: bool = False,
     ) -> None:
         """Take over what the file says of one pair; `size` is the image's in pixels, where the file tells.
 
@@ -233,7 +236,7 @@ class Corrections:
             kept, cut = cut_at_edges(given, *actual, f"{place}: id {pair_id!r}")
             self.cut += cut
             given = np.round(kept, DIGITS)
-        self.labels[pair_id] = Label(given, anomalous)
+        self.labels[pair_id] = Label(given, anomalous, is_blank)
 
 
 @dataclass(frozen=True)
@@ -250,8 +253,9 @@ def merge(pairs: Iterable[Pair], corrections: Corrections, *, empty_is_normal: b
     """Put corrections into pairs; those without one keep their truth.
 
     An image that comes back without boxes is normal if its pair was labelled (its boxes were removed) or if
-    `empty_is_normal`; an unlabelled pair stays unlabelled. One that is abnormal at an unknown place stays so until boxes
-    are drawn or the tool calls it normal: no box is no news of it. A mask that the new label contradicts is dropped.
+    `empty_is_normal`; an unlabelled pair stays unlabelled, and one whose image the file calls unlabelled stays as it is.
+    One that is abnormal at an unknown place stays so until boxes are drawn or the tool calls it normal: no box is no news
+    of it. A mask that the new label contradicts is dropped.
     """
     merged, counts = [], {"corrected": 0, "confirmed": 0, "kept": 0}
     for pair in pairs:
@@ -278,7 +282,7 @@ def _settled(pair: Pair, label: Label, *, empty_is_normal: bool) -> Label | None
     if label.anomalous is None:
         if pair.boxes is None and pair.anomalous:
             return None
-        if label.boxes is None and pair.boxes is None and not empty_is_normal:
+        if label.boxes is None and (pair.boxes is None or label.is_blank) and not empty_is_normal:
             return None
     return Label(no_boxes(), False)
 
