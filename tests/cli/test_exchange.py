@@ -64,6 +64,7 @@ def test_export_correct_import(manifest, tmp_path):
         "confirmed": 1,
         "kept": 0,
         "place_unknown": 0,
+        "masks": 0,
         "cut_boxes": 0,
         "crowd_regions": 0,
         "skipped": 0,

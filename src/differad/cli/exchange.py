@@ -71,13 +71,19 @@ def import_command(
         bool,
         typer.Option("--empty-is-normal", help="An unlabelled pair whose image comes back without a box is normal."),
     ] = False,
+    masks: Annotated[
+        Path | None,
+        typer.Option("--masks", help="A new folder for masks of what is drawn as more than upright rectangles."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring corrected boxes back: a new manifest, in which pairs that the file does not mention keep their truth.
 
     Example: differad import label-studio export.json pairs.jsonl corrected.jsonl
     """
-    done = import_pairs(name, file, pairs, out, root=root, skip_bad=skip_bad, empty_is_normal=empty_is_normal)
+    done = import_pairs(
+        name, file, pairs, out, root=root, skip_bad=skip_bad, empty_is_normal=empty_is_normal, masks=masks
+    )
     for problem in done["problems"]:
         typer.echo(f"skipped: {problem}", err=True)
     if as_json:

@@ -7,7 +7,7 @@ height]` in pixels, measured from 0; CVAT adds its turn about the centre as `att
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from differad.boxes import Boxes, as_boxes, iou
 from differad.data.label_files import Size, check_size, cut_at_edges, load_json, parse_entry
-from differad.data.shapes import mask_box, polygon_box, runs_to_mask, turned_about_center, unpack_counts
+from differad.data.shapes import Region, bitmap, boxes_of, polygon, runs_to_mask, turned_about_center, unpack_counts
 from differad.errors import InputError, ManifestError
 
 _EXPECTED = "a COCO object with lists 'images' and 'annotations'"
@@ -73,10 +73,15 @@ class _Annotation(BaseModel):
     attributes: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawn:
-    """What the annotations of an image mark: `boxes` (N, 4) in pixels inside of it, the category of each, and counts."""
+    """What the annotations of an image mark.
 
+    `regions` are as drawn, `boxes` (N, 4) those around them in pixels inside of the image, `categories` the name of each;
+    `crowds` counts annotations that were left out, `cut` boxes that reached over the edge.
+    """
+
+    regions: tuple[Region, ...]
     boxes: Boxes
     categories: tuple[str, ...]
     crowds: int = 0
@@ -107,13 +112,14 @@ class CocoEntry:
                 f"{whose} holds crowd regions (iscrowd 1) only, which mark no single defect; draw the defects, or "
                 "remove the regions where there is none"
             )
-        corners = [_box(note, raw, place, size, is_ours=self.image.pair_id is not None) for place, note, raw in single]
-        boxes, cut = as_boxes(corners), 0
-        if corners:
+        is_ours = self.image.pair_id is not None
+        regions = tuple(_region(note, raw, place, size, is_ours=is_ours) for place, note, raw in single)
+        boxes, cut = boxes_of(regions), 0
+        if regions:
             self._refuse_overshoot(boxes, size, whose)
             boxes, cut = cut_at_edges(boxes, *size, whose)
         categories = tuple(self.names.get(str(note.category_id), str(note.category_id)) for _, note, _ in single)
-        return Drawn(boxes, categories, len(parsed) - len(single), cut)
+        return Drawn(regions, boxes, categories, len(parsed) - len(single), cut)
 
     def _refuse_overshoot(self, boxes: Boxes, size: tuple[int, int], whose: str) -> None:
         """Without the size in the file nothing else tells that an image was shrunk after it was labelled."""
@@ -222,44 +228,43 @@ def _list_in(document: dict[str, Any], key: str, path: Path) -> list[Any]:
     return value
 
 
-def _box(note: _Annotation, raw: Any, place: str, size: tuple[int, int], *, is_ours: bool) -> list[float]:
-    """The upright box of an annotation: its bbox turned by `attributes.rotation`, or that of its segmentation."""
+def _region(note: _Annotation, raw: Any, place: str, size: tuple[int, int], *, is_ours: bool) -> Region:
+    """What an annotation marks: its bbox turned by `attributes.rotation`, or its segmentation."""
     degrees = _rotation(note, place)
     key = "bbox" if note.bbox else "segmentation"
     if not is_ours:
         _refuse_fractions(raw.get(key), place, key)
+    outline = _outline(note, place, size)
     if not note.bbox:
-        outline = _outline(note, place, size)
         if outline is None:
             raise ManifestError(
                 f"{place}: neither bbox nor segmentation; expected bbox as x, y, width, height in pixels"
             )
-        return outline.box
+        return outline
     box = _corners(note.bbox, place)
-    # A mask is decoded where nothing else tells its box: bbox does unless it was turned.
-    outline = _outline(note, place, size) if degrees % 360 or not isinstance(note.segmentation, _Runs) else None
     if outline is None or (outline.is_rectangle and _near(box, outline.box)):
+        # Some readers of COCO need a polygon for a box: its corners, which were not turned with it.
         return turned_about_center(box, degrees)
     if degrees % 360:
-        return outline.box  # the angle is that of a shape which was exported as its outline
+        return outline  # the angle is that of a shape which was exported as its outline
     if not _near(box, outline.box) and iou(as_boxes(box), as_boxes(outline.box))[0] < _SAME_PLACE:
         raise ManifestError(
-            f"{place}: bbox {note.bbox} and the segmentation around {outline.box} (x1, y1, x2, y2) mark different places; "
-            "expected bbox as x, y, width, height around the segmentation"
+            f"{place}: bbox {note.bbox} and the segmentation around {list(outline.box)} (x1, y1, x2, y2) mark different "
+            "places; expected bbox as x, y, width, height around the segmentation"
         )
-    return box
+    return replace(outline, box=box)
 
 
-def _corners(bbox: list[float], place: str) -> list[float]:
+def _corners(bbox: list[float], place: str) -> tuple[float, float, float, float]:
     if len(bbox) != 4:
         raise ManifestError(f"{place}: bbox {bbox}; expected x, y, width, height")
     x, y, width, height = bbox
     if width <= 0 or height <= 0:
         raise ManifestError(f"{place}: bbox {bbox} has no area; expected width and height above 0 pixels")
-    return [x, y, x + width, y + height]
+    return x, y, x + width, y + height
 
 
-def _near(a: list[float], b: list[float]) -> bool:
+def _near(a: Sequence[float], b: Sequence[float]) -> bool:
     return bool(np.abs(np.subtract(a, b)).max() <= _ROUNDING)
 
 
@@ -274,15 +279,7 @@ def _rotation(note: _Annotation, place: str) -> float:
     return degrees
 
 
-@dataclass(frozen=True)
-class _Outline:
-    """The box around a segmentation, and whether that is all it says: some readers of COCO need a polygon for a box."""
-
-    box: list[float]
-    is_rectangle: bool
-
-
-def _outline(note: _Annotation, place: str, size: tuple[int, int]) -> _Outline | None:
+def _outline(note: _Annotation, place: str, size: tuple[int, int]) -> Region | None:
     """What a segmentation encloses, None where there is none. Raises ManifestError."""
     shape = note.segmentation
     if isinstance(shape, _Runs):
@@ -292,18 +289,13 @@ def _outline(note: _Annotation, place: str, size: tuple[int, int]) -> _Outline |
                 f"{place}: segmentation.size {list(shape.size)}; expected [{height}, {width}], the image's height and width"
             )
         counts = unpack_counts(shape.counts, place) if isinstance(shape.counts, str) else shape.counts
-        mask = runs_to_mask(counts, height, width, place, by_columns=True)
-        box = mask_box(mask, place)
-        return _Outline(box, bool(np.count_nonzero(mask) == (box[2] - box[0]) * (box[3] - box[1])))
+        return bitmap(runs_to_mask(counts, height, width, place, by_columns=True), place)
     parts = [part for part in _parts(shape or []) if part]
-    if not parts:
-        return None
     for part in parts:
         if len(part) % 2 or len(part) < 6:
             raise ManifestError(f"{place}: a polygon of {len(part)} numbers; expected x, y of three or more points")
-    points = [part[at : at + 2] for part in parts for at in range(0, len(part), 2)]
-    box = polygon_box(points, place)
-    return _Outline(box, all(x in box[::2] and y in box[1::2] for x, y in points))
+    points = [[part[at : at + 2] for at in range(0, len(part), 2)] for part in parts]
+    return polygon(points, place) if points else None
 
 
 def _parts(shape: Sequence[Any]) -> list[list[float]]:

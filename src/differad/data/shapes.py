@@ -1,64 +1,114 @@
-"""What annotators draw, as the upright box around it: turned rectangles, polygons, ellipses, brush strokes, run-length masks.
+"""What annotators draw, as regions: turned rectangles, polygons, ellipses, brush strokes, run-length masks.
 
 Coordinates are continuous, in pixels, measured from the image's upper left corner; a box is x1, y1, x2, y2, x2 and y2
-exclusive. The box of a polygon is its vertices' extremes, that of a mask encloses the marked pixels tightly. Angles are
+exclusive. The box of an outline is its vertices' extremes, that of a mask encloses the marked pixels tightly. Angles are
 degrees, clockwise as the image is seen. Every function takes the `place` that its errors name.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from differad.boxes import Boxes, as_boxes
 from differad.errors import ManifestError
 
 Mask = NDArray[np.bool_]
+Points = NDArray[np.float64]
 _CORNERS = 3
+# Vertices of an ellipse's outline: within a tenth of a pixel of it up to radii of 1,300.
+_STEPS = 256
 # Bits of a run length: more than an image of any size has pixels.
 _LONGEST = 60
 
 
-def turned(box: Sequence[float], degrees: float, pivot: tuple[float, float]) -> list[float]:
-    """The upright box around one (x1, y1, x2, y2) that was turned clockwise about `pivot`, in pixels."""
+@dataclass(frozen=True, eq=False)
+class Region:
+    """What somebody drew on an image.
+
+    `box` is the upright box around it. `parts` are the outlines (N, 2) that it is made of; `mask` (h, w) is a bitmap whose
+    upper left pixel is at `corner` (x, y). An upright rectangle has neither: its box says it all.
+    """
+
+    box: tuple[float, float, float, float]
+    parts: tuple[Points, ...] = ()
+    mask: Mask | None = None
+    corner: tuple[int, int] = (0, 0)
+
+    @property
+    def is_rectangle(self) -> bool:
+        """Whether it marks exactly its upright box."""
+        x1, y1, x2, y2 = self.box
+        if self.mask is not None:
+            return bool(np.count_nonzero(self.mask) == (x2 - x1) * (y2 - y1))
+        return all(x in (x1, x2) and y in (y1, y2) for part in self.parts for x, y in part.tolist())
+
+    def paint(self, canvas: Mask) -> None:
+        """Mark the pixels of `canvas` (H, W) whose centres lie inside; of an outline between centres, its vertices'."""
+        if self.mask is not None:
+            (left, top), (height, width) = self.corner, self.mask.shape
+            canvas[top : top + height, left : left + width] |= self.mask
+            return
+        x1, y1, x2, y2 = self.box
+        for part in self.parts or (np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)]),):
+            _fill(canvas, part)
+
+
+def boxes_of(regions: Sequence[Region]) -> Boxes:
+    """The boxes (N, 4) around regions."""
+    return as_boxes([region.box for region in regions])
+
+
+def turned(box: Sequence[float], degrees: float, pivot: tuple[float, float]) -> Region:
+    """A rectangle (x1, y1, x2, y2) in pixels that was turned clockwise about `pivot`."""
+    x1, y1, x2, y2 = box
     if degrees % 360 == 0:
-        return list(box)
+        return Region((x1, y1, x2, y2))
     angle = math.radians(degrees)
-    corners = np.array([(x, y) for x in box[::2] for y in box[1::2]]) - pivot
+    corners = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)]) - pivot
     # With y pointing down this matrix turns clockwise.
     matrix = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    return _extremes(corners @ matrix.T + pivot)
+    return _outlined(corners @ matrix.T + pivot)
 
 
-def turned_about_center(box: Sequence[float], degrees: float) -> list[float]:
-    """The upright box around one (x1, y1, x2, y2) that was turned clockwise about its own centre, in pixels."""
+def turned_about_center(box: Sequence[float], degrees: float) -> Region:
+    """A rectangle (x1, y1, x2, y2) in pixels that was turned clockwise about its own centre."""
     return turned(box, degrees, ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
 
 
-def polygon_box(points: Sequence[Sequence[float]], place: str) -> list[float]:
-    """The box around a polygon's vertices (x, y). Raises ManifestError for fewer than three."""
-    if len(points) < _CORNERS or any(len(point) != 2 for point in points):
-        raise ManifestError(f"{place}: a polygon of {len(points)} points; expected three or more, each x and y")
-    return _extremes(np.array(points, dtype=np.float64))
+def polygon(parts: Sequence[Sequence[Sequence[float]]], place: str) -> Region:
+    """One or several outlines of points (x, y) that belong together. Raises ManifestError for fewer than three points."""
+    for points in parts:
+        if len(points) < _CORNERS or any(len(point) != 2 for point in points):
+            raise ManifestError(f"{place}: a polygon of {len(points)} points; expected three or more, each x and y")
+    return _outlined(*(np.array(points, dtype=np.float64) for points in parts))
 
 
-def ellipse_box(center: tuple[float, float], radii: tuple[float, float], degrees: float, place: str) -> list[float]:
-    """The box around an ellipse that was turned clockwise about its `center`. Raises ManifestError."""
+def ellipse(center: tuple[float, float], radii: tuple[float, float], degrees: float, place: str) -> Region:
+    """An ellipse that was turned clockwise about its `center`. Raises ManifestError."""
     if min(radii) <= 0:
         raise ManifestError(f"{place}: an ellipse with radii {radii[0]:g} and {radii[1]:g}; expected both above 0")
+    (cx, cy), (rx, ry) = center, radii
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # The extreme of x = rx cos(t) cos(a) - ry sin(t) sin(a) over t; y likewise.
-    x, y = math.hypot(radii[0] * cos, radii[1] * sin), math.hypot(radii[0] * sin, radii[1] * cos)
-    return [center[0] - x, center[1] - y, center[0] + x, center[1] + y]
+    x, y = math.hypot(rx * cos, ry * sin), math.hypot(rx * sin, ry * cos)
+    steps = np.linspace(0, 2 * math.pi, _STEPS, endpoint=False)
+    u, v = rx * np.cos(steps), ry * np.sin(steps)
+    outline = np.stack([cx + u * cos - v * sin, cy + u * sin + v * cos], axis=1)
+    return Region((cx - x, cy - y, cx + x, cy + y), (outline,))
 
 
-def mask_box(mask: Mask, place: str, corner: tuple[int, int] = (0, 0)) -> list[float]:
-    """The box around the marked pixels of a mask (H, W) whose upper left is at `corner`. Raises ManifestError."""
+def bitmap(mask: Mask, place: str, corner: tuple[int, int] = (0, 0)) -> Region:
+    """The marked pixels of a mask (H, W) whose upper left is at `corner`. Raises ManifestError where there are none."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if len(columns) == 0:
         raise ManifestError(f"{place}: a mask that marks nothing; draw it again or remove it")
+    x1, y1, x2, y2 = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     left, top = corner
-    return [float(v) for v in (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)]
+    # A copy, so that the rest of the image is not kept with it.
+    return Region((left + x1, top + y1, left + x2, top + y2), (), mask[y1:y2, x1:x2].copy(), (left + x1, top + y1))
 
 
 def runs_to_mask(counts: Sequence[int], height: int, width: int, place: str, *, by_columns: bool) -> Mask:
@@ -157,5 +207,30 @@ def _brush_runs(bits: _Bits, total: int, word: int, sizes: list[int]) -> tuple[l
     return marked, lengths
 
 
-def _extremes(points: NDArray[np.float64]) -> list[float]:
-    return [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
+def _outlined(*parts: Points) -> Region:
+    points = np.concatenate(parts)
+    (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return Region((x1, y1, x2, y2), parts)
+
+
+def _fill(canvas: Mask, part: Points) -> None:
+    """Mark the pixels whose centres lie inside of an outline (N, 2), by the even-odd rule; what reaches out is cut off."""
+    size = canvas.shape[::-1]
+    low = np.clip(np.floor(part.min(axis=0)), 0, np.subtract(size, 1)).astype(int)
+    high = np.clip(np.ceil(part.max(axis=0)), low + 1, size).astype(int)
+    # Only the rectangle around the outline is worked on.
+    view, points = canvas[low[1] : high[1], low[0] : high[0]], part - low
+    height, width = view.shape
+    crossings = np.zeros((height, width + 1), dtype=np.int32)
+    for (x1, y1), (x2, y2) in zip(points.tolist(), np.roll(points, -1, axis=0).tolist(), strict=True):
+        # Rows whose centre y + 0.5 the edge crosses, its lower end excluded.
+        first, last = (math.ceil(min(max(y, 0.0), height) - 0.5) for y in sorted((y1, y2)))
+        rows = np.arange(first, last)
+        if len(rows):
+            x = x1 + (rows + 0.5 - y1) * (x2 - x1) / (y2 - y1)
+            np.add.at(crossings, (rows, np.clip(np.ceil(x - 0.5), 0, width).astype(np.intp)), 1)
+    inside = np.cumsum(crossings, axis=1)[:, :width] % 2 == 1
+    if not inside.any():
+        pixels = np.clip(np.floor(points), 0, (width - 1, height - 1)).astype(np.intp)
+        inside[pixels[:, 1], pixels[:, 0]] = True
+    view |= inside

@@ -4,12 +4,14 @@ import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
 import pytest
 from exchange_parts import line, predicted, sample, truth, write_manifest
 from PIL import Image
 
 from differad.data.exchange.registry import export_pairs, import_pairs
-from differad.errors import ManifestError
+from differad.data.manifest import read_pairs
+from differad.errors import InputError, ManifestError
 
 
 @pytest.fixture
@@ -170,6 +172,25 @@ def test_a_brush_region_comes_back_as_the_box_around_it(tmp_path):
     value = {"format": "rle", "rle": golden["rle"], "brushlabels": ["defect"]}
     # columns 3 to 10 and rows 2 to 5 of the 14 x 9 pixels
     assert read(manifest, [task(annotation(region(type="brushlabels", value=value)))])[1]["unseen"] == [[3, 2, 11, 6]]
+
+
+def test_masks_of_what_is_drawn(tmp_path):
+    (golden, *_) = json.loads((Path(__file__).parents[1] / "label_studio_brush.json").read_text())
+    for name in ("t", "u", "v"):
+        Image.new("RGB", (14, 9)).save(tmp_path / f"{name}.png")
+    manifest = write_manifest(tmp_path, [line(f"{name}.png", name) for name in ("t", "u", "v")])
+    brush = region(type="brushlabels", value={"format": "rle", "rle": golden["rle"]})
+    corner = region(x=0, y=0, width=100 / 14, height=100 / 9)  # the first pixel
+    tasks = [task(annotation(brush, corner), pair_id="t"), task(annotation(corner), pair_id="u"), task(pair_id="v")]
+    done, _ = read(manifest, tasks, masks=tmp_path / "masks")
+    assert done["masks"] == 1
+    drawn, rectangle, _ = read_pairs(tmp_path / "out.jsonl")
+    expected = [[letter == "#" for letter in row] for row in golden["marked"]]
+    expected[0][0] = True
+    assert (np.asarray(Image.open(drawn.mask).convert("L")) == 255 * np.array(expected)).all()
+    assert rectangle.mask is None  # its box says it all
+    with pytest.raises(InputError, match="masks: holds files; expected a new or empty folder"):
+        read(manifest, tasks, masks=tmp_path / "masks")
 
 
 def test_a_label_beside_its_rectangle_is_no_region_of_its_own(manifest):

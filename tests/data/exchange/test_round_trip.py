@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from differad.data.exchange.registry import EXCHANGES, export_pairs, import_pairs
-from differad.data.exchange.yolo import file_name
+from differad.data.exchange.shared import file_name
 from differad.data.manifest import read_pairs
 from differad.errors import InputError, ManifestError, OptionError
 

@@ -5,7 +5,7 @@ from exchange_parts import line, make_images, predicted, sample, truth, write_ma
 
 from differad.data.exchange import yolo
 from differad.data.exchange.registry import export_pairs, import_pairs
-from differad.data.exchange.yolo import file_name
+from differad.data.exchange.shared import file_name
 from differad.errors import ImageError, ManifestError
 
 

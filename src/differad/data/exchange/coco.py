@@ -110,9 +110,8 @@ def _read_image(entry: CocoEntry, corrections: Corrections) -> None:
     for pair_id in ids:
         drawn = entry.drawn(corrections.size(entry.place, pair_id))
         corrections.crowds += drawn.crowds
-        corrections.cut += drawn.cut
         if entry.annotations:
-            corrections.add(entry.place, pair_id, drawn.boxes)
+            corrections.add(entry.place, pair_id, drawn.regions)
         else:
             said = True if image.anomalous else False if image.labelled else image.anomalous
             is_blank = image.labelled is False

@@ -29,7 +29,7 @@ from differad.data.exchange.shared import (
     same_boxes,
     write_json,
 )
-from differad.data.shapes import ellipse_box, mask_box, polygon_box, runs_to_mask, turned_about_center
+from differad.data.shapes import Region, bitmap, ellipse, polygon, runs_to_mask, turned_about_center
 from differad.errors import ManifestError
 
 PREDICTED = "predicted"
@@ -117,53 +117,53 @@ def read_cvat(path: Path, corrections: Corrections) -> None:
             for pair_id in ids:
                 corrections.check_size(place, pair_id, (size[0], size[1]))
                 actual = corrections.size(place, pair_id)
-                boxes = [
+                regions = [
                     _read_shape(*shape, place, actual) for shape in image.shapes if shape[1].get("label") != PREDICTED
                 ]
-                corrections.add(place, pair_id, boxes or None, anomalous=_state(image.tags, boxes, place))
+                corrections.add(place, pair_id, regions or None, anomalous=_state(image.tags, len(regions), place))
 
 
-def _state(tags: list[str], boxes: list[list[float]], place: str) -> bool | None:
+def _state(tags: list[str], regions: int, place: str) -> bool | None:
     """Whether the tags say abnormal or normal. Raises ManifestError where they contradict each other or the boxes."""
-    if NORMAL in tags and boxes:
-        raise ManifestError(f"{place}: has the tag {NORMAL!r} and {len(boxes)} boxes; expected one or the other")
+    if NORMAL in tags and regions:
+        raise ManifestError(f"{place}: has the tag {NORMAL!r} and {regions} boxes; expected one or the other")
     if NORMAL in tags and ABNORMAL in tags:
         raise ManifestError(f"{place}: has the tags {NORMAL!r} and {ABNORMAL!r}; expected one of them")
     return True if ABNORMAL in tags else False if NORMAL in tags else None
 
 
-def _read_shape(kind: str, shape: dict[str, str], place: str, size: tuple[int, int]) -> list[float]:
-    """The upright box around a shape in an image of `size` (width, height). Raises ManifestError."""
+def _read_shape(kind: str, shape: dict[str, str], place: str, size: tuple[int, int]) -> Region:
+    """A shape in an image of `size` (width, height). Raises ManifestError."""
     if kind not in _SHAPES:
         raise ManifestError(f"{place}: holds a {kind}; expected shapes with an area: {', '.join(_SHAPES)}")
     return _SHAPES[kind](shape, f"{place}: {kind}", size)
 
 
-def _box(shape: dict[str, str], place: str, _: tuple[int, int]) -> list[float]:
+def _box(shape: dict[str, str], place: str, _: tuple[int, int]) -> Region:
     x1, y1, x2, y2 = (finite(shape.get(side), place, side) for side in _SIDES)
     if x2 <= x1 or y2 <= y1:  # turning it would hide this
         raise ManifestError(f"{place}: {[x1, y1, x2, y2]} has no area; expected xtl < xbr and ytl < ybr")
     return turned_about_center([x1, y1, x2, y2], _degrees(shape, place))
 
 
-def _polygon(shape: dict[str, str], place: str, _: tuple[int, int]) -> list[float]:
+def _polygon(shape: dict[str, str], place: str, _: tuple[int, int]) -> Region:
     points = [point.split(",") for point in shape.get("points", "").split(";")]
-    return polygon_box([[finite(value, place, "points") for value in point] for point in points], place)
+    return polygon([[[finite(value, place, "points") for value in point] for point in points]], place)
 
 
-def _ellipse(shape: dict[str, str], place: str, _: tuple[int, int]) -> list[float]:
+def _ellipse(shape: dict[str, str], place: str, _: tuple[int, int]) -> Region:
     cx, cy, rx, ry = (finite(shape.get(name), place, name) for name in ("cx", "cy", "rx", "ry"))
-    return ellipse_box((cx, cy), (rx, ry), _degrees(shape, place), place)
+    return ellipse((cx, cy), (rx, ry), _degrees(shape, place), place)
 
 
-def _mask(shape: dict[str, str], place: str, size: tuple[int, int]) -> list[float]:
+def _mask(shape: dict[str, str], place: str, size: tuple[int, int]) -> Region:
     left, top, width, height = (_whole(shape.get(name), place, name) for name in ("left", "top", "width", "height"))
     if min(left, top) < 0 or min(width, height) < 1 or left + width > size[0] or top + height > size[1]:
         raise ManifestError(
             f"{place}: {width}x{height} pixels at {left}, {top}; expected a mask inside the {size[0]}x{size[1]} image"
         )
     counts = [_whole(text, place, "rle") for text in shape.get("rle", "").split(",")]
-    return mask_box(runs_to_mask(counts, height, width, place, by_columns=False), place, (left, top))
+    return bitmap(runs_to_mask(counts, height, width, place, by_columns=False), place, (left, top))
 
 
 def _degrees(shape: dict[str, str], place: str) -> float:
@@ -177,7 +177,7 @@ def _whole(text: str | None, place: str, field: str) -> int:
     return int(value)
 
 
-_SHAPES: dict[str, Callable[[dict[str, str], str, tuple[int, int]], list[float]]] = {
+_SHAPES: dict[str, Callable[[dict[str, str], str, tuple[int, int]], Region]] = {
     "box": _box,
     "polygon": _polygon,
     "ellipse": _ellipse,

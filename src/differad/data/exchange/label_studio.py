@@ -28,7 +28,7 @@ from differad.data.exchange.shared import (
     write_json,
 )
 from differad.data.label_files import load_json, parse_entry
-from differad.data.shapes import brush_to_mask, ellipse_box, mask_box, polygon_box, turned
+from differad.data.shapes import Region, bitmap, brush_to_mask, ellipse, polygon, turned
 from differad.errors import ManifestError
 
 _STATE, _NORMAL, _ABNORMAL = "state", "normal", "abnormal"
@@ -222,8 +222,8 @@ def read_label_studio(path: Path, corrections: Corrections) -> None:
             for result in results:
                 corrections.check_size(place, pair_id, (result.original_width, result.original_height))
             whose = f"{place}: id {pair_id!r}"
-            boxes = [_read_box(region, whose, width, height) for region in _regions_of(results, whose)]
-            corrections.add(place, pair_id, boxes, anomalous=_state(results, whose))
+            regions = [_read_region(result, whose, width, height) for result in _regions_of(results, whose)]
+            corrections.add(place, pair_id, regions, anomalous=_state(results, whose))
 
 
 def _regions_of(results: list[_Result], place: str) -> list[_Result]:
@@ -253,8 +253,8 @@ def _state(results: list[_Result], place: str) -> bool | None:
     return True if _ABNORMAL in chosen else False if _NORMAL in chosen else None
 
 
-def _read_box(region: _Result, place: str, width: int, height: int) -> list[float]:
-    """The upright box of a region in pixels. Raises ManifestError."""
+def _read_region(region: _Result, place: str, width: int, height: int) -> Region:
+    """A region in pixels. Raises ManifestError."""
     if (region.image_rotation or 0) % 360 != 0:
         raise ManifestError(
             f"{place}: drawn on an image turned by {region.image_rotation:g} degrees; turn it back first"
@@ -262,7 +262,7 @@ def _read_box(region: _Result, place: str, width: int, height: int) -> list[floa
     return _SHAPES[region.type](region.value, f"{place}: value", width, height)
 
 
-def _rectangle(raw: dict[str, Any], place: str, width: int, height: int) -> list[float]:
+def _rectangle(raw: dict[str, Any], place: str, width: int, height: int) -> Region:
     value = parse_entry(_Rectangle, raw, place)
     x, y = value.x / 100 * width, value.y / 100 * height
     box = [x, y, x + value.width / 100 * width, y + value.height / 100 * height]
@@ -271,26 +271,24 @@ def _rectangle(raw: dict[str, Any], place: str, width: int, height: int) -> list
     return turned(box, value.rotation or 0, (x, y))
 
 
-def _polygon(raw: dict[str, Any], place: str, width: int, height: int) -> list[float]:
+def _polygon(raw: dict[str, Any], place: str, width: int, height: int) -> Region:
     value = parse_entry(_Polygon, raw, place)
     if not value.closed:
         raise ManifestError(f"{place}: a polygon that is not closed; close it, as a line has no area")
-    return polygon_box([(x / 100 * width, y / 100 * height) for x, y in value.points], place)
+    return polygon([[(x / 100 * width, y / 100 * height) for x, y in value.points]], place)
 
 
-def _ellipse(raw: dict[str, Any], place: str, width: int, height: int) -> list[float]:
+def _ellipse(raw: dict[str, Any], place: str, width: int, height: int) -> Region:
     value = parse_entry(_Ellipse, raw, place)
     center = value.x / 100 * width, value.y / 100 * height
-    return ellipse_box(
-        center, (value.radius_x / 100 * width, value.radius_y / 100 * height), value.rotation or 0, place
-    )
+    return ellipse(center, (value.radius_x / 100 * width, value.radius_y / 100 * height), value.rotation or 0, place)
 
 
-def _brush(raw: dict[str, Any], place: str, width: int, height: int) -> list[float]:
-    return mask_box(brush_to_mask(parse_entry(_Brush, raw, place).rle, height, width, place), place)
+def _brush(raw: dict[str, Any], place: str, width: int, height: int) -> Region:
+    return bitmap(brush_to_mask(parse_entry(_Brush, raw, place).rle, height, width, place), place)
 
 
-_Shape = Callable[[dict[str, Any], str, int, int], list[float]]
+_Shape = Callable[[dict[str, Any], str, int, int], Region]
 _SHAPES: dict[str, _Shape] = {
     name + ending: shape
     for name, shape in (("rectangle", _rectangle), ("polygon", _polygon), ("ellipse", _ellipse), ("brush", _brush))

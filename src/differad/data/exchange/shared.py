@@ -5,9 +5,11 @@ measures from the image's upper left corner in continuous coordinates, so nothin
 No path that a foreign file names is ever opened: names only find pairs of the manifest.
 """
 
+import hashlib
 import json
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.boxes import Boxes, as_boxes, clip, is_degenerate, no_boxes, order_corners
+from differad.boxes import Boxes, clip, is_degenerate, no_boxes, order_corners
 from differad.core import Pair
 from differad.data.label_files import DIGITS, SAME, Size, check_size, count_moved, cut_at_edges
+from differad.data.shapes import Mask, Region, boxes_of
 from differad.errors import InputError, ManifestError
 from differad.images import image_size
 
@@ -29,6 +32,7 @@ Predictions = Mapping[str, tuple[Boxes, Scores]]
 
 # The one class: differad says where a part is abnormal, not in which way.
 LABEL = "defect"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 # Where Label Studio serves local files: https://labelstud.io/guide/storage.
 URL_PREFIX = "/data/local-files/?d="
 
@@ -91,6 +95,13 @@ def prepare(pairs: Sequence[Pair], predictions: Predictions) -> tuple[list[Item]
     return items, cut
 
 
+def file_name(pair_id: str) -> str:
+    """The name, without ending, of a pair's files: readable, safe on every file system, and different for every id."""
+    digest = hashlib.sha256(pair_id.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    readable = _UNSAFE.sub("_", pair_id)[:60].strip("._-")
+    return f"{readable}-{digest}" if readable else digest
+
+
 def image_path(pair: Pair, field: str) -> Path:
     """The path of a pair's `target` or `reference`. Raises ManifestError for an image in memory."""
     value = getattr(pair, field)
@@ -127,12 +138,14 @@ class Label:
 
     `boxes` is (N, 4); None where the tool showed the image and holds no box, but cannot tell whether anybody looked.
     `anomalous` is what it says in so many words, by a tag or a choice: True without boxes is abnormal, place unknown.
-    `is_blank` says that the file itself calls the image unlabelled: that it holds no box then is no removal.
+    `is_blank` says that the file itself calls the image unlabelled: that it holds no box then is no removal. `regions` are
+    what the boxes stand around.
     """
 
     boxes: Boxes | None
     anomalous: bool | None = None
     is_blank: bool = False
+    regions: tuple[Region, ...] = ()
 
 
 class Corrections:
@@ -212,13 +225,14 @@ class Corrections:
         self,
         place: str,
         pair_id: str,
-        boxes: Sequence[Sequence[float]] | Boxes | None,
+        regions: Sequence[Region] | None,
         size: Size = (None, None),
         *,
         anomalous: bool | None = None,
         is_blank: bool = False,
     ) -> None:
-        """Take over what the file says of one pair; `size` is the image's in pixels, where the file tells.
+        """Take over what the file says of one pair: `regions` that are drawn on its target, None where nobody can tell
+        whether anybody looked. `size` is the image's in pixels, where the file tells.
 
         Raises ManifestError for an unknown id, one that stands twice, another size, a box without area in the image, or
         boxes on what the file calls normal.
@@ -227,16 +241,27 @@ class Corrections:
         if pair_id in self.labels:
             raise ManifestError(f"{place}: id {pair_id!r} stands twice; expected one entry a pair")
         self.check_size(place, pair_id, size)
-        given = None if boxes is None else as_boxes(boxes)
-        if given is not None and len(given) and anomalous is False:
+        if regions and anomalous is False:
             raise ManifestError(
-                f"{place}: id {pair_id!r}: called normal, with {len(given)} boxes; expected one or the other"
+                f"{place}: id {pair_id!r}: called normal, with {len(regions)} boxes; expected one or the other"
             )
-        if given is not None:
-            kept, cut = cut_at_edges(given, *actual, f"{place}: id {pair_id!r}")
+        boxes = None
+        if regions is not None:
+            boxes, cut = cut_at_edges(boxes_of(regions), *actual, f"{place}: id {pair_id!r}")
             self.cut += cut
-            given = np.round(kept, DIGITS)
-        self.labels[pair_id] = Label(given, anomalous, is_blank)
+            boxes = np.round(boxes, DIGITS)
+        self.labels[pair_id] = Label(boxes, anomalous, is_blank, tuple(regions or ()))
+
+    def mask(self, pair_id: str) -> Mask | None:
+        """What is drawn on a pair's target as (H, W); None where that says no more than the boxes do. Raises ImageError."""
+        label = self.labels.get(pair_id)
+        if label is None or all(region.is_rectangle for region in label.regions):
+            return None
+        width, height = self.size("", pair_id)
+        canvas = np.zeros((height, width), dtype=np.bool_)
+        for region in label.regions:
+            region.paint(canvas)
+        return canvas
 
 
 @dataclass(frozen=True)

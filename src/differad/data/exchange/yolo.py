@@ -9,17 +9,15 @@ the two apart. Predictions are written as `yolo predict save_txt save_conf` does
 File names come from ids alone (`file_name`), since ids may hold slashes or differ by case only.
 """
 
-import hashlib
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from differad.boxes import Boxes
-from differad.data.exchange.shared import LABEL, Corrections, ExportOptions, Item, finite, image_path
+from differad.data.exchange.shared import LABEL, Corrections, ExportOptions, Item, file_name, finite, image_path
 from differad.data.manifest import numbered_lines, read_pairs, write_pairs
-from differad.data.shapes import polygon_box
+from differad.data.shapes import Region, polygon
 from differad.errors import InputError, ManifestError
 
 _DATA = f"""\
@@ -30,16 +28,8 @@ val: images/labelled
 names:
   0: {LABEL}
 """
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _OVERSHOOT = 0.01
 _FIELDS = ("class", "cx", "cy", "width", "height")
-
-
-def file_name(pair_id: str) -> str:
-    """The name, without ending, of a pair's files: readable, safe on every file system, and different for every id."""
-    digest = hashlib.sha256(pair_id.encode("utf-8", "surrogatepass")).hexdigest()[:10]
-    readable = _UNSAFE.sub("_", pair_id)[:60].strip("._-")
-    return f"{readable}-{digest}" if readable else digest
 
 
 def write_yolo(out: Path, items: Sequence[Item], options: ExportOptions) -> None:
@@ -110,14 +100,14 @@ def read_yolo(path: Path, corrections: Corrections) -> None:
                 raise ManifestError(f"{file}: is the name of no pair; expected names as differad export wrote them")
             pair_id = ids[file.stem]
             width, height = corrections.size(str(file), pair_id)
-            boxes = [_read_box(line, f"{file}:{number}", width, height) for number, line in numbered_lines(file)]
-            corrections.add(str(file), pair_id, boxes, anomalous=True if pair_id in unknown else None)
+            regions = [_read_region(line, f"{file}:{number}", width, height) for number, line in numbered_lines(file)]
+            corrections.add(str(file), pair_id, regions, anomalous=True if pair_id in unknown else None)
     for pair_id in sorted(unknown & corrections.unlabelled):
         if pair_id not in corrections.labels:
             corrections.add(str(folder), pair_id, None, anomalous=True)
 
 
-def _read_box(line: str, place: str, width: int, height: int) -> list[float]:
+def _read_region(line: str, place: str, width: int, height: int) -> Region:
     parts = line.split()
     is_polygon = len(parts) > len(_FIELDS) + 1 and len(parts) % 2 == 1
     if len(parts) != len(_FIELDS) and not is_polygon:
@@ -133,6 +123,6 @@ def _read_box(line: str, place: str, width: int, height: int) -> list[float]:
         )
     if is_polygon:
         points = [[shares[at] * width, shares[at + 1] * height] for at in range(0, len(shares), 2)]
-        return polygon_box(points, place)
+        return polygon([points], place)
     cx, cy, w, h = shares
-    return [(cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height]
+    return Region(((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height))
