@@ -186,6 +186,13 @@ def test_one_wrong_box_leaves_the_whole_pair_as_it_was(manifest):
     assert done["skipped"] == 1
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_pair_with_several_entries_keeps_its_truth(manifest, times):
+    images = [image(id=number, pair_id="tile/ü 1", labelled=True) for number in range(times)]
+    done, back = read(manifest, {"images": images, "annotations": []}, skip_bad=True)
+    assert (back, done["skipped"]) == (truth(manifest), times - 1)
+
+
 def test_a_name_that_fits_two_targets_needs_the_root(tmp_path):
     for folder in ("one", "two"):
         make_images(tmp_path / folder, 1)

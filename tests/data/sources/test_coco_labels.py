@@ -185,6 +185,16 @@ def test_wrong_images(one, image, says):
         one({"bbox": [1, 1, 2, 2], "image_id": image["id"]}, image=image)
 
 
+def test_an_image_with_two_entries(plant):
+    images = [{"id": 1, "file_name": "b.jpg"}, {"id": 2, "file_name": ".\\b.jpg"}, {"id": 3, "file_name": "a.jpg"}]
+    root = plant({"labels.json": coco(images, [{"image_id": 2, "bbox": [1, 1, 2, 2]}]), "b.jpg": MARK, "a.jpg": None})
+    with pytest.raises(ManifestError, match=r"b\.jpg has 2 entries; expected one, as its labels are divided"):
+        list(read_coco(root))
+    problems = ProblemList()
+    assert [sample.image.name for sample in read_coco(root, problems)] == ["a.jpg"]
+    assert len(problems.messages) == 2
+
+
 def test_an_annotation_id_that_stands_twice(one):
     with pytest.raises(ManifestError, match=r"annotations\.1: annotation id 5 stands twice, at annotations\.0 too"):
         one({"bbox": [1, 1, 2, 2], "id": 5}, {"bbox": [3, 3, 2, 2], "id": 5})

@@ -161,6 +161,7 @@ class Corrections:
         self.cut = 0
         self.crowds = 0
         self._skip_bad = skip_bad
+        self._disputed: set[str] = set()
         self._root = root
         self._pairs = {pair.id: pair for pair in pairs}
         self._sizes: dict[str, tuple[int, int]] = {}
@@ -238,7 +239,10 @@ class Corrections:
         boxes on what the file calls normal.
         """
         actual = self.size(place, pair_id)
-        if pair_id in self.labels:
+        if pair_id in self.labels or pair_id in self._disputed:
+            # Nobody knows which of them is right: with `skip_bad` the pair keeps its truth.
+            self.labels.pop(pair_id, None)
+            self._disputed.add(pair_id)
             raise ManifestError(f"{place}: id {pair_id!r} stands twice; expected one entry a pair")
         self.check_size(place, pair_id, size)
         if regions and anomalous is False:

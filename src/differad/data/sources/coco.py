@@ -50,20 +50,25 @@ def _document_samples(root: Path, listing: Listing, path: Path, problems: Proble
     folders = _Folders(root, listing, path, split, FileIndex(problems))
     counts: Counter[str] = Counter()
     entries = sorted(read_coco_file(path, problems), key=lambda entry: entry.image.file_name or "")
-    for entry in entries:
-        sample = attempt(problems, _sample, entry, folders, folder_name(root), split, counts)
+    found = [(entry, attempt(problems, folders.find, entry)) for entry in entries]
+    listed = Counter(file for _, file in found if file is not None)
+    for entry, file in found:
+        if file is None:
+            continue
+        if listed[file] > 1:
+            problems(
+                f"{entry.place}: {file} has {listed[file]} entries; expected one, as its labels are divided among them"
+            )
+            continue
+        sample = attempt(problems, _sample, entry, file, folder_name(root), split, counts)
         if sample is not None:
             yield sample
     for name, count in counts.items():
         warnings.warn(f"{path}: {count} {_COUNTED[name]}", InputWarning, stacklevel=2)
 
 
-def _sample(entry: CocoEntry, folders: "_Folders", category: str, split: str, counts: Counter[str]) -> Sample | None:
+def _sample(entry: CocoEntry, file: Path, category: str, split: str, counts: Counter[str]) -> Sample | None:
     """What an image's annotations make of it; None where nobody has labelled it. Raises ManifestError, ImageError."""
-    name = entry.image.file_name
-    if not name:
-        raise ManifestError(f"{entry.place}: no file_name; expected the path of its image")
-    file = folders.find(name, entry.place)
     if entry.annotations:
         drawn = entry.drawn(image_size(file))
         counts.update({name: number for name, number in (("crowd", drawn.crowds), ("cut", drawn.cut)) if number})
@@ -104,8 +109,11 @@ class _Folders:
         ]
         self._files = files
 
-    def find(self, name: str, place: str) -> Path:
+    def find(self, entry: CocoEntry) -> Path:
         """The image's file. Raises ManifestError where there is none, or two could be meant."""
+        name, place = entry.image.file_name, entry.place
+        if not name:
+            raise ManifestError(f"{place}: no file_name; expected the path of its image")
         for bases in self._groups:
             found = [path for path in (inside(base, name, place) for base in bases) if path in self._files]
             if len(found) > 1:
