@@ -172,3 +172,19 @@ def test_a_sliver_between_the_centres_marks_the_pixels_of_its_vertices():
     canvas = np.zeros((5, 8), bool)
     polygon([[(1.6, 2.6), (4.9, 2.7), (1.6, 2.8)]], "x").paint(canvas)
     assert np.argwhere(canvas).tolist() == [[2, 1], [2, 4]]
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(1, 2), (9.5, 2), (9.5, 4), (1, 4)], True),
+        ([(1, 4), (1, 2), (5, 2), (9.5, 2), (9.5, 4)], True),
+        ([(1, 2), (9.5, 2), (9.5, 4)], False),  # a triangle has corners of its box only, too
+        ([(1, 2), (9.5, 4), (9.5, 2), (1, 4)], False),  # crosses itself
+        ([(1, 2), (9.5, 2), (9.4, 4), (1, 4)], False),
+    ],
+)
+def test_which_outlines_are_upright_rectangles(points, expected):
+    assert polygon([points], "x").is_rectangle is expected
+    assert polygon([points, points], "x").is_rectangle is False
+    assert turned([1, 2, 3, 4], 180, (2, 3)).is_rectangle is True

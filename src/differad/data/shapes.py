@@ -43,7 +43,8 @@ class Region:
         x1, y1, x2, y2 = self.box
         if self.mask is not None:
             return bool(np.count_nonzero(self.mask) == (x2 - x1) * (y2 - y1))
-        return all(x in (x1, x2) and y in (y1, y2) for part in self.parts for x, y in part.tolist())
+        # No other outline fills its box.
+        return not self.parts or (len(self.parts) == 1 and math.isclose(_area(self.parts[0]), (x2 - x1) * (y2 - y1)))
 
     def paint(self, canvas: Mask) -> None:
         """Mark the pixels of `canvas` (H, W) whose centres lie inside; of an outline between centres, its vertices'."""
@@ -211,6 +212,12 @@ def _outlined(*parts: Points) -> Region:
     points = np.concatenate(parts)
     (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     return Region((x1, y1, x2, y2), parts)
+
+
+def _area(part: Points) -> float:
+    """What an outline (N, 2) encloses, by the shoelace formula."""
+    x, y = (part - part[0]).T
+    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
 
 
 def _fill(canvas: Mask, part: Points) -> None:
