@@ -1,6 +1,7 @@
 """Label Studio's tasks, and exports that are not quite them."""
 
 import json
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -102,6 +103,17 @@ def test_skipped_and_untouched_tasks_say_nothing(manifest):
     assert read(manifest, tasks)[1] == truth(manifest)
 
 
+@pytest.fixture
+def in_new_york(monkeypatch):
+    """A machine whose own time zone is not UTC."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_new_york")
 @pytest.mark.parametrize("turn", [1, -1], ids=["last", "first"])
 @pytest.mark.parametrize(
     ("other", "chosen"),
@@ -111,6 +123,7 @@ def test_skipped_and_untouched_tasks_say_nothing(manifest):
         # 10:30 in UTC+2 is 08:30; as text it would be the later one
         ({"updated_at": "2024-05-01T10:30:00+02:00"}, {"updated_at": "2024-05-01T09:00:00Z"}),
         ({"updated_at": "2024-05-01T10:30:00.250000+02:00"}, {"updated_at": "2024-05-01T08:30:00.5"}),  # no zone: UTC
+        ({"updated_at": "2024-05-01T10:00:00"}, {"updated_at": "2024-05-01T11:00:00Z"}),  # not the machine's zone
         ({"created_at": "2024-05-01T23:30:00-01:00"}, {"updated_at": "2024-05-02 00:31:00Z"}),
         ({"updated_at": None}, {"updated_at": "1970-01-01T00:00:00+14:00"}),
         ({"created_at": 1714557600}, {"created_at": "2024-05-01T12:00:01+02:00"}),  # 1714557600 is 10:00:00 in UTC

@@ -6,6 +6,7 @@ from exchange_parts import line, make_images, predicted, sample, truth, write_ma
 from differad.data.exchange import yolo
 from differad.data.exchange.registry import export_pairs, import_pairs
 from differad.data.exchange.shared import file_name
+from differad.data.manifest import read_pairs
 from differad.errors import ImageError, ManifestError
 
 
@@ -99,6 +100,17 @@ def test_corrections_come_back_and_a_file_that_is_gone_says_nothing(manifest, se
 def test_a_polygon_comes_back_as_the_box_around_it(manifest, sent):
     label(sent).write_text("0 0.25 0.5 0.5 0.5 0.5 0.75\n")  # (20, 25), (40, 25), (40, 37.5)
     assert read(manifest, sent)[1]["tile/ü 1"] == [[20, 25, 40, 37.5]]
+
+
+def test_an_empty_file_does_not_make_a_part_normal_that_was_sent_as_abnormal(tmp_path):
+    (target, *_) = make_images(tmp_path)
+    export_pairs("yolo", write_manifest(tmp_path, [line(target, "bad", anomalous=True)]), tmp_path / "sent")
+    (tmp_path / "sent" / "labels" / "unlabelled").mkdir()
+    (tmp_path / "sent" / "labels" / "unlabelled" / f"{file_name('bad')}.txt").write_text("")
+    blank = write_manifest(tmp_path, [line(target, "bad")], "blank.jsonl")
+    read(blank, tmp_path / "sent")
+    (pair,) = read_pairs(tmp_path / "out.jsonl")
+    assert (pair.anomalous, pair.boxes) == (True, None)
 
 
 def test_boxes_over_the_edge_are_cut_off_and_counted(manifest, sent):
