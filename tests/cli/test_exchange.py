@@ -43,6 +43,7 @@ def test_export_correct_import(manifest, tmp_path):
         "format": "label-studio",
         "pairs": 2,
         "unlabelled": 0,
+        "place_unknown": 0,
         "boxes": 2,
         "predictions": 1,
         "unknown_predictions": 0,
@@ -62,7 +63,10 @@ def test_export_correct_import(manifest, tmp_path):
         "corrected": 1,
         "confirmed": 1,
         "kept": 0,
+        "place_unknown": 0,
+        "masks": 0,
         "cut_boxes": 0,
+        "crowd_regions": 0,
         "skipped": 0,
         "problems": [],
     }

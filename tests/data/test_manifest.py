@@ -1,6 +1,7 @@
 """`pairs.jsonl` in and out; every error names the line and the field."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,24 @@ def test_a_label_that_contradicts_its_mask_is_refused(tmp_path):
     bare = {key: value for key, value in LINE.items() if key != "boxes"}
     with pytest.raises(ManifestError, match="marks 0 defects"):
         list(read_pairs(manifest(tmp_path, {**bare, "mask": "mask.png", "anomalous": True})))
+
+
+def test_a_manifest_that_was_written_on_windows(tmp_path):
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:9, 10:16] = 255
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "masks" / "1.png")
+    names = {"reference": "ref\\1.png", "target": "t\\deep\\1.png", "mask": "masks\\1.png", "boxes": None}
+    (pair,) = read_pairs(manifest(tmp_path, {**LINE, **names}))
+    assert (pair.reference, pair.target) == (tmp_path / "ref" / "1.png", tmp_path / "t" / "deep" / "1.png")
+    assert pair.boxes.tolist() == [[10, 5, 16, 9]]
+    write_pairs(tmp_path / "again.jsonl", [pair])
+    line = json.loads((tmp_path / "again.jsonl").read_text())
+    assert (line["reference"], line["target"], line["mask"]) == ("ref/1.png", "t/deep/1.png", "masks/1.png")
+
+
+@pytest.mark.skipif(os.sep == "\\", reason="a file name cannot hold a backslash here")
+def test_a_backslash_that_belongs_to_a_file_name_stays(tmp_path):
+    (tmp_path / "t\\1.png").touch()
+    (pair,) = read_pairs(manifest(tmp_path, {**LINE, "target": "t\\1.png"}))
+    assert pair.target == tmp_path / "t\\1.png"

@@ -43,9 +43,10 @@ def export_command(
     if as_json:
         print_json(done)
         return
+    unknown = f", {done['place_unknown']} abnormal at an unknown place" if done["place_unknown"] else ""
     typer.echo(
-        f"{done['pairs']} pairs ({done['unlabelled']} unlabelled, {done['boxes']} boxes, {done['predictions']} predictions) "
-        f"written to {out}: {', '.join(done['files'])}"
+        f"{done['pairs']} pairs ({done['unlabelled']} unlabelled{unknown}, {done['boxes']} boxes, {done['predictions']} "
+        f"predictions) written to {out}: {', '.join(done['files'])}"
     )
     if done["cut_boxes"] or done["unknown_predictions"]:
         typer.echo(
@@ -70,13 +71,19 @@ def import_command(
         bool,
         typer.Option("--empty-is-normal", help="An unlabelled pair whose image comes back without a box is normal."),
     ] = False,
+    masks: Annotated[
+        Path | None,
+        typer.Option("--masks", help="A new folder for masks of what is drawn as more than upright rectangles."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring corrected boxes back: a new manifest, in which pairs that the file does not mention keep their truth.
 
     Example: differad import label-studio export.json pairs.jsonl corrected.jsonl
     """
-    done = import_pairs(name, file, pairs, out, root=root, skip_bad=skip_bad, empty_is_normal=empty_is_normal)
+    done = import_pairs(
+        name, file, pairs, out, root=root, skip_bad=skip_bad, empty_is_normal=empty_is_normal, masks=masks
+    )
     for problem in done["problems"]:
         typer.echo(f"skipped: {problem}", err=True)
     if as_json:
@@ -86,6 +93,10 @@ def import_command(
         f"{done['pairs']} pairs written to {out}: {done['corrected']} corrected, {done['confirmed']} confirmed, "
         f"{done['kept']} kept; {done['skipped']} entries skipped, {done['cut_boxes']} boxes cut off at the edge"
     )
+    if done["crowd_regions"]:
+        typer.echo(f"{done['crowd_regions']} crowd regions (iscrowd 1) left out: they mark no single defect", err=True)
+    if done["place_unknown"]:
+        typer.echo(f"{done['place_unknown']} pairs are abnormal at an unknown place; draw their boxes", err=True)
 
 
 def load_predictions(path: Path) -> Predictions:

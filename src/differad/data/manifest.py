@@ -118,7 +118,7 @@ def _short(value: object, limit: int = 60) -> str:
 
 
 def _to_pair(record: PairRecord, folder: Path) -> Pair:
-    mask = folder / record.mask if record.mask else None
+    mask = _joined(folder, record.mask) if record.mask else None
     boxes = None
     if record.boxes is not None:
         boxes = as_boxes(record.boxes)
@@ -130,8 +130,8 @@ def _to_pair(record: PairRecord, folder: Path) -> Pair:
                 "the mask or the label"
             )
     return Pair(
-        reference=folder / record.reference,
-        target=folder / record.target,
+        reference=_joined(folder, record.reference),
+        target=_joined(folder, record.target),
         id=record.id,
         category=record.category,
         boxes=boxes,
@@ -140,6 +140,14 @@ def _to_pair(record: PairRecord, folder: Path) -> Pair:
         anomalous=record.anomalous,
         extra=dict(record.model_extra or {}),
     )
+
+
+def _joined(folder: Path, name: str) -> Path:
+    """The path `name` of a manifest; one that was written on Windows has backslashes between its folders."""
+    path = folder / name
+    if "\\" not in name or path.exists():
+        return path
+    return folder / name.replace("\\", "/")
 
 
 def _to_record(pair: Pair, folder: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def image(**changes):
 
 
 def annotation(bbox, **changes):
-    return {"id": 1, "image_id": 1, "category_id": 1, "bbox": bbox, **changes}
+    return {"image_id": 1, "category_id": 1, "bbox": bbox, **changes}
 
 
 def test_the_published_layout(manifest, tmp_path):
@@ -89,6 +89,31 @@ def test_boxes_over_the_edge_are_cut_off_and_counted(manifest):
     assert done["cut_boxes"] == 1
 
 
+def test_a_box_turned_in_cvat(manifest):
+    # 40 x 10 about (40, 25), by a quarter: 10 x 40
+    turned = annotation([20, 20, 40, 10], attributes={"rotation": 90.0})
+    assert read(manifest, {"images": [image()], "annotations": [turned]})[1]["unseen"] == [[35, 5, 45, 45]]
+
+
+def test_crowd_regions_are_left_out_and_counted(manifest):
+    crowd = annotation([0, 0, 80, 50], iscrowd=1)
+    done, back = read(manifest, {"images": [image()], "annotations": [annotation([1, 2, 3, 4]), crowd]})
+    assert (back["unseen"], done["crowd_regions"]) == ([[1, 2, 4, 6]], 1)
+
+
+def test_ids_match_as_text(manifest):
+    document = {"images": [image(id="1")], "annotations": [annotation([1, 2, 3, 4])]}
+    assert read(manifest, document)[1]["unseen"] == [[1, 2, 4, 6]]
+
+
+def test_windows_paths_find_their_targets(manifest):
+    document = {
+        "images": [{"id": 1, "file_name": "täst & <set>\\part #2 100%'\".png"}],
+        "annotations": [annotation([1, 2, 3, 4])],
+    }
+    assert read(manifest, document)[1]["unseen"] == [[1, 2, 4, 6]]
+
+
 def test_pairs_that_are_not_mentioned_keep_their_truth(manifest):
     done, back = read(manifest, {"images": [image()], "annotations": [annotation([1, 2, 3, 4])]})
     assert back == {**truth(manifest), "unseen": [[1, 2, 4, 6]]}
@@ -122,8 +147,8 @@ WRONG = [
     ([image(pair_id=None, file_name="../good.png")], [], "'../good.png' is the target of no pair"),
     ([image(pair_id=None, file_name="")], [], "'' is the target of no pair"),
     ([image(pair_id=None, file_name="/")], [], "'/' is the target of no pair"),
-    ([image(width=81)], [], "a side of 81 pixels, but its target is 80x50"),
-    ([image(width=50, height=80)], [], "upright and not resized"),
+    ([image(width=81)], [], "labelled as 81x50 pixels, but the image is 80x50"),
+    ([image(width=50, height=80)], [], "the sides stand the other way round, as without its EXIF"),
     ([image(), image(id=2)], [], r"images\.1: id 'unseen' stands twice"),
     ([image(), image(pair_id="Tile/Ü 1")], [], r"images\.1: image id 1 stands twice"),
     ([image()], [7], r"annotations\.0"),
@@ -134,10 +159,13 @@ WRONG = [
     ([image()], [annotation([1, 2, 3, float("nan")])], r"annotations\.0: bbox\.3: .*finite"),
     ([image()], [annotation([1, 2, float("inf"), 4])], r"annotations\.0: bbox\.2: .*finite"),
     ([image()], [annotation([1e308, 2, 1e308, 4])], "not finite"),
-    ([image()], [annotation([1, 2, -3, 4])], r"box \[1, 2, -2, 6\].*no area"),
+    ([image()], [annotation([1, 2, -3, 4])], r"annotations\.0: bbox \[1.*, -3.*\] has no area"),
     ([image()], [annotation([1, 2, 0, 4])], "no area"),
-    ([image()], [annotation([80, 2, 5, 4])], "no area inside the 80x50 target"),
+    ([image()], [annotation([80, 2, 5, 4])], "no area inside the 80x50 image"),
     ([image()], [annotation([1, 2, 0.001, 4])], "no area"),
+    ([image(pair_id=None, file_name="part #2 100%'\".png")], [annotation([0.1, 0.2, 0.5, 0.5])], "holds fractions"),
+    ([image()], [annotation([1, 2, 3, 4], id=4), annotation([5, 6, 3, 4], id=4)], "annotation id 4 stands twice"),
+    ([image()], [annotation([1, 2, 3, 4], iscrowd=1)], "crowd regions"),
 ]
 
 
@@ -156,6 +184,13 @@ def test_one_wrong_box_leaves_the_whole_pair_as_it_was(manifest):
     done, back = read(manifest, {"images": [image()], "annotations": boxes}, skip_bad=True)
     assert back["unseen"] is None
     assert done["skipped"] == 1
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_pair_with_several_entries_keeps_its_truth(manifest, times):
+    images = [image(id=number, pair_id="tile/ü 1", labelled=True) for number in range(times)]
+    done, back = read(manifest, {"images": images, "annotations": []}, skip_bad=True)
+    assert (back, done["skipped"]) == (truth(manifest), times - 1)
 
 
 def test_a_name_that_fits_two_targets_needs_the_root(tmp_path):

@@ -37,7 +37,7 @@ def test_the_published_layout(manifest, tmp_path):
     assert done["files"] == ["annotations.xml", "labels.json"]
     root = ET.parse(tmp_path / "sent" / "annotations.xml").getroot()
     assert (root.tag, root.findtext("version"), root.findtext("meta/task/mode")) == ("annotations", "1.1", "annotation")
-    names = ["defect", "predicted", "normal"]
+    names = ["defect", "predicted", "normal", "abnormal"]
     assert [label.findtext("name") for label in root.iter("label")] == names
     assert [label["name"] for label in json.loads((tmp_path / "sent" / "labels.json").read_text())] == names
     labelled, normal, unseen = root.findall("image")
@@ -81,6 +81,32 @@ def test_a_turned_rectangle_becomes_the_upright_one_around_it(manifest):
     # 40 x 20 about (30, 25); by 90 degrees 20 x 40
     inside = box("10", "15", "50", "35", 'label="defect" rotation="90.00"')
     assert read(manifest, document(inside))[1]["unseen"] == [[20, 5, 40, 45]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ('<polygon label="defect" points="10.5,20;30,20;30,41"/>', [10.5, 20, 30, 41]),
+        ('<ellipse label="defect" cx="40" cy="25" rx="20" ry="10"/>', [20, 15, 60, 35]),
+        ('<ellipse label="defect" cx="40" cy="25" rx="20" ry="10" rotation="90.0"/>', [30, 5, 50, 45]),
+        # 4 x 3 pixels at (10, 20), along the rows: ....  .##.  .#..
+        ('<mask label="defect" rle="5, 2, 2, 1, 2" left="10" top="20" width="4" height="3"/>', [11, 21, 13, 23]),
+        ('<mask label="defect" rle="0, 12" left="76" top="47" width="4" height="3"/>', [76, 47, 80, 50]),
+    ],
+)
+def test_shapes_come_back_as_the_boxes_around_them(manifest, shape, expected):
+    assert read(manifest, document(shape))[1]["unseen"] == [expected]
+
+
+def test_texts_of_attributes_are_no_boxes(manifest):
+    inside = box(more='label="(1,2),(3,4)"').replace(
+        "></box>", '><attribute name="note">[0, 0, 9, 9]</attribute></box>'
+    )
+    assert read(manifest, document(inside))[1]["unseen"] == [[10, 20, 30, 40]]
+
+
+def test_what_only_a_prediction_shows_is_no_truth(manifest):
+    assert read(manifest, document('<points label="predicted" points="1,2"/>'))[1] == truth(manifest)
 
 
 def test_boxes_over_the_edge_are_cut_off_and_counted(manifest):
@@ -129,15 +155,29 @@ WRONG = [
     (document("", name="nobody.png"), "image 0: image 'nobody.png' is the target of no pair"),
     (document("", name="../../good.png"), "is the target of no pair"),
     (document("", name=""), "'' is the target of no pair"),
-    (document(box(), size='width="50" height="80"'), "a side of 50 pixels, but its target is 80x50"),
+    (document(box(), size='width="50" height="80"'), "labelled as 50x80 pixels, but the image is 80x50"),
     (document(box(), size='width="x" height="80"'), "width: 'x'; expected a finite number"),
     (document(box(xtl="x")), "xtl: 'x'; expected a finite number"),
     (document(box(xtl="nan")), "xtl: 'nan'"),
     (document(box(xbr="inf")), "xbr: 'inf'"),
     (document('<box label="defect" xtl="1"/>'), "ytl: None; expected a finite number"),
     (document(box(xtl="31")), "no area"),
-    (document(box(xtl="90", xbr="95")), "no area inside the 80x50 target"),
-    (document('<polygon label="defect" points="1,2;3,4;5,6"/>'), "holds a polygon; expected rectangles"),
+    (document(box(xtl="90", xbr="95")), "no area inside the 80x50 image"),
+    (document('<polygon label="defect" points="1,2;3,4"/>'), "a polygon of 2 points; expected three or more"),
+    (document('<polyline label="defect" points="1,2;3,4;5,6"/>'), "holds a polyline; expected shapes with an area"),
+    (document('<points label="defect" points="1,2;3,4;5,6"/>'), "holds a points"),
+    (document('<skeleton label="defect"><points points="1,2"/></skeleton>'), "holds a skeleton"),
+    (document('<polygon label="defect" points="1,2;3,x;5,6"/>'), "points: 'x'; expected a finite number"),
+    (document('<polygon label="defect"/>'), "polygon: points"),
+    (document('<ellipse label="defect" cx="40" cy="25" rx="0" ry="10"/>'), "both above 0"),
+    (document('<mask label="defect" rle="5,2" left="1" top="1" width="4" height="3"/>'), "run lengths of 7 pixels"),
+    (document('<mask label="defect" rle="12" left="1" top="1" width="4" height="3"/>'), "marks nothing"),
+    (
+        document('<mask label="defect" rle="0,1e18" left="0" top="0" width="1e9" height="1e9"/>'),
+        "inside the 80x50 image",
+    ),
+    (document('<mask label="defect" rle="0,12.5" left="1" top="1" width="4" height="3"/>'), "expected a whole number"),
+    (document('<tag label="normal"/><tag label="abnormal"/>'), "tags 'normal' and 'abnormal'"),
     (document(box() + '<tag label="normal"/>'), "has the tag 'normal' and 1 boxes; expected one or the other"),
 ]
 

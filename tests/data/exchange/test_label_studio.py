@@ -1,13 +1,18 @@
 """Label Studio's tasks, and exports that are not quite them."""
 
 import json
+import time
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
+import numpy as np
 import pytest
-from exchange_parts import predicted, sample, truth
+from exchange_parts import line, predicted, sample, truth, write_manifest
+from PIL import Image
 
 from differad.data.exchange.registry import export_pairs, import_pairs
-from differad.errors import ManifestError
+from differad.data.manifest import read_pairs
+from differad.errors import InputError, ManifestError
 
 
 @pytest.fixture
@@ -98,12 +103,30 @@ def test_skipped_and_untouched_tasks_say_nothing(manifest):
     assert read(manifest, tasks)[1] == truth(manifest)
 
 
+@pytest.fixture
+def in_new_york(monkeypatch):
+    """A machine whose own time zone is not UTC."""
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_new_york")
 @pytest.mark.parametrize("turn", [1, -1], ids=["last", "first"])
 @pytest.mark.parametrize(
     ("other", "chosen"),
     [
         ({"updated_at": "2024-05-01T10:00:00Z"}, {"updated_at": "2024-05-01T11:00:00Z"}),
         ({"created_at": "2024-05-01T10:00:00Z"}, {"created_at": "2024-05-01T11:00:00Z"}),
+        # 10:30 in UTC+2 is 08:30; as text it would be the later one
+        ({"updated_at": "2024-05-01T10:30:00+02:00"}, {"updated_at": "2024-05-01T09:00:00Z"}),
+        ({"updated_at": "2024-05-01T10:30:00.250000+02:00"}, {"updated_at": "2024-05-01T08:30:00.5"}),  # no zone: UTC
+        ({"updated_at": "2024-05-01T10:00:00"}, {"updated_at": "2024-05-01T11:00:00Z"}),  # not the machine's zone
+        ({"created_at": "2024-05-01T23:30:00-01:00"}, {"updated_at": "2024-05-02 00:31:00Z"}),
+        ({"updated_at": None}, {"updated_at": "1970-01-01T00:00:00+14:00"}),
+        ({"created_at": 1714557600}, {"created_at": "2024-05-01T12:00:01+02:00"}),  # 1714557600 is 10:00:00 in UTC
         ({"ground_truth": False, "updated_at": "2025-01-01T00:00:00Z"}, {"ground_truth": True}),
         ({"was_cancelled": True, "updated_at": "2025-01-01T00:00:00Z"}, {}),
     ],
@@ -124,6 +147,71 @@ def test_a_turned_rectangle_becomes_the_upright_one_around_it(manifest):
     assert read(manifest, [task(annotation(turned))])[1]["unseen"] == [[20, 10, 40, 30]]
 
 
+def test_texts_and_numbers_beside_a_region_are_no_boxes(manifest):
+    texts = [
+        {"type": "textarea", "value": {"text": ["defect 12 (3,4),(30,40)", "[1, 2, 30, 40]"]}},
+        {"type": "number", "value": {"number": 12}},
+        {"type": "choices", "from_name": "kind", "value": {"choices": ["(1,2),(3,4)", "abnormal"]}},
+        {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"},
+    ]
+    one = region()
+    one["value"]["rectanglelabels"] = ["[0, 0, 9, 9]"]
+    assert read(manifest, [task(annotation(*texts))])[1]["unseen"] == []
+    manifest.with_name("out.jsonl").unlink()
+    assert read(manifest, [task(annotation(one, *texts))])[1]["unseen"] == [[40, 10, 60, 30]]
+
+
+# The target is 80 x 50 pixels: 10 % are 8 and 5.
+DRAWN = {
+    "polygonlabels": ({"points": [[10, 10], [30, 10], [30, 40]], "closed": True}, [8, 5, 24, 20]),
+    "polygon": ({"points": [[10, 10], [30, 10], [30, 40]]}, [8, 5, 24, 20]),
+    # centre (40, 25), radii 8 and 5
+    "ellipselabels": ({"x": 50, "y": 50, "radiusX": 10, "radiusY": 10, "rotation": 0}, [32, 20, 48, 30]),
+    "ellipse": ({"x": 50, "y": 50, "radiusX": 10, "radiusY": 10, "rotation": 90}, [35, 17, 45, 33]),
+    "rectangle": ({"x": 50, "y": 20, "width": 25, "height": 40, "rotation": None}, [40, 10, 60, 30]),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_shapes_come_back_as_the_boxes_around_them(manifest, kind):
+    value, expected = DRAWN[kind]
+    assert read(manifest, [task(annotation(region(type=kind, value=value)))])[1]["unseen"] == [expected]
+
+
+def test_a_brush_region_comes_back_as_the_box_around_it(tmp_path):
+    (golden, *_) = json.loads((Path(__file__).parents[1] / "label_studio_brush.json").read_text())
+    Image.new("RGB", (14, 9)).save(tmp_path / "t.png")
+    manifest = write_manifest(tmp_path, [line("t.png", "unseen")])
+    value = {"format": "rle", "rle": golden["rle"], "brushlabels": ["defect"]}
+    # columns 3 to 10 and rows 2 to 5 of the 14 x 9 pixels
+    assert read(manifest, [task(annotation(region(type="brushlabels", value=value)))])[1]["unseen"] == [[3, 2, 11, 6]]
+
+
+def test_masks_of_what_is_drawn(tmp_path):
+    (golden, *_) = json.loads((Path(__file__).parents[1] / "label_studio_brush.json").read_text())
+    for name in ("t", "u", "v"):
+        Image.new("RGB", (14, 9)).save(tmp_path / f"{name}.png")
+    manifest = write_manifest(tmp_path, [line(f"{name}.png", name) for name in ("t", "u", "v")])
+    brush = region(type="brushlabels", value={"format": "rle", "rle": golden["rle"]})
+    corner = region(x=0, y=0, width=100 / 14, height=100 / 9)  # the first pixel
+    tasks = [task(annotation(brush, corner), pair_id="t"), task(annotation(corner), pair_id="u"), task(pair_id="v")]
+    done, _ = read(manifest, tasks, masks=tmp_path / "masks")
+    assert done["masks"] == 1
+    drawn, rectangle, _ = read_pairs(tmp_path / "out.jsonl")
+    expected = [[letter == "#" for letter in row] for row in golden["marked"]]
+    expected[0][0] = True
+    assert (np.asarray(Image.open(drawn.mask).convert("L")) == 255 * np.array(expected)).all()
+    assert rectangle.mask is None  # its box says it all
+    with pytest.raises(InputError, match="masks: holds files; expected a new or empty folder"):
+        read(manifest, tasks, masks=tmp_path / "masks")
+
+
+def test_a_label_beside_its_rectangle_is_no_region_of_its_own(manifest):
+    value = region()["value"]
+    both = [region(type="rectangle"), region(type="labels", value={**value, "labels": ["defect"]})]
+    assert read(manifest, [task(annotation(*both))])[1]["unseen"] == [[40, 10, 60, 30]]
+
+
 @pytest.mark.parametrize(
     ("document", "says"),
     [('[{"data": ', "no JSON, or cut off"), ("{}", "holds a dict; expected a list of tasks"), ("NaN", "holds a float")],
@@ -131,6 +219,10 @@ def test_a_turned_rectangle_becomes_the_upright_one_around_it(manifest):
 def test_files_that_are_no_tasks(manifest, document, says):
     with pytest.raises(ManifestError, match=says):
         read(manifest, document, skip_bad=True)
+
+
+def _choice(*choices):
+    return {"type": "choices", "from_name": "state", "to_name": "image", "value": {"choices": list(choices)}}
 
 
 def _turned_image():
@@ -149,10 +241,25 @@ WRONG = [
     (task(annotation(region(x=None))), "value: x"),
     (task(annotation(region(x=float("nan")))), "value: x: .*finite"),
     (task(annotation(region(width=-5))), "-5 by 40 percent; expected sides above 0"),
-    (task(annotation(region(x=100))), "no area inside the 80x50 target"),
-    (task(annotation(region(type="polygonlabels"))), "a region of type 'polygonlabels'; expected rectangles only"),
-    (task(annotation(region(original_width=40))), "a side of 40 pixels, but its target is 80x50"),
+    (task(annotation(region(x=100))), "no area inside the 80x50 image"),
+    (
+        task(annotation(region(type="keypointlabels"))),
+        "a region of type 'keypointlabels'; expected rectangles, polygons",
+    ),
+    (task(annotation(region(original_width=40))), r"labelled as 40x\? pixels, but the image is 80x50"),
     (task(annotation(_turned_image())), "turned by 90 degrees"),
+    (task(annotation(region(type="labels"))), "a region of type 'labels'"),
+    (task(annotation(region(type="hologram"))), "a region of type 'hologram'"),
+    (
+        task(annotation(region(type="polygon", value={"points": [[1, 2], [3, 4], [5, 9]], "closed": False}))),
+        "not closed",
+    ),
+    (task(annotation(region(type="ellipse", value={"x": 9, "y": 9, "radiusX": 0, "radiusY": 1}))), "both above 0"),
+    (task(annotation(region(type="brush", value={"format": "rle", "rle": [1, 2, 3]}))), "brush mask that is cut off"),
+    (task(annotation(region(type="brush", value={"format": "png", "rle": [1]}))), "value: format"),
+    (task(annotation(region(), _choice("normal"))), "called normal, with 1 boxes"),
+    (task(annotation(_choice("normal", "abnormal"))), "chosen as 'normal' and 'abnormal'"),
+    (task(annotation(updated_at="yesterday")), "updated_at: 'yesterday'"),
 ]
 
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from differad.data.exchange.registry import EXCHANGES, export_pairs, import_pairs
-from differad.data.exchange.yolo import file_name
+from differad.data.exchange.shared import file_name
 from differad.data.manifest import read_pairs
 from differad.errors import InputError, ManifestError, OptionError
 
@@ -126,13 +126,99 @@ def test_an_empty_image_means_what_the_manifest_and_the_option_say(name, tmp_pat
     names = make_images(tmp_path)
     empty = write_manifest(tmp_path, [line(names[0], "a"), line(names[1], "b")], "empty.jsonl")
     export_pairs(name, empty, tmp_path / "sent")
-    # The tool shows both images without a box. Boxes of a labelled pair were removed; of "b" nobody knows.
+    # The tool shows both images without a box. Boxes of a labelled pair were removed (COCO says "labelled": false, so
+    # that there were none to remove); of "b" nobody knows.
     manifest = write_manifest(tmp_path, [line(names[0], "a", [[1, 1, 9, 9]]), line(names[1], "b")])
     sent = tmp_path / "sent" / MAIN_FILE[name]
     import_pairs(name, sent, manifest, tmp_path / "plain.jsonl")
-    assert truth(tmp_path / "plain.jsonl") == {"a": [], "b": None}
+    assert truth(tmp_path / "plain.jsonl") == {"a": [[1, 1, 9, 9]] if name == "coco" else [], "b": None}
     import_pairs(name, sent, manifest, tmp_path / "sure.jsonl", empty_is_normal=True)
     assert truth(tmp_path / "sure.jsonl") == {"a": [], "b": []}
+
+
+def labels(manifest):
+    return {
+        pair.id: (pair.anomalous, None if pair.boxes is None else pair.boxes.tolist()) for pair in read_pairs(manifest)
+    }
+
+
+UNKNOWN = {"anomalous": True, "boxes": None}
+
+
+@pytest.fixture
+def bad_parts(tmp_path):
+    """A manifest of a pair that is abnormal at an unknown place, a normal one and an unlabelled one."""
+    names = make_images(tmp_path)
+    return write_manifest(
+        tmp_path, [line(names[0], "bad", **UNKNOWN), line(names[1], "good", []), line(names[2], "new")]
+    )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("empty_is_normal", [False, True])
+def test_abnormal_at_an_unknown_place_stays_so(name, bad_parts, tmp_path, empty_is_normal):
+    done = export_pairs(name, bad_parts, tmp_path / "sent")
+    assert (done["place_unknown"], done["unlabelled"], done["boxes"]) == (1, 1, 0)
+    sent, options = tmp_path / "sent" / MAIN_FILE[name], {"empty_is_normal": empty_is_normal}
+    done = import_pairs(name, sent, bad_parts, tmp_path / "same.jsonl", **options)
+    assert done["place_unknown"] == 1
+    assert done["corrected"] == (1 if empty_is_normal and name in ("coco", "cvat") else 0)  # "new", not "bad"
+    assert labels(tmp_path / "same.jsonl")["bad"] == (True, None)
+    # Into a manifest that knows nothing of it, as a file that comes from a colleague.
+    names = [json.loads(text)["target"] for text in bad_parts.open(encoding="utf-8")]
+    blank = write_manifest(
+        tmp_path, [line(n, i) for n, i in zip(names, ("bad", "good", "new"), strict=True)], "blank.jsonl"
+    )
+    import_pairs(name, sent, blank, tmp_path / "learnt.jsonl")
+    assert labels(tmp_path / "learnt.jsonl") == {"bad": (True, None), "good": (False, []), "new": (None, None)}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_boxes_drawn_on_an_abnormal_part_come_back(name, bad_parts, tmp_path):
+    names = [json.loads(text)["target"] for text in bad_parts.open(encoding="utf-8")]
+    drawn = write_manifest(tmp_path, [line(names[0], "bad", [[1, 2, 30, 40]])], "drawn.jsonl")
+    export_pairs(name, drawn, tmp_path / "sent")
+    done = import_pairs(name, tmp_path / "sent" / MAIN_FILE[name], bad_parts, tmp_path / "out.jsonl")
+    assert (done["corrected"], done["place_unknown"]) == (1, 0)
+    assert labels(tmp_path / "out.jsonl")["bad"] == (True, [[1, 2, 30, 40]])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_tool_that_says_nothing_makes_no_abnormal_part_normal(name, bad_parts, tmp_path):
+    names = [json.loads(text)["target"] for text in bad_parts.open(encoding="utf-8")]
+    export_pairs(name, write_manifest(tmp_path, [line(names[0], "bad")], "blank.jsonl"), tmp_path / "sent")
+    if name == "yolo":  # what an editor of YOLO labels leaves for an image without boxes
+        (tmp_path / "sent" / "labels" / "labelled" / f"{file_name('bad')}.txt").write_text("")
+    if name == "label-studio":
+        tasks = json.loads((tmp_path / "sent" / "tasks.json").read_text())
+        tasks[0]["annotations"] = [{"result": []}]
+        (tmp_path / "sent" / "tasks.json").write_text(json.dumps(tasks))
+    sent = tmp_path / "sent" / MAIN_FILE[name]
+    import_pairs(name, sent, bad_parts, tmp_path / "out.jsonl", empty_is_normal=True)
+    assert labels(tmp_path / "out.jsonl")["bad"] == (True, None)
+
+
+@pytest.mark.parametrize("name", ["coco", "label-studio", "cvat"])
+def test_a_tool_that_says_normal_is_believed(name, bad_parts, tmp_path):
+    names = [json.loads(text)["target"] for text in bad_parts.open(encoding="utf-8")]
+    export_pairs(name, write_manifest(tmp_path, [line(names[0], "bad", [])], "normal.jsonl"), tmp_path / "sent")
+    if name == "label-studio":
+        tasks = json.loads((tmp_path / "sent" / "tasks.json").read_text())
+        choice = {"type": "choices", "from_name": "state", "to_name": "image", "value": {"choices": ["normal"]}}
+        tasks[0]["annotations"] = [{"result": [choice]}]
+        (tmp_path / "sent" / "tasks.json").write_text(json.dumps(tasks))
+    import_pairs(name, tmp_path / "sent" / MAIN_FILE[name], bad_parts, tmp_path / "out.jsonl")
+    assert labels(tmp_path / "out.jsonl")["bad"] == (False, [])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_normal_part_that_turns_out_abnormal(name, tmp_path):
+    names = make_images(tmp_path)
+    export_pairs(name, write_manifest(tmp_path, [line(names[0], "a", **UNKNOWN)], "bad.jsonl"), tmp_path / "sent")
+    manifest = write_manifest(tmp_path, [line(names[0], "a", [])])
+    import_pairs(name, tmp_path / "sent" / MAIN_FILE[name], manifest, tmp_path / "out.jsonl")
+    # YOLO says it in the manifest beside only, which is no annotator's word against a label.
+    assert labels(tmp_path / "out.jsonl")["a"] == ((False, []) if name == "yolo" else (True, None))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -155,7 +241,7 @@ def test_an_image_of_another_size_is_no_place_for_these_boxes(name, tmp_path):
     manifest = sample(tmp_path)
     export_pairs(name, manifest, tmp_path / "sent")
     make_images(tmp_path, size=(WIDTH // 2, HEIGHT // 2))
-    with pytest.raises(ManifestError, match="a side of 80 pixels, but its target is 40x25"):
+    with pytest.raises(ManifestError, match="labelled as 80x50 pixels, but the image is 40x25"):
         import_pairs(name, tmp_path / "sent" / MAIN_FILE[name], manifest, tmp_path / "out.jsonl")
 
 
@@ -183,7 +269,7 @@ def test_nothing_is_overwritten(name, tmp_path):
 def test_a_true_box_outside_the_target_is_an_error(name, tmp_path):
     (target, *_) = make_images(tmp_path)
     manifest = write_manifest(tmp_path, [line(target, "a", [[90, 10, 95, 20]])])
-    with pytest.raises(ManifestError, match=r"pair 'a': box \[90, 10, 95, 20\].*no area inside the 80x50 target"):
+    with pytest.raises(ManifestError, match=r"pair 'a': box \[90, 10, 95, 20\].*no area inside the 80x50 image"):
         export_pairs(name, manifest, tmp_path / "sent")
 
 

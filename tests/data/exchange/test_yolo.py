@@ -5,7 +5,8 @@ from exchange_parts import line, make_images, predicted, sample, truth, write_ma
 
 from differad.data.exchange import yolo
 from differad.data.exchange.registry import export_pairs, import_pairs
-from differad.data.exchange.yolo import file_name
+from differad.data.exchange.shared import file_name
+from differad.data.manifest import read_pairs
 from differad.errors import ImageError, ManifestError
 
 
@@ -96,6 +97,22 @@ def test_corrections_come_back_and_a_file_that_is_gone_says_nothing(manifest, se
     assert (done["corrected"], done["confirmed"], done["kept"]) == (2, 0, 1)
 
 
+def test_a_polygon_comes_back_as_the_box_around_it(manifest, sent):
+    label(sent).write_text("0 0.25 0.5 0.5 0.5 0.5 0.75\n")  # (20, 25), (40, 25), (40, 37.5)
+    assert read(manifest, sent)[1]["tile/ü 1"] == [[20, 25, 40, 37.5]]
+
+
+def test_an_empty_file_does_not_make_a_part_normal_that_was_sent_as_abnormal(tmp_path):
+    (target, *_) = make_images(tmp_path)
+    export_pairs("yolo", write_manifest(tmp_path, [line(target, "bad", anomalous=True)]), tmp_path / "sent")
+    (tmp_path / "sent" / "labels" / "unlabelled").mkdir()
+    (tmp_path / "sent" / "labels" / "unlabelled" / f"{file_name('bad')}.txt").write_text("")
+    blank = write_manifest(tmp_path, [line(target, "bad")], "blank.jsonl")
+    read(blank, tmp_path / "sent")
+    (pair,) = read_pairs(tmp_path / "out.jsonl")
+    assert (pair.anomalous, pair.boxes) == (True, None)
+
+
 def test_boxes_over_the_edge_are_cut_off_and_counted(manifest, sent):
     label(sent).write_text("0 0 0.5 0.5 0.2\n")  # x from -20 to 20
     done, back = read(manifest, sent)
@@ -111,9 +128,10 @@ def test_boxes_over_the_edge_are_cut_off_and_counted(manifest, sent):
         ("0 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.1 x\n", "txt:2: height: 'x'; expected a finite number"),
         ("0 nan 0.5 0.1 0.1\n", "cx: 'nan'; expected a finite number"),
         ("0 0.5 inf 0.1 0.1\n", "cy: 'inf'"),
-        ("0 0.5 0.5 -0.1 0.1\n", "no area"),
+        ("0 0.5 0.5 -0.005 0.1\n", "no area"),
+        ("0 0.5 0.5 -0.1 0.1\n", "between 0 and 1"),
         ("0 0.5 0.5 0 0.1\n", "no area"),
-        ("0 40 25 20 25\n", "no area inside the 80x50 target"),  # pixels instead of parts
+        ("0 40 25 20 25\n", "between 0 and 1, not pixels"),  # pixels instead of parts
         (b"\xff\xfe", "not UTF-8"),
     ],
 )

@@ -4,56 +4,20 @@ Layouts: https://cocodataset.org/#format-data (its source is
 https://github.com/cocodataset/cocodataset.github.io/blob/master/dataset/format-data.htm) and
 https://cocodataset.org/#format-results. A box is `[x, y, width, height]` in pixels, measured from 0.
 
-The keys `pair_id`, `reference`, `category`, `group` and `labelled` of an image are ours; readers of COCO pass over them. A
-file that another tool has written without them is matched by `file_name`.
+The keys `pair_id`, `reference`, `category`, `group`, `labelled` and `anomalous` of an image are ours; readers of COCO pass
+over them. A file that another tool has written without them is matched by `file_name`.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from differad.data.exchange.shared import (
-    LABEL,
-    Corrections,
-    ExportOptions,
-    Item,
-    load_json,
-    name_below,
-    parse_entry,
-    write_json,
-)
+from differad.data.coco_labels import CocoEntry, read_coco_file
+from differad.data.exchange.shared import LABEL, Corrections, ExportOptions, Item, name_below, write_json
 from differad.errors import ManifestError
 
 _CATEGORY = 1
 _DIGITS = 4
-_EXPECTED = "a COCO object with lists 'images' and 'annotations'"
-_Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class _Image(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    id: int | str
-    file_name: str | None = None
-    width: _Number | None = None
-    height: _Number | None = None
-    pair_id: str | None = None
-    labelled: bool | None = None
-
-
-class _Belongs(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    image_id: int | str
-
-
-class _Annotation(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    bbox: tuple[_Number, _Number, _Number, _Number]
 
 
 def write_coco(out: Path, items: Sequence[Item], options: ExportOptions) -> None:
@@ -99,6 +63,8 @@ def _image_entry(number: int, item: Item, options: ExportOptions) -> dict[str, A
         "category": item.pair.category,
         "group": item.pair.group,
         "labelled": item.boxes is not None,
+        # Abnormal, and nobody marked where: readers of boxes must not take it for an image without any.
+        **({"anomalous": True} if item.place_unknown else {}),
     }
 
 
@@ -123,51 +89,30 @@ def _bbox(box: list[float]) -> list[float]:
 
 
 def read_coco(path: Path, corrections: Corrections) -> None:
-    """Read the boxes of an `instances.json` into `corrections`; every category counts as a defect.
+    """Read the boxes of an `instances.json` into `corrections`; every category counts as a defect, crowd regions do not.
 
-    An image without annotations is normal where it says `"labelled": true`. Raises ManifestError.
+    An image without annotations is normal where it says `"labelled": true`, abnormal at an unknown place where it says
+    `"anomalous": true`. Raises ManifestError.
     """
-    document = load_json(path, dict, _EXPECTED)
-    grouped: dict[int | str, list[tuple[int, Any]]] = defaultdict(list)
-    for number, raw in enumerate(_list_in(document, "annotations", path)):
+    for entry in read_coco_file(path, corrections.report):
         with corrections.entry():
-            owner = parse_entry(_Belongs, raw, f"{path}: annotations.{number}").image_id
-            grouped[owner].append((number, raw))
-    seen: set[int | str] = set()
-    for number, raw in enumerate(_list_in(document, "images", path)):
-        with corrections.entry():
-            place = f"{path}: images.{number}"
-            image = parse_entry(_Image, raw, place)
-            if image.id in seen:
-                raise ManifestError(f"{place}: image id {image.id!r} stands twice; expected one entry an image")
-            seen.add(image.id)
-            _read_image(path, place, image, grouped.get(image.id, []), corrections)
-    for owner, annotations in grouped.items():
-        if owner not in seen:
-            with corrections.entry():
-                place = f"{path}: annotations.{annotations[0][0]}"
-                raise ManifestError(f"{place}: image_id {owner!r} is the id of no image; expected one of 'images'")
+            _read_image(entry, corrections)
 
 
-def _read_image(
-    path: Path, place: str, image: _Image, annotations: list[tuple[int, Any]], corrections: Corrections
-) -> None:
-    boxes: list[list[float]] | None = [] if image.labelled else None
-    if annotations:
-        parsed = (parse_entry(_Annotation, raw, f"{path}: annotations.{number}") for number, raw in annotations)
-        boxes = [[x, y, x + width, y + height] for x, y, width, height in (entry.bbox for entry in parsed)]
+def _read_image(entry: CocoEntry, corrections: Corrections) -> None:
+    image = entry.image
     if image.pair_id is not None:
         ids = [image.pair_id]
     elif image.file_name is not None:
-        ids = corrections.ids_named(place, image.file_name)
+        ids = corrections.ids_named(entry.place, image.file_name)
     else:
-        raise ManifestError(f"{place}: neither pair_id nor file_name; expected one that tells the pair")
+        raise ManifestError(f"{entry.place}: neither pair_id nor file_name; expected one that tells the pair")
     for pair_id in ids:
-        corrections.add(place, pair_id, boxes, (image.width, image.height))
-
-
-def _list_in(document: dict[str, Any], key: str, path: Path) -> list[Any]:
-    value = document.get(key)
-    if not isinstance(value, list):
-        raise ManifestError(f"{path}: {key}: {type(value).__name__}; expected {_EXPECTED}")
-    return value
+        drawn = entry.drawn(corrections.size(entry.place, pair_id))
+        corrections.crowds += drawn.crowds
+        if entry.annotations:
+            corrections.add(entry.place, pair_id, drawn.regions)
+        else:
+            said = True if image.anomalous else False if image.labelled else image.anomalous
+            is_blank = image.labelled is False
+            corrections.add(entry.place, pair_id, None, image.size, anomalous=said, is_blank=is_blank)

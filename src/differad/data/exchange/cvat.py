@@ -5,14 +5,16 @@ https://github.com/cvat-ai/cvat/blob/develop/cvat/apps/dataset_manager/formats/c
 hundredths of a pixel. The format has room for neither ids nor references: an image's name tells its pairs, and pairs that
 share a target share its boxes.
 
-True boxes have the label `defect`. A normal image carries the tag `normal`, which tells it from one that nobody has labelled.
+True boxes have the label `defect`. A normal image carries the tag `normal`, which tells it from one that nobody has labelled;
+the tag `abnormal` says that the target is abnormal at an unknown place. Polygons, ellipses and masks come back as the box
+around them.
 Predicted boxes have the label `predicted` and never come back as truth, unless the annotator gives them the label `defect`.
 XML that declares a document type (and with it entities) is refused.
 """
 
 import xml.etree.ElementTree as ET
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
@@ -25,15 +27,15 @@ from differad.data.exchange.shared import (
     finite,
     name_below,
     same_boxes,
-    turned,
     write_json,
 )
+from differad.data.shapes import Region, bitmap, ellipse, polygon, runs_to_mask, turned_about_center
 from differad.errors import ManifestError
 
 PREDICTED = "predicted"
 NORMAL = "normal"
+ABNORMAL = "abnormal"
 _SIDES = ("xtl", "ytl", "xbr", "ybr")
-_OTHER_SHAPES = frozenset({"polygon", "polyline", "points", "cuboid", "ellipse", "mask", "skeleton"})
 # For the "Raw" tab of CVAT's label constructor.
 _LABELS = [
     {"name": LABEL, "type": "rectangle", "attributes": []},
@@ -43,6 +45,7 @@ _LABELS = [
         "attributes": [{"name": "score", "mutable": False, "input_type": "text", "default_value": "", "values": [""]}],
     },
     {"name": NORMAL, "type": "tag", "attributes": []},
+    {"name": ABNORMAL, "type": "tag", "attributes": []},
 ]
 
 
@@ -57,7 +60,7 @@ def write_cvat(out: Path, items: Sequence[Item], options: ExportOptions) -> None
     for key, text in (("name", "differad"), ("size", str(len(by_name))), ("mode", "annotation")):
         ET.SubElement(task, key).text = text
     labels = ET.SubElement(task, "labels")
-    for name, kind in ((LABEL, "rectangle"), (PREDICTED, "rectangle"), (NORMAL, "tag")):
+    for name, kind in ((LABEL, "rectangle"), (PREDICTED, "rectangle"), (NORMAL, "tag"), (ABNORMAL, "tag")):
         label = ET.SubElement(labels, "label")
         ET.SubElement(label, "name").text = name
         ET.SubElement(label, "type").text = kind
@@ -72,15 +75,16 @@ def write_cvat(out: Path, items: Sequence[Item], options: ExportOptions) -> None
 def _add_image(root: ET.Element, number: int, name: str, items: list[Item]) -> None:
     first = items[0]
     for other in items[1:]:
-        if not same_boxes(first.boxes, other.boxes):
+        if not same_boxes(first.boxes, other.boxes) or first.place_unknown != other.place_unknown:
             raise ManifestError(
-                f"pairs {first.pair.id!r} and {other.pair.id!r} have one target, {name}, but different boxes; CVAT knows "
-                "images by name only, so make them agree or export them from two manifests"
+                f"pairs {first.pair.id!r} and {other.pair.id!r} have one target, {name}, but different boxes or labels; CVAT "
+                "knows images by name only, so make them agree or export them from two manifests"
             )
     size = {"width": str(first.width), "height": str(first.height)}
     image = ET.SubElement(root, "image", {"id": str(number), "name": name, **size})
-    if first.boxes is not None and len(first.boxes) == 0:
-        ET.SubElement(image, "tag", {"label": NORMAL, "source": "manual"})
+    tag = ABNORMAL if first.place_unknown else NORMAL if first.pair.anomalous is False else None
+    if tag is not None:
+        ET.SubElement(image, "tag", {"label": tag, "source": "manual"})
     for box in [] if first.boxes is None else first.boxes.tolist():
         _add_box(image, LABEL, "manual", box)
     for item in items:
@@ -98,7 +102,8 @@ def _add_box(image: ET.Element, label: str, source: str, box: list[float]) -> ET
 def read_cvat(path: Path, corrections: Corrections) -> None:
     """Read the boxes of an `annotations.xml` into `corrections`; every label but `predicted` counts as a defect.
 
-    An image with the tag `normal` is normal; one with neither boxes nor tag says nothing. Raises ManifestError.
+    An image with the tag `normal` is normal; one with the tag `abnormal` and no box is abnormal at an unknown place; one
+    with neither boxes nor tag says nothing. Raises ManifestError.
     """
     for number, image in enumerate(_read_images(path)):
         with corrections.entry():
@@ -106,35 +111,85 @@ def read_cvat(path: Path, corrections: Corrections) -> None:
             name = image.attributes.get("name", "")
             ids = corrections.ids_named(place, name)
             place = f"{place} {name!r}"
-            if image.other:
-                raise ManifestError(f"{place}: holds a {image.other[0]}; expected rectangles (box) only")
-            boxes = [_read_box(box, place) for box in image.boxes if box.get("label") != PREDICTED]
-            is_normal = NORMAL in image.tags
-            if is_normal and boxes:
-                raise ManifestError(
-                    f"{place}: has the tag {NORMAL!r} and {len(boxes)} boxes; expected one or the other"
-                )
             size = [
                 finite(text, place, key) if (text := image.attributes.get(key)) else None for key in ("width", "height")
             ]
             for pair_id in ids:
-                corrections.add(place, pair_id, boxes if boxes or is_normal else None, (size[0], size[1]))
+                corrections.check_size(place, pair_id, (size[0], size[1]))
+                actual = corrections.size(place, pair_id)
+                regions = [
+                    _read_shape(*shape, place, actual) for shape in image.shapes if shape[1].get("label") != PREDICTED
+                ]
+                corrections.add(place, pair_id, regions or None, anomalous=_state(image.tags, len(regions), place))
 
 
-def _read_box(box: dict[str, str], place: str) -> list[float]:
-    x1, y1, x2, y2 = (finite(box.get(side), place, side) for side in _SIDES)
-    degrees = finite(box.get("rotation", "0"), place, "rotation")
+def _state(tags: list[str], regions: int, place: str) -> bool | None:
+    """Whether the tags say abnormal or normal. Raises ManifestError where they contradict each other or the boxes."""
+    if NORMAL in tags and regions:
+        raise ManifestError(f"{place}: has the tag {NORMAL!r} and {regions} boxes; expected one or the other")
+    if NORMAL in tags and ABNORMAL in tags:
+        raise ManifestError(f"{place}: has the tags {NORMAL!r} and {ABNORMAL!r}; expected one of them")
+    return True if ABNORMAL in tags else False if NORMAL in tags else None
+
+
+def _read_shape(kind: str, shape: dict[str, str], place: str, size: tuple[int, int]) -> Region:
+    """A shape in an image of `size` (width, height). Raises ManifestError."""
+    if kind not in _SHAPES:
+        raise ManifestError(f"{place}: holds a {kind}; expected shapes with an area: {', '.join(_SHAPES)}")
+    return _SHAPES[kind](shape, f"{place}: {kind}", size)
+
+
+def _box(shape: dict[str, str], place: str, _: tuple[int, int]) -> Region:
+    x1, y1, x2, y2 = (finite(shape.get(side), place, side) for side in _SIDES)
     if x2 <= x1 or y2 <= y1:  # turning it would hide this
-        raise ManifestError(f"{place}: box {[x1, y1, x2, y2]} has no area; expected xtl < xbr and ytl < ybr")
-    return turned([x1, y1, x2, y2], degrees, ((x1 + x2) / 2, (y1 + y2) / 2))
+        raise ManifestError(f"{place}: {[x1, y1, x2, y2]} has no area; expected xtl < xbr and ytl < ybr")
+    return turned_about_center([x1, y1, x2, y2], _degrees(shape, place))
+
+
+def _polygon(shape: dict[str, str], place: str, _: tuple[int, int]) -> Region:
+    points = [point.split(",") for point in shape.get("points", "").split(";")]
+    return polygon([[[finite(value, place, "points") for value in point] for point in points]], place)
+
+
+def _ellipse(shape: dict[str, str], place: str, _: tuple[int, int]) -> Region:
+    cx, cy, rx, ry = (finite(shape.get(name), place, name) for name in ("cx", "cy", "rx", "ry"))
+    return ellipse((cx, cy), (rx, ry), _degrees(shape, place), place)
+
+
+def _mask(shape: dict[str, str], place: str, size: tuple[int, int]) -> Region:
+    left, top, width, height = (_whole(shape.get(name), place, name) for name in ("left", "top", "width", "height"))
+    if min(left, top) < 0 or min(width, height) < 1 or left + width > size[0] or top + height > size[1]:
+        raise ManifestError(
+            f"{place}: {width}x{height} pixels at {left}, {top}; expected a mask inside the {size[0]}x{size[1]} image"
+        )
+    counts = [_whole(text, place, "rle") for text in shape.get("rle", "").split(",")]
+    return bitmap(runs_to_mask(counts, height, width, place, by_columns=False), place, (left, top))
+
+
+def _degrees(shape: dict[str, str], place: str) -> float:
+    return finite(shape.get("rotation", "0"), place, "rotation")
+
+
+def _whole(text: str | None, place: str, field: str) -> int:
+    value = finite(text, place, field)
+    if value != int(value):
+        raise ManifestError(f"{place}: {field}: {text!r}; expected a whole number of pixels")
+    return int(value)
+
+
+_SHAPES: dict[str, Callable[[dict[str, str], str, tuple[int, int]], Region]] = {
+    "box": _box,
+    "polygon": _polygon,
+    "ellipse": _ellipse,
+    "mask": _mask,
+}
 
 
 @dataclass
 class _Image:
     attributes: dict[str, str]
-    boxes: list[dict[str, str]] = field(default_factory=list)
+    shapes: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
-    other: list[str] = field(default_factory=list)
 
 
 class _Images:
@@ -159,12 +214,10 @@ class _Images:
             self._open = _Image(attributes)
             self.found.append(self._open)
         elif self._open is not None:
-            if tag == "box":
-                self._open.boxes.append(attributes)
-            elif tag == "tag":
+            if tag == "tag":
                 self._open.tags.append(attributes.get("label", ""))
-            elif tag in _OTHER_SHAPES:
-                self._open.other.append(tag)
+            elif tag != "attribute":  # of a shape or a tag
+                self._open.shapes.append((tag, attributes))
 
     def end(self, tag: str) -> None:
         """An element closes."""

@@ -2,18 +2,21 @@
 
 Layouts: https://labelstud.io/guide/task_format, https://labelstud.io/guide/predictions and
 https://labelstud.io/tags/rectanglelabels. A box is x, y, width, height in percent of the image's sides, turned clockwise
-about its upper left corner by `rotation` degrees. The task's data hold the pair's id, which the export gives back, and its
-reference, which the interface shows beside the target.
+about its upper left corner by `rotation` degrees; an ellipse has its centre and radii in percent, a polygon its points, a
+brush region its mask. The task's data hold the pair's id, which the export gives back, and its reference, which the
+interface shows beside the target.
 
-The truth is an annotation (an empty one says normal; none at all says unlabelled), a prediction a prediction.
+The truth is an annotation (an empty one says normal; none at all says unlabelled), a prediction a prediction. The choice
+`abnormal` says that the target is abnormal at an unknown place, `normal` that it is normal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from differad.boxes import Boxes
 from differad.data.exchange.shared import (
@@ -21,14 +24,14 @@ from differad.data.exchange.shared import (
     Corrections,
     ExportOptions,
     Item,
-    load_json,
     name_below,
-    parse_entry,
-    turned,
     write_json,
 )
+from differad.data.label_files import load_json, parse_entry
+from differad.data.shapes import Region, bitmap, brush_to_mask, ellipse, polygon, turned
 from differad.errors import ManifestError
 
+_STATE, _NORMAL, _ABNORMAL = "state", "normal", "abnormal"
 _CONFIG = f"""\
 <View>
   <RectangleLabels name="label" toName="image" canRotate="false">
@@ -42,46 +45,93 @@ _CONFIG = f"""\
     <View style="flex: 1">
       <Header value="Part to inspect"/>
       <Image name="image" value="$image" zoom="true" zoomControl="true"/>
+      <Choices name="{_STATE}" toName="image" choice="single" showInline="true">
+        <Choice value="{_NORMAL}"/>
+        <Choice value="{_ABNORMAL}" hint="Abnormal, but nowhere to draw a box"/>
+      </Choices>
     </View>
   </View>
 </View>
 """
 _DIGITS = 6
 _EXPECTED = "a list of tasks, as Label Studio exports it under the name JSON"
-_SHAPES = frozenset({"brushlabels", "brush", "ellipselabels", "ellipse", "keypointlabels", "keypoint", "polygonlabels"})
-_OTHER_SHAPES = _SHAPES | {"polygon", "bitmask", "bitmasklabels", "vector", "vectorlabels"}
+# Results that mark no place. A type that stands in neither table is an error: it may be a region.
+_NO_REGIONS = frozenset(
+    {"choices", "textarea", "rating", "number", "datetime", "taxonomy", "pairwise", "ranker", "relation"}
+)
 _Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _aware(date: datetime) -> datetime:
+    """Label Studio's dates are UTC where they name no zone."""
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+
+
+# Old versions write seconds since 1970.
+_Date = Annotated[datetime, Field(strict=False), AfterValidator(_aware)]
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 class _Value(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
+
+class _Rectangle(_Value):
     x: _Number
     y: _Number
     width: _Number
     height: _Number
-    rotation: _Number = 0
+    rotation: _Number | None = 0
 
 
-class _Region(BaseModel):
+class _Ellipse(_Value):
+    x: _Number
+    y: _Number
+    radius_x: _Number = Field(alias="radiusX")
+    radius_y: _Number = Field(alias="radiusY")
+    rotation: _Number | None = 0
+
+
+class _Polygon(_Value):
+    points: list[tuple[_Number, _Number]]
+    closed: bool = True
+
+
+class _Brush(_Value):
+    format: Literal["rle"] = "rle"
+    rle: list[int]
+
+
+class _Choices(_Value):
+    choices: list[str]
+
+
+class _Result(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     type: str
+    id: str | None = None
+    from_name: str | None = None
     to_name: str = "image"
     original_width: _Number | None = None
     original_height: _Number | None = None
-    image_rotation: _Number = 0
+    image_rotation: _Number | None = 0
     value: dict[str, Any] = {}
 
 
 class _Annotation(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    result: list[_Region]
+    result: list[_Result]
     was_cancelled: bool = False
     ground_truth: bool = False
-    created_at: str | None = None
-    updated_at: str | None = None
+    created_at: _Date | None = None
+    updated_at: _Date | None = None
+
+    @property
+    def date(self) -> datetime:
+        """When it was last changed; before all others where it does not say."""
+        return self.updated_at or self.created_at or _NEVER
 
 
 class _Data(BaseModel):
@@ -107,9 +157,13 @@ def _task(number: int, item: Item, options: ExportOptions) -> dict[str, Any]:
     def url(field: str) -> str:
         return options.url_prefix + quote(name_below(options.root, item.pair, field))
 
-    annotations, predictions = [], []
+    annotations: list[dict[str, Any]] = []
+    predictions: list[dict[str, Any]] = []
     if item.boxes is not None:
         annotations = [{"result": _regions(item, item.boxes, f"pair{number}-truth")}]
+    elif item.place_unknown:
+        choice = {"type": "choices", "from_name": _STATE, "to_name": "image", "value": {"choices": [_ABNORMAL]}}
+        annotations = [{"result": [{"id": f"pair{number}-{_STATE}", **choice}]}]
     if item.predicted is not None:
         regions = _regions(item, item.predicted, f"pair{number}-predicted")
         regions = [_with_score(region, item.score(rank)) for rank, region in enumerate(regions)]
@@ -163,29 +217,80 @@ def read_label_studio(path: Path, corrections: Corrections) -> None:
             if not given:
                 continue
             # sorted is stable: without dates the last one in the file is the latest.
-            chosen = sorted(given, key=lambda entry: (entry.ground_truth, entry.updated_at or entry.created_at or ""))[
-                -1
-            ]
-            regions = [region for region in chosen.result if region.to_name != "reference"]
-            for region in regions:
-                corrections.check_size(place, pair_id, (region.original_width, region.original_height))
-            found = [_read_box(region, f"{place}: id {pair_id!r}", width, height) for region in regions]
-            corrections.add(place, pair_id, [box for box in found if box is not None])
+            chosen = sorted(given, key=lambda entry: (entry.ground_truth, entry.date))[-1]
+            results = [result for result in chosen.result if result.to_name != "reference"]
+            for result in results:
+                corrections.check_size(place, pair_id, (result.original_width, result.original_height))
+            whose = f"{place}: id {pair_id!r}"
+            regions = [_read_region(result, whose, width, height) for result in _regions_of(results, whose)]
+            corrections.add(place, pair_id, regions, anomalous=_state(results, whose))
 
 
-def _read_box(region: _Region, place: str, width: int, height: int) -> list[float] | None:
-    """The upright box of a region in pixels; None for what is no region (a choice, a comment)."""
-    if region.type in _OTHER_SHAPES:
-        raise ManifestError(f"{place}: a region of type {region.type!r}; expected rectangles only")
-    if region.type not in ("rectanglelabels", "rectangle"):
-        return None
-    if region.image_rotation % 360 != 0:
+def _regions_of(results: list[_Result], place: str) -> list[_Result]:
+    """The results that mark a place. Raises ManifestError for one of which nobody knows whether it does."""
+    regions = [result for result in results if result.type in _SHAPES]
+    known = {region.id for region in regions}
+    for result in results:
+        # A label that was given to a region apart stands beside it, under its id.
+        if result.type not in _SHAPES.keys() | _NO_REGIONS and not (result.type == "labels" and result.id in known):
+            raise ManifestError(
+                f"{place}: a region of type {result.type!r}; expected rectangles, polygons, ellipses or brush strokes, which "
+                "have an area"
+            )
+    return regions
+
+
+def _state(results: list[_Result], place: str) -> bool | None:
+    """Whether the choice `state` says abnormal or normal. Raises ManifestError where it says both."""
+    chosen = {
+        choice
+        for result in results
+        if result.type == "choices" and result.from_name == _STATE
+        for choice in parse_entry(_Choices, result.value, f"{place}: value").choices
+    }
+    if chosen >= {_NORMAL, _ABNORMAL}:
+        raise ManifestError(f"{place}: chosen as {_NORMAL!r} and {_ABNORMAL!r}; expected one of them")
+    return True if _ABNORMAL in chosen else False if _NORMAL in chosen else None
+
+
+def _read_region(region: _Result, place: str, width: int, height: int) -> Region:
+    """A region in pixels. Raises ManifestError."""
+    if (region.image_rotation or 0) % 360 != 0:
         raise ManifestError(
             f"{place}: drawn on an image turned by {region.image_rotation:g} degrees; turn it back first"
         )
-    value = parse_entry(_Value, region.value, f"{place}: value")
+    return _SHAPES[region.type](region.value, f"{place}: value", width, height)
+
+
+def _rectangle(raw: dict[str, Any], place: str, width: int, height: int) -> Region:
+    value = parse_entry(_Rectangle, raw, place)
     x, y = value.x / 100 * width, value.y / 100 * height
     box = [x, y, x + value.width / 100 * width, y + value.height / 100 * height]
     if value.width <= 0 or value.height <= 0:  # turning it would hide this
         raise ManifestError(f"{place}: box {value.width:g} by {value.height:g} percent; expected sides above 0")
-    return turned(box, value.rotation, (x, y))
+    return turned(box, value.rotation or 0, (x, y))
+
+
+def _polygon(raw: dict[str, Any], place: str, width: int, height: int) -> Region:
+    value = parse_entry(_Polygon, raw, place)
+    if not value.closed:
+        raise ManifestError(f"{place}: a polygon that is not closed; close it, as a line has no area")
+    return polygon([[(x / 100 * width, y / 100 * height) for x, y in value.points]], place)
+
+
+def _ellipse(raw: dict[str, Any], place: str, width: int, height: int) -> Region:
+    value = parse_entry(_Ellipse, raw, place)
+    center = value.x / 100 * width, value.y / 100 * height
+    return ellipse(center, (value.radius_x / 100 * width, value.radius_y / 100 * height), value.rotation or 0, place)
+
+
+def _brush(raw: dict[str, Any], place: str, width: int, height: int) -> Region:
+    return bitmap(brush_to_mask(parse_entry(_Brush, raw, place).rle, height, width, place), place)
+
+
+_Shape = Callable[[dict[str, Any], str, int, int], Region]
+_SHAPES: dict[str, _Shape] = {
+    name + ending: shape
+    for name, shape in (("rectangle", _rectangle), ("polygon", _polygon), ("ellipse", _ellipse), ("brush", _brush))
+    for ending in ("", "labels")
+}

@@ -1,16 +1,31 @@
 """The table of exchanges, and the two calls that use it: `export_pairs` and `import_pairs`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
+import numpy as np
+
+from differad.core import Pair
 from differad.data.exchange.coco import read_coco, write_coco
 from differad.data.exchange.cvat import read_cvat, write_cvat
 from differad.data.exchange.label_studio import read_label_studio, write_label_studio
-from differad.data.exchange.shared import URL_PREFIX, Corrections, ExportOptions, Item, Predictions, merge, prepare
+from differad.data.exchange.shared import (
+    URL_PREFIX,
+    Corrections,
+    ExportOptions,
+    Item,
+    Predictions,
+    file_name,
+    merge,
+    prepare,
+)
 from differad.data.exchange.yolo import read_yolo, write_yolo
 from differad.data.manifest import read_pairs, write_pairs
 from differad.errors import InputError, OptionError
+from differad.images import write_image
 
 
 class Exchange(NamedTuple):
@@ -69,7 +84,8 @@ def export_pairs(
     return {
         "format": name,
         "pairs": len(items),
-        "unlabelled": sum(item.boxes is None for item in items),
+        "unlabelled": sum(item.pair.anomalous is None for item in items),
+        "place_unknown": sum(item.place_unknown for item in items),
         "boxes": sum(len(item.boxes) for item in items if item.boxes is not None),
         "predictions": sum(item.predicted is not None for item in items),
         "unknown_predictions": len(predictions.keys() - known),
@@ -87,21 +103,26 @@ def import_pairs(
     root: Path | None = None,
     skip_bad: bool = False,
     empty_is_normal: bool = False,
+    masks: Path | None = None,
 ) -> dict[str, Any]:
     """Write the pairs of a manifest with the boxes that a tool's `file` gives them as the new manifest `out`.
 
-    Pairs that the file does not mention keep their truth. Raises OptionError; ImageError and ManifestError where an
+    Pairs that the file does not mention keep their truth. With the new folder `masks`, a pair on which more than upright
+    rectangles is drawn gets its mask there. Raises OptionError; ImageError and ManifestError where an
     entry is wrong, unless `skip_bad` lists it; InputError where `out` exists or cannot be written.
     """
     exchange = exchange_named(name)
+    if masks is not None and masks.exists() and not (masks.is_dir() and not any(masks.iterdir())):
+        raise InputError(f"{masks}: holds files; expected a new or empty folder, so that no mask is overwritten")
     if out.exists():
         raise InputError(f"{out}: exists; expected the name of a new manifest, so that no truth is lost")
     pairs = list(read_pairs(manifest))
     corrections = Corrections(pairs, root or manifest.parent, skip_bad=skip_bad)
     exchange.read(file, corrections)
     merged = merge(pairs, corrections, empty_is_normal=empty_is_normal)
+    pairs_out = merged.pairs if masks is None else _with_masks(merged.pairs, corrections, masks)
     try:
-        write_pairs(out, merged.pairs)
+        write_pairs(out, pairs_out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another OUT") from None
     return {
@@ -110,7 +131,23 @@ def import_pairs(
         "corrected": merged.corrected,
         "confirmed": merged.confirmed,
         "kept": merged.kept,
+        "place_unknown": sum(pair.anomalous is True and pair.boxes is None for pair in merged.pairs),
+        "masks": sum(new is not old for new, old in zip(pairs_out, merged.pairs, strict=True)),
         "cut_boxes": corrections.cut,
+        "crowd_regions": corrections.crowds,
         "skipped": len(corrections.problems),
         "problems": corrections.problems,
     }
+
+
+def _with_masks(pairs: Sequence[Pair], corrections: Corrections, folder: Path) -> list[Pair]:
+    """The pairs, with what is drawn on their targets as masks in `folder`. Raises ImageError."""
+    done = []
+    for pair in pairs:
+        mask = corrections.mask(pair.id)
+        if mask is not None:
+            path = folder / f"{file_name(pair.id)}.png"
+            write_image(path, cv2.cvtColor(mask.astype(np.uint8) * 255, cv2.COLOR_GRAY2RGB))
+            pair = replace(pair, mask=path)
+        done.append(pair)
+    return done

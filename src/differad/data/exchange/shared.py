@@ -5,9 +5,11 @@ measures from the image's upper left corner in continuous coordinates, so nothin
 No path that a foreign file names is ever opened: names only find pairs of the manifest.
 """
 
+import hashlib
 import json
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,25 +20,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.boxes import Boxes, as_boxes, clip, is_degenerate, no_boxes, order_corners, to_list
+from differad.boxes import Boxes, clip, is_degenerate, no_boxes, order_corners
 from differad.core import Pair
-from differad.data.manifest import Record, parse_line
+from differad.data.label_files import DIGITS, SAME, Size, check_size, count_moved, cut_at_edges
+from differad.data.shapes import Mask, Region, boxes_of
 from differad.errors import InputError, ManifestError
 from differad.images import image_size
 
 Scores = NDArray[np.float64]
-# Width and height in pixels, as far as a file tells them.
-Size = tuple[float | None, float | None]
 Predictions = Mapping[str, tuple[Boxes, Scores]]
 
 # The one class: differad says where a part is abnormal, not in which way.
 LABEL = "defect"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 # Where Label Studio serves local files: https://labelstud.io/guide/storage.
 URL_PREFIX = "/data/local-files/?d="
-# What a manifest holds of a coordinate: `write_pairs` rounds to hundredths of a pixel.
-DIGITS = 2
-# Two formats' roundings apart: such boxes are the same box.
-SAME = 0.02
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ class ExportOptions:
 class Item:
     """A pair with what an export needs of it: its target's size in pixels, its boxes inside of that.
 
-    `boxes` (N, 4) is the truth, None where nobody has labelled the pair; `predicted` (M, 4) is None where there is no
-    prediction; `scores` is (M,) or (0,).
+    `boxes` (N, 4) is the truth, None where nobody has marked it: the pair is unlabelled, or abnormal at an unknown place
+    (`place_unknown`). `predicted` (M, 4) is None where there is no prediction; `scores` is (M,) or (0,).
     """
 
     pair: Pair
@@ -62,6 +60,11 @@ class Item:
     boxes: Boxes | None
     predicted: Boxes | None
     scores: Scores
+
+    @property
+    def place_unknown(self) -> bool:
+        """Whether the target is known to be abnormal, but not where."""
+        return self.boxes is None and self.pair.anomalous is True
 
     def score(self, number: int) -> float | None:
         """The score of one predicted box, None where the prediction gives none."""
@@ -78,18 +81,25 @@ def prepare(pairs: Sequence[Pair], predictions: Predictions) -> tuple[list[Item]
         width, height = image_size(image_path(pair, "target"))
         boxes = None
         if pair.boxes is not None:
-            boxes = inside(pair.boxes, width, height, f"pair {pair.id!r}")
-            cut += _count_moved(boxes, pair.boxes)
+            boxes, moved = cut_at_edges(pair.boxes, width, height, f"pair {pair.id!r}")
+            cut += moved
         predicted, scores = None, np.empty(0)
         if pair.id in predictions:
             raw, scores = predictions[pair.id]
             ordered = order_corners(raw)
             predicted = clip(ordered, width, height)
-            cut += _count_moved(predicted, ordered)
+            cut += count_moved(predicted, ordered)
             has_area = np.logical_not(is_degenerate(predicted))
             predicted, scores = predicted[has_area], scores[has_area] if len(scores) else scores
         items.append(Item(pair, width, height, boxes, predicted, scores))
     return items, cut
+
+
+def file_name(pair_id: str) -> str:
+    """The name, without ending, of a pair's files: readable, safe on every file system, and different for every id."""
+    digest = hashlib.sha256(pair_id.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    readable = _UNSAFE.sub("_", pair_id)[:60].strip("._-")
+    return f"{readable}-{digest}" if readable else digest
 
 
 def image_path(pair: Pair, field: str) -> Path:
@@ -114,18 +124,6 @@ def name_below(root: Path, pair: Pair, field: str) -> str:
     return name
 
 
-def inside(boxes: Boxes, width: int, height: int, place: str) -> Boxes:
-    """Boxes cut off at an image of `width` x `height` pixels. Raises ManifestError where nothing of one remains."""
-    kept = clip(boxes, width, height)
-    for box, bad in zip(to_list(boxes, 4), is_degenerate(np.round(kept, DIGITS)).tolist(), strict=True):
-        if bad:
-            raise ManifestError(
-                f"{place}: box {box} (x1, y1, x2, y2) has no area inside the {width}x{height} target; "
-                "expected x1 < x2 and y1 < y2 in pixels of the target"
-            )
-    return kept
-
-
 def same_boxes(a: Boxes | None, b: Boxes | None) -> bool:
     """Whether two sets hold the same boxes in any order, up to rounding; None equals only None."""
     if a is None or b is None:
@@ -134,30 +132,36 @@ def same_boxes(a: Boxes | None, b: Boxes | None) -> bool:
     return len(a) == len(b) and bool(np.any(near, axis=1).all() and np.any(near, axis=0).all())
 
 
-def turned(box: Sequence[float], degrees: float, pivot: tuple[float, float]) -> list[float]:
-    """The upright box around one (x1, y1, x2, y2) that was turned clockwise about `pivot`, in pixels."""
-    if degrees % 360 == 0:
-        return list(box)
-    angle = math.radians(degrees)
-    corners = np.array([(x, y) for x in box[::2] for y in box[1::2]]) - pivot
-    # With y pointing down this matrix turns clockwise.
-    matrix = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    moved = corners @ matrix.T + pivot
-    return [*moved.min(axis=0).tolist(), *moved.max(axis=0).tolist()]
+@dataclass(frozen=True, eq=False)
+class Label:
+    """What a tool says of one pair.
+
+    `boxes` is (N, 4); None where the tool showed the image and holds no box, but cannot tell whether anybody looked.
+    `anomalous` is what it says in so many words, by a tag or a choice: True without boxes is abnormal, place unknown.
+    `is_blank` says that the file itself calls the image unlabelled: that it holds no box then is no removal. `regions` are
+    what the boxes stand around.
+    """
+
+    boxes: Boxes | None
+    anomalous: bool | None = None
+    is_blank: bool = False
+    regions: tuple[Region, ...] = ()
 
 
 class Corrections:
     """Gathers what a tool's file says of the pairs of a manifest, and checks it pair by pair.
 
-    `boxes` maps an id to its corrected boxes; None says that the tool showed the image and holds no box, but cannot
-    tell whether anybody looked. With `skip_bad`, what is wrong is listed in `problems` and the pair stays as it was.
+    `labels` maps an id to what the file says of it. With `skip_bad`, what is wrong is listed in `problems` and the pair
+    stays as it was. `crowds` counts regions that were left out because they mark no single defect.
     """
 
     def __init__(self, pairs: Iterable[Pair], root: Path, *, skip_bad: bool = False) -> None:
-        self.boxes: dict[str, Boxes | None] = {}
+        self.labels: dict[str, Label] = {}
         self.problems: list[str] = []
         self.cut = 0
+        self.crowds = 0
         self._skip_bad = skip_bad
+        self._disputed: set[str] = set()
         self._root = root
         self._pairs = {pair.id: pair for pair in pairs}
         self._sizes: dict[str, tuple[int, int]] = {}
@@ -171,15 +175,24 @@ class Corrections:
         """The ids of the manifest."""
         return list(self._pairs)
 
+    @property
+    def unlabelled(self) -> set[str]:
+        """Ids of the pairs of which the manifest knows nothing."""
+        return {pair.id for pair in self._pairs.values() if pair.anomalous is None}
+
     @contextmanager
     def entry(self) -> Iterator[None]:
         """Around one entry of a file: what is wrong with it ends the import, or is listed."""
         try:
             yield
         except InputError as error:
-            if not self._skip_bad:
-                raise ManifestError(f"{error}; --skip-bad leaves it out") from None
-            self.problems.append(str(error))
+            self.report(str(error))
+
+    def report(self, problem: str) -> None:
+        """Keep what is wrong with an entry; without `skip_bad` it ends the import. Raises ManifestError."""
+        if not self._skip_bad:
+            raise ManifestError(f"{problem}; --skip-bad leaves it out") from None
+        self.problems.append(problem)
 
     def ids_named(self, place: str, name: str) -> list[str]:
         """Ids of the pairs whose target a tool calls `name`: relative to the root, else by the end of the path.
@@ -188,7 +201,7 @@ class Corrections:
         """
         parts = PurePosixPath(name.replace("\\", "/")).parts
         candidates = self._targets.get(parts[-1], {}) if parts and ".." not in parts else {}
-        exact = _absolute(self._root / name).as_posix()
+        exact = _absolute(self._root.joinpath(*parts)).as_posix()
         end = "/" + "/".join(part for part in parts if part != "/")
         found = [exact] if exact in candidates else [path for path in candidates if path.endswith(end)]
         if not found:
@@ -207,36 +220,52 @@ class Corrections:
 
     def check_size(self, place: str, pair_id: str, size: Size) -> None:
         """Raise ManifestError where a file tells another size for an image than its own: it was turned or resized."""
-        actual = self.size(place, pair_id)
-        for said, true in zip(size, actual, strict=True):
-            if said is not None and said != true:
-                raise ManifestError(
-                    f"{place}: id {pair_id!r}: a side of {said:g} pixels, but its target is {actual[0]}x{actual[1]}; "
-                    "expected annotations of the image as it is, upright and not resized"
-                )
+        check_size(f"{place}: id {pair_id!r}", size, self.size(place, pair_id))
 
     def add(
         self,
         place: str,
         pair_id: str,
-        boxes: Sequence[Sequence[float]] | None,
+        regions: Sequence[Region] | None,
         size: Size = (None, None),
+        *,
+        anomalous: bool | None = None,
+        is_blank: bool = False,
     ) -> None:
-        """Take over what the file says of one pair; `size` is the image's in pixels, where the file tells.
+        """Take over what the file says of one pair: `regions` that are drawn on its target, None where nobody can tell
+        whether anybody looked. `size` is the image's in pixels, where the file tells.
 
-        Raises ManifestError for an unknown id, one that stands twice, another size, or a box without area in the image.
+        Raises ManifestError for an unknown id, one that stands twice, another size, a box without area in the image, or
+        boxes on what the file calls normal.
         """
         actual = self.size(place, pair_id)
-        if pair_id in self.boxes:
+        if pair_id in self.labels or pair_id in self._disputed:
+            # Nobody knows which of them is right: with `skip_bad` the pair keeps its truth.
+            self.labels.pop(pair_id, None)
+            self._disputed.add(pair_id)
             raise ManifestError(f"{place}: id {pair_id!r} stands twice; expected one entry a pair")
         self.check_size(place, pair_id, size)
-        if boxes is None:
-            self.boxes[pair_id] = None
-            return
-        given = as_boxes(boxes)
-        kept = inside(given, *actual, f"{place}: id {pair_id!r}")
-        self.cut += _count_moved(kept, given)
-        self.boxes[pair_id] = np.round(kept, DIGITS)
+        if regions and anomalous is False:
+            raise ManifestError(
+                f"{place}: id {pair_id!r}: called normal, with {len(regions)} boxes; expected one or the other"
+            )
+        boxes = None
+        if regions is not None:
+            boxes, cut = cut_at_edges(boxes_of(regions), *actual, f"{place}: id {pair_id!r}")
+            self.cut += cut
+            boxes = np.round(boxes, DIGITS)
+        self.labels[pair_id] = Label(boxes, anomalous, is_blank, tuple(regions or ()))
+
+    def mask(self, pair_id: str) -> Mask | None:
+        """What is drawn on a pair's target as (H, W); None where that says no more than the boxes do. Raises ImageError."""
+        label = self.labels.get(pair_id)
+        if label is None or all(region.is_rectangle for region in label.regions):
+            return None
+        width, height = self.size("", pair_id)
+        canvas = np.zeros((height, width), dtype=np.bool_)
+        for region in label.regions:
+            region.paint(canvas)
+        return canvas
 
 
 @dataclass(frozen=True)
@@ -253,50 +282,43 @@ def merge(pairs: Iterable[Pair], corrections: Corrections, *, empty_is_normal: b
     """Put corrections into pairs; those without one keep their truth.
 
     An image that comes back without boxes is normal if its pair was labelled (its boxes were removed) or if
-    `empty_is_normal`; an unlabelled pair stays unlabelled. A mask that the new boxes contradict is dropped.
+    `empty_is_normal`; an unlabelled pair stays unlabelled, and one whose image the file calls unlabelled stays as it is.
+    One that is abnormal at an unknown place stays so until boxes are drawn or the tool calls it normal: no box is no news
+    of it. A mask that the new label contradicts is dropped.
     """
     merged, counts = [], {"corrected": 0, "confirmed": 0, "kept": 0}
     for pair in pairs:
-        boxes = corrections.boxes.get(pair.id)
-        if pair.id in corrections.boxes and boxes is None and (pair.boxes is not None or empty_is_normal):
-            boxes = no_boxes()
-        if boxes is None:
+        given = corrections.labels.get(pair.id)
+        label = None if given is None else _settled(pair, given, empty_is_normal=empty_is_normal)
+        if label is None:
             outcome = "kept"
-        elif same_boxes(boxes, pair.boxes):
+        elif same_boxes(label.boxes, pair.boxes) and label.anomalous == pair.anomalous:
             outcome = "confirmed"
         else:
             outcome = "corrected"
-            pair = replace(pair, boxes=boxes, mask=None)
+            pair = replace(pair, boxes=label.boxes, anomalous=label.anomalous, mask=None)
         counts[outcome] += 1
         merged.append(pair)
     return Merged(merged, **counts)
 
 
-def load_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]], expected: str) -> Any:
-    """The JSON document of a file, a `kind`. Raises ManifestError saying what was `expected`."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: no such file; expected {expected}") from None
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 text ({error.reason}); expected {expected}") from None
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{path}: no JSON, or cut off ({error}); expected {expected}") from None
-    if not isinstance(document, kind):
-        raise ManifestError(f"{path}: holds a {type(document).__name__}; expected {expected}")
-    return document
+def _settled(pair: Pair, label: Label, *, empty_is_normal: bool) -> Label | None:
+    """What a tool's label makes of a pair: `anomalous` as its boxes have it; None leaves the pair as it is."""
+    if label.boxes is not None and len(label.boxes):
+        return Label(label.boxes, True)
+    if label.anomalous:
+        return Label(None, True)
+    if label.anomalous is None:
+        if pair.boxes is None and pair.anomalous:
+            return None
+        if label.boxes is None and (pair.boxes is None or label.is_blank) and not empty_is_normal:
+            return None
+    return Label(no_boxes(), False)
 
 
 def write_json(path: Path, document: Any) -> None:
     """One JSON document as a file."""
     path.write_text(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def parse_entry(kind: type[Record], value: Any, place: str) -> Record:
-    """One entry of a document as a `kind`. Raises ManifestError naming `place`, the field and its value."""
-    return parse_line(kind, json.dumps(value), place)
 
 
 def finite(text: str | None, place: str, field: str) -> float:
@@ -308,11 +330,6 @@ def finite(text: str | None, place: str, field: str) -> float:
     if not math.isfinite(value):
         raise ManifestError(f"{place}: {field}: {text!r}; expected a finite number")
     return value
-
-
-def _count_moved(kept: Boxes, given: Boxes) -> int:
-    """How many boxes reached over the edge by more than a format's rounding."""
-    return int(np.count_nonzero(np.abs(kept - given).max(axis=-1, initial=0.0) > SAME))
 
 
 def _absolute(path: Path) -> Path:

@@ -2,22 +2,22 @@
 
 Layout: https://docs.ultralytics.com/datasets/detect/. A line of a label file is `class cx cy width height`, parts of the
 image's sides in [0, 1]; an image with an empty label file is background, which is how a normal target is written. A
-target that nobody has labelled has no label file and lies in `images/unlabelled`, which `data.yaml` leaves out: Ultralytics
-would train on it as background. Predictions are written as `yolo predict save_txt save_conf` does, score last.
+target that nobody has labelled, or that is abnormal at an unknown place, has no label file and lies in
+`images/unlabelled`, which `data.yaml` leaves out: Ultralytics would train on it as background. The `pairs.jsonl` beside tells
+the two apart. Predictions are written as `yolo predict save_txt save_conf` does, score last.
 
 File names come from ids alone (`file_name`), since ids may hold slashes or differ by case only.
 """
 
-import hashlib
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from differad.boxes import Boxes
-from differad.data.exchange.shared import LABEL, Corrections, ExportOptions, Item, finite, image_path
+from differad.data.exchange.shared import LABEL, Corrections, ExportOptions, Item, file_name, finite, image_path
 from differad.data.manifest import numbered_lines, read_pairs, write_pairs
+from differad.data.shapes import Region, polygon
 from differad.errors import InputError, ManifestError
 
 _DATA = f"""\
@@ -28,15 +28,8 @@ val: images/labelled
 names:
   0: {LABEL}
 """
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_OVERSHOOT = 0.01
 _FIELDS = ("class", "cx", "cy", "width", "height")
-
-
-def file_name(pair_id: str) -> str:
-    """The name, without ending, of a pair's files: readable, safe on every file system, and different for every id."""
-    digest = hashlib.sha256(pair_id.encode("utf-8", "surrogatepass")).hexdigest()[:10]
-    readable = _UNSAFE.sub("_", pair_id)[:60].strip("._-")
-    return f"{readable}-{digest}" if readable else digest
 
 
 def write_yolo(out: Path, items: Sequence[Item], options: ExportOptions) -> None:
@@ -88,16 +81,17 @@ def _write_labels(path: Path, item: Item, boxes: Boxes, *, with_scores: bool = F
 def read_yolo(path: Path, corrections: Corrections) -> None:
     """Read the files below `labels/` of an exported folder (or of its `data.yaml`) into `corrections`.
 
-    An empty file says normal; a pair without a file is not mentioned. Every class counts as a defect. Raises
+    An empty file says normal, unless the pair was sent as abnormal at an unknown place: nobody says there that it is normal.
+    A pair without a file is not mentioned. Every class counts as a defect, a polygon as the box around it. Raises
     ManifestError.
     """
     folder = path.parent if path.is_file() else path
     labels = folder / "labels"
     if not labels.is_dir():
         raise ManifestError(f"{labels}: no such folder; expected a YOLO folder, or its data.yaml, with labels/ in it")
-    ids = {file_name(pair_id): pair_id for pair_id in corrections.ids}
-    if (folder / "pairs.jsonl").is_file():
-        ids |= {file_name(pair.id): pair.id for pair in read_pairs(folder / "pairs.jsonl")}
+    sent = list(read_pairs(folder / "pairs.jsonl")) if (folder / "pairs.jsonl").is_file() else []
+    ids = {file_name(pair_id): pair_id for pair_id in [*corrections.ids, *(pair.id for pair in sent)]}
+    unknown = {pair.id for pair in sent if pair.anomalous and pair.boxes is None}
     for file in sorted(labels.rglob("*.txt")):
         if file.name == "classes.txt":  # LabelImg puts its class names beside the labels
             continue
@@ -106,13 +100,29 @@ def read_yolo(path: Path, corrections: Corrections) -> None:
                 raise ManifestError(f"{file}: is the name of no pair; expected names as differad export wrote them")
             pair_id = ids[file.stem]
             width, height = corrections.size(str(file), pair_id)
-            boxes = [_read_box(line, f"{file}:{number}", width, height) for number, line in numbered_lines(file)]
-            corrections.add(str(file), pair_id, boxes)
+            regions = [_read_region(line, f"{file}:{number}", width, height) for number, line in numbered_lines(file)]
+            corrections.add(str(file), pair_id, regions, anomalous=True if pair_id in unknown else None)
+    for pair_id in sorted(unknown & corrections.unlabelled):
+        if pair_id not in corrections.labels:
+            corrections.add(str(folder), pair_id, None, anomalous=True)
 
 
-def _read_box(line: str, place: str, width: int, height: int) -> list[float]:
+def _read_region(line: str, place: str, width: int, height: int) -> Region:
     parts = line.split()
-    if len(parts) != len(_FIELDS):
-        raise ManifestError(f"{place}: {len(parts)} values; expected five: {' '.join(_FIELDS)}")
-    _, cx, cy, w, h = (finite(text, place, field) for text, field in zip(parts, _FIELDS, strict=True))
-    return [(cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height]
+    is_polygon = len(parts) > len(_FIELDS) + 1 and len(parts) % 2 == 1
+    if len(parts) != len(_FIELDS) and not is_polygon:
+        raise ManifestError(
+            f"{place}: {len(parts)} values; expected five: {' '.join(_FIELDS)}, or class and x, y of a polygon's points"
+        )
+    fields = [f"value {number}" for number in range(len(parts))] if is_polygon else _FIELDS
+    _, *shares = (finite(text, place, field) for text, field in zip(parts, fields, strict=True))
+    # Rounding overshoots the edge a little, as Ultralytics allows.
+    if not all(-_OVERSHOOT <= share <= 1 + _OVERSHOOT for share in shares):
+        raise ManifestError(
+            f"{place}: {line.strip()!r}; expected parts of the image's sides between 0 and 1, not pixels"
+        )
+    if is_polygon:
+        points = [[shares[at] * width, shares[at + 1] * height] for at in range(0, len(shares), 2)]
+        return polygon([points], place)
+    cx, cy, w, h = shares
+    return Region(((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height))

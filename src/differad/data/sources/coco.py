@@ -5,14 +5,12 @@ have it) that holds `images` and `annotations`. Format: https://cocodataset.org/
 """
 
 import re
-from collections import defaultdict
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel
-
-from differad.boxes import Boxes, as_boxes, is_degenerate
-from differad.data.manifest import parse_line
+from differad.data.coco_labels import CocoEntry, read_coco_file
 from differad.data.sources.sample import (
     FileIndex,
     Listing,
@@ -22,36 +20,19 @@ from differad.data.sources.sample import (
     folder_name,
     inside,
     list_folder,
-    read_text,
     refuse,
     stem,
 )
-from differad.errors import ManifestError
+from differad.errors import InputWarning, ManifestError
+from differad.images import image_size
 
 # A word of its own, as "contest" is no test set.
 _SPLIT = re.compile(r"(?<![a-z])(train|val|test)(?:id)?(?![a-z])")
-
-
-class _Image(BaseModel):
-    id: int | str
-    file_name: str
-
-
-class _Annotation(BaseModel):
-    image_id: int | str
-    category_id: int | str = ""
-    bbox: list[float] = []
-
-
-class _Category(BaseModel):
-    id: int | str
-    name: str
-
-
-class _Document(BaseModel):
-    images: list[_Image]
-    annotations: list[_Annotation]
-    categories: list[_Category] = []
+_COUNTED = {
+    "crowd": "crowd regions (iscrowd 1) left out: they mark no single defect",
+    "cut": "boxes reached over their image's edge and were cut off there",
+    "unlabelled": 'images left out that nobody has labelled ("labelled": false)',
+}
 
 
 def read_coco(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
@@ -65,49 +46,80 @@ def read_coco(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
 
 
 def _document_samples(root: Path, listing: Listing, path: Path, problems: Problems) -> Iterator[Sample]:
-    document = parse_line(_Document, read_text(path), str(path))
-    names = {category.id: category.name for category in document.categories}
-    found = defaultdict(list)
-    for annotation in document.annotations:
-        found[annotation.image_id].append(annotation)
     split = _split(path)
-    # `file_name` is relative to a folder that COCO does not name: beside the labels, images/, or the split's folder.
-    bases = [path.parent, root, *(root / name for name in listing.folders), root / "images" / path.stem]
-    files = FileIndex(problems)
-    for image in sorted(document.images, key=lambda image: image.file_name):
-        place = f"{path}: image {image.id}"
-        file = attempt(problems, _locate, bases, image.file_name, place, files)
-        boxes = attempt(problems, _boxes, found[image.id], place) if file else None
-        if file is None or boxes is None:
+    folders = _Folders(root, listing, path, split, FileIndex(problems))
+    counts: Counter[str] = Counter()
+    entries = sorted(read_coco_file(path, problems), key=lambda entry: entry.image.file_name or "")
+    found = [(entry, attempt(problems, folders.find, entry)) for entry in entries]
+    listed = Counter(file for _, file in found if file is not None)
+    for entry, file in found:
+        if file is None:
             continue
-        kinds = dict.fromkeys(names.get(label.category_id, str(label.category_id)) for label in found[image.id])
-        anomalous = len(boxes) > 0
-        kind = "+".join(kinds)
-        yield Sample(file, folder_name(root), not anomalous, boxes=boxes if anomalous else None, kind=kind, split=split)
+        if listed[file] > 1:
+            problems(
+                f"{entry.place}: {file} has {listed[file]} entries; expected one, as its labels are divided among them"
+            )
+            continue
+        sample = attempt(problems, _sample, entry, file, folder_name(root), split, counts)
+        if sample is not None:
+            yield sample
+    for name, count in counts.items():
+        warnings.warn(f"{path}: {count} {_COUNTED[name]}", InputWarning, stacklevel=2)
+
+
+def _sample(entry: CocoEntry, file: Path, category: str, split: str, counts: Counter[str]) -> Sample | None:
+    """What an image's annotations make of it; None where nobody has labelled it. Raises ManifestError, ImageError."""
+    if entry.annotations:
+        drawn = entry.drawn(image_size(file))
+        counts.update({name: number for name, number in (("crowd", drawn.crowds), ("cut", drawn.cut)) if number})
+        kind = "+".join(dict.fromkeys(drawn.categories))
+        return Sample(file, category, is_normal=False, boxes=drawn.boxes, kind=kind, split=split)
+    if entry.image.anomalous:
+        return Sample(file, category, is_normal=False, split=split)
+    if entry.image.labelled is False:
+        counts["unlabelled"] += 1
+        return None
+    return Sample(file, category, is_normal=True, split=split)
 
 
 def _split(path: Path) -> str:
     """What the file's name, or else its folder's, says: `instances_val2017.json` is val, `valid/labels.json` too."""
-    found = _SPLIT.search(stem(path.name).lower()) or _SPLIT.fullmatch(path.parent.name.lower())
+    found = _SPLIT.search(stem(path.name).lower())
+    return found.group(1) if found else _split_of(path.parent.name)
+
+
+def _split_of(folder: str) -> str:
+    found = re.fullmatch(r"(train|val|test)(?:id)?[0-9]*", folder.lower())
     return found.group(1) if found else ""
 
 
-def _locate(bases: list[Path], name: str, place: str, files: FileIndex) -> Path:
-    paths = [inside(base, name, place) for base in bases]
-    found = next((path for path in paths if path in files), None)
-    if found is None:
+class _Folders:
+    """Finds the files of one label file's images. COCO does not say which folder `file_name` is relative to."""
+
+    def __init__(self, root: Path, listing: Listing, path: Path, split: str, files: FileIndex) -> None:
+        folders = [root / name for name in listing.folders]
+        same_split = [folder for folder in folders if split and _split_of(folder.name) == split]
+        # The nearest group that holds the file counts; within one, two files of that name are one too many.
+        self._groups = [
+            [path.parent],
+            [root],
+            [root / "images" / path.stem, root / "images"],
+            same_split,
+            folders,
+        ]
+        self._files = files
+
+    def find(self, entry: CocoEntry) -> Path:
+        """The image's file. Raises ManifestError where there is none, or two could be meant."""
+        name, place = entry.image.file_name, entry.place
+        if not name:
+            raise ManifestError(f"{place}: no file_name; expected the path of its image")
+        for bases in self._groups:
+            found = [path for path in (inside(base, name, place) for base in bases) if path in self._files]
+            if len(found) > 1:
+                raise ManifestError(
+                    f"{place}: {name} is at {found[0]} and {found[1]}; expected one, so name its folder in file_name"
+                )
+            if found:
+                return found[0]
         raise ManifestError(f"{place}: {name} lies neither beside the labels nor in images/; add it or mend file_name")
-    return found
-
-
-def _boxes(labels: list[_Annotation], place: str) -> Boxes:
-    """`bbox` x, y, width, height as (N, 4) corners. Raises ManifestError."""
-    corners = []
-    for label in labels:
-        if len(label.bbox) != 4:
-            raise ManifestError(f"{place}: bbox {label.bbox}; expected x, y, width, height")
-        x, y, width, height = label.bbox
-        corners.append([x, y, x + width, y + height])
-    if is_degenerate(as_boxes(corners)).any():
-        raise ManifestError(f"{place}: a bbox without area; expected width and height above 0 pixels")
-    return as_boxes(corners)
