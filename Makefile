@@ -27,7 +27,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) --editable '.[local,openai,labels,data,ray,train,test]'
+	$(PIP) --editable '.[local,openai,data,ray,train,test]'
 	touch $@
 
 clean:
