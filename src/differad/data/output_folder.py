@@ -108,16 +108,13 @@ def _remove_recorded(out: Path) -> None:
 
 def _recorded(out: Path) -> list[Path]:
     marker = out / MARKER
+    # A kill may cut off the last line, whose file was not made yet.
+    lines = [line for line in marker.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     try:
-        # A kill may cut off the last line, whose file was not made yet.
-        lines = [json.loads(line) for line in marker.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        header, *names = [str(json.loads(line)) for line in lines] or [_HEADER]
     except ValueError:
-        lines = []
-    names = [Path(name) for name in lines[1:] if isinstance(name, str)]
-    if (
-        lines[:1] not in ([_HEADER], [])
-        or len(names) != len(lines[1:])
-        or any(path.is_absolute() or ".." in path.parts for path in names)
-    ):
+        header, names = "", []
+    paths = [Path(name) for name in names]
+    if header != _HEADER or any(path.is_absolute() or ".." in path.parts for path in paths):
         raise InputError(f"{marker}: does not list what a build made; remove the folder or choose another")
-    return [out / name for name in names]
+    return [out / path for path in paths]
