@@ -27,9 +27,9 @@ def sole_run(out: Path) -> Iterator[None]:
     try:
         descriptor = _lock_file(lock)
     except portalocker.AlreadyLocked:
-        raise InputError(f"{out}: another run writes to it; wait for it, or choose another --out") from None
+        raise InputError(f"{out}: another run writes to it; wait for it, or write to another place") from None
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+        raise InputError(f"{out}: cannot be written ({error.strerror}); write to another place") from None
     try:
         yield
     finally:

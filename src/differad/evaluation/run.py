@@ -24,7 +24,7 @@ from differad.evaluation.identity import refuse_pipes
 from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise
 from differad.evaluation.predictions import Prediction, PredictionIndex, PredictionWriter
 from differad.evaluation.report import Case, Showcase, write_report
-from differad.evaluation.run_record import Inputs, RunFiles, RunRecord
+from differad.evaluation.run_record import Inputs, RunFiles, RunRecord, read_run
 from differad.images import image_size
 from differad.locators import Locator
 from differad.progress import progress_bar
@@ -62,6 +62,17 @@ def evaluate(
         with in_one_step(out / "report.html") as fresh:
             write_report(fresh, metrics, showcase)
     return metrics
+
+
+def discard_evaluation(out: str | Path) -> None:
+    """Remove what an evaluation left in `out`, finished or not, so that the next one starts anew. Raises InputError."""
+    folder = Path(out)
+    files = _files_in(folder)
+    with sole_run(folder):
+        files.check_free(())
+        if read_run(files.record) is not None:
+            for path in (files.predictions, files.images, *files.others, files.record):
+                path.unlink(missing_ok=True)
 
 
 def score(manifests: Sequence[str | Path], predictions: str | Path, *, seed: int = 0) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def build_dataset(data: Data, speech: Speech, *, with_answer: bool) -> Dataset:
     Columns: `prompt`, `images` (two), and with an answer `completion`, else `solution` (true boxes (M, 4) in thousandths,
     none for a normal target) and `units` for the rewards, and `id`, `category`. Raises ManifestError, ImageError.
     """
-    rows = list(build_rows(_labelled(data), data, speech))
+    rows = list(build_rows(labelled_pairs(data), data, speech))
     if not rows:
         names = ", ".join(map(str, data.pairs))
         raise ManifestError(f"{names}: no labelled pair; expected `boxes` or `mask` on some line ([] says normal)")
@@ -117,7 +117,8 @@ def prompt_messages(question: str) -> list[dict[str, Any]]:
     ]
 
 
-def _labelled(data: Data) -> Iterator[Pair]:
+def labelled_pairs(data: Data) -> Iterator[Pair]:
+    """The pairs of a recipe that are trained on. Raises ManifestError, ImageError."""
     count = 0
     for manifest in data.pairs:
         for pair in read_pairs(manifest):

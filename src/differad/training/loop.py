@@ -12,10 +12,12 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, PrinterCallback, ProgressCallback
 from trl.trainer.utils import RepeatSampler
 
+from differad.data.locks import sole_run
 from differad.errors import OptionError
 from differad.locators.tiny.processor import EvidenceProcessor
 from differad.training.callbacks import HeldOutEvaluation, Progress, Samples, WholeCheckpoints
 from differad.training.data import checksum
+from differad.training.inputs import read_inputs
 from differad.training.policy import Source, export, open_source
 from differad.training.provenance import describe_run, find_start, write_run_info
 from differad.training.recipe import Recipe
@@ -110,8 +112,25 @@ def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resu
     `out` receives checkpoints, curves, evaluations, samples and, at the end, `model/`. Raises OptionError, ManifestError.
     """
     processes = PartialState(cpu=_on_cpu())
-    run = describe_run(recipe, checksum(recipe.data.pairs), processes.num_processes)
-    start = find_start(recipe.out, run, resume)
+    if not processes.is_main_process:
+        run = describe_run(recipe, checksum(recipe.data.pairs), processes.num_processes)
+        return _run(recipe, build, processes, run, find_start(recipe.out, run, resume))
+    _make_folder(recipe.out)
+    with sole_run(recipe.out):
+        inputs = read_inputs(recipe)
+        run = describe_run(recipe, checksum(recipe.data.pairs), processes.num_processes, inputs.contents)
+        start = find_start(recipe.out, run, resume, inputs.changed)
+        inputs.write(recipe.out)
+        return _run(recipe, build, processes, run, start)
+
+
+def _run(
+    recipe: Recipe,
+    build: Callable[[Source, list[Any]], Any],
+    processes: PartialState,
+    run: dict[str, Any],
+    start: Path | None,
+) -> dict[str, Any]:
     with processes.main_process_first():
         source = open_source(recipe.model, recipe.out, recipe.train.seed)
     if isinstance(source.processor.image_processor, EvidenceProcessor):
@@ -135,6 +154,13 @@ def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resu
         "resumed_from": str(start) if start else None,
         "last": _last_values(trainer.state.log_history),
     }
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"{out}: cannot be made a folder ({error.strerror}); choose another out=FOLDER") from None
 
 
 def leave_group(trainer: Any) -> None:
