@@ -46,21 +46,21 @@ def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if earlier["model"] != now["model"]:
         # Its options and weights are others anyway.
         return [f"model ({earlier['model']}, now {now['model']})"]
-    found = []
+    changed = []
     if earlier["differad"] != now["differad"]:
-        found.append(f"version of differad ({earlier['differad']}, now {now['differad']})")
+        changed.append(f"version of differad ({earlier['differad']}, now {now['differad']})")
     options = _differing(earlier["options"], now["options"])
     if options:
         named = [_option_change(name, earlier["options"].get(name), now["options"].get(name)) for name in options]
-        found.append(" ".join(["options", *(f"({name})" for name in [", ".join(filter(None, named))] if name)]))
+        changed.append(" ".join(["options", *(f"({name})" for name in [", ".join(filter(None, named))] if name)]))
     contents = [{name: values[2] for name, values in run["weights"].items()} for run in (earlier, now)]
     weights = _differing(*contents) or _differing({"revision": earlier["revision"]}, {"revision": now["revision"]})
     if weights:
-        found.append(f"weights ({weights[0]})")
+        changed.append(f"weights ({weights[0]})")
     manifests = _differing(earlier["manifests"], now["manifests"])
     if manifests:
-        found.append(f"manifests ({manifests[0]})")
-    return found
+        changed.append(f"manifests ({manifests[0]})")
+    return changed
 
 
 def weight_files(places: Iterable[Path]) -> dict[str, Path]:
