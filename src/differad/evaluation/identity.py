@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from differad.data.manifest import numbered_lines
 from differad.data.stamps import Stamp, content_hash, stamp_files
 from differad.errors import InputError, ManifestError
 from differad.locators import Locator
@@ -80,11 +81,13 @@ def stamp_weights(files: Mapping[str, Path], earlier: Mapping[str, Stamp]) -> di
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}); expected the model's weights") from None
 
 
-def refuse_pipes(manifests: Iterable[Path]) -> None:
-    """Raise ManifestError for a manifest that can be read only once."""
+def check_readable(manifests: Iterable[Path]) -> None:
+    """Raise ManifestError for a manifest that cannot be opened, or can be read only once (a pipe)."""
     for path in manifests:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ManifestError(f"{path}: can be read only once; save it to a file and name that")
+        for _ in numbered_lines(path):
+            break
 
 
 def _manifest_hash(path: Path) -> str:

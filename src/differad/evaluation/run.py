@@ -20,7 +20,7 @@ from differad.data.locks import sole_run
 from differad.data.manifest import read_pairs
 from differad.errors import DifferadError, ImageError, InputError, InputWarning, LocatorError, ManifestError
 from differad.evaluation.baselines import BASELINES
-from differad.evaluation.identity import refuse_pipes
+from differad.evaluation.identity import check_readable
 from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise
 from differad.evaluation.predictions import Prediction, PredictionIndex, PredictionWriter
 from differad.evaluation.report import Case, Showcase, write_report
@@ -47,7 +47,7 @@ def evaluate(
     the first reason, InputError or LocatorError: the predictions hold the reasons, and nothing is scored.
     """
     paths = [Path(manifest) for manifest in manifests]
-    refuse_pipes(paths)
+    check_readable(paths)
     labelled = _check_manifests(paths)
     out = Path(out)
     files = _files_in(out)
@@ -103,7 +103,7 @@ def locate_to_file(
     first reason, InputError or LocatorError.
     """
     path, paths = Path(out), [Path(manifest) for manifest in manifests]
-    refuse_pipes(paths)
+    check_readable(paths)
     _make_folder(path.parent)
     if path.is_dir():
         raise InputError(f"{path}: a folder; expected the file to write predictions to, so choose another --out")
