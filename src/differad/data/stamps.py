@@ -1,4 +1,4 @@
-"""What tells one content of a file from another: size and time where they are as they were, else a hash of the bytes."""
+"""What tells one content of a file from another: size and times where they are as they were, else a hash of the bytes."""
 
 import hashlib
 import re
@@ -17,10 +17,14 @@ _PAGE = re.compile(r"(.+)\[\d+\]")
 
 @dataclass(frozen=True)
 class Stamp:
-    """Size in bytes, time of the last change in nanoseconds, BLAKE2b of the bytes."""
+    """Size in bytes, times of the last change of content and of entry in nanoseconds, BLAKE2b of the bytes.
+
+    The second time (on Windows that of creation) tells a file that was put in the place of another with the other's time.
+    """
 
     size: int
     mtime_ns: int
+    ctime_ns: int
     content: str
 
 
@@ -34,9 +38,10 @@ def stamp(path: Path, earlier: Stamp | None = None) -> Stamp:
     """The stamp of a file, whose bytes are not read where size and time are those of `earlier`. Raises OSError."""
     # The time first: a file that changes while it is read has another one afterwards, and is read again next time.
     status = path.stat()
-    if earlier is not None and (earlier.size, earlier.mtime_ns) == (status.st_size, status.st_mtime_ns):
+    now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if earlier is not None and (earlier.size, earlier.mtime_ns, earlier.ctime_ns) == now:
         return earlier
-    return Stamp(status.st_size, status.st_mtime_ns, content_hash(path))
+    return Stamp(*now, content_hash(path))
 
 
 def stamp_files(files: Mapping[str, Path], earlier: Mapping[str, Stamp]) -> dict[str, Stamp]:

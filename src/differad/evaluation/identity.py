@@ -54,7 +54,7 @@ def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if options:
         named = [_option_change(name, earlier["options"].get(name), now["options"].get(name)) for name in options]
         changed.append(" ".join(["options", *(f"({name})" for name in [", ".join(filter(None, named))] if name)]))
-    contents = [{name: values[2] for name, values in run["weights"].items()} for run in (earlier, now)]
+    contents = [{name: values[-1] for name, values in run["weights"].items()} for run in (earlier, now)]
     weights = _differing(*contents) or _differing({"revision": earlier["revision"]}, {"revision": now["revision"]})
     if weights:
         changed.append(f"weights ({weights[0]})")

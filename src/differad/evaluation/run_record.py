@@ -6,7 +6,7 @@ stamp of each file that no line before has. A line is written before the predict
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -170,7 +170,7 @@ def read_run(path: Path) -> dict[str, Any] | None:
 
 
 def _to_line(pair_id: str, images: tuple[str, ...], stamps: Mapping[Path, Stamp]) -> str:
-    files = {str(path): [one.size, one.mtime_ns, one.content] for path, one in stamps.items()}
+    files = {str(path): astuple(one) for path, one in stamps.items()}
     return json.dumps({"id": pair_id, "images": images, "files": files}) + "\n"
 
 

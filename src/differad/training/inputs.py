@@ -85,8 +85,8 @@ def _earlier(path: Path) -> dict[str, Stamp]:
         return {}
     for line in lines:
         try:
-            name, size, mtime_ns, content = json.loads(line)
+            name, *values = json.loads(line)
+            stamps[name] = Stamp(*values)
         except (ValueError, TypeError):
             continue
-        stamps[name] = Stamp(size, mtime_ns, content)
     return stamps
