@@ -27,6 +27,7 @@ from differad.evaluation.report import Case, Showcase, write_report
 from differad.evaluation.run_record import Inputs, RunFiles, RunRecord, read_run
 from differad.images import image_size
 from differad.locators import Locator
+from differad.locators.base import Outcome
 from differad.progress import progress_bar
 
 
@@ -122,15 +123,14 @@ def _locate(
     progress: bool,
 ) -> dict[str, int]:
     """`locate_to_file` where the place is locked."""
-    counts = {"located": 0, "kept": 0, "failed": 0}
+    counts = _Counts()
     waiting: deque[tuple[str, Inputs]] = deque()
-    unanswered, failure = 0, None
 
     def to_do() -> Iterator[Pair]:
         for pair in pairs:
             if pair.id in record.done:
                 record.check_finished(pair)
-                counts["kept"] += 1
+                counts.kept += 1
                 bar.advance(task)
             else:
                 waiting.append((pair.id, record.inputs(pair)))
@@ -144,33 +144,49 @@ def _locate(
         task = bar.add_task(locator.name, total=total)
         for outcome in locator.locate_many(to_do()):
             pair_id, inputs = waiting.popleft()
-            if isinstance(outcome, DifferadError):
-                counts["failed"] += 1
-                failure = failure or outcome
-            else:
-                counts["located"] += 1
-                unanswered += not outcome.valid
+            if not isinstance(outcome, DifferadError):
                 record.add(pair_id, inputs)
             writer.write(pair_id, outcome)
+            counts.add(outcome)
             bar.advance(task)
-    _report_failures(counts, unanswered, failure)
-    return counts
+    counts.report()
+    return {"located": counts.located, "kept": counts.kept, "failed": counts.failed}
 
 
-def _report_failures(counts: dict[str, int], unanswered: int, failure: DifferadError | None) -> None:
-    """Warn of what got no answer. Raises InputError or LocatorError where nothing at all was located."""
-    failed, located = counts["failed"], counts["located"]
-    if failure is not None and not located + counts["kept"]:
-        kind = InputError if isinstance(failure, InputError) else LocatorError
-        raise kind(f"all {failed} pairs failed, the first: {failure}")
-    if failure is not None:
-        warnings.warn(f"{failed} of {failed + located} pairs failed, the first: {failure}", InputWarning, stacklevel=3)
-    if located and unanswered == located:
-        warnings.warn(
-            f"none of {located} pairs got an answer that counts; `reasoning` in the predictions says why",
-            InputWarning,
-            stacklevel=3,
-        )
+@dataclass
+class _Counts:
+    """What became of the pairs of a run."""
+
+    located: int = 0
+    kept: int = 0
+    failed: int = 0
+    invalid: int = 0
+    failure: DifferadError | None = None
+
+    def add(self, outcome: Outcome) -> None:
+        if isinstance(outcome, DifferadError):
+            self.failed += 1
+            self.failure = self.failure or outcome
+        else:
+            self.located += 1
+            self.invalid += not outcome.valid
+
+    def report(self) -> None:
+        """Warn of what got no answer. Raises InputError or LocatorError where nothing at all was located."""
+        if self.failure is not None:
+            if not self.located + self.kept:
+                kind = InputError if isinstance(self.failure, InputError) else LocatorError
+                raise kind(f"all {self.failed} pairs failed, the first: {self.failure}")
+            tried = self.failed + self.located
+            warnings.warn(
+                f"{self.failed} of {tried} pairs failed, the first: {self.failure}", InputWarning, stacklevel=4
+            )
+        if self.located and self.invalid == self.located:
+            warnings.warn(
+                f"none of {self.located} pairs got an answer that counts; `reasoning` in the predictions says why",
+                InputWarning,
+                stacklevel=4,
+            )
 
 
 def _check_manifests(paths: Sequence[Path]) -> int:
