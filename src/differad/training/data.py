@@ -5,10 +5,12 @@ group reply to one question. Pictures are opened when a row is taken, not before
 """
 
 import hashlib
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from differad.answers.resize import ResizeRule
 from differad.boxes import Boxes, area, as_boxes, centers
 from differad.core import Pair
 from differad.data.manifest import read_pairs
-from differad.errors import ManifestError
+from differad.errors import InputWarning, ManifestError
 from differad.images import ImageSource, image_size, read_images
 from differad.training.recipe import Data
 
@@ -54,18 +56,26 @@ def build_dataset(data: Data, speech: Speech, *, with_answer: bool) -> Dataset:
     """The labelled pairs of a recipe as a data set whose pictures are opened row by row.
 
     Columns: `prompt`, `images` (two), and with an answer `completion`, else `solution` (true boxes (M, 4) in thousandths,
-    none for a normal target) and `units` for the rewards, and `id`, `category`. Raises ManifestError, ImageError.
+    none for a normal target) and `units` for the rewards, and `id`, `category`. Pairs that are abnormal at an unknown place
+    have no answer to learn: they are left out with an InputWarning that counts them. Raises ManifestError, ImageError.
     """
-    rows = list(build_rows(labelled_pairs(data), data, speech))
+    rows = list(build_rows(_labelled(data), data, speech))
     if not rows:
         names = ", ".join(map(str, data.pairs))
-        raise ManifestError(f"{names}: no labelled pair; expected `boxes` or `mask` on some line ([] says normal)")
+        raise ManifestError(f"{names}: no pair to train on; expected `boxes` or `mask` on some line ([] says normal)")
     return Dataset.from_list(rows).with_transform(_Opened(with_answer))
 
 
 def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[dict[str, Any]]:
-    """One row of plain values a pair: what it is asked, what is right, and where its pictures lie."""
+    """One row of plain values a pair: what it is asked, what is right, and where its images are.
+
+    Raises ManifestError for a pair without boxes: it is not known to be normal. Raises ImageError.
+    """
     for pair in pairs:
+        if pair.boxes is None:
+            raise ManifestError(
+                f"pair {pair.id!r}: nothing says where it is abnormal; expected `boxes` ([] says normal)"
+            )
         boxes = as_boxes(pair.boxes)
         frame = speech.frame(*image_size(pair.target))
         speech.frame(*image_size(pair.reference))
@@ -117,17 +127,27 @@ def prompt_messages(question: str) -> list[dict[str, Any]]:
     ]
 
 
-def labelled_pairs(data: Data) -> Iterator[Pair]:
-    """The pairs of a recipe that are trained on. Raises ManifestError, ImageError."""
-    count = 0
-    for manifest in data.pairs:
-        for pair in read_pairs(manifest):
-            if pair.boxes is None:
-                continue
-            if data.limit is not None and count >= data.limit:
-                return
-            count += 1
-            yield pair
+def _labelled(data: Data) -> Iterator[Pair]:
+    """The first `data.limit` pairs with boxes; warns of those that are abnormal at an unknown place."""
+    place_unknown = 0
+
+    def with_boxes() -> Iterator[Pair]:
+        nonlocal place_unknown
+        for manifest in data.pairs:
+            for pair in read_pairs(manifest):
+                if pair.boxes is not None:
+                    yield pair
+                elif pair.anomalous:
+                    place_unknown += 1
+
+    yield from islice(with_boxes(), data.limit)
+    if place_unknown:
+        names = ", ".join(map(str, data.pairs))
+        warnings.warn(
+            f"{names}: {place_unknown} abnormal pairs at an unknown place are left out of training; give their boxes or masks",
+            InputWarning,
+            stacklevel=2,
+        )
 
 
 def _largest(boxes: Boxes) -> Boxes:

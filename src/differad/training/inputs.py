@@ -7,13 +7,14 @@ Knows nothing of models or trainers.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
+from itertools import islice
 from pathlib import Path
 
 from differad.data.atomic import in_one_step
+from differad.data.manifest import read_pairs
 from differad.data.stamps import Stamp, combined, file_of, stamp_files
 from differad.errors import OptionError
 from differad.evaluation.identity import weight_files
-from differad.training.data import labelled_pairs
 from differad.training.recipe import Recipe
 
 INPUTS = "inputs.jsonl"
@@ -63,7 +64,8 @@ def _content(stamps: Mapping[str, Stamp], name: str) -> str:
 
 
 def _images(recipe: Recipe) -> Iterator[str]:
-    for pair in labelled_pairs(recipe.data):
+    pairs = (pair for manifest in recipe.data.pairs for pair in read_pairs(manifest) if pair.boxes is not None)
+    for pair in islice(pairs, recipe.data.limit):
         for image in (pair.reference, pair.target, pair.mask):
             path = None if image is None else file_of(image)
             if path is not None:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,25 +113,14 @@ def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resu
     `out` receives checkpoints, curves, evaluations, samples and, at the end, `model/`. Raises OptionError, ManifestError.
     """
     processes = PartialState(cpu=_on_cpu())
-    if not processes.is_main_process:
-        run = describe_run(recipe, checksum(recipe.data.pairs), processes.num_processes)
-        return _run(recipe, build, processes, run, find_start(recipe.out, run, resume))
-    _make_folder(recipe.out)
-    with sole_run(recipe.out):
-        inputs = read_inputs(recipe)
-        run = describe_run(recipe, checksum(recipe.data.pairs), processes.num_processes, inputs.contents)
-        start = find_start(recipe.out, run, resume, inputs.changed)
-        inputs.write(recipe.out)
-        return _run(recipe, build, processes, run, start)
+    with _sole_run(recipe.out, processes):
+        return _run_phase(recipe, build, processes, resume)
 
 
-def _run(
-    recipe: Recipe,
-    build: Callable[[Source, list[Any]], Any],
-    processes: PartialState,
-    run: dict[str, Any],
-    start: Path | None,
+def _run_phase(
+    recipe: Recipe, build: Callable[[Source, list[Any]], Any], processes: PartialState, resume: bool
 ) -> dict[str, Any]:
+    run, start = _begin(recipe, processes, resume)
     with processes.main_process_first():
         source = open_source(recipe.model, recipe.out, recipe.train.seed)
     if isinstance(source.processor.image_processor, EvidenceProcessor):
@@ -156,11 +146,29 @@ def _run(
     }
 
 
-def _make_folder(out: Path) -> None:
+@contextmanager
+def _sole_run(out: Path, processes: PartialState) -> Iterator[None]:
+    """Keep every other run out of the folder; one process does so for all. Raises OptionError, InputError."""
+    if not processes.is_main_process:
+        yield
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OptionError(f"{out}: cannot be made a folder ({error.strerror}); choose another out=FOLDER") from None
+    with sole_run(out):
+        yield
+
+
+def _begin(recipe: Recipe, processes: PartialState, resume: bool) -> tuple[dict[str, Any], Path | None]:
+    """What the run depends on, and the checkpoint that it goes on from. Raises OptionError, ManifestError."""
+    inputs = read_inputs(recipe) if processes.is_main_process else None
+    contents, changed = (inputs.contents, inputs.changed) if inputs else (None, None)
+    run = describe_run(recipe, checksum(recipe.data.pairs), processes.num_processes, contents)
+    start = find_start(recipe.out, run, resume, changed)
+    if inputs is not None:
+        inputs.write(recipe.out)
+    return run, start
 
 
 def leave_group(trainer: Any) -> None:
