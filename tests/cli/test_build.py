@@ -183,3 +183,21 @@ def test_split_options_are_checked(manifest, tmp_path, options, message):
 def test_a_folder_in_use_is_refused(manifest, root):
     with pytest.raises(InputError, match="not empty"):
         differad("build", "mvtec", root, "--out", manifest.parent)
+
+
+def test_an_unfinished_build_is_started_over(manifest, root, tmp_path):
+    """What a killed run leaves: its marker, and half of a file."""
+    commands = {
+        "build": ["mvtec", root, "--sheet"],
+        "split": [manifest, "--by", "category", "--held-out", "nut", "--radius", "0"],
+    }
+    for name, arguments in commands.items():
+        out = tmp_path / "again" / name
+        out.mkdir(parents=True)
+        (out / ".differad-unfinished").write_text('"files of an unfinished build"\n"pairs.jsonl"\n"test.j')
+        (out / "pairs.jsonl").write_text("{")
+        with pytest.raises(InputError, match="holds an unfinished build; --force removes what it made and starts over"):
+            differad(name, *arguments, "--out", out)
+        assert differad(name, *arguments, "--out", out, "--force").exit_code == 0
+        names = {"build": {"pairs.jsonl", "card.json", "card.md", "sheet.html"}, "split": {"train.jsonl", "test.jsonl"}}
+        assert {path.name for path in out.iterdir()} == names[name]

@@ -20,6 +20,7 @@ Out = Annotated[Path, typer.Option("--out", help="A new or empty folder.", show_
 Boxes = Annotated[
     bool, typer.Option("--boxes/--no-boxes", help="Take boxes from masks now, or leave them to whoever reads PAIRS.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Start over what a killed run left unfinished in OUT.")]
 Check = Annotated[bool, typer.Option("--check", help="Decode every picture and mask first.")]
 Copy = Annotated[bool, typer.Option("--copy", help="Copy the files under OUT.")]
 Link = Annotated[bool, typer.Option("--link", help="Link the files under OUT (hard links, else symbolic ones).")]
@@ -57,6 +58,7 @@ def build_command(
     skip_bad: SkipBad = False,
     sheet: Annotated[bool, typer.Option("--sheet", help="Write sheet.html, a few pairs of each category.")] = False,
     checksums: Checksums = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Turn a data set into pairs.jsonl, without encoding any picture anew, and write its data card.
@@ -68,8 +70,11 @@ def build_command(
     chosen = Pairing(_method(pairing, lazy), references, share, count, seed)
     files, names = _files(copy, link), tuple(category or ())
     options = BuildOptions(chosen, boxes and not lazy, check, files, skip_bad, names, group)
-    built = build(source, root, out, options)
-    _describe(built, SOURCES[source].title, out, lazy=lazy, checksums=checksums, sheet=sheet)
+
+    def describe(built: Built) -> None:
+        _describe(built, SOURCES[source].title, out, lazy=lazy, checksums=checksums, sheet=sheet)
+
+    built = build(source, root, out, options, force=force, finish=describe)
     _report({"source": source, "manifest": str(out / MANIFEST), **built.summary()}, as_json)
 
 
@@ -89,6 +94,7 @@ def build_recipe_command(
     link: Link = False,
     skip_bad: SkipBad = False,
     checksums: Checksums = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Build what is present of a benchmark; say what is absent and how to get it; write card and contact sheet.
@@ -96,7 +102,9 @@ def build_recipe_command(
     Example: differad build-recipe recipes/ad_dualdiff.yaml --root /data --out ad_dualdiff
     """
     options = BuildOptions(boxes=boxes, check=check, files=_files(copy, link), skip_bad=skip_bad)
-    built = build_recipe(read_recipe(recipe), root, out, options, roots=_roots(source_root), checksums=checksums)
+    built = build_recipe(
+        read_recipe(recipe), root, out, options, roots=_roots(source_root), checksums=checksums, force=force
+    )
     summary = {"manifest": str(out / MANIFEST), **built.summary()}
     if not as_json:
         _print_outcomes(summary["categories"])

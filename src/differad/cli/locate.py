@@ -122,7 +122,7 @@ def _locate_manifest(
         raise OptionError(f"--save {save}: goes with one pair; `differad evaluate` draws a report of many")
     if out is None:
         raise OptionError("locate --pairs: --out is missing; expected the file to write predictions to")
-    counts = locate_to_file(read_pairs(pairs), open_locator(model, family, option), out)
+    counts = locate_to_file(read_pairs(pairs), open_locator(model, family, option), out, manifests=[pairs])
     if as_json:
         print_json(counts)
     else:

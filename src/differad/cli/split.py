@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from differad.cli.build import Force
 from differad.cli.options import AsJson, print_json
 from differad.core import Pair
-from differad.data.build import claim_folder, write_manifest
+from differad.data.build import write_manifest
 from differad.data.hashing import MAX_RADIUS
 from differad.data.manifest import read_pairs
+from differad.data.output_folder import claim_folder
 from differad.data.splits import Leak, find_leaks, split_by_category, split_by_instance
 from differad.errors import ManifestError, OptionError
 
@@ -38,6 +40,7 @@ def split_command(
     seed: Annotated[int, typer.Option("--seed", help="by instance: which pairs go where.")] = 0,
     radius: Radius = MAX_RADIUS,
     shared_references: SharedReferences = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Split pairs so that no picture, near-duplicate or part stands on two sides.
@@ -48,8 +51,9 @@ def split_command(
     """
     read = list(read_pairs(pairs))
     sides = _sides(read, by, held_out, share, seed, radius, references=not shared_references)
-    out = claim_folder(out)
-    summary = {name: _write(out / f"{name}.jsonl", side) for name, side in sides.items()}
+    with claim_folder(out, force=force) as folder:
+        folder.record(*(out / f"{name}.jsonl" for name in sides))
+        summary = {name: _write(out / f"{name}.jsonl", side) for name, side in sides.items()}
     if as_json:
         print_json({"by": by, "pairs": len(read), "sides": summary})
         return

@@ -5,7 +5,7 @@ Knows nothing of recipes, cards or sheets, which are made from the pairs.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from differad.boxes import Boxes
 from differad.core import Pair
 from differad.data.atomic import in_one_step
 from differad.data.manifest import write_pairs
+from differad.data.output_folder import OutputFolder, claim_folder
 from differad.data.pairing import Embed, Match, Pairing, choose_targets, match_samples
 from differad.data.placing import FILES, Placer, check_sample, read_union, relative, sample_boxes
 from differad.data.sources.registry import find_source
@@ -24,6 +25,8 @@ from differad.options import check_option, option
 from differad.progress import track
 
 MANIFEST = "pairs.jsonl"
+# What a build writes beside images and masks.
+RESULTS = (MANIFEST, "card.json", "card.md", "checksums.sha256", "sheet.html")
 # Decoding lets go of the interpreter, so that a check uses the cores that there are.
 _CHECKERS = min(8, os.cpu_count() or 1)
 
@@ -73,35 +76,33 @@ def build(
     *,
     embed: Embed | None = None,
     progress: bool = True,
+    force: bool = False,
+    finish: Callable[[Built], None] | None = None,
 ) -> Built:
     """Read the data set `source` below `root`, pair it and write `pairs.jsonl` into the new or empty folder `out`.
 
-    `embed` replaces the look of a picture where references are chosen by nearness. Raises OptionError, InputError where
+    `embed` replaces the look of a picture where references are chosen by nearness. `force` starts over what a killed build
+    left in `out`. `finish` is called before the folder counts as finished. Raises OptionError, InputError where
     `out` is in use, and ManifestError or ImageError on the first thing that is wrong unless `skip_bad` lists it.
     """
-    options = options or BuildOptions()
-    root, out = Path(root), claim_folder(out)
+    with claim_folder(out, force=force) as folder:
+        folder.record(*(folder.path / name for name in RESULTS))
+        built = _build_into(folder, source, Path(root), options or BuildOptions(), embed, progress)
+        if finish is not None:
+            finish(built)
+    return built
+
+
+def _build_into(
+    folder: OutputFolder, source: str, root: Path, options: BuildOptions, embed: Embed | None, progress: bool
+) -> Built:
     problems = ProblemList()
     tell = problems if options.skip_bad else refuse
     samples = read_samples(source, root, options, tell, progress=progress)
-    placer = Placer(root, out, options.files)
+    placer = Placer(root, folder.path, options.files, record=folder.record)
     pairs = list(make_pairs(source, samples, placer, options, tell, embed=embed, progress=progress))
-    write_manifest(out / MANIFEST, pairs)
+    write_manifest(folder.path / MANIFEST, pairs)
     return Built(pairs, len(samples), problems.messages)
-
-
-def claim_folder(out: str | Path) -> Path:
-    """Make the folder `out`, or take it where it is empty; nothing is ever overwritten. Raises InputError."""
-    out = Path(out)
-    if not is_storable(str(out)):
-        raise InputError(f"--out {str(out)!r}: not UTF-8; a manifest could not name it, so choose another folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise InputError(f"{out}: not empty; expected a new or empty folder, so that nothing is overwritten")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
-    return out
 
 
 def write_manifest(path: Path, pairs: Sequence[Pair]) -> None:

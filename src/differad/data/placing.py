@@ -7,6 +7,7 @@ and copies or links keep their names relative to the data set's root under `file
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,11 +31,15 @@ _NO_HARD_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP
 class Placer:
     """Gives each sample's image and mask a path that a manifest can point at; makes each file once."""
 
-    def __init__(self, root: Path, out: Path, files: str = "point") -> None:
+    def __init__(
+        self, root: Path, out: Path, files: str = "point", *, record: Callable[[Path], None] | None = None
+    ) -> None:
         if files not in FILES:
             raise OptionError(f"files={files!r}: expected one of {', '.join(FILES)}")
         self._root, self._out, self._files = root, out, files
         self._placed: dict[tuple[Path, object], Path] = {}
+        # Called with each path before its file is made.
+        self._record = record or (lambda _: None)
 
     def name(self, sample: Sample) -> str:
         """What tells a sample from all others of its data set: its path below the root, and where its tile begins."""
@@ -71,7 +76,9 @@ class Placer:
         below = relative(sample.image, self._root)
         # The ending stays in the name: a.png and a.jpg of one folder are two pictures.
         place = "" if sample.region is None else f"@{sample.region[0]},{sample.region[1]}"
-        return self._out / folder / below.with_name(f"{below.name}{place}.png")
+        path = self._out / folder / below.with_name(f"{below.name}{place}.png")
+        self._record(path)
+        return path
 
     def _place(self, path: Path) -> Path:
         if self._files == "point":
@@ -79,6 +86,7 @@ class Placer:
         key = path, self._files
         if key not in self._placed:
             target = self._out / "files" / relative(path, self._root)
+            self._record(target)
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, target) if self._files == "copy" else _link(path, target)

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from differad.core import Pair
-from differad.data.build import MANIFEST, BuildOptions, claim_folder, make_pairs, read_samples, write_manifest
+from differad.data.build import MANIFEST, RESULTS, BuildOptions, make_pairs, read_samples, write_manifest
 from differad.data.card import files_of, make_card, write_card
+from differad.data.output_folder import OutputFolder, claim_folder
 from differad.data.pairing import Embed, Pairing
 from differad.data.placing import Placer
 from differad.data.sheet import write_sheet
@@ -172,20 +173,37 @@ def build_recipe(
     embed: Embed | None = None,
     checksums: bool = False,
     progress: bool = True,
+    force: bool = False,
 ) -> BuiltRecipe:
     """Build the categories that are present below `root`/SOURCE, or below `roots[SOURCE]`, into the new folder `out`.
 
     Writes pairs.jsonl, card.json, card.md and sheet.html. What the recipe says of pairing, categories and groups takes
-    the place of the like in `options`. Raises OptionError, InputError, ManifestError where nothing at all is present,
-    and what a bad file raises unless `skip_bad` lists it.
+    the place of the like in `options`. `force` starts over what a killed build left in `out`. Raises OptionError, InputError,
+    ManifestError where nothing at all is present, and what a bad file raises unless `skip_bad` lists it.
     """
     options = options or BuildOptions()
     places = _places(recipe, Path(root), roots or {})
-    out = claim_folder(out)
+    with claim_folder(out, force=force) as folder:
+        folder.record(*(folder.path / name for name in RESULTS))
+        return _build_into(folder, recipe, root, places, options, embed, checksums=checksums, progress=progress)
+
+
+def _build_into(
+    folder: OutputFolder,
+    recipe: Recipe,
+    root: str | Path,
+    places: Mapping[str, Path],
+    options: BuildOptions,
+    embed: Embed | None,
+    *,
+    checksums: bool,
+    progress: bool,
+) -> BuiltRecipe:
+    out = folder.path
     problems = ProblemList()
     tell = problems if options.skip_bad else refuse
     built = BuiltRecipe([], [_absent(entry, places[entry.source]) for entry in recipe.categories], problems.messages)
-    work = _Work(recipe, options, out, tell, embed, progress)
+    work = _Work(recipe, options, folder, tell, embed, progress)
     for source, place in places.items():
         if place.is_dir():
             work.run(source, place, built.outcomes)
@@ -210,7 +228,7 @@ class _Work:
 
     recipe: Recipe
     options: BuildOptions
-    out: Path
+    folder: OutputFolder
     problems: Problems
     embed: Embed | None
     progress: bool
@@ -223,7 +241,7 @@ class _Work:
             source, place, replace(self.options, categories=()), self.problems, progress=self.progress
         )
         # Copies of two data sets must not meet under one name.
-        placer = Placer(place, self.out / source, self.options.files)
+        placer = Placer(place, self.folder.path / source, self.options.files, record=self.folder.record)
         for entry, outcome in zip(self.recipe.categories, outcomes, strict=True):
             if entry.source == source:
                 self._build(entry, outcome, samples, placer)

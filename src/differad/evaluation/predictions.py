@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from differad.boxes import to_list
 from differad.core import Location
+from differad.data.atomic import in_one_step
 from differad.data.manifest import numbered_lines, parse_line
 from differad.errors import DifferadError, InputError, ManifestError
 
@@ -79,26 +80,48 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
         yield parse_line(Prediction, line, f"{path}:{number}")
 
 
-def keep_finished(path: Path) -> set[str]:
+def finished_ids(path: Path, *, begun: bool = False) -> set[str]:
+    """The ids that a file of predictions has answers for; nothing is written. Raises ManifestError on a line that is none.
+
+    A last line that a kill cut off is passed over where the lines before it are predictions, or where the file is known to be
+    one (`begun`).
+    """
+    return {prediction.id for prediction, _ in _finished(path, begun)}
+
+
+def keep_finished(path: Path, *, begun: bool = False) -> set[str]:
     """Make a file of predictions ready to be continued; return the ids that are done.
 
-    A last line that was cut off by a kill is dropped, and so are failures: a second run tries those again. The file is
+    What a kill left of a last line is dropped, and so are failures: a second run tries those again. The file is
     replaced in one step, so that a kill here loses nothing either. Raises ManifestError on a line that is none of ours.
     """
     if not path.exists():
         return set()
     done: set[str] = set()
-    fresh = path.with_name(path.name + ".new")
-    with fresh.open("w", encoding="utf-8") as file:
-        for number, line in numbered_lines(path):
-            if not line.endswith("\n"):
-                break
-            prediction = parse_line(Prediction, line, f"{path}:{number}")
-            if prediction.error is None and prediction.id not in done:
+    with in_one_step(path) as fresh, fresh.open("w", encoding="utf-8") as file:
+        for prediction, line in _finished(path, begun):
+            if prediction.id not in done:
                 done.add(prediction.id)
                 file.write(line)
-    fresh.replace(path)
     return done
+
+
+def _finished(path: Path, begun: bool) -> Iterator[tuple[Prediction, str]]:
+    """The predictions that are no failures, each with its whole line."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            try:
+                prediction = _parse(raw, f"{path}:{number}")
+            except ManifestError:
+                if raw.endswith(b"\n") or not (begun or number > 1):
+                    raise
+                return
+            if prediction.error is None:
+                yield prediction, raw.decode("utf-8-sig").rstrip("\r\n") + "\n"
 
 
 class PredictionIndex:
@@ -112,7 +135,7 @@ class PredictionIndex:
             with path.open("rb") as file:
                 for number, raw in enumerate(file, start=1):
                     if raw.strip():
-                        self._offsets[self._parse(raw, number).id] = offset
+                        self._offsets[_parse(raw, f"{path}:{number}").id] = offset
                     offset += len(raw)
         except FileNotFoundError:
             raise ManifestError(f"{path}: no such file; expected one prediction a line") from None
@@ -128,11 +151,12 @@ class PredictionIndex:
             return None
         with self._path.open("rb") as file:
             file.seek(self._offsets[pair_id])
-            return self._parse(file.readline(), 0)
+            return _parse(file.readline(), str(self._path))
 
-    def _parse(self, raw: bytes, number: int) -> Prediction:
-        try:
-            line = raw.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ManifestError(f"{self._path}:{number}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
-        return parse_line(Prediction, line, f"{self._path}:{number}")
+
+def _parse(raw: bytes, place: str) -> Prediction:
+    try:
+        line = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{place}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    return parse_line(Prediction, line, place)

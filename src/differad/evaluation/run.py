@@ -4,7 +4,6 @@
 as `score` does from the same files. Neither ever holds more than a few pairs.
 """
 
-import hashlib
 import json
 import statistics
 import warnings
@@ -19,15 +18,20 @@ from numpy.typing import NDArray
 
 from differad.boxes import Boxes, as_boxes, clip, is_degenerate
 from differad.core import Pair
+from differad.data.atomic import in_one_step
+from differad.data.locks import sole_run
 from differad.data.manifest import read_pairs
 from differad.data.truth import check_boxes, check_mask, in_fractions
-from differad.errors import DifferadError, ImageError, InputError, InputWarning, ManifestError
+from differad.errors import DifferadError, ImageError, InputError, InputWarning, LocatorError, ManifestError
 from differad.evaluation.baselines import BASELINES
+from differad.evaluation.identity import check_readable
 from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise
-from differad.evaluation.predictions import Prediction, PredictionIndex, PredictionWriter, keep_finished
+from differad.evaluation.predictions import Prediction, PredictionIndex, PredictionWriter
 from differad.evaluation.report import Case, Showcase, write_report
+from differad.evaluation.run_record import Inputs, RunFiles, RunRecord, read_run
 from differad.images import image_size
 from differad.locators import Locator
+from differad.locators.base import Outcome
 from differad.progress import progress_bar
 
 
@@ -44,20 +48,37 @@ def evaluate(
 
     A second call with the same arguments goes on where the first stopped and tries failed pairs again. `limit` takes the
     first pairs only; `seed` draws the bootstrap. Returns the metrics. Raises ManifestError before any work when a manifest
-    is wrong or a true box cannot be pixels of its target, InputError when `out` holds another run.
+    is wrong or a true box cannot be pixels of its target; InputError when `out` holds another run or one is at work there;
+    where no pair at all could be located, with the first reason, InputError or LocatorError: the predictions hold the
+    reasons, and nothing is scored.
     """
     paths = [Path(manifest) for manifest in manifests]
+    check_readable(paths)
     labelled = _check_manifests(paths, limit)
     out = Path(out)
-    _claim(out, locator, paths)
+    files = _files_in(out)
     total = labelled if limit is None else min(limit, labelled)
     pairs = _first(_labelled_pairs(paths), limit)
-    locate_to_file(pairs, locator, out / "predictions.jsonl", total=total, progress=progress)
-    metrics, showcase = _score(_first(_all_pairs(paths), None), out / "predictions.jsonl", limit, seed)
-    metrics = {"model": locator.name, **metrics}
-    _replace(out / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    write_report(out / "report.html", metrics, showcase)
+    with sole_run(out):
+        _locate(pairs, locator, files, paths, total=total, progress=progress)
+        metrics, showcase = _score(_first(_all_pairs(paths), None), files.predictions, limit, seed)
+        metrics = {"model": locator.name, **metrics}
+        with in_one_step(out / "metrics.json") as fresh:
+            fresh.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with in_one_step(out / "report.html") as fresh:
+            write_report(fresh, metrics, showcase)
     return metrics
+
+
+def discard_evaluation(out: str | Path) -> None:
+    """Remove what an evaluation left in `out`, finished or not, so that the next one starts anew. Raises InputError."""
+    folder = Path(out)
+    files = _files_in(folder)
+    with sole_run(folder):
+        files.check_free(())
+        if read_run(files.record) is not None:
+            for path in (files.predictions, files.images, *files.others, files.record):
+                path.unlink(missing_ok=True)
 
 
 def score(manifests: Sequence[str | Path], predictions: str | Path, *, seed: int = 0) -> dict[str, Any]:
@@ -72,33 +93,105 @@ def score(manifests: Sequence[str | Path], predictions: str | Path, *, seed: int
 
 
 def locate_to_file(
-    pairs: Iterable[Pair], locator: Locator, out: str | Path, *, total: int | None = None, progress: bool = True
+    pairs: Iterable[Pair],
+    locator: Locator,
+    out: str | Path,
+    *,
+    manifests: Sequence[str | Path] = (),
+    total: int | None = None,
+    progress: bool = True,
 ) -> dict[str, int]:
     """Append a prediction for each pair to `out`; pairs already there are skipped, failed ones tried again.
 
-    Returns how many were `located`, `kept` from an earlier run, and `failed` (kept in the file with their reason).
+    `OUT.run.json` and `OUT.images.jsonl` beside it say what it was made with; `manifests` are the files that the pairs are
+    from. Returns how many were `located`, `kept` from an earlier run, and `failed` (kept in the file with their reason).
+    Raises InputError when `out` holds anything else or another run, or one is at work; where every pair failed, with the
+    first reason, InputError or LocatorError.
     """
-    path = Path(out)
-    done = keep_finished(path)
-    counts = {"located": 0, "kept": 0, "failed": 0}
-    waiting: deque[str] = deque()
+    path, paths = Path(out), [Path(manifest) for manifest in manifests]
+    check_readable(paths)
+    _make_folder(path.parent)
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; expected the file to write predictions to, so choose another --out")
+    record, images = (path.with_name(f"{path.name}.{ending}") for ending in ("run.json", "images.jsonl"))
+    with sole_run(path):
+        return _locate(pairs, locator, RunFiles(path, path, record, images), paths, total=total, progress=progress)
+
+
+def _locate(
+    pairs: Iterable[Pair],
+    locator: Locator,
+    files: RunFiles,
+    manifests: Sequence[Path],
+    *,
+    total: int | None,
+    progress: bool,
+) -> dict[str, int]:
+    """`locate_to_file` where the place is locked."""
+    counts = _Counts()
+    waiting: deque[tuple[str, Inputs]] = deque()
 
     def to_do() -> Iterator[Pair]:
         for pair in pairs:
-            if pair.id in done:
-                counts["kept"] += 1
+            if pair.id in record.done:
+                record.check_finished(pair)
+                counts.kept += 1
                 bar.advance(task)
             else:
-                waiting.append(pair.id)
+                waiting.append((pair.id, record.inputs(pair)))
                 yield pair
 
-    with progress_bar(progress) as bar, PredictionWriter(path) as writer:
+    with (
+        RunRecord(files, locator, manifests) as record,
+        progress_bar(progress) as bar,
+        PredictionWriter(files.predictions) as writer,
+    ):
         task = bar.add_task(locator.name, total=total)
         for outcome in locator.locate_many(to_do()):
-            counts["failed" if isinstance(outcome, DifferadError) else "located"] += 1
-            writer.write(waiting.popleft(), outcome)
+            pair_id, inputs = waiting.popleft()
+            if not isinstance(outcome, DifferadError):
+                record.add(pair_id, inputs)
+            writer.write(pair_id, outcome)
+            counts.add(outcome)
             bar.advance(task)
-    return counts
+    counts.report()
+    return {"located": counts.located, "kept": counts.kept, "failed": counts.failed}
+
+
+@dataclass
+class _Counts:
+    """What became of the pairs of a run."""
+
+    located: int = 0
+    kept: int = 0
+    failed: int = 0
+    invalid: int = 0
+    failure: DifferadError | None = None
+
+    def add(self, outcome: Outcome) -> None:
+        if isinstance(outcome, DifferadError):
+            self.failed += 1
+            self.failure = self.failure or outcome
+        else:
+            self.located += 1
+            self.invalid += not outcome.valid
+
+    def report(self) -> None:
+        """Warn of what got no answer. Raises InputError or LocatorError where nothing at all was located."""
+        if self.failure is not None:
+            if not self.located + self.kept:
+                kind = InputError if isinstance(self.failure, InputError) else LocatorError
+                raise kind(f"all {self.failed} pairs failed, the first: {self.failure}")
+            tried = self.failed + self.located
+            warnings.warn(
+                f"{self.failed} of {tried} pairs failed, the first: {self.failure}", InputWarning, stacklevel=4
+            )
+        if self.located and self.invalid == self.located:
+            warnings.warn(
+                f"none of {self.located} pairs got an answer that counts; `reasoning` in the predictions says why",
+                InputWarning,
+                stacklevel=4,
+            )
 
 
 def _check_manifests(paths: Sequence[Path], limit: int | None) -> int:
@@ -135,31 +228,19 @@ def _check_truth(path: Path, pair: Pair) -> None:
         raise ManifestError(f"{path}: {error}") from None
 
 
-def _claim(out: Path, locator: Locator, paths: Sequence[Path]) -> None:
-    """Note in `out` what runs there; refuse a folder where something else ran. Raises InputError."""
-    options = repr(getattr(locator, "options", None))
-    run = {
-        "model": locator.name,
-        # A digest: options may hold a key that must not be written down.
-        "options": hashlib.sha256(options.encode()).hexdigest()[:16],
-        "manifests": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
-    }
-    note = out / "run.json"
-    if note.exists():
-        try:
-            earlier = json.loads(note.read_text(encoding="utf-8"))
-        except ValueError:
-            earlier = {}
-        changed = [key for key, value in run.items() if earlier.get(key) != value]
-        if changed:
-            raise InputError(
-                f"{out}: holds a run with other {' and '.join(changed)}; choose another --out or remove it"
-            )
+def _files_in(out: Path) -> RunFiles:
+    """The files of an evaluation in the folder `out`, which is made. Raises InputError."""
+    _make_folder(out)
+    names = ("predictions.jsonl", "run.json", "images.jsonl", "metrics.json", "report.html")
+    predictions, record, images, *others = (out / name for name in names)
+    return RunFiles(out, predictions, record, images, tuple(others))
+
+
+def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be made a folder ({error.strerror}); choose another --out") from None
-    _replace(note, json.dumps(run, indent=2) + "\n")
 
 
 def _all_pairs(paths: Sequence[Path]) -> Iterator[Pair]:
@@ -288,10 +369,3 @@ def _target_size(pair: Pair) -> tuple[int, int] | None:
         return image_size(pair.target)
     except ImageError:
         return None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file in one step: a kill leaves the old one or the new one."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)

@@ -41,6 +41,7 @@ class AutoLocator(Embedded):
 
     def __init__(self, options: AutoOptions | None = None) -> None:
         self._features, self._tiny = FeaturesLocator(), TinyLocator()
+        self.weights = (*self._features.weights, *self._tiny.weights)
         self._take(options or AutoOptions())
 
     def compare(self, reference: RGB, target: RGB) -> Location:

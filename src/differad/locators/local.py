@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from differad.answers.formats import TINY_MODEL_TYPE, answer_format, family_of
@@ -113,7 +114,10 @@ class LocalLocator:
         self.options = options or LocalOptions()
         require_packages()
         source = resolve(self.name)
+        self.weights = (Path(source),) if Path(source).is_dir() else ()
         self._config = load_config(source)
+        # The commit of one from the hub.
+        self.revision = getattr(self._config, "_commit_hash", None)
         self._format = answer_format(self.options.family or family_of(self._config.model_type))
         self._device = choose_device(self.options.device)
         self._tokenizer = load_tokenizer(source)

@@ -110,6 +110,7 @@ class ServerLocator:
         self._served = name
         self._format = answer_format(self.options.family or family_of_name(name))
         self._rule = _resize_rule(self._format, self.options.processor)
+        self.weights = (Path(self.options.processor),) if self.options.processor else ()
         self._client = _client(base_url, self.options)
         self._files = _FileUrls(_KEPT_IMAGES)
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import cv2
 
+from differad.data.locks import as_worker, be_worker
 from differad.errors import DifferadError, MissingExtraError
-from differad.synthesis.locks import as_worker, be_worker
 from differad.synthesis.store import NOTE, Done, Work, perform
 
 Engine = Callable[[Work, range, int], Generator[Done, None, None]]

@@ -18,13 +18,13 @@ from typing import Any
 
 import differad
 from differad.data.atomic import TEMPORARY_ENDING, in_one_step
+from differad.data.locks import LOCK, sole_run, wait_for_workers
 from differad.data.shards import require_pyarrow
 from differad.errors import InputError, ManifestError
 from differad.options import check_option
 from differad.progress import progress_bar
 from differad.synthesis.draw import Drawer, DrawOptions
 from differad.synthesis.engines import ENGINES, require_ray
-from differad.synthesis.locks import sole_run, wait_for_workers
 from differad.synthesis.normals import list_pictures
 from differad.synthesis.store import FORMATS, NOTE, Done, Entry, Work
 
@@ -186,7 +186,8 @@ def _check_note(work: Work) -> dict[str, Any] | None:
     """What `out` says of its set, None for a new folder. Raises InputError where it holds anything else."""
     path = work.out / NOTE
     if not path.exists():
-        strangers = sorted(file.name for file in work.out.iterdir() if not _UNFINISHED.fullmatch(file.name))
+        names = sorted(file.name for file in work.out.iterdir() if file.name != LOCK)
+        strangers = [name for name in names if not _UNFINISHED.fullmatch(name)]
         if strangers:
             raise InputError(
                 f"{work.out}: holds {strangers[0]} and no {NOTE}; expected a new folder, or a set begun here"

@@ -19,7 +19,7 @@ from differad.core import Location, Pair
 from differad.data.manifest import read_pairs
 from differad.drawing import jpeg_data_url, thumbnail
 from differad.errors import DifferadError
-from differad.evaluation.run import evaluate
+from differad.evaluation.run import discard_evaluation, evaluate
 from differad.images import read_images
 from differad.training.policy import LiveLocator, Source, answering
 from differad.training.provenance import write_run_info
@@ -102,6 +102,8 @@ class HeldOutEvaluation(_WithPolicy):
             folder = out / "evaluation" / f"step-{state.global_step}"
             if not state.is_world_process_zero:
                 folder = Path(scratch)
+            # What a killed run left there is the answers of a policy that is no more.
+            discard_evaluation(folder)
             metrics = evaluate(self._held_out.pairs, locator, folder, limit=self._held_out.limit, progress=False)
         overall = metrics["overall"]
         self.trainer.log({f"eval_{name}": overall[name] for name in LOGGED if overall.get(name) is not None})

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +13,12 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, PrinterCallback, ProgressCallback
 from trl.trainer.utils import RepeatSampler
 
+from differad.data.locks import sole_run
 from differad.errors import OptionError
 from differad.locators.tiny.processor import EvidenceProcessor
 from differad.training.callbacks import HeldOutEvaluation, Progress, Samples, WholeCheckpoints
 from differad.training.data import checksum
+from differad.training.inputs import read_inputs
 from differad.training.policy import Source, export, open_source
 from differad.training.provenance import describe_run, find_start, write_run_info
 from differad.training.recipe import Recipe
@@ -110,8 +113,14 @@ def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resu
     `out` receives checkpoints, curves, evaluations, samples and, at the end, `model/`. Raises OptionError, ManifestError.
     """
     processes = PartialState(cpu=_on_cpu())
-    run = describe_run(recipe, checksum(recipe.data.pairs), processes.num_processes)
-    start = find_start(recipe.out, run, resume)
+    with _sole_run(recipe.out, processes):
+        return _run_phase(recipe, build, processes, resume)
+
+
+def _run_phase(
+    recipe: Recipe, build: Callable[[Source, list[Any]], Any], processes: PartialState, resume: bool
+) -> dict[str, Any]:
+    run, start = _begin(recipe, processes, resume)
     with processes.main_process_first():
         source = open_source(recipe.model, recipe.out, recipe.train.seed)
     if isinstance(source.processor.image_processor, EvidenceProcessor):
@@ -135,6 +144,31 @@ def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resu
         "resumed_from": str(start) if start else None,
         "last": _last_values(trainer.state.log_history),
     }
+
+
+@contextmanager
+def _sole_run(out: Path, processes: PartialState) -> Iterator[None]:
+    """Keep every other run out of the folder; one process does so for all. Raises OptionError, InputError."""
+    if not processes.is_main_process:
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"{out}: cannot be made a folder ({error.strerror}); choose another out=FOLDER") from None
+    with sole_run(out):
+        yield
+
+
+def _begin(recipe: Recipe, processes: PartialState, resume: bool) -> tuple[dict[str, Any], Path | None]:
+    """What the run depends on, and the checkpoint that it goes on from. Raises OptionError, ManifestError."""
+    inputs = read_inputs(recipe) if processes.is_main_process else None
+    contents, changed = (inputs.contents, inputs.changed) if inputs else (None, None)
+    run = describe_run(recipe, checksum(recipe.data.pairs), processes.num_processes, contents)
+    start = find_start(recipe.out, run, resume, changed)
+    if inputs is not None:
+        inputs.write(recipe.out)
+    return run, start
 
 
 def leave_group(trainer: Any) -> None:

@@ -22,12 +22,15 @@ _FREE_TRAIN = ("steps", "epochs", "log_every", "save_every", "keep", "report_to"
 _FREE = {"": ("out", "held_out"), "train.": _FREE_TRAIN}
 
 
-def describe_run(recipe: Recipe, checksums: Mapping[str, str], processes: int) -> dict[str, Any]:
-    """Everything that a run's losses depend on, JSON-ready."""
+def describe_run(
+    recipe: Recipe, checksums: Mapping[str, str], processes: int, inputs: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Everything that a run's losses depend on, JSON-ready. `inputs`: hashes of images and weights, None where not known."""
     return {
         "recipe": recipe.model_dump(mode="json"),
         "data": dict(checksums),
         "processes": processes,
+        "inputs": None if inputs is None else dict(inputs),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "commit": git_commit(Path(__file__)),
     }
@@ -45,10 +48,13 @@ def whole_checkpoints(out: Path) -> list[Path]:
     return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
 
 
-def find_start(out: Path, run: Mapping[str, Any], resume: bool) -> Path | None:
+def find_start(
+    out: Path, run: Mapping[str, Any], resume: bool, changed_files: Mapping[str, str] | None = None
+) -> Path | None:
     """The checkpoint to go on from; None for a fresh start. Raises OptionError where the two do not fit.
 
     A run that was killed before its first checkpoint starts afresh. Without `resume`, `out` must hold no checkpoint.
+    `changed_files` names a file of each kind of input that has changed, for the message.
     """
     checkpoints = whole_checkpoints(out)
     if not checkpoints:
@@ -61,6 +67,11 @@ def find_start(out: Path, run: Mapping[str, Any], resume: bool) -> Path | None:
     if changed:
         what = _first_change(earlier["recipe"], run["recipe"]) if changed[0] == "recipe" else changed[0]
         raise OptionError(f"{last}: was made with another {what}; put it back, or start anew with out=FOLDER")
+    for kind, content in (run["inputs"] or {}).items():
+        if (earlier.get("inputs") or {}).get(kind) != content:
+            name = (changed_files or {}).get(kind)
+            what = f"{kind} ({name} has changed)" if name else kind
+            raise OptionError(f"{last}: was made with other {what}; put them back, or start anew with out=FOLDER")
     return last
 
 

@@ -26,6 +26,7 @@ from differad.locators.features.backbone import Backbone, Features, fit
 from differad.locators.features.calibration import DECIDING, SCORING, Deciding, Scoring
 from differad.locators.features.nearest import distances, scored, solitude
 from differad.locators.features.regions import Map, Region, regions
+from differad.locators.features.weights import BACKBONE
 from differad.locators.odds import SURE, logistic, logit
 from differad.locators.remembered import Remembered
 from differad.locators.threads import usable_cores
@@ -62,6 +63,7 @@ class FeaturesLocator(Embedded):
     """
 
     name = "features"
+    weights = (BACKBONE,)
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from differad.images import RGB
 from differad.locators.calibration import COMPARING
 from differad.locators.chat import Reply
 from differad.locators.embedded import Embedded
+from differad.locators.features.weights import BACKBONE
 from differad.locators.odds import logistic, logit
 from differad.locators.threads import one_blas_thread, one_thread_each, usable_cores
 from differad.locators.tiny.calibration import DECIDING, Deciding
@@ -68,6 +69,7 @@ class TinyLocator(Embedded):
     ) -> None:
         self.options = options or TinyOptions()
         self._folder, self._deciding = Path(folder), deciding
+        self.weights = (self._folder, BACKBONE)
         self._policy = Policy(self._folder)
         self._rule = ResizeRule.from_folder(self._folder)
         self._evidence = PairEvidence()

@@ -1,0 +1,94 @@
+"""The files that a run reads besides its manifests: images, masks, and the weights that it starts from.
+
+Their stamps are in `inputs.jsonl` of the run's folder, so that a resumed run reads those alone whose size or time has changed.
+Knows nothing of models or trainers.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass
+from itertools import islice
+from pathlib import Path
+
+from differad.data.atomic import in_one_step
+from differad.data.manifest import read_pairs
+from differad.data.stamps import Stamp, combined, file_of, stamp_files
+from differad.errors import OptionError
+from differad.evaluation.identity import weight_files
+from differad.training.recipe import Recipe
+
+INPUTS = "inputs.jsonl"
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """Hashes of all contents by kind (`images`, `weights`), the stamps by file, and the first file of a kind that changed."""
+
+    contents: dict[str, str]
+    stamps: dict[str, Stamp]
+    changed: dict[str, str]
+
+    def write(self, out: Path) -> None:
+        """Write the stamps to the run's folder. Raises OSError."""
+        with in_one_step(out / INPUTS) as fresh, fresh.open("w", encoding="utf-8") as file:
+            for name, one in self.stamps.items():
+                file.write(json.dumps([name, *astuple(one)]) + "\n")
+
+
+def read_inputs(recipe: Recipe) -> InputFiles:
+    """The content of what `recipe` reads, compared with what its folder says of an earlier run.
+
+    A file that is missing is left to whoever opens it. Raises OptionError, ManifestError.
+    """
+    earlier = _earlier(recipe.out / INPUTS)
+    kinds = {"images": dict.fromkeys(_images(recipe)), "weights": dict.fromkeys(_weights(recipe))}
+    stamps: dict[str, Stamp] = {}
+    for files in kinds.values():
+        present = {name: Path(name) for name in files if Path(name).is_file()}
+        try:
+            stamps |= stamp_files(present, earlier)
+        except OSError as error:
+            raise OptionError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    contents = {kind: combined(_content(stamps, name) for name in files) for kind, files in kinds.items()}
+    changed = {
+        kind: name
+        for kind, files in kinds.items()
+        for name in reversed(files)
+        if name in earlier and _content(stamps, name) != earlier[name].content
+    }
+    return InputFiles(contents, stamps, changed)
+
+
+def _content(stamps: Mapping[str, Stamp], name: str) -> str:
+    return stamps[name].content if name in stamps else "missing"
+
+
+def _images(recipe: Recipe) -> Iterator[str]:
+    pairs = (pair for manifest in recipe.data.pairs for pair in read_pairs(manifest) if pair.boxes is not None)
+    for pair in islice(pairs, recipe.data.limit):
+        for image in (pair.reference, pair.target, pair.mask):
+            path = None if image is None else file_of(image)
+            if path is not None:
+                yield str(path)
+
+
+def _weights(recipe: Recipe) -> Iterator[str]:
+    comparer = recipe.model.tiny.comparer if recipe.model.tiny is not None else None
+    places = [Path(place).expanduser().absolute() for place in (recipe.model.checkpoint, comparer) if place is not None]
+    yield from (str(path) for path in weight_files(place for place in places if place.exists()).values())
+
+
+def _earlier(path: Path) -> dict[str, Stamp]:
+    """The stamps at `path`; a line that is none says nothing, and its file is read."""
+    stamps = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    for line in lines:
+        try:
+            name, *values = json.loads(line)
+            stamps[name] = Stamp(*values)
+        except (ValueError, TypeError):
+            continue
+    return stamps
