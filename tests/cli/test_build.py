@@ -60,6 +60,7 @@ def test_build_prints_one_json_document(root, tmp_path):
         "samples": 24,
         "pairs": 16,
         "anomalous": 8,
+        "place_unknown": 0,
         "normal": 8,
         "skipped": 0,
         "problems": [],

@@ -68,6 +68,7 @@ def _by_category(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
 def _card(pair: Pair) -> dict[str, Any]:
     kind = str(pair.extra.get("kind", ""))
     card: dict[str, Any] = {"id": pair.id, "kind": kind, "pictures": [], "problem": "", "boxes": 0, "known": True}
+    card["place_unknown"] = pair.anomalous is True and pair.boxes is None and pair.mask is None
     try:
         boxes = _boxes(pair)
         reference, target = read_images(pair.reference, pair.target)

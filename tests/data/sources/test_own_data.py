@@ -14,9 +14,9 @@ from differad.errors import ImageError, ManifestError, OptionError
 
 POS_NEG = {
     "lens/pos/a.jpg": None,
-    "lens/pos/a.png": None,
+    "lens/pos/a.png": (1, 1, 4, 3),
     "lens/pos/b.png": None,
-    "lens/pos/b_mask.png": None,
+    "lens/pos/b_mask.png": (1, 1, 4, 3),
     "lens/neg/c.jpg": None,
 }
 
@@ -29,11 +29,12 @@ def test_pos_and_neg_mean_what_the_caller_says(plant, facts):
         ("lens/pos/b.png", "lens", False, ["lens/pos/b_mask.png"]),
     ]
     problems = ProblemList()
-    assert facts(read_neg_defective(root, problems), root) == [
-        ("lens/pos/a.jpg", "lens", True, []),
-        ("lens/pos/b.png", "lens", True, []),
-    ]
-    assert "c.jpg: no mask" in problems.messages[0]
+    assert facts(read_neg_defective(root, problems), root) == []
+    # With the folders the other way round the good parts have masks that mark defects.
+    assert ["a.png: marks a defect, but" in problems.messages[0], "b_mask.png: marks" in problems.messages[1]] == [
+        True
+    ] * 2
+    assert "c.jpg: no mask" in problems.messages[2]
     with pytest.raises(OptionError, match="expected 'pos' or 'neg'"):
         read_pos_neg(root, defective="bad")
 
@@ -83,8 +84,10 @@ def test_folder_with_all_masks_in_one(plant, facts):
 def test_folder_broken_layouts(plant):
     with pytest.raises(ManifestError, match="no folder good"):
         read_folder(plant({"images/1.png": None}))
-    with pytest.raises(ManifestError, match="no folder ground_truth; the masks of bad lie there"):
-        read_folder(plant({"good/1.png": None, "bad/2.png": None}, "unmasked"))
+    with pytest.raises(ManifestError, match="train: the name does not say that it holds defects"):
+        read_folder(plant({"good/1.png": None, "train/2.png": None}, "unmasked"))
+    with pytest.raises(ManifestError, match="folders good and ok both have a name for good"):
+        read_folder(plant({"good/1.png": None, "ok/2.png": None}, "twice"))
     with pytest.raises(ManifestError, match="no folder spots"):
         read_folder(plant(FOLDER, "named"), abnormal=("spots",))
     with pytest.raises(ManifestError, match="no folder fine"):

@@ -157,7 +157,13 @@ def _products_samples(
     products: Sequence[Listing], defective: str, unmasked: bool, inventory: Inventory
 ) -> Iterator[Sample]:
     found = [sample for product in products for sample in _product_samples(product, defective, inventory)]
-    nobody_drew = not any(sample.masks for sample in found)
+    nobody_drew = not any(
+        _is_mask(name, folder)
+        for product in products
+        for part in ("pos", "neg")
+        for folder in walk(product.path / part, inventory)
+        for name in folder.images
+    )
     yield from _settle(found, unmasked or nobody_drew, None, inventory)
 
 

@@ -10,7 +10,7 @@ https://docs.ultralytics.com/datasets/detect/, …/segment/, …/obb/.
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,10 +101,17 @@ def _bases(listing: Listing, problems: Problems) -> Iterator[_Base]:
 
 @dataclass
 class _Matches:
-    """Images with their label files, and the labels that no image has."""
+    """Images with their label files, the labels that no image has, and the folders whose labels have no folder."""
 
     found: list[tuple[_Base, Path, Path | None]] = field(default_factory=list)
     lonely: list[Path] = field(default_factory=list)
+    unlabelled: list[tuple[_Base, Path]] = field(default_factory=list)
+
+    def without_label(self) -> Iterator[Path]:
+        """Images without a label file."""
+        yield from (image for _, image, label in self.found if label is None)
+        for base, folder in self.unlabelled:
+            yield from (base.images / folder / name for name in list_folder(base.images / folder).images)
 
 
 def _match(bases: Sequence[_Base], inventory: Inventory) -> _Matches:
@@ -115,7 +122,17 @@ def _match(bases: Sequence[_Base], inventory: Inventory) -> _Matches:
         labels: dict[str, list[Path]] = defaultdict(list)
         for path in (folder.path / name for folder in folders for name in folder.files if _is_label(name)):
             labels[base.key(path)].append(path)
-        images = _images(base, {folder.path.relative_to(base.labels) for folder in folders}, inventory)
+        labelled = {folder.path.relative_to(base.labels) for folder in folders}
+        images: dict[str, list[Path]] = defaultdict(list)
+        for listing in walk(base.images, inventory):
+            paths = [listing.path / name for name in listing.images]
+            inventory.account_for(*paths)
+            below = listing.path.relative_to(base.images)
+            if paths and below not in labelled:
+                matches.unlabelled.append((base, below))
+                continue
+            for path in paths:
+                images[base.key(path)].append(path)
         for key, members in images.items():
             own = labels.pop(key, [])
             inventory.account_for(*own)
@@ -130,32 +147,19 @@ def _match(bases: Sequence[_Base], inventory: Inventory) -> _Matches:
     return matches
 
 
-def _images(base: _Base, labelled: Collection[Path], inventory: Inventory) -> dict[str, list[Path]]:
-    """The images of a base by what their label is called; a folder without a folder of labels is reported."""
-    found: dict[str, list[Path]] = defaultdict(list)
-    for listing in walk(base.images, inventory):
-        paths = [listing.path / name for name in listing.images]
-        inventory.account_for(*paths)
-        below = listing.path.relative_to(base.images)
-        if paths and below not in labelled:
-            inventory(
-                f"{listing.path}: no folder {base.labels / below}; an empty one says that all its images are good"
-            )
-            continue
-        for path in paths:
-            found[base.key(path)].append(path)
-    return found
-
-
 def _is_label(name: str) -> bool:
     return name.lower().endswith(".txt") and name.lower() not in _NO_LABELS
 
 
 def _samples(root: Path, matches: _Matches, names: dict[int, str], inventory: Inventory) -> Iterator[Sample]:
-    doubtful: dict[str, Path] = {path.stem.casefold(): path for path in matches.lonely}
     inventory.account_for(*matches.lonely)
-    unlabelled = {image.stem.casefold(): image for _, image, label in matches.found if label is None}
-    report_all([_lonely(path, unlabelled) for path in matches.lonely], matches.lonely, root, inventory)
+    without = {image.stem.casefold(): image for image in matches.without_label()}
+    report_all([_lonely(path, without) for path in matches.lonely], matches.lonely, root, inventory)
+    for base, below in matches.unlabelled:
+        inventory(
+            f"{base.images / below}: no folder {base.labels / below}; an empty one says that all images here are good"
+        )
+    doubtful = {path.stem.casefold(): path for path in matches.lonely}
     for base, image, label in matches.found:
         if label is None and image.stem.casefold() in doubtful:
             # Only --skip-bad comes here: the label elsewhere may be this image's, so nobody knows that it is good.
@@ -168,8 +172,8 @@ def _samples(root: Path, matches: _Matches, names: dict[int, str], inventory: In
             yield sample
 
 
-def _lonely(path: Path, unlabelled: Mapping[str, Path]) -> str:
-    image = unlabelled.get(path.stem.casefold())
+def _lonely(path: Path, without: Mapping[str, Path]) -> str:
+    image = without.get(path.stem.casefold())
     if image is None:
         return f"{path}: no image has this label; add the image or remove the label"
     return f"{path}: no image has this label, and {image} has none; give both the same path below images and labels"
