@@ -186,7 +186,7 @@ LEFT_OVER = [
     ("yolo", "labels/train/9.txt"),
     ("yolo", "labels/9.txt"),
     ("yolo", "images/train/a.cr2"),
-    ("yolo", "images/train/b.json"),
+    ("yolo", "images/train/x.json"),
 ]
 
 
@@ -203,6 +203,37 @@ def test_what_is_left_over_is_named(name, extra, plant):
     problems = ProblemList()
     assert [(sample.image.name, sample.is_normal) for sample in read(root, problems)] == whole
     assert [str(root / extra) in message for message in problems.messages] == [True]
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "image"),
+    [
+        ("folder", "good/1.json", "good/1.png"),
+        ("mvtec", "nut/train/good/0.xml", "nut/train/good/0.png"),
+        ("yolo", "images/train/b.txt", "images/train/b.png"),
+    ],
+)
+def test_what_may_be_the_label_of_a_good_part(name, label, image, plant):
+    """LabelImg and LabelMe write beside images, where these layouts have no labels."""
+    read, files = SETS[name]
+    root = plant({**files, label: "{}"})
+    with pytest.raises(ManifestError) as error:
+        list(read(root))
+    assert str(root / label) in str(error.value)
+    assert str(root / image) in str(error.value)
+    problems = ProblemList()
+    assert root / image not in [sample.image for sample in read(root, problems)]
+    assert str(root / image) in problems.messages[0]
+
+
+@pytest.mark.parametrize(("name", "folder"), [("folder", "dent"), ("mvtec", "nut/test/dent"), ("neg", "nut/neg")])
+def test_a_folder_without_an_image(name, folder, plant):
+    read, files = SETS[name]
+    root = plant(
+        {**{path: content for path, content in files.items() if not path.startswith(folder)}, f"{folder}/x.pic": "x"}
+    )
+    with pytest.raises(ManifestError, match=rf"{folder}: holds no image; expected .bmp, .jpeg"):
+        list(read(root))
 
 
 def test_an_error_lists_all_that_is_left(plant):

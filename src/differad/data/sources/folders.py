@@ -23,6 +23,7 @@ from differad.data.sources.sample import (
     folder_name,
     list_folder,
     missing_mask,
+    no_image,
     refuse,
     stem,
     walk,
@@ -156,7 +157,12 @@ def _settle(samples: Iterable[Sample], unmasked: bool, masks: Path | None, probl
 def _products_samples(
     products: Sequence[Listing], defective: str, unmasked: bool, inventory: Inventory
 ) -> Iterator[Sample]:
-    found = [sample for product in products for sample in _product_samples(product, defective, inventory)]
+    found: list[Sample] = []
+    for product in products:
+        found += _product_samples(product, defective, inventory)
+        for part in ("pos", "neg"):
+            if not any(_images_below(product.path / part, inventory)):
+                inventory(no_image(product.path / part))
     nobody_drew = not any(
         _is_mask(name, folder)
         for product in products
@@ -211,6 +217,8 @@ def _folder_samples(
 def _parts(folder: Path, inventory: Inventory) -> Iterator[tuple[Path, PurePosixPath]]:
     """Images below a folder with their path below it, without ending; what looks like a mask among them is reported."""
     images = list(_images_below(folder, inventory))
+    if not images:
+        inventory(no_image(folder))
     beside = _beside(images)
     for image in images:
         if image in beside:

@@ -63,8 +63,16 @@ class Inventory:
                 self.account_for(sample.template)
         kept = list(self._sole_owners(found))
         left = [path for name in below for path in self._left_over(root / name, root, spare)]
-        report_all([_left_message(path) for path in left], left, root, self._problems)
-        yield from kept
+        beside = {path.with_suffix(""): path for path in left if not _is_picture(path.name)}
+        doubtful = {
+            beside[name]: sample
+            for sample in kept
+            if sample.is_normal and (name := sample.image.with_suffix("")) in beside
+        }
+        report_all([_left_message(path, doubtful.get(path)) for path in left], left, root, self._problems)
+        # Only --skip-bad comes here: what lies beside a good part may be its label, so nobody knows that it is good.
+        refused = {sample.image for sample in doubtful.values()}
+        yield from (sample for sample in kept if sample.image not in refused)
 
     def _sole_owners(self, samples: Sequence[Sample]) -> Iterator[Sample]:
         """Samples that share no mask and no label with another image; a file that two claim is reported."""
@@ -120,8 +128,10 @@ def _is_picture(name: str) -> bool:
     return is_image(name) or name[len(stem(name)) :].lower() in FOREIGN_ENDINGS
 
 
-def _left_message(path: Path) -> str:
+def _left_message(path: Path, beside: Sample | None) -> str:
     ending = path.suffix.lower()
+    if beside is not None:
+        return f"{path}: may be the label of {beside.image}, but is not read here; move one of the two elsewhere"
     if ending in FOREIGN_ENDINGS:
         return (
             f"{path}: ending {path.suffix!r} names no image format that is read; expected PNG, JPEG, TIFF, BMP or WebP"

@@ -22,6 +22,7 @@ from differad.data.sources.sample import (
     list_folder,
     list_if_there,
     missing_mask,
+    no_image,
     refuse,
     stem,
 )
@@ -116,6 +117,8 @@ def _category_samples(category: Listing, layout: Layout, problems: Problems) -> 
         parts = list_if_there(category, split, problems)
         for kind in parts.folders:
             images = list_folder(parts.path / kind, problems)
+            if not any(images.images):
+                problems(no_image(images.path))
             find = _mask_finder(list_if_there(truth, kind, problems), layout, problems)
             draft = Sample(
                 images.path, name, kind == layout.good, kind="" if kind == layout.good else kind, split=split

@@ -94,6 +94,11 @@ def missing_mask(image: Path, *places: Path) -> str:
     return f"{image}: no mask at {tried}; a defective part needs one, so add it or leave the part out (--skip-bad)"
 
 
+def no_image(folder: Path) -> str:
+    """The message for a folder that should hold images and holds none that is read."""
+    return f"{folder}: holds no image; expected {', '.join(sorted(IMAGE_ENDINGS))}, so add them or remove the folder"
+
+
 @dataclass(frozen=True)
 class Listing:
     """The names in one folder, sorted: `folders`, `files`, and `images` among the files."""

@@ -126,6 +126,7 @@ def _match(bases: Sequence[_Base], inventory: Inventory) -> _Matches:
         images: dict[str, list[Path]] = defaultdict(list)
         for listing in walk(base.images, inventory):
             paths = [listing.path / name for name in listing.images]
+            matches.lonely += [listing.path / name for name in listing.files if _is_label(name)]
             inventory.account_for(*paths)
             below = listing.path.relative_to(base.images)
             if paths and below not in labelled:
