@@ -302,6 +302,11 @@ def test_defects_at_an_unknown_place(factory, out):
     assert build("folder", factory, out.with_name("checked"), BuildOptions(check=True)).summary()["place_unknown"] == 3
 
 
+def test_a_build_inside_the_data_set_is_no_part_of_it(factory):
+    first = build("folder", factory, factory / "pairs", BuildOptions(files="copy"))
+    assert build("folder", factory, factory / "again").summary() == first.summary()
+
+
 def test_defects_of_which_some_have_masks(factory, out):
     save(factory / "ground_truth/bad/0_mask.png", marked((4, 4, 9, 9), 32))
     with pytest.raises(ManifestError, match=r"bad/1.png: no mask at .*1_mask.png; .* \(--unmasked unknown\)"):

@@ -161,8 +161,7 @@ def _products_samples(
     for product in products:
         found += _product_samples(product, defective, inventory)
         for part in ("pos", "neg"):
-            if not any(_images_below(product.path / part, inventory)):
-                inventory(no_image(product.path / part))
+            _check_images(product.path / part, inventory)
     nobody_drew = not any(
         _is_mask(name, folder)
         for product in products
@@ -217,14 +216,19 @@ def _folder_samples(
 def _parts(folder: Path, inventory: Inventory) -> Iterator[tuple[Path, PurePosixPath]]:
     """Images below a folder with their path below it, without ending; what looks like a mask among them is reported."""
     images = list(_images_below(folder, inventory))
-    if not images:
-        inventory(no_image(folder))
+    _check_images(folder, inventory)
     beside = _beside(images)
     for image in images:
         if image in beside:
             inventory(f"{image}: its name says that it is the mask of {beside[image]}; expected masks in ground_truth")
         else:
             yield image, PurePosixPath(image.relative_to(folder).as_posix()).with_suffix("")
+
+
+def _check_images(folder: Path, problems: Problems) -> None:
+    """Report a folder that holds files, and no image among them."""
+    if not any(_images_below(folder, problems)) and any(listing.files for listing in walk(folder, problems)):
+        problems(no_image(folder))
 
 
 def _images_below(folder: Path, problems: Problems) -> Iterator[Path]:

@@ -117,7 +117,7 @@ def _category_samples(category: Listing, layout: Layout, problems: Problems) -> 
         parts = list_if_there(category, split, problems)
         for kind in parts.folders:
             images = list_folder(parts.path / kind, problems)
-            if not any(images.images):
+            if images.files and not any(images.images):
                 problems(no_image(images.path))
             find = _mask_finder(list_if_there(truth, kind, problems), layout, problems)
             draft = Sample(

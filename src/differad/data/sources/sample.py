@@ -139,7 +139,7 @@ class FileIndex:
 
 
 def list_folder(path: Path, problems: Problems = refuse) -> Listing:
-    """List a folder; names that are not UTF-8 are left out and reported, hidden ones and junk left out.
+    """List a folder; names that are not UTF-8 are left out and reported, hidden ones, junk and earlier builds left out.
 
     Raises ManifestError where `path` is no folder that can be read.
     """
@@ -150,7 +150,7 @@ def list_folder(path: Path, problems: Problems = refuse) -> Listing:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if not is_storable(entry.name):
                     problems(f"{path}: file name {entry.name!r} is not UTF-8; rename the file")
-                elif not entry.name.startswith(".") and entry.name.lower() not in JUNK:
+                elif not (entry.name.startswith(".") or entry.name.lower() in JUNK or _is_built(entry)):
                     (folders if entry.is_dir() else files).append(entry.name)
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such folder; give the folder that holds the data set") from None
@@ -159,6 +159,11 @@ def list_folder(path: Path, problems: Problems = refuse) -> Listing:
     except OSError as error:
         raise ManifestError(f"{path}: cannot be listed ({error.strerror}); check the permissions") from None
     return Listing(path, tuple(folders), tuple(files), frozenset(files))
+
+
+def _is_built(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder holds a manifest: what was built from a data set is no part of it."""
+    return entry.is_dir() and Path(entry.path, "pairs.jsonl").is_file()
 
 
 def list_if_there(parent: Listing, name: str, problems: Problems = refuse) -> Listing:
