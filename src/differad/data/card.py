@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from differad.boxes import area
 from differad.core import Pair
+from differad.data.build import is_place_unknown
 from differad.data.sources.registry import SOURCES
 from differad.errors import InputError, ManifestError
 from differad.images import image_size
@@ -100,12 +101,11 @@ def card_text(card: Mapping[str, Any]) -> str:
 def _counts(pairs: Sequence[Pair]) -> dict[str, int]:
     normal = sum(pair.anomalous is False for pair in pairs)
     unread = [pair for pair in pairs if pair.boxes is None and pair.mask is not None]
-    unknown = sum(pair.anomalous is True and pair.boxes is None and pair.mask is None for pair in pairs)
     targets = len({str(pair.target) for pair in pairs})
     return {
         "pairs": len(pairs),
         "anomalous": sum(pair.anomalous is True for pair in pairs) + sum(pair.anomalous is None for pair in unread),
-        "place_unknown": unknown,
+        "place_unknown": sum(map(is_place_unknown, pairs)),
         "normal": normal,
         "targets": targets,
         "boxes_left_to_masks": len(unread),

@@ -81,6 +81,14 @@ def test_folder_with_all_masks_in_one(plant, facts):
     assert facts(read_folder(root), root)[1][3] == ["masks/2.jpg"]
 
 
+def test_masks_beside_the_images_of_a_folder(plant):
+    files = {"good/1.png": None, "good/_mask.png": None, "bad/2.jpg": None, "bad/2_mask.png": None}
+    with pytest.raises(ManifestError, match=r"2_mask.png: its name says that it is the mask of .*2.jpg"):
+        list(read_folder(plant(files)))
+    left = [sample.image.name for sample in read_folder(plant(files), ProblemList())]
+    assert left == ["1.png", "_mask.png", "2.jpg"]
+
+
 def test_folder_broken_layouts(plant):
     with pytest.raises(ManifestError, match="no folder good"):
         read_folder(plant({"images/1.png": None}))

@@ -99,6 +99,8 @@ def _sample(pictures: Listing, labels: Listing, name: str, split: str) -> Sample
 
 def _label(line: str, place: str) -> list[float]:
     values = numbers(line.replace(",", " ").split(), place)
-    if len(values) != 5 or is_degenerate(as_boxes(values[:4])).any():
-        raise ManifestError(f"{place}: {line.strip()!r}; expected x1 y1 x2 y2 type with x1 < x2 and y1 < y2")
+    if len(values) != 5 or values[4] != int(values[4]) or is_degenerate(as_boxes(values[:4])).any():
+        raise ManifestError(
+            f"{place}: {line.strip()!r}; expected x1 y1 x2 y2 and a whole number with x1 < x2 and y1 < y2"
+        )
     return values

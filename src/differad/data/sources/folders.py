@@ -241,9 +241,9 @@ def _beside(images: Sequence[Path]) -> dict[Path, Path]:
     found = {}
     for image in images:
         for mark in MASK_MARKS:
-            owner = known.get(image.with_name(image.stem.removesuffix(mark)))
-            if image.stem.endswith(mark) and owner is not None:
-                found[image] = owner
+            name = image.stem.removesuffix(mark)
+            if name and name != image.stem and image.with_name(name) in known:
+                found[image] = known[image.with_name(name)]
     return found
 
 
