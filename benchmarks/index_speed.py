@@ -33,19 +33,23 @@ REPEATS, SAMPLE = 3, 60
 
 
 def draw(folder, side):
-    """Pictures and a mask of `side` pixels, to be linked to."""
-    pictures = []
+    """Pictures, the same ones with a spot and its mask, all of `side` pixels, to be linked to."""
+    pictures, spoilt = [], []
     for number, kind in enumerate(("board", *TEXTURES)):
         pixels = make_pair(np.random.default_rng(number), kind, anomalous=False).target
         pictures.append(folder / f"{kind}.png")
-        Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(pictures[-1])
+        large = np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
+        Image.fromarray(large).save(pictures[-1])
+        large[side // 4 : side // 2, side // 4 : side // 2] = 255
+        spoilt.append(folder / f"{kind}_spoilt.png")
+        Image.fromarray(large).save(spoilt[-1])
     mask = np.zeros((side, side), np.uint8)
     mask[side // 4 : side // 2, side // 4 : side // 2] = 255
     Image.fromarray(mask).save(folder / "mask.png")
-    return pictures, folder / "mask.png"
+    return pictures, spoilt, folder / "mask.png"
 
 
-def plant(root, files, pictures, mask):
+def plant(root, files, pictures, spoilt, mask):
     """Make `files` links below `root`; return how many there are, and how many of them are pictures."""
     rounds = files // (FILES_A_ROUND * CATEGORIES)
     for category in range(CATEGORIES):
@@ -54,7 +58,8 @@ def plant(root, files, pictures, mask):
             (top / folder).mkdir(parents=True)
         for number in range(rounds * len(PLAN)):
             folder = PLAN[number % len(PLAN)]
-            (top / folder / f"{number:05}.png").hardlink_to(pictures[number % len(pictures)])
+            shown = spoilt if folder == "test/scratch" else pictures
+            (top / folder / f"{number:05}.png").hardlink_to(shown[number % len(shown)])
             if folder == "test/scratch":
                 (top / f"ground_truth/scratch/{number:05}_mask.png").hardlink_to(mask)
     return rounds * FILES_A_ROUND * CATEGORIES, rounds * len(PLAN) * CATEGORIES
@@ -62,7 +67,7 @@ def plant(root, files, pictures, mask):
 
 def index_seconds(root, folder):
     """Median seconds of a lazy build, and how many pairs it gives."""
-    lazy = BuildOptions(Pairing("random", normal_share=None), boxes=False)
+    lazy = BuildOptions(Pairing("random", normal_share=None), boxes=False, sizes=False)
     times = []
     for repeat in range(REPEATS):
         start = time.perf_counter()
@@ -81,11 +86,11 @@ def encode_seconds(paths, folder):
 
 
 def measure(sizes, side, folder):
-    pictures, mask = draw(folder, side)
+    pictures, spoilt, mask = draw(folder, side)
     rows = []
     for size in sizes:
         root = folder / f"set_{size}"
-        files, images = plant(root, size, pictures, mask)
+        files, images = plant(root, size, pictures, spoilt, mask)
         seconds, pairs = index_seconds(root, folder)
         rows.append({"files": files, "images": images, "pairs": pairs, "seconds": round(seconds, 2)})
         rows[-1]["microseconds_a_file"] = round(1e6 * seconds / files, 1)

@@ -60,6 +60,7 @@ def test_build_prints_one_json_document(root, tmp_path):
         "samples": 24,
         "pairs": 16,
         "anomalous": 8,
+        "place_unknown": 0,
         "normal": 8,
         "skipped": 0,
         "problems": [],
@@ -77,6 +78,24 @@ def test_build_for_a_person_lists_what_it_left_out(root, tmp_path):
     assert "7 pairs (7 anomalous, 0 normal), 1 left out" in done.stdout
     assert "skipped: " in done.stderr
     assert "no mask at" in done.stderr
+
+
+def test_build_counts_defects_of_unknown_place_apart(tmp_path):
+    root = tmp_path / "factory"
+    for number in range(4):
+        folder = root / ("good" if number < 2 else "bad")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (24, 24, 3), np.uint8)).save(
+            folder / f"{number}.png"
+        )
+    done = differad("build", "folder", root, "--out", tmp_path / "a", "--all-normals", "--sheet")
+    assert "4 pairs (2 anomalous (2 of unknown place), 2 normal), 0 left out" in done.stdout
+    (root / "ground_truth/bad").mkdir(parents=True)
+    Image.fromarray(np.eye(24, dtype=np.uint8) * 255).save(root / "ground_truth/bad/2.png")
+    with pytest.raises(ManifestError, match=r"3.png: no mask at .* \(--unmasked unknown\)"):
+        differad("build", "folder", root, "--out", tmp_path / "b")
+    done = differad("build", "folder", root, "--out", tmp_path / "c", "--unmasked", "unknown")
+    assert "4 pairs (2 anomalous (1 of unknown place), 2 normal), 0 left out" in done.stdout
 
 
 def test_build_lazily(root, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ from PIL import Image
 
 from differad.data import build as module
 from differad.data.build import BuildOptions, build
+from differad.data.card import make_card, write_card
 from differad.data.manifest import read_pairs
 from differad.data.pairing import Pairing
+from differad.data.sheet import write_sheet
 from differad.data.sources.registry import SOURCES
 from differad.data.sources.sample import Sample
+from differad.data.splits import split_by_instance
 from differad.errors import ImageError, InputError, ManifestError, OptionError
 
 LAZY = BuildOptions(Pairing("random"), boxes=False)
@@ -36,7 +40,9 @@ def out(tmp_path):
 
 def test_a_manifest_points_at_the_files_where_they_lie(root, out):
     built = build("mvtec", root, out, BuildOptions(group="complex structure"))
-    assert built.summary() == {"samples": 18, "pairs": 12, "anomalous": 6, "normal": 6, "skipped": 0, "problems": []}
+    assert built.summary() == {
+        "samples": 18, "pairs": 12, "anomalous": 6, "place_unknown": 0, "normal": 6, "skipped": 0, "problems": []
+    }  # fmt: skip
     assert [path.name for path in out.iterdir()] == ["pairs.jsonl"]
     first = next(line for line in lines(out) if line["boxes"])
     assert first == {
@@ -65,7 +71,9 @@ def test_lazily_no_picture_is_opened(root, out):
     assert [pair.id for pair in lazy.pairs] == [pair.id for pair in whole.pairs]
     assert [pair.reference for pair in lazy.pairs] == [pair.reference for pair in whole.pairs]
     assert sum(pair.boxes is None for pair in lazy.pairs) == lazy.summary()["anomalous"] == 6
-    assert "boxes" not in next(line for line in lines(out.with_name("lazy")) if line["mask"])
+    masked = next(line for line in lines(out.with_name("lazy")) if line["mask"])
+    # Whoever reads the mask later learns that a black one contradicts the label.
+    assert (masked["boxes"], masked["anomalous"]) == (None, True)
 
 
 def test_boxes_left_to_masks_are_those_that_are_computed(root, out):
@@ -259,3 +267,137 @@ def test_options_that_do_not_fit(root, out):
     given = BuildOptions(Pairing("given"), skip_bad=True)
     with pytest.raises(ManifestError, match="no pair to write"):
         build("mvtec", root, out.with_name("d"), given)
+
+
+def small(path, seed):
+    return save(path, part(seed, 32))
+
+
+@pytest.fixture
+def factory(tmp_path):
+    """`good/` and `bad/`, nobody drew masks."""
+    root = tmp_path / "factory"
+    for number in range(3):
+        small(root / f"good/lot{number}/{number}.png", number)
+        small(root / f"bad/{number}.png", 10 + number)
+    return root
+
+
+def test_defects_at_an_unknown_place(factory, out):
+    built = build("folder", factory, out, BuildOptions(Pairing(normal_share=None)))
+    summary = built.summary()
+    assert (summary["anomalous"], summary["place_unknown"], summary["normal"]) == (3, 3, 3)
+    unknown = [line for line in lines(out) if line["boxes"] is None]
+    assert [(line["anomalous"], line["mask"], line["kind"]) for line in unknown] == [(True, None, "bad")] * 3
+    pairs = [pair for pair in read_pairs(out / "pairs.jsonl") if pair.anomalous]
+    assert [pair.boxes for pair in pairs] == [None] * 3
+    card = make_card(built.pairs, "factory")
+    assert (card["anomalous"], card["place_unknown"], card["boxes"]["count"]) == (3, 3, 0)
+    write_card(out, card, out / "pairs.jsonl")
+    assert "3 anomalous of unknown place" in (out / "card.md").read_text("utf-8")
+    write_sheet(out / "sheet.html", built.pairs, "factory")
+    assert (out / "sheet.html").read_text("utf-8").count("bad, place unknown") == 3
+    sides = split_by_instance(list(read_pairs(out / "pairs.jsonl")), {"a": 0.5, "b": 0.5}, references=False)
+    assert sum(pair.anomalous and pair.boxes is None for side in sides.values() for pair in side) == 3
+    assert build("folder", factory, out.with_name("checked"), BuildOptions(check=True)).summary()["place_unknown"] == 3
+
+
+def test_a_build_inside_the_data_set_is_no_part_of_it(factory):
+    first = build("folder", factory, factory / "pairs", BuildOptions(files="copy"))
+    assert build("folder", factory, factory / "again").summary() == first.summary()
+
+
+def test_defects_of_which_some_have_masks(factory, out):
+    save(factory / "ground_truth/bad/0_mask.png", marked((4, 4, 9, 9), 32))
+    with pytest.raises(ManifestError, match=r"bad/1.png: no mask at .*1_mask.png; .* \(--unmasked unknown\)"):
+        build("folder", factory, out)
+    skipped = build("folder", factory, out.with_name("skipped"), BuildOptions(skip_bad=True))
+    assert [Path(problem.split(":")[0]).name for problem in skipped.problems] == ["1.png", "2.png"]
+    assert skipped.summary()["place_unknown"] == 0
+    said = build("folder", factory, out.with_name("said"), BuildOptions(unmasked="unknown"))
+    assert (said.summary()["anomalous"], said.summary()["place_unknown"]) == (3, 2)
+    with pytest.raises(OptionError, match="--unmasked unknown: mvtec needs a mask or boxes for each defect"):
+        build("mvtec", factory, out.with_name("other"), BuildOptions(unmasked="unknown"))
+    with pytest.raises(OptionError, match="unmasked='maybe': expected one of error, unknown"):
+        BuildOptions(unmasked="maybe")
+
+
+@pytest.mark.parametrize(("source", "bad"), [("pos_defective", "pos"), ("neg_defective", "neg")])
+def test_pos_and_neg_without_masks(tmp_path, out, source, bad):
+    root = tmp_path / "data"
+    for number in range(2):
+        small(root / f"lens/pos/shift/{number}.png", number)
+        small(root / f"lens/neg/{number}.png", 10 + number)
+    built = build(source, root, out, BuildOptions(Pairing(normal_share=None)))
+    assert [pair.anomalous for pair in built.pairs] == [f"/{bad}/" in pair.id for pair in built.pairs]
+    assert built.summary()["place_unknown"] == 2
+
+
+@pytest.mark.parametrize("method", ["nearest", "random"])
+def test_a_copy_of_the_target_is_no_reference(factory, out, method):
+    for copy in ("copy.png", "lot9/again.png"):
+        (factory / "good" / copy).parent.mkdir(exist_ok=True)
+        (factory / "good" / copy).write_bytes((factory / "good/lot0/0.png").read_bytes())
+    for seed in range(5):
+        options = BuildOptions(Pairing(method, normal_share=None, references=3, seed=seed))
+        built = build("folder", factory, out.with_name(f"{seed}"), options)
+        for pair in built.pairs:
+            assert pair.reference.read_bytes() != pair.target.read_bytes()
+        counts = Counter(pair.id.partition("#")[0].removeprefix("folder/") for pair in built.pairs)
+        assert counts["good/copy.png"] == 2  # five good parts, of which three are this one
+        assert counts["bad/0.png"] == 3
+
+
+def test_a_file_that_is_good_and_defective(factory, out):
+    (factory / "good/x.png").write_bytes((factory / "bad/1.png").read_bytes())
+    with pytest.raises(
+        ManifestError, match=r"good/x.png: the same file as .*bad/1.png, but one is good and one defective"
+    ):
+        build("folder", factory, out)
+    built = build("folder", factory, out.with_name("skipped"), BuildOptions(skip_bad=True))
+    assert len(built.problems) == 1
+    assert not {"x.png", "1.png"} & {pair.target.name for pair in built.pairs if pair.anomalous}
+    assert not any(pair.reference.name == "x.png" for pair in built.pairs)
+
+
+def test_a_template_that_is_the_board_itself(tmp_path, out):
+    folder = tmp_path / "pcb/group1"
+    small(folder / "1/10_test.jpg", 1)
+    (folder / "1/10_temp.jpg").write_bytes((folder / "1/10_test.jpg").read_bytes())
+    (folder / "1_not").mkdir()
+    (folder / "1_not/10.txt").write_text("1 2 9 9 3")
+    with pytest.raises(ManifestError, match=r"10_temp.jpg: the same file as .*10_test.jpg, which is defective"):
+        build("deeppcb", tmp_path / "pcb", out)
+
+
+@pytest.mark.parametrize(("edge", "built"), [(32, [[3, 4, 32, 9]]), (32.4, [[3, 4, 32, 9]]), (33, None), (400, None)])
+def test_boxes_outside_are_found_without_a_check(tmp_path, out, listed, edge, built):
+    root = tmp_path / "root"
+    good = Sample(small(root / "good.png", 0), "c", True)
+    bad = Sample(small(root / "bad.png", 1), "c", False, boxes=[[3, 4, edge, 9]])
+    listed([good, bad])
+    options = Pairing(normal_share=0)
+    if built:
+        build("fake", root, out, BuildOptions(options))
+        assert lines(out)[0]["boxes"] == built
+        return
+    with pytest.raises(ManifestError, match=r"bad.png: boxes .* reach out of its 32x32 pixels"):
+        build("fake", root, out, BuildOptions(options))
+    lazily = build("fake", root, out.with_name("lazy"), BuildOptions(Pairing("random", normal_share=0), sizes=False))
+    assert len(lazily.pairs) == 1  # nothing was opened
+
+
+def test_an_image_that_is_listed_as_good_and_as_defective(tmp_path, out, listed):
+    root = tmp_path / "root"
+    good = [Sample(small(root / f"{n}.png", n), "c", True) for n in range(3)]
+    listed([*good, Sample(good[0].image, "c", False, boxes=[[0, 0, 1, 1]])])
+    built = build("fake", root, out, BuildOptions(skip_bad=True))
+    assert ["0.png: listed as good and as defective" in problem for problem in built.problems] == [True]
+    assert {pair.target.name for pair in built.pairs} == {"1.png", "2.png"}
+
+
+def test_a_black_mask_of_a_defect_is_never_a_good_part(root, out):
+    black_mask(root)
+    build("mvtec", root, out, BuildOptions(Pairing("random"), boxes=False))
+    with pytest.raises(ManifestError, match=r"anomalous True, but its mask .*001_mask.png marks 0 defects"):
+        list(read_pairs(out / "pairs.jsonl"))

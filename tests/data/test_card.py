@@ -26,7 +26,8 @@ def test_counts_and_box_sizes(built):
     card = make_card(built.pairs, "Nuts")
     assert (card["pairs"], card["anomalous"], card["normal"], card["targets"]) == (12, 6, 6, 6)
     assert card["categories"]["nut"] == {
-        "group": "complex", "pairs": 12, "anomalous": 6, "normal": 6, "targets": 6, "boxes_left_to_masks": 0
+        "group": "complex", "pairs": 12, "anomalous": 6, "normal": 6, "targets": 6, "boxes_left_to_masks": 0,
+        "place_unknown": 0,
     }  # fmt: skip
     assert (card["groups"], card["kinds"]) == ({"complex": 12}, {"scratch": 6})
     boxes = card["boxes"]

@@ -171,3 +171,15 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'differad\[data\]'"):
         write_parquet(tmp_path / "one.parquet", make_samples(1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_defect_at_an_unknown_place_comes_back(tmp_path, form):
+    plain, other = make_samples(2)
+    plain.record.update(boxes=None, anomalous=True)
+    other.record.update(boxes=None)
+    unmasked = [Sample(sample.key, sample.reference, sample.target, None, sample.record) for sample in (plain, other)]
+    unknown, unlabelled = read_shards(write(form, tmp_path / f"one.{form}", unmasked))
+    assert (unknown.boxes, unknown.anomalous) == (None, True)
+    assert (unlabelled.boxes, unlabelled.anomalous) == (None, None)
+    assert "anomalous" not in unknown.extra

@@ -25,6 +25,10 @@ Check = Annotated[bool, typer.Option("--check", help="Decode every picture and m
 Copy = Annotated[bool, typer.Option("--copy", help="Copy the files under OUT.")]
 Link = Annotated[bool, typer.Option("--link", help="Link the files under OUT (hard links, else symbolic ones).")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="List what is wrong and go on without it.")]
+Unmasked = Annotated[
+    str,
+    typer.Option("--unmasked", help="A defect without a mask where others have one: error, or unknown (its place)."),
+]
 Checksums = Annotated[bool, typer.Option("--checksums", help="Write the SHA-256 of every file that pairs name.")]
 SourceName = Annotated[str, typer.Argument(metavar="SOURCE", help=f"One of {', '.join(SOURCES)}.", show_default=False)]
 Method = Annotated[
@@ -51,11 +55,14 @@ def build_command(
     group: Annotated[str | None, typer.Option("--group", help="Structure group of all pairs.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="What is drawn by chance.")] = 0,
     boxes: Boxes = True,
-    lazy: Annotated[bool, typer.Option("--lazy", help="Open no picture: random references, --no-boxes.")] = False,
+    lazy: Annotated[
+        bool, typer.Option("--lazy", help="Open no image: random references, --no-boxes, boxes unchecked.")
+    ] = False,
     check: Check = False,
     copy: Copy = False,
     link: Link = False,
     skip_bad: SkipBad = False,
+    unmasked: Unmasked = "error",
     sheet: Annotated[bool, typer.Option("--sheet", help="Write sheet.html, a few pairs of each category.")] = False,
     checksums: Checksums = False,
     force: Force = False,
@@ -69,7 +76,17 @@ def build_command(
     share = None if all_normals else normals
     chosen = Pairing(_method(pairing, lazy), references, share, count, seed)
     files, names = _files(copy, link), tuple(category or ())
-    options = BuildOptions(chosen, boxes and not lazy, check, files, skip_bad, names, group)
+    options = BuildOptions(
+        chosen,
+        boxes and not lazy,
+        check,
+        sizes=not lazy,
+        files=files,
+        skip_bad=skip_bad,
+        unmasked=unmasked,
+        categories=names,
+        group=group,
+    )
 
     def describe(built: Built) -> None:
         _describe(built, SOURCES[source].title, out, lazy=lazy, checksums=checksums, sheet=sheet)
@@ -157,7 +174,10 @@ def _report(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(summary)
         return
-    counts = f" ({summary['anomalous']} anomalous, {summary['normal']} normal)" if "anomalous" in summary else ""
+    counts = ""
+    if "anomalous" in summary:
+        unknown = f" ({summary['place_unknown']} of unknown place)" if summary["place_unknown"] else ""
+        counts = f" ({summary['anomalous']} anomalous{unknown}, {summary['normal']} normal)"
     wanted = f" of {summary['wanted']}" if "wanted" in summary else ""
     typer.echo(f"{summary['pairs']}{wanted} pairs{counts}, {summary['skipped']} left out: {summary['manifest']}")
 

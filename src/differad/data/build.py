@@ -14,21 +14,25 @@ from typing import Any
 from differad.boxes import Boxes
 from differad.core import Pair
 from differad.data.atomic import in_one_step
+from differad.data.copies import Contents
 from differad.data.manifest import write_pairs
 from differad.data.output_folder import OutputFolder, claim_folder
 from differad.data.pairing import Embed, Match, Pairing, choose_targets, match_samples
-from differad.data.placing import FILES, Placer, check_sample, read_union, relative, sample_boxes
+from differad.data.placing import FILES, Placer, check_boxes, check_sample, read_union, relative, sample_boxes
 from differad.data.sources.registry import find_source
 from differad.data.sources.sample import ProblemList, Problems, Sample, attempt, is_storable, refuse
 from differad.errors import InputError, ManifestError, OptionError
+from differad.images import image_size
 from differad.options import check_option, option
 from differad.progress import track
 
 MANIFEST = "pairs.jsonl"
 # What a build writes beside images and masks.
 RESULTS = (MANIFEST, "card.json", "card.md", "checksums.sha256", "sheet.html")
+UNMASKED = ("error", "unknown")
 # Decoding lets go of the interpreter, so that a check uses the cores that there are.
 _CHECKERS = min(8, os.cpu_count() or 1)
+_Truth = tuple[Boxes | None, Path | None]
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,17 @@ class BuildOptions:
 
     pairing: Pairing = field(default_factory=Pairing)
     boxes: bool = option(True, "take boxes from masks now; else a mask is left to whoever reads the manifest")
-    check: bool = option(False, "decode every picture and mask first")
+    check: bool = option(False, "decode every image and mask first")
+    sizes: bool = option(True, "read the header of each target with boxes of its own and see that they lie inside")
     files: str = option("point", "point at the files, copy them, or link them (hard, else symbolic) under the output")
     skip_bad: bool = option(False, "list what is wrong and go on without it")
+    unmasked: str = option("error", "defect without a mask where others have one: error, or unknown (place unknown)")
     categories: tuple[str, ...] = option((), "categories to take; none takes all")
     group: str | None = option(None, "structure group, written into every pair")
 
     def __post_init__(self) -> None:
         check_option("files", self.files, self.files in FILES, f"one of {', '.join(FILES)}")
+        check_option("unmasked", self.unmasked, self.unmasked in UNMASKED, f"one of {', '.join(UNMASKED)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +69,7 @@ class Built:
             "samples": self.samples,
             "pairs": len(self.pairs),
             "anomalous": len(self.pairs) - normal,
+            "place_unknown": sum(is_place_unknown(pair) for pair in self.pairs),
             "normal": normal,
             "skipped": len(self.problems),
             "problems": self.problems,
@@ -105,6 +113,11 @@ def _build_into(
     return Built(pairs, len(samples), problems.messages)
 
 
+def is_place_unknown(pair: Pair) -> bool:
+    """Whether a pair is abnormal and neither boxes nor a mask say where."""
+    return pair.anomalous is True and pair.boxes is None and pair.mask is None
+
+
 def write_manifest(path: Path, pairs: Sequence[Pair]) -> None:
     """Write pairs as a manifest that is there whole or not at all. Raises ManifestError, InputError."""
     if not pairs:
@@ -121,7 +134,14 @@ def read_samples(
     source: str, root: Path, options: BuildOptions, problems: Problems = refuse, *, progress: bool = True
 ) -> list[Sample]:
     """The samples of a data set that can be used, each picture once. Raises OptionError, ManifestError, ImageError."""
-    read = find_source(source).read
+    entry = find_source(source)
+    read = entry.read
+    if options.unmasked == "unknown":
+        if entry.read_unmasked is None:
+            raise OptionError(
+                f"--unmasked unknown: {source} needs a mask or boxes for each defect; leave the option out"
+            )
+        read = entry.read_unmasked
     if not is_storable(str(root)):
         raise InputError(f"{str(root)!r}: not UTF-8; a manifest could not name it, so rename the folder")
     found = list(track(read(root, problems), f"reading {source}", shown=progress))
@@ -130,7 +150,7 @@ def read_samples(
         if name not in known:
             raise OptionError(f"category {name!r}: not in {root}; expected some of {', '.join(sorted(known))}")
     wanted = [sample for sample in found if not options.categories or sample.category in options.categories]
-    samples = list(_distinct(wanted, root, problems))
+    samples = list(_agreeing(list(_distinct(wanted, root, problems)), problems))
     return list(_sound(samples, problems, progress)) if options.check else samples
 
 
@@ -150,24 +170,29 @@ def make_pairs(
     """
     total = len(choose_targets(samples, options.pairing)) * options.pairing.references
     matches = match_samples(samples, options.pairing, problems, embed=embed)
-    truth: tuple[Sample, tuple[Boxes | None, Path | None] | None] | None = None
+    truth: tuple[Sample, _Truth | None] | None = None
     for match in track(matches, f"pairing {source}", total, shown=progress):
         # The references of one target follow each other: its mask is read, or reported, once.
         if truth is None or truth[0] is not match.target:
-            truth = match.target, attempt(problems, _truth, match.target, placer, options.boxes)
+            truth = match.target, attempt(problems, _truth, match.target, placer, options)
         if truth[1] is not None:
             pair = attempt(problems, _pair, source, match, placer, *truth[1], options.group)
             if pair is not None:
                 yield pair
 
 
-def _truth(target: Sample, placer: Placer, wants_boxes: bool) -> tuple[Boxes | None, Path | None]:
-    """Boxes and mask of a target; boxes are left to its mask where that is allowed and possible."""
+def _truth(target: Sample, placer: Placer, options: BuildOptions) -> _Truth:
+    """Boxes and mask of a target; boxes are left to its mask where that is allowed and possible, or unknown."""
+    if target.place_unknown:
+        return None, None
     one_file = len(target.masks) == 1 and target.region is None
-    if one_file and target.boxes is None and not wants_boxes:
+    if one_file and target.boxes is None and not options.boxes:
         return None, placer.mask(target, None)
     union = read_union(target) if target.masks and not (one_file and target.boxes is not None) else None
-    return sample_boxes(target, union), placer.mask(target, union)
+    boxes = sample_boxes(target, union)
+    if target.boxes is not None and target.region is None and options.sizes and not target.is_normal:
+        boxes = check_boxes(target, boxes, *image_size(target.image))
+    return boxes, placer.mask(target, union)
 
 
 def _pair(source: str, match: Match, placer: Placer, boxes: Boxes | None, mask: Path | None, group: str | None) -> Pair:
@@ -190,22 +215,40 @@ def _pair(source: str, match: Match, placer: Placer, boxes: Boxes | None, mask: 
         boxes=boxes,
         mask=mask,
         group=group,
+        anomalous=not target.is_normal,
         extra={name: value for name, value in facts.items() if value},
     )
 
 
 def _distinct(samples: Sequence[Sample], root: Path, problems: Problems) -> Iterator[Sample]:
-    """Samples that lie below the root, each once."""
-    seen = set()
+    """Samples that lie below the root, each once; none of those that stand as good and as defective."""
+    found: dict[tuple[str, object], list[Sample]] = {}
     for sample in samples:
         place = attempt(problems, _place, sample, root)
-        if place is None:
+        if place is not None:
+            found.setdefault(place, []).append(sample)
+    for members in found.values():
+        if len({sample.is_normal for sample in members}) > 1:
+            problems(f"{members[0].image}: listed as good and as defective; mend the labels that name it")
             continue
-        if place in seen:
-            problems(f"{sample.image}: listed twice; expected each picture once, so mend the labels that name it")
-            continue
-        seen.add(place)
-        yield sample
+        for sample in members[1:]:
+            problems(f"{sample.image}: listed twice; expected each image once, so mend the labels that name it")
+        yield members[0]
+
+
+def _agreeing(samples: Sequence[Sample], problems: Problems) -> Iterator[Sample]:
+    """Samples of which no copy, byte by byte, is labelled otherwise."""
+    # Tiles of one strip may differ.
+    normal = {sample.image: sample.is_normal for sample in samples if sample.region is None}
+    groups = attempt(problems, Contents().copies, normal, lambda group: len({normal[path] for path in group}) > 1)
+    bad: set[Path] = set()
+    for group in groups or []:
+        good, defective = ([path for path in group if normal[path] is wanted] for wanted in (True, False))
+        problems(
+            f"{good[0]}: the same file as {defective[0]}, but one is good and one defective; remove the one that is wrong"
+        )
+        bad.update(group)
+    return (sample for sample in samples if sample.image not in bad)
 
 
 def _place(sample: Sample, root: Path) -> tuple[str, object]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from differad.boxes import area
 from differad.core import Pair
+from differad.data.build import is_place_unknown
 from differad.data.sources.registry import SOURCES
 from differad.errors import InputError, ManifestError
 from differad.images import image_size
@@ -99,14 +100,15 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 def _counts(pairs: Sequence[Pair]) -> dict[str, int]:
     normal = sum(pair.anomalous is False for pair in pairs)
-    unread = sum(pair.boxes is None and pair.mask is not None for pair in pairs)
+    unread = [pair for pair in pairs if pair.boxes is None and pair.mask is not None]
     targets = len({str(pair.target) for pair in pairs})
     return {
         "pairs": len(pairs),
-        "anomalous": sum(pair.anomalous is True for pair in pairs) + unread,
+        "anomalous": sum(pair.anomalous is True for pair in pairs) + sum(pair.anomalous is None for pair in unread),
+        "place_unknown": sum(map(is_place_unknown, pairs)),
         "normal": normal,
         "targets": targets,
-        "boxes_left_to_masks": unread,
+        "boxes_left_to_masks": len(unread),
     }
 
 
@@ -161,6 +163,8 @@ def _head(card: Mapping[str, Any]) -> list[str]:
     )
     if card["boxes_left_to_masks"]:
         lines.append(f"The boxes of {card['boxes_left_to_masks']} pairs are left to their masks.")
+    if card["place_unknown"]:
+        lines.append(f"{card['place_unknown']} anomalous of unknown place: nobody marked where.")
     lines += [f"\n{note}" for note in card.get("notes", [])]
     lines.append(f"\n`{card['manifest']['name']}`: sha256 `{card['manifest']['sha256']}`")
     if "files" in card:

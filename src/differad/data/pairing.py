@@ -1,8 +1,8 @@
 """A reference for each sample to inspect: the one that the data set gives, the most similar good part, or one by chance.
 
-A reference is a good part of the same category and view, never the target itself nor a picture of the same physical
-part. Good parts of the train split serve first; a view without any falls back to all its good parts. Pictures are
-opened for "nearest" only.
+A reference is a good part of the same category and view, never the target itself, a copy of its file, nor an image of the
+same physical part. Good parts of the train split serve first; a view without any falls back to all its good parts. Images are
+decoded for "nearest" only; a file is read besides where it has the size of the target's, and may be a copy of it.
 """
 
 import zlib
@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from differad.data.copies import Contents
 from differad.data.sources.sample import Problems, Region, Sample, attempt, refuse
 from differad.data.thumbnails import Thumbnail, read_region, read_thumbnail
 from differad.errors import OptionError
@@ -118,7 +119,8 @@ def match_samples(
     pools = _pools(samples)
     finder = _Finder(pairing, Descriptors(embed), problems)
     for target in choose_targets(samples, pairing):
-        references = finder.find(target, pools.get((target.category, target.view), []))
+        pool = pools.get((target.category, target.view), [])
+        references = finder.find(target, pool)
         if references == [] and not target.is_normal:
             problems(_no_reference(target, pairing.method))
         yield from (Match(target, reference, rank) for rank, reference in enumerate(references or []))
@@ -166,12 +168,6 @@ def _pools(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:
     return {key: [s for s in pool if s.split == "train"] or pool for key, pool in pools.items()}
 
 
-def _may_serve(reference: Sample, target: Sample) -> bool:
-    if (reference.image, reference.region) == (target.image, target.region):
-        return False
-    return not (target.product and reference.product == target.product)
-
-
 class _Finder:
     """Finds the references of one target after the other; what belongs to a pool is worked out once."""
 
@@ -179,6 +175,7 @@ class _Finder:
         self._pairing = pairing
         self._descriptors = descriptors
         self._problems = problems
+        self._contents = Contents()
         self._ready: dict[tuple[str, str], tuple[list[Sample], NDArray[np.float32]]] = {}
 
     def find(self, target: Sample, pool: list[Sample]) -> list[Sample] | None:
@@ -187,6 +184,8 @@ class _Finder:
         None where the target itself cannot be read, which is reported then.
         """
         if target.template is not None:
+            if self._is_copy(target.template, target):
+                return []
             return [Sample(target.template, target.category, True, product=target.product, view=target.view)]
         if self._pairing.method == "given" or not pool:
             return []
@@ -208,8 +207,21 @@ class _Finder:
 
     def _add(self, found: list[Sample], target: Sample, candidate: Sample) -> None:
         is_new = not any(candidate is other for other in found)
-        if len(found) < self._pairing.references and is_new and _may_serve(candidate, target):
+        if len(found) < self._pairing.references and is_new and self._may_serve(candidate, target):
             found.append(candidate)
+
+    def _may_serve(self, reference: Sample, target: Sample) -> bool:
+        """Whether a good part is another one than the target."""
+        if (reference.image, reference.region) == (target.image, target.region):
+            return False
+        if target.product and reference.product == target.product:
+            return False
+        # Tiles of one strip are cut from one file and are no copies of each other.
+        return reference.image == target.image or not self._is_copy(reference.image, target)
+
+    def _is_copy(self, image: Path, target: Sample) -> bool:
+        """Whether a file is the target's or may be, as it cannot be read, which is reported."""
+        return attempt(self._problems, self._contents.same, image, target.image) is not False
 
     def _nearest(self, target: Sample, pool: list[Sample]) -> list[Sample] | None:
         own = self._descriptors.of(target, self._problems)
@@ -236,10 +248,12 @@ class _Finder:
 
 
 def _no_reference(target: Sample, method: str) -> str:
+    if target.template is not None:
+        return f"{target.template}: the same file as {target.image}, which is defective; put the template of a good part there"
     if method == "given":
         return f"{target.image}: the data set gives no template for it; choose --pairing nearest or random"
     view = f" and view {target.view!r}" if target.view else ""
     return (
-        f"{target.image}: no good part of category {target.category!r}{view} to compare it with, other than itself and "
-        "its own part; add one or leave it out (--skip-bad)"
+        f"{target.image}: no good part of category {target.category!r}{view} to compare it with, other than itself, "
+        "copies of it and its own part; add one or leave it out (--skip-bad)"
     )

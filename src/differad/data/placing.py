@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.boxes import Boxes, is_degenerate, no_boxes, to_list
+from differad.boxes import Boxes, clip, is_degenerate, no_boxes, to_list
 from differad.data.masks import boxes_from_mask, read_mask
 from differad.data.sources.sample import Sample
 from differad.data.thumbnails import read_region
@@ -23,6 +23,8 @@ from differad.errors import InputError, ManifestError, OptionError
 from differad.images import image_size, read_image, write_image
 
 FILES = ("point", "copy", "link")
+# By how many pixels a box may pass the edge: what is left of a fraction rounded to whole pixels.
+_ROUNDING = 0.5
 Mask = NDArray[np.bool_]
 # What links between two file systems, or on one without hard links, fail with.
 _NO_HARD_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP})
@@ -124,7 +126,7 @@ def read_union(sample: Sample) -> Mask:
 def sample_boxes(sample: Sample, union: Mask | None = None) -> Boxes:
     """True boxes (N, 4) in pixels of the sample: its own, or those of its masks (`union`, where it was read).
 
-    (0, 4) for a normal sample. Raises ImageError, ManifestError.
+    (0, 4) for a normal sample; one whose place is unknown has none to ask for. Raises ImageError, ManifestError.
     """
     if sample.is_normal:
         return no_boxes()
@@ -142,13 +144,23 @@ def check_sample(sample: Sample) -> None:
         return
     if sample.masks:
         read_union(sample)
-    boxes, (height, width) = sample_boxes(sample), pixels.shape[:2]
+    if not sample.place_unknown:
+        check_boxes(sample, sample_boxes(sample), pixels.shape[1], pixels.shape[0])
+
+
+def check_boxes(sample: Sample, boxes: Boxes, width: int, height: int) -> Boxes:
+    """Boxes of a defective sample cut off at its `width` x `height` pixels, which they may pass by rounding only.
+
+    Raises ManifestError.
+    """
     if len(boxes) == 0 or is_degenerate(boxes).any():
         raise ManifestError(f"{sample.image}: no box that holds any area, but it is defective; mend its labels")
-    if boxes.min() < 0 or (boxes[:, 2:] > (width, height)).any():
+    kept = clip(boxes, width, height)
+    if np.abs(kept - boxes).max() > _ROUNDING:
         raise ManifestError(
             f"{sample.image}: boxes {to_list(boxes)} reach out of its {width}x{height} pixels; mend the labels"
         )
+    return kept
 
 
 @lru_cache(maxsize=4)

@@ -62,7 +62,7 @@ def write_parquet(path: Path, samples: Iterable[Sample]) -> None:
     text, data = arrow.string(), arrow.binary()
     schema = arrow.schema(
         [("id", text), ("category", text), ("kind", text), ("group", text)]
-        + [("boxes", arrow.list_(arrow.list_(arrow.float64(), 4))), ("facts", text)]
+        + [("boxes", arrow.list_(arrow.list_(arrow.float64(), 4))), ("anomalous", arrow.bool_()), ("facts", text)]
         + [(part, data) for part in PARTS]
     )
     stream = iter(samples)
@@ -116,6 +116,7 @@ def _to_row(sample: Sample) -> dict[str, Any]:
         "kind": record.get("kind", ""),
         "group": record.get("group"),
         "boxes": record.get("boxes"),
+        "anomalous": record.get("anomalous"),
         "facts": json.dumps(record.get("facts", {}), ensure_ascii=False, allow_nan=False),
         **{part: getattr(sample, part) for part in PARTS},
     }
@@ -179,6 +180,7 @@ def _to_pair(line: str, parts: dict[str, bytes], place: str) -> Pair:
         category=record.category,
         boxes=boxes,
         group=record.group,
+        anomalous=record.anomalous,
         extra=extra,
     )
 

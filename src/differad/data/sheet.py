@@ -11,6 +11,7 @@ import numpy as np
 
 from differad.boxes import Boxes
 from differad.core import Pair
+from differad.data.build import is_place_unknown
 from differad.data.masks import boxes_from_mask, read_mask
 from differad.drawing import jpeg_data_url, thumbnail
 from differad.errors import ImageError
@@ -68,6 +69,7 @@ def _by_category(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
 def _card(pair: Pair) -> dict[str, Any]:
     kind = str(pair.extra.get("kind", ""))
     card: dict[str, Any] = {"id": pair.id, "kind": kind, "pictures": [], "problem": "", "boxes": 0, "known": True}
+    card["place_unknown"] = is_place_unknown(pair)
     try:
         boxes = _boxes(pair)
         reference, target = read_images(pair.reference, pair.target)

@@ -40,7 +40,9 @@ def test_a_board_without_defects_is_normal(plant):
     assert sample.template is not None
 
 
-@pytest.mark.parametrize("line", ["1 2 3 4", "5 5 5 9 1", "a b c d 1", "1 2 3 nan 1"])
+@pytest.mark.parametrize(
+    "line", ["1 2 3 4", "5 5 5 9 1", "1 2 3 4 1.5", "1 2 3 4_0 1", "1 2 3 4 1 0.9", "a b c d 1", "1 2 3 nan 1"]
+)
 def test_deeppcb_broken_labels(plant, line):
     root = plant({**PCB, "PCBData/group00041/00041_not/00041001.txt": line})
     with pytest.raises(ManifestError, match=r"00041001.txt:1: "):

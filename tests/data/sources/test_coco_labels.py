@@ -228,7 +228,7 @@ def test_images_of_differads_own_export(plant):
 
 
 def test_a_sound_file_gives_no_warning(plant, tmp_path):
-    root = plant({"labels.json": coco(IMAGES, BOXES), "a.jpg": MARK, "b.jpg": MARK})
+    root = plant({"labels.json": coco(IMAGES, BOXES), "a.jpg": (0, 0, 2, 2), "b.jpg": MARK})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         built = build("coco", root, tmp_path / "out", BuildOptions(Pairing("random", 1, None)), progress=False)

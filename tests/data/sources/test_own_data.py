@@ -14,9 +14,9 @@ from differad.errors import ImageError, ManifestError, OptionError
 
 POS_NEG = {
     "lens/pos/a.jpg": None,
-    "lens/pos/a.png": None,
+    "lens/pos/a.png": (1, 1, 4, 3),
     "lens/pos/b.png": None,
-    "lens/pos/b_mask.png": None,
+    "lens/pos/b_mask.png": (1, 1, 4, 3),
     "lens/neg/c.jpg": None,
 }
 
@@ -29,11 +29,12 @@ def test_pos_and_neg_mean_what_the_caller_says(plant, facts):
         ("lens/pos/b.png", "lens", False, ["lens/pos/b_mask.png"]),
     ]
     problems = ProblemList()
-    assert facts(read_neg_defective(root, problems), root) == [
-        ("lens/pos/a.jpg", "lens", True, []),
-        ("lens/pos/b.png", "lens", True, []),
-    ]
-    assert "c.jpg: no mask" in problems.messages[0]
+    assert facts(read_neg_defective(root, problems), root) == []
+    # With the folders the other way round the good parts have masks that mark defects.
+    assert ["a.png: marks a defect, but" in problems.messages[0], "b_mask.png: marks" in problems.messages[1]] == [
+        True
+    ] * 2
+    assert "c.jpg: no mask" in problems.messages[2]
     with pytest.raises(OptionError, match="expected 'pos' or 'neg'"):
         read_pos_neg(root, defective="bad")
 
@@ -80,11 +81,21 @@ def test_folder_with_all_masks_in_one(plant, facts):
     assert facts(read_folder(root), root)[1][3] == ["masks/2.jpg"]
 
 
+def test_masks_beside_the_images_of_a_folder(plant):
+    files = {"good/1.png": None, "good/_mask.png": None, "bad/2.jpg": None, "bad/2_mask.png": None}
+    with pytest.raises(ManifestError, match=r"2_mask.png: its name says that it is the mask of .*2.jpg"):
+        list(read_folder(plant(files)))
+    left = [sample.image.name for sample in read_folder(plant(files), ProblemList())]
+    assert left == ["1.png", "_mask.png", "2.jpg"]
+
+
 def test_folder_broken_layouts(plant):
     with pytest.raises(ManifestError, match="no folder good"):
         read_folder(plant({"images/1.png": None}))
-    with pytest.raises(ManifestError, match="no folder ground_truth; the masks of bad lie there"):
-        read_folder(plant({"good/1.png": None, "bad/2.png": None}, "unmasked"))
+    with pytest.raises(ManifestError, match="train: the name does not say that it holds defects"):
+        read_folder(plant({"good/1.png": None, "train/2.png": None}, "unmasked"))
+    with pytest.raises(ManifestError, match="folders good and ok both have a name for good"):
+        read_folder(plant({"good/1.png": None, "ok/2.png": None}, "twice"))
     with pytest.raises(ManifestError, match="no folder spots"):
         read_folder(plant(FOLDER, "named"), abnormal=("spots",))
     with pytest.raises(ManifestError, match="no folder fine"):
@@ -145,6 +156,14 @@ def test_yolo_layouts(plant, images, labels, split):
     [
         ("0 0.5 0.5", "expected class cx cy width height"),
         ("0 0.5 0.5 100 100", "not pixels"),
+        ("0 0.9 0.5 0.3 0.1", "reaches out of the image"),
+        ("0 0.5 0.5 0.1 0.1 0.87", "labels hold no confidence"),
+        ("0 0.1 0.1 0.9 0.1 0.9 0.9 0.8", "labels hold no confidence"),
+        ("0 0.1 0.1 0.1 0.9 0.1 0.5", "a box without area"),
+        ("0 0.5 nan 0.1 0.1", "'nan' is no number"),
+        ("0 0.5 0.5 1_0 0.1", "'1_0' is no number"),
+        ("0.5 0.5 0.5 0.1 0.1", "class 0.5; expected one of 0, 1 as in data.yaml"),
+        ("7 0.5 0.5 0.1 0.1", "class 7; expected one of 0, 1 as in data.yaml"),
         ("0 0.5 0.5 0 0.5", "without area"),
         ("scratch 0.5 0.5 0.1 0.1", "'scratch' is no number"),
     ],
@@ -156,6 +175,79 @@ def test_yolo_problems(plant, line, message):
     problems = ProblemList()
     assert len(list(read_yolo(root, problems))) == 2
     assert "a.txt" in problems.messages[0]
+
+
+def test_yolo_turned_boxes_and_rows_that_stand_twice(plant):
+    turned = "0 0.25 0.5 0.5 0.25 0.75 0.5 0.5 0.75\n"
+    root = plant({**YOLO, "labels/train/a.txt": turned + turned})
+    assert next(read_yolo(root)).boxes.tolist() == [[3, 2, 9, 6]]  # 0.25 * 12, 0.25 * 8, 0.75 * 12, 0.75 * 8
+
+
+def test_yolo_fractions_are_those_of_the_upright_image(plant):
+    root = plant(YOLO)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (12, 8)).save(root / "images/train/a.jpg", exif=exif)
+    assert next(read_yolo(root)).boxes.tolist() == [[2, 4.5, 6, 7.5], [0, 0, 4, 12]]  # of 8 x 12 pixels
+
+
+def test_yolo_nested_folders(plant):
+    root = plant(
+        {
+            "images/train/lot/a.jpg": (0, 0, 1, 1),
+            "images/train/lot/b.jpg": None,
+            "labels/train/lot/a.txt": "0 0.5 0.5 1 1",
+        }
+    )
+    assert [(s.image.name, s.is_normal, s.split) for s in read_yolo(root)] == [
+        ("a.jpg", False, "train"),
+        ("b.jpg", True, "train"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("label", "image"),
+    [
+        ("labels/validation/c.txt", "images/train/c.jpg"),
+        ("labels/c.txt", "images/train/c.jpg"),
+        ("labels/train/C.txt", "images/train/c.jpg"),
+        ("labels/train/c.TXT", None),
+        ("labels/train/z.txt", None),
+    ],
+)
+def test_yolo_labels_in_another_place(plant, label, image):
+    """An unmatched label is named, and the image that may be its own is no good part, whatever is skipped."""
+    root = plant({**YOLO, "images/train/c.jpg": (0, 0, 1, 1), label: "0 0.5 0.5 1 1"})
+    if label.endswith(".TXT"):
+        assert [s.is_normal for s in read_yolo(root)] == [False, True, False]
+        return
+    with pytest.raises(ManifestError, match=rf"{label}: no image has this label") as error:
+        list(read_yolo(root))
+    assert image is None or str(root / image) in str(error.value)
+    problems = ProblemList()
+    samples = {s.image.name: s.is_normal for s in read_yolo(root, problems)}
+    assert samples == ({"a.jpg": False, "b.jpg": True} | ({} if image else {"c.jpg": True}))
+    assert len(problems.messages) == (2 if image else 1)
+
+
+@pytest.mark.parametrize("extra", ["images/train/a.png", "labels/train/a.TXT"])
+def test_yolo_two_candidates(plant, extra):
+    root = plant({**YOLO, extra: (0, 0, 1, 1) if extra.endswith("png") else ""})
+    with pytest.raises(
+        ManifestError, match=r"a.jpg: one name for .*a.jpg and .*; expected one label for one image"
+    ) as error:
+        list(read_yolo(root))
+    assert str(root / extra) in str(error.value)
+    assert [s.image.name for s in read_yolo(root, ProblemList())] == ["b.jpg", "c.jpg"]
+
+
+def test_yolo_a_folder_without_labels_is_not_good(plant):
+    root = plant({**YOLO, "images/val/d.jpg": None})
+    with pytest.raises(ManifestError, match=r"images/val: no folder .*labels/val; an empty one says"):
+        list(read_yolo(root))
+    assert len(list(read_yolo(root, ProblemList()))) == 3
+    (root / "labels/val").mkdir()
+    assert [s.is_normal for s in read_yolo(root)] == [False, True, True, True]
 
 
 def test_yolo_broken_picture_and_root(plant):

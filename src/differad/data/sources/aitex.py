@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from differad.boxes import Boxes
 from differad.data.masks import boxes_from_mask, read_mask
+from differad.data.sources.inventory import Inventory
 from differad.data.sources.sample import (
     Listing,
     Problems,
@@ -54,9 +55,12 @@ def read_aitex(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
 
     A tile of a defective strip that holds no marked pixel is normal. What is left at the right end is dropped.
     """
-    listing = list_folder(root, problems)
-    listing.require("Defect_images", "Mask_images", "NODefect_images", why="AITEX is unpacked into these three folders")
-    return _samples(listing, problems)
+    inventory = Inventory(problems)
+    listing = list_folder(root, inventory)
+    folders = "Defect_images", "Mask_images", "NODefect_images"
+    listing.require(*folders, why="AITEX is unpacked into these three folders")
+    spare = [f"*/{name}{ending}.png" for name in sorted(UNMARKED) for ending in ("", "_mask")]
+    return inventory.complete(_samples(listing, inventory), root, spare=spare, below=folders)
 
 
 def tiles(width: int, height: int, side: int = TILE) -> list[Region]:
@@ -72,17 +76,19 @@ def tile_boxes(mask: NDArray[np.bool_], region: Region) -> Boxes:
     return boxes_from_mask(mask[y1:y2, x1:x2])
 
 
-def _samples(listing: Listing, problems: Problems) -> Iterator[Sample]:
-    rolls = list_if_there(listing, "NODefect_images", problems)
+def _samples(listing: Listing, inventory: Inventory) -> Iterator[Sample]:
+    rolls = list_if_there(listing, "NODefect_images", inventory)
     for roll in rolls.folders:
-        pictures = list_folder(rolls.path / roll, problems)
+        pictures = list_folder(rolls.path / roll, inventory)
         for file in pictures.images:
-            yield from attempt(problems, _normal_tiles, pictures.path / file) or []
-    pictures = list_if_there(listing, "Defect_images", problems)
-    masks = list_if_there(listing, "Mask_images", problems)
+            inventory.account_for(pictures.path / file)
+            yield from attempt(inventory, _normal_tiles, pictures.path / file) or []
+    pictures = list_if_there(listing, "Defect_images", inventory)
+    masks = list_if_there(listing, "Mask_images", inventory)
     for file in pictures.images:
         if stem(file) not in UNMARKED:
-            yield from attempt(problems, _defective_tiles, pictures.path / file, masks) or []
+            inventory.account_for(pictures.path / file, *_masks(pictures.path / file, masks))
+            yield from attempt(inventory, _defective_tiles, pictures.path / file, masks) or []
 
 
 def _normal_tiles(image: Path) -> list[Sample]:
@@ -95,10 +101,9 @@ def _normal_tiles(image: Path) -> list[Sample]:
 
 def _defective_tiles(image: Path, masks: Listing) -> list[Sample]:
     defect, fabric = _codes(image)
-    names = [f"{image.stem}{ending}.png" for ending in ("_mask", "_mask1", "_mask2")]
-    paths = tuple(masks.path / name for name in names if name in masks.known)
+    paths = _masks(image, masks)
     if not paths:
-        raise ManifestError(missing_mask(image, masks.path / names[0]))
+        raise ManifestError(missing_mask(image, masks.path / f"{image.stem}_mask.png"))
     mask = _union(paths, image)
     kind = KINDS.get(defect, defect)
     found = []
@@ -109,6 +114,11 @@ def _defective_tiles(image: Path, masks: Listing) -> list[Sample]:
             tile = replace(tile, is_normal=False, masks=paths, boxes=boxes, kind=kind)
         found.append(tile)
     return found
+
+
+def _masks(image: Path, masks: Listing) -> tuple[Path, ...]:
+    names = [f"{image.stem}{ending}.png" for ending in ("_mask", "_mask1", "_mask2")]
+    return tuple(masks.path / name for name in names if name in masks.known)
 
 
 def _union(paths: tuple[Path, ...], image: Path) -> NDArray[np.bool_]:

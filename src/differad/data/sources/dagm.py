@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from differad.boxes import Boxes, as_boxes, clip
+from differad.boxes import Boxes, as_boxes, clip, is_degenerate, no_boxes
+from differad.data.sources.inventory import Inventory
 from differad.data.sources.sample import (
     Listing,
     Problems,
@@ -33,17 +34,19 @@ SIDE = 512  # every picture is 512 x 512, and some ellipses reach over its edge
 
 def read_dagm(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
     """DAGM 2007 in either version, told apart class by class. Raises ManifestError."""
-    listing = list_folder(root, problems)
+    inventory = Inventory(problems)
+    listing = list_folder(root, inventory)
     names = [name for name in listing.folders if name.startswith("Class") and not name.endswith("_def")]
     if not names:
         raise ManifestError(f"{root}: no folder Class1; DAGM 2007 keeps each texture in ClassN")
-    classes = [_unnested(list_folder(root / name, problems), problems) for name in names]
+    classes = [_unnested(list_folder(root / name, inventory), inventory) for name in names]
     for name, folder in zip(names, classes, strict=True):
         if "Train" not in folder.folders and f"{name}_def" not in listing.folders:
             raise ManifestError(
                 f"{folder.path}: no folder Train and no {name}_def beside it; one of them holds defects"
             )
-    return (sample for folder in classes for sample in _class_samples(folder, problems))
+    samples = (sample for folder in classes for sample in _class_samples(folder, inventory))
+    return inventory.complete(samples, root, spare=("*/[Ll]abels.txt",))
 
 
 def ellipse_box(major: float, minor: float, angle: float, x: float, y: float) -> Boxes:
@@ -73,28 +76,35 @@ def _class_samples(folder: Listing, problems: Problems) -> Iterator[Sample]:
 
 def _masked_samples(folder: Listing, split: str, problems: Problems) -> Iterator[Sample]:
     label = list_if_there(folder, "Label", problems)
-    flagged = _flagged(label, problems)
+    flags = _flags(label, problems)
     name = folder.path.parent.name
+    for file in sorted(set(flags) - folder.known):
+        problems(f"{label.path / 'Labels.txt'}: names {file}, which is not in {folder.path}; unpack the data set again")
     for file in folder.images:
         mask = label.find(f"{stem(file)}_label.PNG", f"{stem(file)}_label.png")
-        if mask is not None:
+        if mask is not None and flags.get(file, True):
             yield Sample(folder.path / file, name, False, (mask,), kind="defect", split=split)
-        elif file in flagged:
+        elif mask is not None:
+            problems(f"{folder.path / file}: has a mask and is good in Labels.txt; mend one of them")
+            problems(f"{mask}: belongs to {file}, which is good in Labels.txt; mend one of them")
+        elif flags.get(file):
             problems(missing_mask(folder.path / file, label.path / f"{stem(file)}_label.PNG"))
         else:
             yield Sample(folder.path / file, name, True, split=split)
 
 
-def _flagged(label: Listing, problems: Problems) -> set[str]:
-    """Pictures that Labels.txt calls defective; none where the file is absent, as masks alone tell then."""
+def _flags(label: Listing, problems: Problems) -> dict[str, bool]:
+    """Whether Labels.txt calls an image defective; empty where the file is absent, as masks alone tell then."""
     path = label.find("Labels.txt", "labels.txt")
     lines = (attempt(problems, read_lines, path) or []) if path else []
     fields = [line.split() for _, line in lines]
-    return {columns[2] for columns in fields if len(columns) >= 3 and columns[1] == "1"}
+    return {columns[2]: columns[1] == "1" for columns in fields if len(columns) >= 3}
 
 
 def _ellipse_samples(folder: Listing, name: str, problems: Problems) -> Iterator[Sample]:
     boxes = _ellipses(folder)
+    for number in sorted(set(boxes) - {stem(file) for file in folder.images}):
+        problems(f"{folder.path / 'labels.txt'}: image {number} is not in {folder.path}; unpack the data set again")
     for file in folder.images:
         if stem(file) in boxes:
             yield Sample(folder.path / file, name, False, boxes=boxes[stem(file)], kind="defect")
@@ -109,9 +119,14 @@ def _ellipses(folder: Listing) -> dict[str, Boxes]:
     fields = read_text(path).split()
     if len(fields) % 6:
         raise ManifestError(f"{path}: {len(fields)} values; expected six a picture: number, axes, angle, x, y")
-    found = {}
+    found: dict[str, Boxes] = {}
     for start in range(0, len(fields), 6):
-        picture, *values = fields[start : start + 6]
-        major, minor, angle, x, y = numbers(values, f"{path}: picture {picture}")
-        found[stem(picture)] = clip(ellipse_box(major, minor, angle, x, y), SIDE, SIDE)
+        number, *values = fields[start : start + 6]
+        place = f"{path}: image {number}"
+        major, minor, angle, x, y = numbers(values, place)
+        box = clip(ellipse_box(major, minor, angle, x, y), SIDE, SIDE)
+        if is_degenerate(box).any():
+            raise ManifestError(f"{place}: its ellipse lies outside of {SIDE}x{SIDE} pixels; mend the labels")
+        # An image may stand twice, with a defect each.
+        found[stem(number)] = np.concatenate([found.get(stem(number), no_boxes()), box])
     return found

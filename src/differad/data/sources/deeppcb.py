@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from differad.boxes import as_boxes, is_degenerate
+from differad.data.sources.inventory import Inventory
 from differad.data.sources.sample import (
     Listing,
     Problems,
@@ -31,28 +32,31 @@ def read_deeppcb(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
 
     Templates are no samples of their own: a board's only good picture is its template, which has no other reference.
     """
-    listing = list_folder(root, problems)
+    inventory = Inventory(problems)
+    listing = list_folder(root, inventory)
     if "PCBData" in listing.folders:
-        listing = list_folder(root / "PCBData", problems)
+        listing = list_folder(root / "PCBData", inventory)
     groups = [name for name in listing.folders if name.startswith("group")]
     if not groups:
         raise ManifestError(f"{root}: no folder PCBData/group00041; DeepPCB keeps its boards in groupNNNNN")
-    return _samples(listing, groups, problems)
+    return inventory.complete(_samples(listing, groups, inventory), listing.path, below=groups)
 
 
-def _samples(listing: Listing, groups: list[str], problems: Problems) -> Iterator[Sample]:
+def _samples(listing: Listing, groups: list[str], inventory: Inventory) -> Iterator[Sample]:
     splits = {**_split(listing, "trainval.txt", "train"), **_split(listing, "test.txt", "test")}
     for group in groups:
-        folders = list_folder(listing.path / group, problems)
+        folders = list_folder(listing.path / group, inventory)
         for board in folders.folders:
             if board.endswith("_not"):
                 continue
-            pictures = list_folder(folders.path / board, problems)
-            labels = list_if_there(folders, f"{board}_not", problems)
+            pictures = list_folder(folders.path / board, inventory)
+            labels = list_if_there(folders, f"{board}_not", inventory)
             for file in pictures.files:
                 if file.endswith(_TEST):
                     name = file.removesuffix(_TEST)
-                    sample = attempt(problems, _sample, pictures, labels, name, splits.get(name, ""))
+                    inventory.account_for(pictures.path / file, pictures.path / f"{name}_temp.jpg")
+                    inventory.account_for(labels.path / f"{name}.txt")
+                    sample = attempt(inventory, _sample, pictures, labels, name, splits.get(name, ""))
                     if sample is not None:
                         yield sample
 
@@ -89,11 +93,14 @@ def _sample(pictures: Listing, labels: Listing, name: str, split: str) -> Sample
         split=split,
         product=name,
         view=name,
+        labels=(path,),
     )
 
 
 def _label(line: str, place: str) -> list[float]:
     values = numbers(line.replace(",", " ").split(), place)
-    if len(values) != 5 or is_degenerate(as_boxes(values[:4])).any():
-        raise ManifestError(f"{place}: {line.strip()!r}; expected x1 y1 x2 y2 type with x1 < x2 and y1 < y2")
+    if len(values) != 5 or values[4] != int(values[4]) or is_degenerate(as_boxes(values[:4])).any():
+        raise ManifestError(
+            f"{place}: {line.strip()!r}; expected x1 y1 x2 y2 and a whole number with x1 < x2 and y1 < y2"
+        )
     return values

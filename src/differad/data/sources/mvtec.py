@@ -7,22 +7,29 @@ mvtec_loco.py, mpdd.py, btech.py) and
 https://github.com/EnquanYang2022/3CAD/blob/main/train_utils/toolbox/datasets/Data_3CAD.py.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from differad.data.sources.inventory import Inventory, check_black
 from differad.data.sources.sample import (
     Listing,
     Problems,
     Sample,
+    attempt,
     folder_name,
     list_folder,
     list_if_there,
     missing_mask,
+    no_image,
     refuse,
     stem,
 )
-from differad.errors import ManifestError
+from differad.errors import InputWarning, ManifestError
+
+# The private test sets of MVTec AD 2 are published without labels.
+_PRIVATE = ("*test_private/*", "*test_private_mixed/*")
 
 
 @dataclass(frozen=True)
@@ -69,16 +76,20 @@ def read_mvtec2(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
     File names are `NNN_LIGHT.png`: the light (`regular`, `overexposed`, `shift_1` …) is the view, since a part seen in
     another light is no fair reference, and the number is the part.
     """
-    categories = _categories(root, Layout("MVTec AD 2"), problems)
+    inventory = Inventory(problems)
+    categories = _categories(root, Layout("MVTec AD 2"), inventory)
     for category in categories:
-        category.require("test_public", why="MVTec AD 2 keeps its labelled test pictures there")
-    return (sample for category in categories for sample in _light_samples(category, problems))
+        category.require("test_public", why="MVTec AD 2 keeps its labelled test images there")
+    samples = (sample for category in categories for sample in _light_samples(category, inventory))
+    return inventory.complete(samples, root, spare=_PRIVATE)
 
 
 def read_layout(root: Path, layout: Layout, problems: Problems = refuse) -> Iterator[Sample]:
     """Any data set in this layout, category by category in order of their names. Raises ManifestError."""
-    categories = _categories(root, layout, problems)
-    return (sample for category in categories for sample in _category_samples(category, layout, problems))
+    inventory = Inventory(problems)
+    categories = _categories(root, layout, inventory)
+    samples = (sample for category in categories for sample in _category_samples(category, layout, inventory))
+    return inventory.complete(samples, root)
 
 
 def _categories(root: Path, layout: Layout, problems: Problems) -> list[Listing]:
@@ -100,37 +111,47 @@ def _categories(root: Path, layout: Layout, problems: Problems) -> list[Listing]
 def _category_samples(category: Listing, layout: Layout, problems: Problems) -> Iterator[Sample]:
     name = folder_name(category.path)
     truth = list_if_there(category, "ground_truth", problems)
+    if "test" not in category.folders:
+        warnings.warn(f"{category.path}: no folder test; only good parts are read there", InputWarning, stacklevel=2)
     for split in ("train", "validation", "test"):
         parts = list_if_there(category, split, problems)
         for kind in parts.folders:
-            pictures = list_folder(parts.path / kind, problems)
-            if kind == layout.good:
-                yield from (Sample(pictures.path / file, name, True, split=split) for file in pictures.images)
-                continue
+            images = list_folder(parts.path / kind, problems)
+            if images.files and not any(images.images):
+                problems(no_image(images.path))
             find = _mask_finder(list_if_there(truth, kind, problems), layout, problems)
-            for file in pictures.images:
-                image = pictures.path / file
-                masks = find(image)
-                if masks:
-                    yield Sample(image, name, False, masks, kind=kind, split=split)
+            draft = Sample(
+                images.path, name, kind == layout.good, kind="" if kind == layout.good else kind, split=split
+            )
+            for file in images.images:
+                sample = attempt(problems, _with_masks, replace(draft, image=images.path / file), *find(file))
+                if sample is not None:
+                    yield sample
 
 
-def _mask_finder(folder: Listing, layout: Layout, problems: Problems) -> Callable[[Path], tuple[Path, ...]]:
-    """A function from a picture to its masks; none after a report that they are missing."""
+def _with_masks(draft: Sample, masks: tuple[Path, ...], place: Path) -> Sample:
+    """The draft with its masks, of which a good part may have black ones. Raises ManifestError, ImageError."""
+    if draft.is_normal:
+        # Masks lie by kind alone, so those of good parts speak of the test set, where numbers begin anew.
+        masks = masks if draft.split == "test" else ()
+        check_black(masks, draft.image)
+        return replace(draft, labels=masks)
+    if not masks:
+        raise ManifestError(missing_mask(draft.image, place))
+    return replace(draft, masks=masks)
 
-    def one(image: Path) -> tuple[Path, ...]:
-        names = [image.stem + ending for ending in layout.endings]
+
+def _mask_finder(folder: Listing, layout: Layout, problems: Problems) -> Callable[[str], tuple[tuple[Path, ...], Path]]:
+    """A function from an image's name to its masks, and where they should lie if there are none."""
+
+    def one(file: str) -> tuple[tuple[Path, ...], Path]:
+        names = [stem(file) + ending for ending in layout.endings]
         mask = folder.find(*names)
-        if mask is None:
-            problems(missing_mask(image, *(folder.path / name for name in names)))
-        return () if mask is None else (mask,)
+        return () if mask is None else (mask,), folder.path / names[0]
 
-    def many(image: Path) -> tuple[Path, ...]:
-        own = list_if_there(folder, image.stem, problems)
-        masks = tuple(own.path / name for name in own.images)
-        if not masks:
-            problems(missing_mask(image, own.path / "000.png"))
-        return masks
+    def many(file: str) -> tuple[tuple[Path, ...], Path]:
+        own = list_if_there(folder, stem(file), problems)
+        return tuple(own.path / name for name in own.images), own.path / "000.png"
 
     return many if layout.many_masks else one
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from differad.data.manifest import parse_line
+from differad.data.sources.inventory import Inventory, check_black
 from differad.data.sources.sample import (
     FileIndex,
     Problems,
@@ -30,6 +31,7 @@ from differad.errors import ManifestError
 
 # The largest pictures that most downloads have come first; `realiad_raw` is ten times their size.
 _IMAGE_FOLDERS = ("realiad_1024", "realiad_raw", "realiad_512", "realiad_256")
+_LABELS = "realiad_jsons"
 _VIEW = re.compile(r"_(C\d)_")
 
 
@@ -49,16 +51,20 @@ class _Document(BaseModel):
     test: list[_Entry] = []
 
 
-def read_real_iad(root: Path, problems: Problems = refuse, *, labels: str = "realiad_jsons") -> Iterator[Sample]:
+def read_real_iad(root: Path, problems: Problems = refuse, *, labels: str = _LABELS) -> Iterator[Sample]:
     """Real-IAD with the labels of folder `labels` (`realiad_jsons_sv`: one view only). Raises ManifestError."""
-    listing = list_folder(root, problems)
+    inventory = Inventory(problems)
+    listing = list_folder(root, inventory)
     images = next((root / name for name in _IMAGE_FOLDERS if name in listing.folders), None)
     if images is None:
         raise ManifestError(f"{root}: no folder {_IMAGE_FOLDERS[0]}; Real-IAD keeps OBJECT/OK and OBJECT/NG there")
-    documents = [path for path in _label_files(root, labels, problems) if (images / stem(path.name)).is_dir()]
+    documents = [path for path in _label_files(root, labels, inventory) if (images / stem(path.name)).is_dir()]
     if not documents:
         raise ManifestError(f"{images}: no folder of an object that {labels} names; unpack the objects there")
-    return (sample for path in documents for sample in _object_samples(path, images / stem(path.name), problems))
+    samples = (s for path in documents for s in _object_samples(path, images / stem(path.name), inventory))
+    # A camera that does not see a defect may have a mask of it; labels other than the whole ones leave images out.
+    spare = ("*.png",) if labels == _LABELS else ("*.png", "*.jpg")
+    return inventory.complete(samples, root, spare=spare, below=(images.name,))
 
 
 def _label_files(root: Path, labels: str, problems: Problems) -> list[Path]:
@@ -71,13 +77,14 @@ def _label_files(root: Path, labels: str, problems: Problems) -> list[Path]:
     raise ManifestError(f"{root}: no {labels}/OBJECT.json; unpack realiad_jsons.zip there")
 
 
-def _object_samples(path: Path, folder: Path, problems: Problems) -> Iterator[Sample]:
+def _object_samples(path: Path, folder: Path, inventory: Inventory) -> Iterator[Sample]:
     document = parse_line(_Document, read_text(path), str(path))
-    files = FileIndex(problems)
+    files = FileIndex(inventory)
     for split, entries in (("train", document.train), ("test", document.test)):
         build = partial(_sample, folder=folder, split=split, normal=document.meta.normal_class, files=files)
         for number, entry in enumerate(entries):
-            sample = attempt(problems, build, entry, place=f"{path}: {split}.{number}")
+            inventory.account_for(folder / entry.image_path)
+            sample = attempt(inventory, build, entry, place=f"{path}: {split}.{number}")
             if sample is not None:
                 yield sample
 
@@ -88,19 +95,21 @@ def _sample(entry: _Entry, place: str, folder: Path, split: str, normal: str, fi
         raise ManifestError(f"{place}: {image} is not there; unpack the object again")
     view = _VIEW.search(image.name)
     is_normal = entry.anomaly_class == normal
-    masks: tuple[Path, ...] = ()
-    if not is_normal:
-        masks = (inside(folder, entry.mask_path, place),) if entry.mask_path else ()
-        if not masks or masks[0] not in files:
-            raise ManifestError(missing_mask(image, *(masks or (image.with_suffix(".png"),))))
+    named = (inside(folder, entry.mask_path, place),) if entry.mask_path else ()
+    masks = tuple(path for path in named if path in files)
+    if is_normal:
+        check_black(masks, image)
+    elif not masks:
+        raise ManifestError(missing_mask(image, *(named or (image.with_suffix(".png"),))))
     return Sample(
         image,
         folder.name,
         is_normal,
-        masks,
+        () if is_normal else masks,
         kind="" if is_normal else entry.anomaly_class,
         split=split,
         # OBJECT/NG/BX/S0001 or OBJECT/OK/S0001: one folder per part.
         product=f"{folder.name}/{image.parent.relative_to(folder).as_posix()}",
         view=view.group(1) if view else "",
+        labels=masks if is_normal else (),
     )

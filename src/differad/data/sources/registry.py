@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -29,13 +30,17 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its reader, what it is in a line, its terms, where to get it, and the layout below its root."""
+    """A data set: its reader, what it is in a line, its terms, where to get it, and the layout below its root.
+
+    `read_unmasked` is the reader that takes defects without a mask as at an unknown place, where the layout has such.
+    """
 
     read: Reader
     title: str
     licence: str
     url: str
     layout: str
+    read_unmasked: Reader | None = None
 
 
 _NC_SA = "CC BY-NC-SA 4.0"
@@ -153,6 +158,7 @@ SOURCES: dict[str, Source] = {
         _OWN,
         "docs/sources.md",
         "[PRODUCT/]{pos,neg}/NAME.jpg, pos/NAME_mask.png",
+        partial(read_pos_defective, unmasked=True),
     ),
     "neg_defective": Source(
         read_neg_defective,
@@ -160,13 +166,15 @@ SOURCES: dict[str, Source] = {
         _OWN,
         "docs/sources.md",
         "[PRODUCT/]{pos,neg}/NAME.jpg, neg/NAME_mask.png",
+        partial(read_neg_defective, unmasked=True),
     ),
     "folder": Source(
         read_folder,
-        "Anomalib's Folder: good parts, defects and masks in folders",
+        "Anomalib's Folder: good parts, defects and, where there are any, masks in folders",
         _OWN,
         "docs/sources.md",
-        "good/NAME.png, KIND/NAME.png, ground_truth/[KIND/]NAME.png",
+        "good/NAME.png, KIND/NAME.png, ground_truth/[KIND/]NAME.png (or no masks at all)",
+        partial(read_folder, unmasked=True),
     ),
     "coco": Source(
         read_coco,

@@ -5,6 +5,7 @@ the disk, so that 50,000 files are indexed in seconds.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -16,6 +17,9 @@ from differad.boxes import Boxes, as_boxes
 from differad.errors import ImageError, InputError, ManifestError
 
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+# What operating systems and archivers leave in folders; hidden files are passed over too.
+JUNK = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"})
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 Problems = Callable[[str], None]
 Region = tuple[int, int, int, int]
 Arguments = ParamSpec("Arguments")
@@ -27,7 +31,9 @@ class Sample:
     """One picture of a data set and what the data set says of it.
 
     `boxes` (N, 4) are pixels of the image, or of `region` where there is one; None leaves them to the masks. A normal
-    sample has neither masks nor boxes that mark anything. `template` is a reference that the data set itself gives.
+    sample has neither masks nor boxes that mark anything; a defective one without either has its defect at an unknown
+    place. `labels` are further files that belong to this image alone: the text that its boxes came from, the black mask
+    of a good part. `template` is a reference that the data set itself gives.
     `product` names the physical part (two samples of one part must not stand on both sides of a split) and `view` the
     camera, exposure or pose; a reference must match the view. `region` is x1, y1, x2, y2 in pixels, x2/y2 exclusive.
     """
@@ -43,10 +49,16 @@ class Sample:
     product: str = ""
     view: str = ""
     region: Region | None = None
+    labels: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.boxes is not None:
             object.__setattr__(self, "boxes", as_boxes(self.boxes))
+
+    @property
+    def place_unknown(self) -> bool:
+        """Whether the sample is defective and nobody marked where."""
+        return not self.is_normal and not self.masks and self.boxes is None
 
 
 def refuse(message: str) -> None:
@@ -80,6 +92,11 @@ def missing_mask(image: Path, *places: Path) -> str:
     """The message for a defective part of which no mask is found at any of `places`."""
     tried = " or ".join(str(place) for place in places)
     return f"{image}: no mask at {tried}; a defective part needs one, so add it or leave the part out (--skip-bad)"
+
+
+def no_image(folder: Path) -> str:
+    """The message for a folder that should hold images and holds none that is read."""
+    return f"{folder}: holds no image; expected {', '.join(sorted(IMAGE_ENDINGS))}, so add them or remove the folder"
 
 
 @dataclass(frozen=True)
@@ -122,7 +139,7 @@ class FileIndex:
 
 
 def list_folder(path: Path, problems: Problems = refuse) -> Listing:
-    """List a folder; names that are not UTF-8 and hidden ones are left out, the former reported.
+    """List a folder; names that are not UTF-8 are left out and reported, hidden ones, junk and earlier builds left out.
 
     Raises ManifestError where `path` is no folder that can be read.
     """
@@ -133,7 +150,7 @@ def list_folder(path: Path, problems: Problems = refuse) -> Listing:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if not is_storable(entry.name):
                     problems(f"{path}: file name {entry.name!r} is not UTF-8; rename the file")
-                elif not entry.name.startswith("."):
+                elif not (entry.name.startswith(".") or entry.name.lower() in JUNK or _is_built(entry)):
                     (folders if entry.is_dir() else files).append(entry.name)
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such folder; give the folder that holds the data set") from None
@@ -144,10 +161,34 @@ def list_folder(path: Path, problems: Problems = refuse) -> Listing:
     return Listing(path, tuple(folders), tuple(files), frozenset(files))
 
 
+def _is_built(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder holds a manifest: what was built from a data set is no part of it."""
+    return entry.is_dir() and Path(entry.path, "pairs.jsonl").is_file()
+
+
 def list_if_there(parent: Listing, name: str, problems: Problems = refuse) -> Listing:
     """List the folder `name` of `parent`; an empty listing where it is not there."""
     path = parent.path / name
     return list_folder(path, problems) if name in parent.folders else Listing(path)
+
+
+def walk(path: Path, problems: Problems = refuse) -> Iterator[Listing]:
+    """The listings of a folder and of all folders below it, parents first; a folder that links lead to twice comes once.
+
+    Raises ManifestError.
+    """
+    seen: set[tuple[int, int]] = set()
+    waiting = [path]
+    while waiting:
+        folder = waiting.pop()
+        facts = folder.stat() if folder.exists() else None
+        if facts is not None and (facts.st_dev, facts.st_ino) in seen:
+            continue
+        if facts is not None:
+            seen.add((facts.st_dev, facts.st_ino))
+        listing = list_folder(folder, problems)
+        yield listing
+        waiting += [folder / name for name in reversed(listing.folders)]
 
 
 def is_image(name: str) -> bool:
@@ -213,13 +254,10 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def numbers(fields: Iterable[str], place: str) -> list[float]:
-    """Fields of a label line as finite numbers. Raises ManifestError."""
+    """Fields of a label line as finite numbers, written plainly (`1_0` is none). Raises ManifestError."""
     values = []
     for text in fields:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
+        value = float(text) if _NUMBER.fullmatch(text.strip()) else float("nan")
         if not abs(value) < float("inf"):
             raise ManifestError(f"{place}: {text.strip()!r} is no number; mend the label file")
         values.append(value)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from differad.data.sources.inventory import Inventory
 from differad.data.sources.sample import (
     Listing,
     Problems,
@@ -28,59 +29,69 @@ from differad.errors import ManifestError
 
 def read_kolektor(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
     """KolektorSDD; the commutator is the part. Raises ManifestError."""
-    listing = list_folder(root, problems)
+    inventory = Inventory(problems)
+    listing = list_folder(root, inventory)
     names = [name for name in listing.folders if name.startswith("kos")]
     if not names:
         raise ManifestError(f"{root}: no folder kos01; KolektorSDD keeps the pictures of each commutator in kosNN")
-    return (sample for name in names for sample in _commutator_samples(list_folder(root / name, problems), problems))
+    folders = [list_folder(root / name, inventory) for name in names]
+    return inventory.complete((s for folder in folders for s in _commutator_samples(folder, inventory)), root)
 
 
 def read_kolektor2(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
     """KolektorSDD2. Raises ManifestError."""
-    listing = list_folder(root, problems)
+    inventory = Inventory(problems)
+    listing = list_folder(root, inventory)
     listing.require("train", "test", why="KolektorSDD2 keeps its pictures there, each with a mask ID_GT.png")
-    return (
+    samples = (
         sample
         for split in ("train", "test")
-        for sample in _marked_samples(list_if_there(listing, split, problems), split, problems)
+        for sample in _marked_samples(list_if_there(listing, split, inventory), split, inventory)
     )
+    return inventory.complete(samples, root)
 
 
 def read_magnetic_tile(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
     """Magnetic tiles; the kind is the folder's name without `MT_`. Raises ManifestError."""
-    listing = list_folder(root, problems)
+    inventory = Inventory(problems)
+    listing = list_folder(root, inventory)
     names = [name for name in listing.folders if name.startswith("MT_")]
     if not names:
         raise ManifestError(f"{root}: no folder MT_Free; the magnetic tiles lie in MT_KIND/Imgs")
-    kinds = [list_folder(root / name, problems) for name in names]
+    kinds = [list_folder(root / name, inventory) for name in names]
     for kind in kinds:
         kind.require("Imgs", why="the magnetic tiles of a kind lie there, a .jpg and a .png mask each")
-    return (sample for kind in kinds for sample in _tile_samples(kind, problems))
+    samples = (sample for kind in kinds for sample in _tile_samples(kind, inventory))
+    # The published archive has a mask beside every good tile; figures of its repository lie outside of MT_*.
+    return inventory.complete(samples, root, spare=("MT_Free/Imgs/*.png",), below=names)
 
 
-def _commutator_samples(folder: Listing, problems: Problems) -> Iterator[Sample]:
+def _commutator_samples(folder: Listing, inventory: Inventory) -> Iterator[Sample]:
     for file in folder.images:
         if not stem(file).endswith("_label"):
             sample = Sample(folder.path / file, "kolektor_sdd", True, product=folder.path.name)
-            yield from _judged(sample, folder, f"{stem(file)}_label.bmp", problems)
+            yield from _judged(sample, folder, f"{stem(file)}_label.bmp", inventory)
 
 
-def _marked_samples(folder: Listing, split: str, problems: Problems) -> Iterator[Sample]:
+def _marked_samples(folder: Listing, split: str, inventory: Inventory) -> Iterator[Sample]:
     for file in folder.images:
         if not stem(file).endswith("_GT"):
             sample = Sample(folder.path / file, "kolektor_sdd2", True, split=split)
-            yield from _judged(sample, folder, f"{stem(file)}_GT.png", problems)
+            yield from _judged(sample, folder, f"{stem(file)}_GT.png", inventory)
 
 
-def _judged(sample: Sample, folder: Listing, mask: str, problems: Problems) -> Iterator[Sample]:
+def _judged(sample: Sample, folder: Listing, mask: str, inventory: Inventory) -> Iterator[Sample]:
     """The sample, defective if its mask marks anything; nothing where the mask is missing or broken."""
     path = folder.find(mask)
+    inventory.account_for(sample.image)
     if path is None:
-        problems(f"{sample.image}: no mask {mask} beside it; good parts have a black one, so unpack the data again")
+        inventory(f"{sample.image}: no mask {mask} beside it; good parts have a black one, so unpack the data again")
         return
-    marked = attempt(problems, marks_anything, path)
-    if marked is not None:
-        yield replace(sample, is_normal=False, masks=(path,), kind="defect") if marked else sample
+    marked = attempt(inventory, marks_anything, path)
+    if marked:
+        yield replace(sample, is_normal=False, masks=(path,), kind="defect")
+    elif marked is not None:
+        yield replace(sample, labels=(path,))
 
 
 def _tile_samples(kind: Listing, problems: Problems) -> Iterator[Sample]:

@@ -10,6 +10,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from differad.data.sources.inventory import Inventory
 from differad.data.sources.mvtec import Layout, read_layout
 from differad.data.sources.sample import (
     FileIndex,
@@ -34,14 +35,16 @@ _KIND_COLUMNS = ("image", "label", "mask")
 
 def read_visa(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
     """VisA as published, or as the authors' script rearranges it. Raises ManifestError."""
-    listing = list_folder(root, problems)
+    inventory = Inventory(problems)
+    listing = list_folder(root, inventory)
     if "split_csv" in listing.folders:
         table = _read_table(root / "split_csv" / "1cls.csv", _SPLIT_COLUMNS)
-        return _listed_samples(root, table, problems)
-    objects = [list_folder(root / name, problems) for name in listing.folders]
+        return inventory.complete(_listed_samples(root, table, inventory), root)
+    objects = [list_folder(root / name, inventory) for name in listing.folders]
     raw = [folder for folder in objects if "Data" in folder.folders]
     if raw:
-        return (sample for folder in raw for sample in _folder_samples(folder, problems))
+        samples = (sample for folder in raw for sample in _folder_samples(folder, inventory))
+        return inventory.complete(samples, root)
     if any("train" in folder.folders for folder in (listing, *objects)):
         return read_layout(root, Layout("VisA", endings=(".png",)), problems)
     raise ManifestError(
@@ -65,6 +68,8 @@ def _listed_sample(root: Path, row: dict[str, str], kinds: dict[str, str], place
     if image not in files:
         raise ManifestError(f"{place}: {image} is not there; unpack the data set again")
     if row["label"] == "normal":
+        if row["mask"].strip():
+            raise ManifestError(f"{image}: normal at {place}, with mask {row['mask']!r}; mend the label or the mask")
         return Sample(image, row["object"], True, split=row["split"])
     mask = inside(root, row["mask"], place)
     if mask not in files:
@@ -76,7 +81,7 @@ def _folder_samples(folder: Listing, problems: Problems) -> Iterator[Sample]:
     name = folder_name(folder.path)
     data = list_folder(folder.path / "Data", problems)
     images = list_if_there(data, "Images", problems)
-    images.require("Normal", why="VisA keeps photographs of good parts there")
+    images.require("Normal", why="VisA keeps images of good parts there")
     masks = list_if_there(list_if_there(data, "Masks", problems), "Anomaly", problems)
     kinds = _kinds(folder.path.parent, name, problems)
     normal = list_folder(images.path / "Normal", problems)

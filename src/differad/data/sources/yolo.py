@@ -1,15 +1,21 @@
-"""YOLO labels: `images/…` and `labels/…` with a line `class cx cy width height` (shares of the picture) per defect.
+"""YOLO labels: `images/…` and `labels/…` with a line `class cx cy width height` (fractions of the image) per defect.
 
-Layouts `images/SPLIT` + `labels/SPLIT`, `SPLIT/images` + `SPLIT/labels`, `images` + `labels`. A picture without a
-label file, or with an empty one, is a good part. Names of classes come from `data.yaml`, read by a small tolerant
-reader, since YAML is no dependency. Format: https://docs.ultralytics.com/datasets/detect/.
+Layouts `images/SPLIT` + `labels/SPLIT`, `SPLIT/images` + `SPLIT/labels`, `images` + `labels`, to any depth: an image and its
+label have the same path below both. An image without a label file, or with an empty one, is a good part; a label file
+without its image is an error. Corners of polygons and of oriented boxes (8 values) become the box around them. Fractions
+are those of the upright image, EXIF orientation applied, as Ultralytics reads it. Names of classes come from
+`data.yaml`, read by a small tolerant reader, since YAML is no dependency. Formats:
+https://docs.ultralytics.com/datasets/detect/, …/segment/, …/obb/.
 """
 
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from differad.boxes import as_boxes, clip, is_degenerate, scale
+from differad.data.sources.inventory import Inventory, report_all
 from differad.data.sources.sample import (
     Listing,
     Problems,
@@ -17,35 +23,37 @@ from differad.data.sources.sample import (
     attempt,
     folder_name,
     list_folder,
-    list_if_there,
     numbers,
     read_lines,
     read_text,
     refuse,
-    stem,
+    walk,
 )
 from differad.errors import ManifestError
 from differad.images import image_size
 
+# What annotation tools and trainers put beside labels.
+_NO_LABELS = frozenset({"classes.txt", "notes.txt", "predefined_classes.txt"})
+_SPARE = ("*.cache", *(f"*/{name}" for name in sorted(_NO_LABELS)))
+# By how much of an image's side a label may reach over its edge.
+_OVERSHOOT = 0.01
+_Fractions = tuple[float, float, float, float]
 _ENTRY = re.compile(r"""^(?:-\s*|(\d+)\s*:\s*)?["']?(.*?)["']?$""")
 
 
 def read_yolo(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
-    """YOLO detection or segmentation labels (polygons become their boxes). Opens the headers of defective pictures.
+    """YOLO labels of detection, segmentation or oriented boxes. Opens the headers of defective images.
 
     Raises ManifestError.
     """
-    listing = list_folder(root, problems)
-    pairs = list(_folder_pairs(listing, problems))
-    if not pairs:
-        raise ManifestError(f"{root}: no folders images and labels; YOLO keeps pictures and their labels there")
+    inventory = Inventory(problems)
+    listing = list_folder(root, inventory)
+    bases = list(_bases(listing, inventory))
+    if not bases:
+        raise ManifestError(f"{root}: no folders images and labels; YOLO keeps images and their labels there")
     path = listing.find("data.yaml", "data.yml", "dataset.yaml")
     names = class_names(read_text(path)) if path else {}
-    return (
-        sample
-        for images, labels, split in pairs
-        for sample in _folder_samples(images, labels, split, folder_name(root), names, problems)
-    )
+    return inventory.complete(_samples(root, _match(bases, inventory), names, inventory), root, spare=_SPARE)
 
 
 def class_names(text: str) -> dict[int, str]:
@@ -63,54 +71,152 @@ def class_names(text: str) -> dict[int, str]:
     return found
 
 
-def _folder_pairs(listing: Listing, problems: Problems) -> Iterator[tuple[Listing, Listing, str]]:
-    images = list_if_there(listing, "images", problems)
-    labels = list_if_there(listing, "labels", problems)
-    if "labels" in listing.folders:
-        if any(images.images):
-            yield images, labels, ""
-        for split in images.folders:
-            yield list_folder(images.path / split, problems), list_if_there(labels, split, problems), split
-    for split in listing.folders:
-        folder = list_folder(listing.path / split, problems)
+@dataclass(frozen=True)
+class _Base:
+    """Two folders whose files belong together by their path below them, and the split that they are of ("": see below)."""
+
+    images: Path
+    labels: Path
+    split: str = ""
+
+    def split_of(self, image: Path) -> str:
+        """The split: of the whole base, else the first folder below `images`."""
+        parts = image.relative_to(self.images).parts
+        return self.split or (parts[0] if len(parts) > 1 else "")
+
+    def key(self, path: Path) -> str:
+        """What an image and its label share: the path below `images` or `labels`, without ending."""
+        top = self.labels if path.is_relative_to(self.labels) else self.images
+        return path.relative_to(top).with_suffix("").as_posix()
+
+
+def _bases(listing: Listing, problems: Problems) -> Iterator[_Base]:
+    if {"images", "labels"} <= set(listing.folders):
+        yield _Base(listing.path / "images", listing.path / "labels")
+    for name in listing.folders:
+        folder = list_folder(listing.path / name, problems)
         if {"images", "labels"} <= set(folder.folders):
-            yield list_if_there(folder, "images", problems), list_if_there(folder, "labels", problems), split
+            yield _Base(folder.path / "images", folder.path / "labels", name)
 
 
-def _folder_samples(
-    images: Listing, labels: Listing, split: str, category: str, names: dict[int, str], problems: Problems
-) -> Iterator[Sample]:
-    for file in images.images:
-        image = images.path / file
-        path = labels.find(f"{stem(file)}.txt")
-        sample = attempt(problems, _sample, image, path, category, split, names)
+@dataclass
+class _Matches:
+    """Images with their label files, the labels that no image has, and the folders whose labels have no folder."""
+
+    found: list[tuple[_Base, Path, Path | None]] = field(default_factory=list)
+    lonely: list[Path] = field(default_factory=list)
+    unlabelled: list[tuple[_Base, Path]] = field(default_factory=list)
+
+    def without_label(self) -> Iterator[Path]:
+        """Images without a label file."""
+        yield from (image for _, image, label in self.found if label is None)
+        for base, folder in self.unlabelled:
+            yield from (base.images / folder / name for name in list_folder(base.images / folder).images)
+
+
+def _match(bases: Sequence[_Base], inventory: Inventory) -> _Matches:
+    """Give each label file to the one image of its name; a name that several have is reported."""
+    matches = _Matches()
+    for base in bases:
+        folders = list(walk(base.labels, inventory))
+        labels: dict[str, list[Path]] = defaultdict(list)
+        for path in (folder.path / name for folder in folders for name in folder.files if _is_label(name)):
+            labels[base.key(path)].append(path)
+        labelled = {folder.path.relative_to(base.labels) for folder in folders}
+        images: dict[str, list[Path]] = defaultdict(list)
+        for listing in walk(base.images, inventory):
+            paths = [listing.path / name for name in listing.images]
+            matches.lonely += [listing.path / name for name in listing.files if _is_label(name)]
+            inventory.account_for(*paths)
+            below = listing.path.relative_to(base.images)
+            if paths and below not in labelled:
+                matches.unlabelled.append((base, below))
+                continue
+            for path in paths:
+                images[base.key(path)].append(path)
+        for key, members in images.items():
+            own = labels.pop(key, [])
+            inventory.account_for(*own)
+            if own and len(members) + len(own) > 2:
+                listed = " and ".join(map(str, (*members, *own)))
+                inventory(
+                    f"{members[0]}: one name for {listed}; expected one label for one image, so rename one of them"
+                )
+            else:
+                matches.found += [(base, image, own[0] if own else None) for image in members]
+        matches.lonely += [path for paths in labels.values() for path in paths]
+    return matches
+
+
+def _is_label(name: str) -> bool:
+    return name.lower().endswith(".txt") and name.lower() not in _NO_LABELS
+
+
+def _samples(root: Path, matches: _Matches, names: dict[int, str], inventory: Inventory) -> Iterator[Sample]:
+    inventory.account_for(*matches.lonely)
+    without = {image.stem.casefold(): image for image in matches.without_label()}
+    report_all([_lonely(path, without) for path in matches.lonely], matches.lonely, root, inventory)
+    for base, below in matches.unlabelled:
+        inventory(
+            f"{base.images / below}: no folder {base.labels / below}; an empty one says that all images here are good"
+        )
+    doubtful = {path.stem.casefold(): path for path in matches.lonely}
+    for base, image, label in matches.found:
+        if label is None and image.stem.casefold() in doubtful:
+            # Only --skip-bad comes here: the label elsewhere may be this image's, so nobody knows that it is good.
+            inventory(
+                f"{image}: no label in its place, but {doubtful[image.stem.casefold()]} has its name; move that label"
+            )
+            continue
+        sample = attempt(inventory, _sample, image, label, folder_name(root), base.split_of(image), names)
         if sample is not None:
             yield sample
 
 
+def _lonely(path: Path, without: Mapping[str, Path]) -> str:
+    image = without.get(path.stem.casefold())
+    if image is None:
+        return f"{path}: no image has this label; add the image or remove the label"
+    return f"{path}: no image has this label, and {image} has none; give both the same path below images and labels"
+
+
 def _sample(image: Path, path: Path | None, category: str, split: str, names: dict[int, str]) -> Sample:
-    rows = [_label(line, f"{path}:{number}") for number, line in read_lines(path)] if path else []
+    # A row that stands twice is one defect, as for YOLO's own trainer.
+    rows = dict.fromkeys(_label(line, f"{path}:{number}", names) for number, line in read_lines(path)) if path else {}
+    labels = (path,) if path else ()
     if not rows:
-        return Sample(image, category, True, split=split)
+        return Sample(image, category, True, split=split, labels=labels)
     width, height = image_size(image)
     boxes = clip(scale(as_boxes([box for _, box in rows]), width, height), width, height)
     if is_degenerate(boxes).any():
-        raise ManifestError(f"{path}: a box without area inside the picture; mend the labels")
+        raise ManifestError(f"{path}: a box without area inside the image; mend the labels")
     kinds = dict.fromkeys(names.get(kind, str(kind)) for kind, _ in rows)
-    return Sample(image, category, False, boxes=boxes, kind="+".join(kinds), split=split)
+    return Sample(image, category, False, boxes=boxes, kind="+".join(kinds), split=split, labels=labels)
 
 
-def _label(line: str, place: str) -> tuple[int, list[float]]:
-    """Class and box, as shares of the picture. Raises ManifestError."""
+def _label(line: str, place: str, names: Mapping[int, str]) -> tuple[int, _Fractions]:
+    """Class and box, as fractions of the image. Raises ManifestError."""
     kind, *values = numbers(line.split(), place)
+    if kind != int(kind) or kind < 0 or (names and int(kind) not in names):
+        expected = f"one of {', '.join(map(str, sorted(names)))} as in data.yaml" if names else "a whole number"
+        raise ManifestError(f"{place}: class {kind:g}; expected {expected}")
     if len(values) == 4:
         cx, cy, width, height = values
-        box = [cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2]
+        box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
     elif len(values) >= 6 and len(values) % 2 == 0:
-        box = [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
+        box = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
+    elif len(values) == 5 or (len(values) > 6 and len(values) % 2):
+        raise ManifestError(
+            f"{place}: {line.strip()!r}: {len(values)} values behind the class; expected 4, or x and y of each corner; "
+            "labels hold no confidence, so take it out"
+        )
     else:
         raise ManifestError(f"{place}: {line.strip()!r}; expected class cx cy width height, or class and a polygon")
+    if box[0] >= box[2] or box[1] >= box[3]:
+        raise ManifestError(f"{place}: {line.strip()!r}; a box without area: expected width and height above 0")
     # Rounding and rotated labels overshoot the edge a little, as YOLO's own trainer allows; boxes are cut off there.
-    if not all(-0.01 <= value <= 1.01 for value in values):
-        raise ManifestError(f"{place}: {line.strip()!r}; expected shares of the picture between 0 and 1, not pixels")
+    if not all(-_OVERSHOOT <= value <= 1 + _OVERSHOOT for value in (*values, *box)):
+        raise ManifestError(
+            f"{place}: {line.strip()!r} reaches out of the image; expected fractions of it between 0 and 1, not pixels"
+        )
     return int(kind), box

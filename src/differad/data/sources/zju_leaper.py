@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from differad.boxes import Boxes, as_boxes, is_degenerate
 from differad.data.manifest import parse_line
+from differad.data.sources.inventory import Inventory, check_black
 from differad.data.sources.sample import (
     FileIndex,
     Listing,
@@ -31,6 +32,7 @@ from differad.data.sources.sample import (
 )
 from differad.errors import ManifestError
 
+_ENDINGS = (".jpg", ".png")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -49,17 +51,20 @@ def read_zju_leaper(root: Path, problems: Problems = refuse) -> Iterator[Sample]
 
     Raises ManifestError.
     """
-    listing = list_folder(root, problems)
+    inventory = Inventory(problems)
+    listing = list_folder(root, inventory)
     listing.require("Images", "Annotations", "ImageSets", why="ZJU-Leaper is unpacked into these three folders")
-    sets = list_if_there(listing, "ImageSets", problems)
+    sets = list_if_there(listing, "ImageSets", inventory)
     sets.require("Patterns", why="ZJU-Leaper lists the pictures of each pattern there, in patternN.json")
-    patterns = list_folder(sets.path / "Patterns", problems)
-    groups = list_if_there(sets, "Groups", problems)
-    return _samples(root, patterns, groups, problems)
+    patterns = list_folder(sets.path / "Patterns", inventory)
+    groups = list_if_there(sets, "Groups", inventory)
+    samples = _samples(root, patterns, groups, inventory)
+    # Boxes are published beside masks, and for good parts too; where there is a mask it alone is read.
+    return inventory.complete(samples, root, spare=("Annotations/xmls/*",), below=("Images", "Annotations"))
 
 
-def _samples(root: Path, patterns: Listing, groups: Listing, problems: Problems) -> Iterator[Sample]:
-    files = FileIndex(problems)
+def _samples(root: Path, patterns: Listing, groups: Listing, inventory: Inventory) -> Iterator[Sample]:
+    files = FileIndex(inventory)
     group_of = {image: stem(name) for name in _documents(groups) for image in _ids(groups.path / name)}
     for name in _documents(patterns):
         document = _image_set(patterns.path / name)
@@ -73,7 +78,8 @@ def _samples(root: Path, patterns: Listing, groups: Listing, problems: Problems)
             for image in ids:
                 kind = "" if is_normal else "defect"
                 draft = Sample(root, group_of.get(image, view), is_normal, kind=kind, split=split, view=view)
-                sample = attempt(problems, _complete, draft, image, f"{patterns.path / name}: {image}", files)
+                inventory.account_for(*(root / "Images" / f"{image}{ending}" for ending in _ENDINGS))
+                sample = attempt(inventory, _complete, draft, image, f"{patterns.path / name}: {image}", files)
                 if sample is not None:
                     yield sample
 
@@ -94,13 +100,15 @@ def _ids(path: Path) -> list[str]:
 def _complete(draft: Sample, id_: str, place: str, files: FileIndex) -> Sample:
     """The draft, whose image is still the root, with its picture and its masks or boxes. Raises ManifestError."""
     root = draft.image
-    images = [inside(root / "Images", id_ + ending, place) for ending in (".jpg", ".png")]
+    images = [inside(root / "Images", id_ + ending, place) for ending in _ENDINGS]
     image = next((path for path in images if path in files), None)
     if image is None:
         raise ManifestError(f"{place}: {images[0]} is not there; unpack the data set again")
-    if draft.is_normal:
-        return replace(draft, image=image)
     mask = root / "Annotations" / "masks" / f"{id_}.png"
+    if draft.is_normal:
+        masks = (mask,) if mask in files else ()
+        check_black(masks, image)
+        return replace(draft, image=image, labels=masks)
     if mask in files:
         return replace(draft, image=image, masks=(mask,))
     labels = root / "Annotations" / "xmls" / f"{id_}.xml"
