@@ -5,7 +5,6 @@ Each is a callback that reads the trainer; none touches its mathematics or its r
 
 import html
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -24,6 +23,7 @@ from differad.images import read_images
 from differad.training.policy import LiveLocator, Source, answering
 from differad.training.provenance import write_run_info
 from differad.training.recipe import HeldOut
+from differad.training.shared_locator import SharedLocator
 
 _PICTURE_SIDE = 280
 LOGGED = ("miou", "acc_0.3", "f1_0.3", "detection_f1", "normal_accuracy", "valid")
@@ -62,25 +62,18 @@ class _WithPolicy(TrainerCallback):
         self._held_out = held_out
 
     @contextmanager
-    def _locator(self) -> Iterator[LiveLocator | None]:
-        """The policy as a locator; None on processes that have nothing to do.
-
-        A sharded model answers only where every process asks it the same at the same time.
-        """
-        accelerator = self.trainer.accelerator
+    def _locator(self) -> Iterator[SharedLocator]:
+        """The policy as a locator that every process enters; see `SharedLocator`."""
         sharded = self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled
-        model = accelerator.unwrap_model(self.trainer.model)
-        if sharded or accelerator.is_main_process:
-            with answering(model):
-                yield LiveLocator(
-                    model,
-                    self._source,
-                    batch_size=self._held_out.batch_size,
-                    max_new_tokens=self._held_out.max_new_tokens,
-                )
-        else:
-            yield None
-        accelerator.wait_for_everyone()
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        with answering(model):
+            live = LiveLocator(
+                model,
+                self._source,
+                batch_size=self._held_out.batch_size,
+                max_new_tokens=self._held_out.max_new_tokens,
+            )
+            yield SharedLocator(live, lockstep=model if sharded else None)
 
 
 class HeldOutEvaluation(_WithPolicy):
@@ -91,20 +84,18 @@ class HeldOutEvaluation(_WithPolicy):
         if not self._held_out.pairs or state.global_step % self._held_out.every:
             return
         due = control.should_log
+        folder = Path(args.output_dir) / "evaluation" / f"step-{state.global_step}"
         with self._locator() as locator:
-            if locator is not None:
-                self._evaluate(locator, Path(args.output_dir), state)
+            metrics = locator.on_main(
+                lambda shared: evaluate(
+                    self._held_out.pairs, shared, folder, limit=self._held_out.limit, progress=False
+                )
+            )
+            if metrics is not None:  # while the policy answers: TRL keeps the figures of training apart from those
+                overall = metrics["overall"]
+                self.trainer.log({f"eval_{name}": overall[name] for name in LOGGED if overall.get(name) is not None})
         # Logging clears the flag, and this step's own values are yet to be logged.
         control.should_log = due
-
-    def _evaluate(self, locator: LiveLocator, out: Path, state: Any) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = out / "evaluation" / f"step-{state.global_step}"
-            if not state.is_world_process_zero:
-                folder = Path(scratch)
-            metrics = evaluate(self._held_out.pairs, locator, folder, limit=self._held_out.limit, progress=False)
-        overall = metrics["overall"]
-        self.trainer.log({f"eval_{name}": overall[name] for name in LOGGED if overall.get(name) is not None})
 
 
 class Samples(_WithPolicy):
@@ -118,16 +109,15 @@ class Samples(_WithPolicy):
         """Write the page."""
         if not self._every or state.global_step % self._every:
             return
-        pairs = list(islice((pair for pair in read_pairs(self._manifest) if pair.boxes is not None), self._count))
+        path = Path(args.output_dir) / "samples" / f"step-{state.global_step:06d}.html"
         with self._locator() as locator:
-            if locator is None:
-                return
-            outcomes = list(locator.locate_many(pairs))
-        if state.is_world_process_zero:
-            path = Path(args.output_dir) / "samples" / f"step-{state.global_step:06d}.html"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            page = sample_page(zip(pairs, outcomes, strict=True), f"step {state.global_step}")
-            path.write_text(page, encoding="utf-8")
+            locator.on_main(lambda shared: self._write(shared, path, f"step {state.global_step}"))
+
+    def _write(self, locator: SharedLocator, path: Path, title: str) -> None:
+        pairs = list(islice((pair for pair in read_pairs(self._manifest) if pair.boxes is not None), self._count))
+        page = sample_page(zip(pairs, locator.locate_many(pairs), strict=True), title)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
 
 
 def sample_page(cases: Iterable[tuple[Pair, Location | DifferadError]], title: str) -> str:

@@ -16,6 +16,7 @@ from differad.errors import OptionError
 from differad.locators.tiny.processor import EvidenceProcessor
 from differad.training.callbacks import HeldOutEvaluation, Progress, Samples, WholeCheckpoints
 from differad.training.data import checksum
+from differad.training.peers import EndingTogether
 from differad.training.policy import Source, export, open_source
 from differad.training.provenance import describe_run, find_start, write_run_info
 from differad.training.recipe import Recipe
@@ -107,9 +108,17 @@ def trainer_config(kind: type[Config], recipe: Recipe, **own: Any) -> Config:
 def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resume: bool) -> dict[str, Any]:
     """Train: `build` makes the trainer from the source and the callbacks. Returns the summary that the command prints.
 
-    `out` receives checkpoints, curves, evaluations, samples and, at the end, `model/`. Raises OptionError, ManifestError.
+    `out` receives checkpoints, curves, evaluations, samples and, at the end, `model/`. Raises OptionError, ManifestError, and
+    PeerError where another process failed.
     """
     processes = PartialState(cpu=_on_cpu())
+    with EndingTogether():
+        return _run_phase(recipe, build, processes, resume)
+
+
+def _run_phase(
+    recipe: Recipe, build: Callable[[Source, list[Any]], Any], processes: PartialState, resume: bool
+) -> dict[str, Any]:
     run = describe_run(recipe, checksum(recipe.data.pairs), processes.num_processes)
     start = find_start(recipe.out, run, resume)
     with processes.main_process_first():
