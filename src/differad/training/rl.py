@@ -4,7 +4,8 @@ Two hooks are overridden. Where answers are drawn, groups that teach nothing are
 log-probabilities take the old ones' places, so that everything TRL derives afterwards (text, masks, lengths, reference
 log-probabilities, rewards, metrics) belongs to the final draw. Where advantages come out, they are weighted per group, and
 groups that stayed uninformative lose their completion mask; the loss is the mean of what is left. Every choice is made from
-values gathered over all processes, so all ranks make it alike. The mathematics is in `advantages` and `localization`; `contract` guards the hooks.
+values gathered over all processes, so all ranks make it alike. The mathematics is in `advantages` and `localization`;
+`contract` guards the hooks.
 """
 
 from collections.abc import Callable, Sequence
