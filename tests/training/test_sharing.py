@@ -17,7 +17,7 @@ from transformers import Qwen2VLProcessor
 
 from differad.training import sharing
 from differad.training.recipe import RlRecipe
-from differad.training.rl import DifficultyAwareTrainer
+from differad.training.rl import DifficultyAwareTrainer, train_rl
 from differad.training.sharing import gather_prompts
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -366,6 +366,64 @@ def test_what_cannot_share_says_so_once_and_trains_as_trl(build):
     told = [str(each.message) for each in caught if "share_prefix" in str(each.message)]
     assert len(told) == len(set(told))
     assert_same(found, gradients(build(share=False), inputs))
+
+
+DROPOUT = "model.lora={rank: 4, alpha: 8, dropout: 0.5}"
+
+
+def test_with_dropout_prompts_are_not_shared(build):
+    """A shared prompt would drop out alike for all its answers; in TRL each answer's does by itself."""
+    stock, shared = (build(DROPOUT, share=share) for share in (False, True))
+    for trainer in (stock, shared):
+        move_adapters(trainer.model)
+    expected = draw(stock)
+    with pytest.warns(
+        UserWarning, match=r"share_prefix: answers are (drawn|scored) with their prompts repeated: dropout"
+    ):
+        found = draw(shared)
+    assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
+    inputs, results = teach(expected), []
+    for trainer in (shared, stock):
+        torch.manual_seed(6)
+        results.append(gradients(trainer, inputs))
+    assert_same(*results)
+    torch.manual_seed(7)
+    assert gradients(stock, inputs)[0] != results[1][0]  # it does drop out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ((), "prompts are shared in rollout and loss"),
+        (("train.gradient_checkpointing=true",), "prompts are shared in rollout and loss"),
+        ((DROPOUT,), "prompts are not shared in rollout and loss (dropout: every answer"),
+        (("grpo.share_prefix=false",), "prompts are not shared in rollout and loss (grpo.share_prefix=false)"),
+    ],
+)
+def test_a_run_says_first_where_prompts_are_shared(build, overrides, line):
+    trainer = build(*overrides, share="grpo.share_prefix=false" not in overrides)
+    assert trainer.sharing_line().startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("is_deepspeed_enabled", "prompts are not shared in rollout and loss (DeepSpeed: a sharded model"),
+        ("is_fsdp_enabled", "prompts are not shared in rollout and loss (FSDP: a sharded model"),
+        ("use_vllm", "prompts are not shared in rollout (vLLM and continuous"),
+    ],
+)
+def test_engines_that_do_not_share_are_named(build, name, line):
+    trainer = build()
+    setattr(trainer, name, True)
+    assert trainer.sharing_line().startswith(line)
+
+
+def test_the_line_comes_before_the_first_step(make_recipe, capfd):
+    train_rl(make_recipe("rl", "train.steps=1"))
+    lines = capfd.readouterr().err.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("differad: prompts are shared in"))
+    assert first < next(number for number, line in enumerate(lines) if line.startswith("step 1: "))
 
 
 def test_a_model_without_positions_of_pictures_does_not_share(build, monkeypatch):

@@ -5,7 +5,7 @@ Each is a callback that reads the trainer; none touches its mathematics or its r
 
 import html
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -51,6 +51,18 @@ class Progress(ProgressCallback):
         if state.is_world_process_zero and self.training_bar is not None:
             shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in (logs or {}).items()}
             self.training_bar.write(f"step {state.global_step}: {shown}", file=sys.stderr)
+
+
+class FirstLine(TrainerCallback):
+    """Says something about a run before its first step, on stderr. `line` is asked for when training begins."""
+
+    def __init__(self, line: Callable[[], str]) -> None:
+        self._line = line
+
+    def on_train_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        """Print the line."""
+        if state.is_world_process_zero:
+            print(f"differad: {self._line()}", file=sys.stderr, flush=True)
 
 
 class _WithPolicy(TrainerCallback):

@@ -21,6 +21,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 from differad.errors import OptionError
 from differad.rewards import format_scores
 from differad.training.advantages import adaptive_weights, count_terms, is_uninformative, rows_of
+from differad.training.callbacks import FirstLine
 from differad.training.contract import check_hooks
 from differad.training.data import build_dataset
 from differad.training.localization import Outcomes, localize
@@ -299,7 +300,7 @@ def build_trainer(
     ends = model.generation_config.eos_token_id
     tokenizer = source.processor.tokenizer
     reader = AnswerReader(tokenizer, [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id])
-    return kind(
+    trainer = kind(
         model=model,
         args=config,
         train_dataset=dataset,
@@ -309,6 +310,8 @@ def build_trainer(
         grpo=recipe.grpo,
         reader=reader,
     )
+    trainer.add_callback(FirstLine(trainer.sharing_line))
+    return trainer
 
 
 def grpo_config(recipe: RlRecipe) -> GRPOConfig:
