@@ -461,3 +461,34 @@ def test_two_processes_learn_what_one_learns(make_recipe, tmp_path):
         moved = max(moved, change.abs().max().item())
         torch.testing.assert_close(weights["two"]["after"][name], expected, atol=1e-5, rtol=1e-5)
     assert moved > 1e-3
+
+
+def distance(found, exact):
+    """Relative distance of a loss, and of all gradients as one vector, to those in float64."""
+    flat, true = (torch.cat([each[1][name].double().flatten() for name in sorted(exact[1])]) for each in (found, exact))
+    return abs(found[0] - exact[0]) / abs(exact[0]), ((flat - true).norm() / true.norm()).item()
+
+
+@pytest.mark.parametrize(("family", "checkpointing"), zip(FAMILIES, (False, True, True), strict=True))
+def test_bfloat16_rounds_as_much_as_trls(build, passes, family, checkpointing):
+    """Both ways multiply the same numbers and round each product to bfloat16; they differ in the order of sums alone.
+
+    So what they round before the sums is the same error, and what they round after them is a draw of one size, hardly varying
+    over the 10^5 entries of a gradient. Half as much again would be another arithmetic.
+    """
+    own = ("model.dtype=bfloat16", "grpo.iterations=2", "train.save_every=2")
+    stock, shared, exact = (build(*own, family=family, share=share) for share in (False, True, False))
+    for part in (exact.model.model.language_model, exact.model.lm_head):
+        part.double()  # the frozen tower's features are the same numbers to all three
+    drawn = draw(stock)
+    near = {name: drawn[name].float() for name in ("old_per_token_logps", "ref_per_token_logps")}
+    inputs = teach(drawn) | near  # ratios near 1: far from it, exp() would swell what was rounded before
+    seen = passes(shared)
+    if checkpointing:
+        for trainer in (stock, shared):
+            trainer.model.gradient_checkpointing_enable()
+    found, expected = (distance(gradients(each, inputs), gradients(exact, inputs)) for each in (shared, stock))
+    assert {rows for rows, _ in seen} == {2}
+    assert found[1] < 1.5 * expected[1]
+    assert found[0] < 1.5 * expected[0] + 2**-8  # one number, whose own rounding may come out at nothing
+    assert 1e-4 < expected[1] < 0.5  # it is bfloat16, and a gradient still
