@@ -19,27 +19,16 @@ def torchrun(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
-def truncate(manifest, copy, names):
-    """A copy of a folder of pairs in which some images end too early: their sizes can be read, their pixels cannot."""
-    copy.mkdir()
-    for path in manifest.parent.iterdir():
-        data = path.read_bytes()
-        (copy / path.name).write_bytes(data[: len(data) // 2 + 20] if path.name in names else data)
-    return copy / manifest.name
-
-
-def test_shares_are_joined_and_an_error_ends_all(make_recipe, pairs, tmp_path):
-    """Seven pairs, the last four unreadable but for one: an odd share each, and a round in which one process reads nothing."""
-    broken = truncate(pairs, tmp_path / "broken", {"0_test.png", "1_test.png", "2_good.png"})
-    recipe = make_recipe("rl", f"held_out.pairs=[{broken}]")
+def test_shares_are_joined_and_an_error_ends_all(make_recipe, broken_pairs, tmp_path):
+    """Seven pairs: an odd share each, and rounds in which one process has nothing to read, or nothing that can be read."""
+    recipe = make_recipe("rl", f"held_out.pairs=[{broken_pairs}]")
     path = tmp_path / "recipe.json"
     path.write_text(recipe.model_dump_json())
     done = torchrun(str(Path(__file__).with_name("sharing_pairs.py")), str(path), str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     main, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert main["joined"] == other["joined"] == [0, 1, 2, 3, 4]
-    assert len(main["alone"]) == 7
-    assert [("truncated" in text) for text in main["alone"]] == [False] * 3 + [True] * 3 + [False]
+    assert ["truncated" in text for text in main["alone"]] == [False] * 5 + [True, False]
     assert main["split"] == main["lockstep"] == main["alone"]
     assert other["split"] is other["lockstep"] is None
     assert main["passes"] == other["passes"] > 0  # a sharded model gathers its weights in each
@@ -51,10 +40,9 @@ def test_shares_are_joined_and_an_error_ends_all(make_recipe, pairs, tmp_path):
     assert other["run"] == ["ZeroDivisionError", "division by zero"]  # a bug keeps its name and place
 
 
-def test_a_run_that_fails_on_one_process_ends_on_all_in_one_line(make_recipe, pairs, tmp_path):
+def test_a_run_that_fails_on_one_process_ends_on_all_in_one_line(make_recipe, broken_pairs, tmp_path):
     """Each process draws answers to a pair of its own; one of them cannot be read."""
-    broken = truncate(pairs, tmp_path / "broken", {"2_test.png"})
-    recipe = make_recipe("rl", f"data.pairs=[{broken}]", "train.steps=2")
+    recipe = make_recipe("rl", f"data.pairs=[{broken_pairs}]", "train.steps=2")
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     done = torchrun("-m", "differad", "train", "rl", str(path))
@@ -63,6 +51,6 @@ def test_a_run_that_fails_on_one_process_ends_on_all_in_one_line(make_recipe, pa
     lines = [line for line in ours.splitlines() if "of 2: " in line]
     assert len(lines) == 1, done.stderr[-3000:]
     assert lines[0].startswith("differad: process ")
-    assert f"{broken.parent / '2_test.png'}: " in lines[0]
+    assert f"{broken_pairs.parent / '2_test.png'}: " in lines[0]
     assert "Traceback" not in ours
     assert "terminate called" not in done.stderr

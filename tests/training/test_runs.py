@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from differad.core import Pair
 from differad.data.manifest import read_pairs
+from differad.errors import ImageError
 from differad.locators import load_locator
 from differad.training.policy import LiveLocator, load_model, open_source
 from differad.training.recipe import Data, Model, SftRecipe, Train
@@ -60,6 +61,15 @@ def test_a_cold_start_writes_what_it_should(make_recipe, pairs, start):
     moved = changed(start, out / "model")
     assert moved
     assert not any("visual" in name for name in moved)  # frozen by default
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_a_run_is_named_in_one_line(make_recipe, broken_pairs, workers):
+    """A worker's own words for it would hold a traceback."""
+    with pytest.raises(ImageError) as caught:
+        train_rl(make_recipe("rl", f"data.pairs=[{broken_pairs}]", f"train.workers={workers}", "train.steps=4"))
+    assert str(caught.value).startswith(f"{broken_pairs.parent / '2_test.png'}: ")
+    assert "Traceback" not in str(caught.value)
 
 
 def test_the_vision_tower_trains_where_it_is_let(make_recipe, start):

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, PrinterCallback, ProgressCallback
 from trl.trainer.utils import RepeatSampler
 
-from differad.errors import OptionError
+from differad.errors import DifferadError, OptionError
 from differad.locators.tiny.processor import EvidenceProcessor
 from differad.training.callbacks import HeldOutEvaluation, Progress, Samples, WholeCheckpoints
 from differad.training.data import checksum
@@ -135,7 +136,8 @@ def _run_phase(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
+        with _without_traces():
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
     _export(trainer, source, recipe.out / MODEL_FOLDER, run)
     leave_group(trainer)
     return {
@@ -144,6 +146,18 @@ def _run_phase(
         "resumed_from": str(start) if start else None,
         "last": _last_values(trainer.state.log_history),
     }
+
+
+@contextmanager
+def _without_traces() -> Iterator[None]:
+    """A worker that loads data hands its error on with a traceback inside the message; the message proper is raised."""
+    try:
+        yield
+    except DifferadError as error:
+        head, _, message = str(error).rpartition(f"{type(error).__name__}: ")
+        if "in DataLoader worker process" in head:
+            error.args = (message,)
+        raise
 
 
 def leave_group(trainer: Any) -> None:
