@@ -453,7 +453,8 @@ def test_two_processes_learn_what_one_learns(make_recipe, tmp_path):
             check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        assert "share_prefix" not in done.stderr
+        assert "grpo.share_prefix: " not in done.stderr  # no warning
+        assert done.stderr.count(f"prompts are {'shared' if name == 'two' else 'not shared'} in rollout and loss") == 1
         weights[name] = torch.load(tmp_path / f"{name}.pt", weights_only=True)
     moved = 0.0
     for name, expected in weights["one"]["after"].items():
