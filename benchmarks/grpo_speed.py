@@ -337,7 +337,8 @@ def report(arguments: argparse.Namespace) -> str:
         f"Qwen2-VL of {times['stock']['parameters'] / 1e6:.1f} million weights, G = {case.generations}, two pictures of "
         f"{case.tokens} tokens, prompt of {times['stock']['prompt']:.0f} tokens, answers of {ANSWER}, float32, "
         f"{arguments.threads} threads, median of {arguments.steps} steps; load of the machine {load:.1f} before, "
-        f"{os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores."
+        f"{os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores. The ratios hold where prompts are shared: not under ZeRO-3, "
+        "FSDP2 or dropout, and under vLLM in the loss alone; a run's first line says which."
     )
     blocks = [[head], parts_table(times), growth_table(found), operations_table(case, times, rate)]
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"

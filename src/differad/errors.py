@@ -43,5 +43,9 @@ class LocatorError(DifferadError):
     """A locator could not give any answer for a pair (a server that is down, an image that a model refuses)."""
 
 
+class PeerError(DifferadError):
+    """Another process of the same run failed, for the reason given; that process says so itself."""
+
+
 class InputWarning(UserWarning):
     """Something in the input looks wrong but may be meant; given by `warnings.warn`, a line on stderr of the command line."""

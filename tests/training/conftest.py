@@ -1,6 +1,7 @@
 """Pairs and checkpoints small enough that a training step takes a fraction of a second."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -42,6 +43,18 @@ def pairs(tmp_path_factory):
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+@pytest.fixture
+def broken_pairs(pairs, tmp_path):
+    """The same pairs; the third's target has a header that can be read and pixels that cannot."""
+    folder = tmp_path / "broken"
+    shutil.copytree(pairs.parent, folder)
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "2_test.png", format="JPEG")
+    data = (folder / "2_test.png").read_bytes()
+    (folder / "2_test.png").write_bytes(data[: len(data) - 1000])
+    return folder / pairs.name
 
 
 @pytest.fixture(scope="session")

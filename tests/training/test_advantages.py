@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from differad.training.advantages import adaptive_weights, group_advantages, is_uninformative, rows_of
+from differad.training.advantages import (
+    adaptive_weights,
+    count_terms,
+    group_advantages,
+    is_uninformative,
+    rows_of,
+)
 
 
 def test_advantages_by_hand():
@@ -59,3 +65,13 @@ def test_rows_of_a_group_that_lies_across_two_processes():
     assert rows_of(chosen, 4, process=0, count=6) == [4, 5]
     assert rows_of(chosen, 4, process=1, count=6) == [0, 1, 2, 3, 4, 5]
     assert rows_of(torch.tensor([True, False, False]), 4, process=1, count=6) == []
+
+
+def test_terms_of_a_mean_are_counted_as_the_loss_takes_them():
+    """Two batches of three answers; the second holds nothing that the loss sees, and the first one masked answer."""
+    masks = [torch.tensor([[1, 1], [0, 0], [1, 0]]), torch.zeros(3, 2)]
+    for loss in ("grpo", "dr_grpo", "luspo", "sapo"):
+        assert count_terms(loss, masks) == (6, 2)
+    assert count_terms("bnpo", masks) == (2, 1)
+    for loss in ("cispo", "dapo", "vespo"):
+        assert count_terms(loss, masks) == (1, 1)

@@ -125,7 +125,73 @@ def test_a_dropped_group_carries_no_gradient_whatever_the_loss(scored):
 def _gradient(trainer, batch):
     trainer.model.zero_grad()
     trainer.compute_loss(trainer.model, batch).backward()
+    return _flat_gradient(trainer)
+
+
+def _flat_gradient(trainer):
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+
+# Means over what the loss sees, by hand: x (B, C) of every token, mask (B, C), rows of each batch.
+MEANS = {
+    "grpo": lambda x, mask, _: ((x * mask).sum(1)[mask.any(1)] / mask.sum(1)[mask.any(1)]).mean(),
+    "dr_grpo": lambda x, mask, _: (x * mask).sum() / (mask.any(1).sum() * 64),  # 64: the longest answer allowed
+    "luspo": lambda x, mask, _: (x * mask).sum() / mask.any(1).sum(),
+    "bnpo": lambda x, mask, batches: sum((x * mask)[b].sum() / mask[b].sum() for b in batches) / len(batches),
+    "dapo": lambda x, mask, _: (x * mask).sum() / mask.sum(),
+}
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_what_is_dropped_does_not_thin_the_mean(make_recipe, share):
+    """Twelve answers in three accumulated batches: a group is dropped, and of the others one answer was cut off."""
+    own = (*BATCH, "train.batch_size=4", "train.accumulate=3", f"grpo.share_prefix={share}")
+    trainer = make_trainer(make_recipe("rl", *own))
+    torch.manual_seed(0)
+    with torch.no_grad():  # away from the reference, so that there is a KL
+        for weight in trainer.model.model.language_model.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 3
+    rows = [trainer.train_dataset[pair] for pair in range(3) for _ in range(G)]
+    first = [answer(250, 250, 500, 750), "<think>and so on…", answer(), UNREADABLE]
+    for name, mean in MEANS.items():
+        trainer.loss_type, trainer._buffered_inputs = name, None
+        trainer.begin({**SCRIPT, 0: [first]})
+        trainer.model.zero_grad()
+        loss = 0.0
+        for trainer._step in range(3):
+            part = trainer.compute_loss(trainer.model, trainer._prepare_inputs(rows))
+            part.backward()
+            loss += part.item()
+        found = _flat_gradient(trainer)
+        expected = _by_hand(trainer, mean)
+        assert loss == pytest.approx(expected[0], rel=1e-5), name
+        assert (found - expected[1]).norm() < 1e-4 * expected[1].norm(), name
+
+
+def _by_hand(trainer, mean):
+    """The loss of all buffered batches, and its gradient: the surrogate at ratio 1 and the KL, each answer by itself."""
+    trainer.model.zero_grad()
+    per_token, masks = [], []
+    for batch in trainer._buffered_inputs:
+        ids, length = batch["completion_ids"], batch["completion_ids"].shape[1]
+        logits = trainer.model(
+            input_ids=torch.cat([batch["prompt_ids"], ids], dim=1),
+            attention_mask=torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+            **{name: batch[name] for name in ("pixel_values", "image_grid_thw", "mm_token_type_ids")},
+        ).logits[:, -length - 1 : -1]
+        log_p = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        ahead = batch["ref_per_token_logps"] - log_p
+        ratio = (log_p - log_p.detach()).exp()  # TRL weighs the KL by it too
+        per_token.append(ratio * (0.04 * (ahead.exp() - ahead - 1) - batch["advantages"][:, None]))
+        masks.append(batch["completion_mask"].float())
+    assert [int(mask.any(1).sum()) for mask in masks].count(0) <= 1
+    assert sum(int(mask.any(1).sum()) for mask in masks) == 7
+    batches = [slice(4 * number, 4 * number + 4) for number, mask in enumerate(masks) if mask.any()]
+    loss = mean(torch.cat(per_token), torch.cat(masks), batches)
+    loss.backward()
+    return loss.item(), _flat_gradient(trainer)
 
 
 def test_a_batch_without_any_informative_group_is_harmless(make_recipe):

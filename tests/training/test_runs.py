@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from differad.core import Pair
 from differad.data.manifest import read_pairs
+from differad.errors import ImageError
 from differad.locators import load_locator
 from differad.training.policy import LiveLocator, load_model, open_source
 from differad.training.recipe import Data, Model, SftRecipe, Train
@@ -60,6 +61,15 @@ def test_a_cold_start_writes_what_it_should(make_recipe, pairs, start):
     moved = changed(start, out / "model")
     assert moved
     assert not any("visual" in name for name in moved)  # frozen by default
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_a_run_is_named_in_one_line(make_recipe, broken_pairs, workers):
+    """A worker's own words for it would hold a traceback."""
+    with pytest.raises(ImageError) as caught:
+        train_rl(make_recipe("rl", f"data.pairs=[{broken_pairs}]", f"train.workers={workers}", "train.steps=4"))
+    assert str(caught.value).startswith(f"{broken_pairs.parent / '2_test.png'}: ")
+    assert "Traceback" not in str(caught.value)
 
 
 def test_the_vision_tower_trains_where_it_is_let(make_recipe, start):
@@ -144,26 +154,68 @@ def taught(pairs, start, tmp_path_factory):
     return out / "model"
 
 
-def test_two_processes_train_together(make_recipe, taught, pairs, tmp_path):
-    """A real run under torchrun: gathered metrics, one set of files, a note that says two."""
-    own = [f"model.checkpoint={taught}", "train.batch_size=4", "train.steps=2", "data.question=fixed"]
-    own += ["grpo.generations=8", "grpo.resamples=1", "grpo.max_new_tokens=36"]  # a group lies across both
-    recipe = make_recipe("rl", *own, f"held_out.pairs=[{pairs}]", "held_out.every=2", "train.keep=9")
-    path = tmp_path / "two.yaml"
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    script = tmp_path / "run.py"
-    script.write_text(RUN.format(phase="rl", kind="RlRecipe"))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(path)]
+# Each process writes its id beside the recipe: torchrun starts it in a session of its own.
+IDS = "import os, pathlib, sys; pathlib.Path(sys.argv[1] + os.environ['RANK']).write_text(str(os.getpid()))\n"
+
+
+def start_two(path, *flags):
+    """Two processes of one run."""
+    script = path.with_suffix(".py")
+    script.write_text(IDS + RUN.format(phase="rl", kind="RlRecipe"))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), str(path), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300, check=False
+    return subprocess.Popen(
+        [sys.executable, *command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    note = json.loads((recipe.out / "checkpoint-2" / "run_info.json").read_text())
+
+
+def kill_two(launcher, path):
+    """End both processes at once, and what watches over them first."""
+    launcher.send_signal(signal.SIGKILL)
+    for rank in "01":
+        os.kill(int(Path(f"{path}{rank}").read_text()), signal.SIGKILL)
+    launcher.communicate()
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_two_processes_train_together_and_go_on_exactly_after_a_kill(make_recipe, taught, pairs, tmp_path):
+    """A group lies across both, and some are drawn anew; a second run is killed at step 2 and goes on as the first did."""
+    own = [f"model.checkpoint={taught}", "train.batch_size=4", "train.steps=4", "train.epochs=4", "data.question=fixed"]
+    own += ["grpo.generations=8", "grpo.resamples=1", "grpo.max_new_tokens=36", "train.learning_rate=1e-4"]
+    recipe = make_recipe("rl", *own, f"held_out.pairs=[{pairs}]", "held_out.every=2", "train.keep=9")
+    paths = {name: tmp_path / f"{name}.yaml" for name in ("whole", "killed")}
+    for name, path in paths.items():
+        values = recipe.model_copy(update={"out": tmp_path / name}).model_dump(mode="json")
+        path.write_text(yaml.safe_dump(values))
+    victim = start_two(paths["killed"])
+    wait_for(tmp_path / "killed" / "checkpoint-2" / "run_info.json", victim)
+    kill_two(victim, paths["killed"])
+    assert not (tmp_path / "killed" / "model").exists()
+    finish(start_two(paths["killed"], "resume"))
+    finish(start_two(paths["whole"]))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    note = json.loads((whole / "checkpoint-2" / "run_info.json").read_text())
     assert note["processes"] == 2
-    assert len(losses(recipe.out, 2)) == 2
-    assert json.loads((recipe.out / "evaluation" / "step-2" / "metrics.json").read_text())["overall"]["pairs"] == 4
-    assert load_locator(str(recipe.out / "model")).locate(next(read_pairs(pairs))).answer
+    unbroken = losses(whole, 4)
+    assert len(unbroken) == 4
+    assert any(entry["grad_norm"] > 0 for entry in unbroken[2:])
+    assert losses(killed, 4) == unbroken
+    assert changed(whole / "model", killed / "model") == set()
+    history = json.loads((whole / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert any(entry.get("groups/redraws") for entry in history)
+    for step in (2, 4):  # held-out pairs are shared out, and scored once
+        folders = [out / "evaluation" / f"step-{step}" for out in (whole, killed)]
+        first, second = (json.loads((folder / "metrics.json").read_text())["overall"] for folder in folders)
+        assert first["pairs"] == 4
+        assert first == second
+    assert load_locator(str(whole / "model")).locate(next(read_pairs(pairs))).answer
 
 
 @pytest.mark.parametrize("phase", ["sft", "lora", "rl"])
@@ -183,11 +235,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(make_recipe, taught, tmp_pa
         values = recipe.model_copy(update={"out": tmp_path / name}).model_dump(mode="json")
         paths[name].write_text(yaml.safe_dump(values))
     whole, victim = (start_run(kind, paths[name]) for name in ("whole", "killed"))
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "killed" / "checkpoint-3" / "run_info.json").exists():
-        assert victim.poll() is None, victim.stderr.read()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(tmp_path / "killed" / "checkpoint-3" / "run_info.json", victim)
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     assert not (tmp_path / "killed" / "model").exists()

@@ -17,7 +17,7 @@ from transformers import Qwen2VLProcessor
 
 from differad.training import sharing
 from differad.training.recipe import RlRecipe
-from differad.training.rl import DifficultyAwareTrainer
+from differad.training.rl import DifficultyAwareTrainer, train_rl
 from differad.training.sharing import gather_prompts
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -368,6 +368,64 @@ def test_what_cannot_share_says_so_once_and_trains_as_trl(build):
     assert_same(found, gradients(build(share=False), inputs))
 
 
+DROPOUT = "model.lora={rank: 4, alpha: 8, dropout: 0.5}"
+
+
+def test_with_dropout_prompts_are_not_shared(build):
+    """A shared prompt would drop out alike for all its answers; in TRL each answer's does by itself."""
+    stock, shared = (build(DROPOUT, share=share) for share in (False, True))
+    for trainer in (stock, shared):
+        move_adapters(trainer.model)
+    expected = draw(stock)
+    with pytest.warns(
+        UserWarning, match=r"share_prefix: answers are (drawn|scored) with their prompts repeated: dropout"
+    ):
+        found = draw(shared)
+    assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
+    inputs, results = teach(expected), []
+    for trainer in (shared, stock):
+        torch.manual_seed(6)
+        results.append(gradients(trainer, inputs))
+    assert_same(*results)
+    torch.manual_seed(7)
+    assert gradients(stock, inputs)[0] != results[1][0]  # it does drop out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ((), "prompts are shared in rollout and loss"),
+        (("train.gradient_checkpointing=true",), "prompts are shared in rollout and loss"),
+        ((DROPOUT,), "prompts are not shared in rollout and loss (dropout: every answer"),
+        (("grpo.share_prefix=false",), "prompts are not shared in rollout and loss (grpo.share_prefix=false)"),
+    ],
+)
+def test_a_run_says_first_where_prompts_are_shared(build, overrides, line):
+    trainer = build(*overrides, share="grpo.share_prefix=false" not in overrides)
+    assert trainer.sharing_line().startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("is_deepspeed_enabled", "prompts are not shared in rollout and loss (DeepSpeed: a sharded model"),
+        ("is_fsdp_enabled", "prompts are not shared in rollout and loss (FSDP: a sharded model"),
+        ("use_vllm", "prompts are not shared in rollout (vLLM and continuous"),
+    ],
+)
+def test_engines_that_do_not_share_are_named(build, name, line):
+    trainer = build()
+    setattr(trainer, name, True)
+    assert trainer.sharing_line().startswith(line)
+
+
+def test_the_line_comes_before_the_first_step(make_recipe, capfd):
+    train_rl(make_recipe("rl", "train.steps=1"))
+    lines = capfd.readouterr().err.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("differad: prompts are shared in"))
+    assert first < next(number for number, line in enumerate(lines) if line.startswith("step 1: "))
+
+
 def test_a_model_without_positions_of_pictures_does_not_share(build, monkeypatch):
     trainer = build()
     monkeypatch.delattr(type(trainer.model.model), "get_rope_index")
@@ -395,7 +453,8 @@ def test_two_processes_learn_what_one_learns(make_recipe, tmp_path):
             check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        assert "share_prefix" not in done.stderr
+        assert "grpo.share_prefix: " not in done.stderr  # no warning
+        assert done.stderr.count(f"prompts are {'shared' if name == 'two' else 'not shared'} in rollout and loss") == 1
         weights[name] = torch.load(tmp_path / f"{name}.pt", weights_only=True)
     moved = 0.0
     for name, expected in weights["one"]["after"].items():
@@ -403,3 +462,34 @@ def test_two_processes_learn_what_one_learns(make_recipe, tmp_path):
         moved = max(moved, change.abs().max().item())
         torch.testing.assert_close(weights["two"]["after"][name], expected, atol=1e-5, rtol=1e-5)
     assert moved > 1e-3
+
+
+def distance(found, exact):
+    """Relative distance of a loss, and of all gradients as one vector, to those in float64."""
+    flat, true = (torch.cat([each[1][name].double().flatten() for name in sorted(exact[1])]) for each in (found, exact))
+    return abs(found[0] - exact[0]) / abs(exact[0]), ((flat - true).norm() / true.norm()).item()
+
+
+@pytest.mark.parametrize(("family", "checkpointing"), zip(FAMILIES, (False, True, True), strict=True))
+def test_bfloat16_rounds_as_much_as_trls(build, passes, family, checkpointing):
+    """Both ways multiply the same numbers and round each product to bfloat16; they differ in the order of sums alone.
+
+    So what they round before the sums is the same error, and what they round after them is a draw of one size, hardly varying
+    over the 10^5 entries of a gradient. Half as much again would be another arithmetic.
+    """
+    own = ("model.dtype=bfloat16", "grpo.iterations=2", "train.save_every=2")
+    stock, shared, exact = (build(*own, family=family, share=share) for share in (False, True, False))
+    for part in (exact.model.model.language_model, exact.model.lm_head):
+        part.double()  # the frozen tower's features are the same numbers to all three
+    drawn = draw(stock)
+    near = {name: drawn[name].float() for name in ("old_per_token_logps", "ref_per_token_logps")}
+    inputs = teach(drawn) | near  # ratios near 1: far from it, exp() would swell what was rounded before
+    seen = passes(shared)
+    if checkpointing:
+        for trainer in (stock, shared):
+            trainer.model.gradient_checkpointing_enable()
+    found, expected = (distance(gradients(each, inputs), gradients(exact, inputs)) for each in (shared, stock))
+    assert {rows for rows, _ in seen} == {2}
+    assert found[1] < 1.5 * expected[1]
+    assert found[0] < 1.5 * expected[0] + 2**-8  # one number, whose own rounding may come out at nothing
+    assert 1e-4 < expected[1] < 0.5  # it is bfloat16, and a gradient still

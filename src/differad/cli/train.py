@@ -8,7 +8,7 @@ import typer
 
 from differad.cli.options import AsJson, print_json
 from differad.cli.output import with_output_options
-from differad.errors import MissingExtraError
+from differad.errors import MissingExtraError, PeerError
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train, and on what.")]
 Overrides = Annotated[
@@ -56,7 +56,10 @@ def _run(phase: str, path: Path, overrides: list[str] | None, resume: bool, chec
     if check:
         print_json(_recipe(phase, path, overrides).model_dump(mode="json"))
         return
-    summary = _train(phase, path, overrides, resume)
+    try:
+        summary = _train(phase, path, overrides, resume)
+    except PeerError as error:  # the process that failed says why
+        raise typer.Exit(error.exit_code) from None
     if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
         return
     if as_json:

@@ -5,11 +5,16 @@ A group is the G answers to one prompt. Tensors that speak of answers have shape
 authors' published code departs from it (batch mean in place of the group's, reward in place of IoU), the paper is followed.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 STD_FLOOR = 1e-4
 EQUAL_BELOW = 1e-6
+# What TRL's losses take their mean over, beyond those that divide by the tokens of all processes (cispo, dapo, vespo).
+_MEANS_OF_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")
+_MEANS_OF_BATCHES = ("bnpo",)
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
@@ -47,3 +52,16 @@ def rows_of(groups: Tensor, size: int, process: int, count: int) -> list[int]:
     """
     chosen = groups.repeat_interleave(size)[process * count : (process + 1) * count]
     return [int(row) for row in chosen.nonzero().flatten()]
+
+
+def count_terms(loss: str, masks: Sequence[Tensor]) -> tuple[int, int]:
+    """Terms that TRL's `loss` takes its mean over, and how many of them hold a token that it sees.
+
+    `masks` (B, C) are the completion masks of one process's batches. A term is an answer, for `bnpo` a batch. Losses that divide
+    by the tokens themselves have (1, 1): what is masked does not count there.
+    """
+    if loss in _MEANS_OF_ROWS:
+        return sum(len(mask) for mask in masks), sum(int(mask.any(dim=1).sum()) for mask in masks)
+    if loss in _MEANS_OF_BATCHES:
+        return len(masks), sum(bool(mask.any()) for mask in masks)
+    return 1, 1

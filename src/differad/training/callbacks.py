@@ -5,8 +5,7 @@ Each is a callback that reads the trainer; none touches its mathematics or its r
 
 import html
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -24,6 +23,7 @@ from differad.images import read_images
 from differad.training.policy import LiveLocator, Source, answering
 from differad.training.provenance import write_run_info
 from differad.training.recipe import HeldOut
+from differad.training.shared_locator import SharedLocator
 
 _PICTURE_SIDE = 280
 LOGGED = ("miou", "acc_0.3", "f1_0.3", "detection_f1", "normal_accuracy", "valid")
@@ -53,6 +53,18 @@ class Progress(ProgressCallback):
             self.training_bar.write(f"step {state.global_step}: {shown}", file=sys.stderr)
 
 
+class FirstLine(TrainerCallback):
+    """Says something about a run before its first step, on stderr. `line` is asked for when training begins."""
+
+    def __init__(self, line: Callable[[], str]) -> None:
+        self._line = line
+
+    def on_train_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        """Print the line."""
+        if state.is_world_process_zero:
+            print(f"differad: {self._line()}", file=sys.stderr, flush=True)
+
+
 class _WithPolicy(TrainerCallback):
     """A callback that asks the policy in training. `trainer` is set once the trainer exists."""
 
@@ -62,25 +74,18 @@ class _WithPolicy(TrainerCallback):
         self._held_out = held_out
 
     @contextmanager
-    def _locator(self) -> Iterator[LiveLocator | None]:
-        """The policy as a locator; None on processes that have nothing to do.
-
-        A sharded model answers only where every process asks it the same at the same time.
-        """
-        accelerator = self.trainer.accelerator
+    def _locator(self) -> Iterator[SharedLocator]:
+        """The policy as a locator that every process enters; see `SharedLocator`."""
         sharded = self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled
-        model = accelerator.unwrap_model(self.trainer.model)
-        if sharded or accelerator.is_main_process:
-            with answering(model):
-                yield LiveLocator(
-                    model,
-                    self._source,
-                    batch_size=self._held_out.batch_size,
-                    max_new_tokens=self._held_out.max_new_tokens,
-                )
-        else:
-            yield None
-        accelerator.wait_for_everyone()
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        with answering(model):
+            live = LiveLocator(
+                model,
+                self._source,
+                batch_size=self._held_out.batch_size,
+                max_new_tokens=self._held_out.max_new_tokens,
+            )
+            yield SharedLocator(live, lockstep=model if sharded else None)
 
 
 class HeldOutEvaluation(_WithPolicy):
@@ -91,22 +96,19 @@ class HeldOutEvaluation(_WithPolicy):
         if not self._held_out.pairs or state.global_step % self._held_out.every:
             return
         due = control.should_log
+        folder = Path(args.output_dir) / "evaluation" / f"step-{state.global_step}"
         with self._locator() as locator:
-            if locator is not None:
-                self._evaluate(locator, Path(args.output_dir), state)
+            metrics = locator.on_main(lambda shared: self._evaluate(shared, folder))
+            if metrics is not None:  # while the policy answers: TRL keeps the figures of training apart from those
+                overall = metrics["overall"]
+                self.trainer.log({f"eval_{name}": overall[name] for name in LOGGED if overall.get(name) is not None})
         # Logging clears the flag, and this step's own values are yet to be logged.
         control.should_log = due
 
-    def _evaluate(self, locator: LiveLocator, out: Path, state: Any) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = out / "evaluation" / f"step-{state.global_step}"
-            if not state.is_world_process_zero:
-                folder = Path(scratch)
-            # What a killed run left there is the answers of a policy that is no more.
-            discard_evaluation(folder)
-            metrics = evaluate(self._held_out.pairs, locator, folder, limit=self._held_out.limit, progress=False)
-        overall = metrics["overall"]
-        self.trainer.log({f"eval_{name}": overall[name] for name in LOGGED if overall.get(name) is not None})
+    def _evaluate(self, locator: SharedLocator, folder: Path) -> dict[str, Any]:
+        # What a killed run left there is the answers of a policy that is no more.
+        discard_evaluation(folder)
+        return evaluate(self._held_out.pairs, locator, folder, limit=self._held_out.limit, progress=False)
 
 
 class Samples(_WithPolicy):
@@ -120,16 +122,15 @@ class Samples(_WithPolicy):
         """Write the page."""
         if not self._every or state.global_step % self._every:
             return
-        pairs = list(islice((pair for pair in read_pairs(self._manifest) if pair.anomalous is not None), self._count))
+        path = Path(args.output_dir) / "samples" / f"step-{state.global_step:06d}.html"
         with self._locator() as locator:
-            if locator is None:
-                return
-            outcomes = list(locator.locate_many(pairs))
-        if state.is_world_process_zero:
-            path = Path(args.output_dir) / "samples" / f"step-{state.global_step:06d}.html"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            page = sample_page(zip(pairs, outcomes, strict=True), f"step {state.global_step}")
-            path.write_text(page, encoding="utf-8")
+            locator.on_main(lambda shared: self._write(shared, path, f"step {state.global_step}"))
+
+    def _write(self, locator: SharedLocator, path: Path, title: str) -> None:
+        pairs = list(islice((pair for pair in read_pairs(self._manifest) if pair.anomalous is not None), self._count))
+        page = sample_page(zip(pairs, locator.locate_many(pairs), strict=True), title)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
 
 
 def sample_page(cases: Iterable[tuple[Pair, Location | DifferadError]], title: str) -> str:

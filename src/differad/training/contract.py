@@ -20,6 +20,7 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "_generate_and_score_completions": ("self", "inputs"),
     "_get_train_sampler": ("self", "dataset"),
     "_prepare_inputs": ("self", "generation_batch"),
+    "_compute_loss": ("self", "model", "inputs"),
     "_get_per_token_logps_and_entropies": (
         "self",
         "model",
@@ -64,6 +65,11 @@ WORDS: dict[str, tuple[str, ...]] = {
         'inputs["completion_mask"]',
         'inputs["num_items_in_batch"]',
         "self._get_per_token_logps_and_entropies(",
+        "per_token_loss + self.beta * per_token_kl",
+        "/ mask.sum(-1).clamp(min=1.0)).mean()",
+        "(per_token_loss * mask).sum(-1).mean()",
+        "(per_token_loss * mask).sum() / mask.sum().clamp(min=1.0)",
+        "/ (per_token_loss.size(0) * self.max_completion_length)",
     ),
     "log": ("self._metrics[mode]",),
 }

@@ -14,11 +14,12 @@ from transformers import AutoModelForImageTextToText, PrinterCallback, ProgressC
 from trl.trainer.utils import RepeatSampler
 
 from differad.data.locks import sole_run
-from differad.errors import OptionError
+from differad.errors import DifferadError, OptionError
 from differad.locators.tiny.processor import EvidenceProcessor
 from differad.training.callbacks import HeldOutEvaluation, Progress, Samples, WholeCheckpoints
 from differad.training.data import checksum
 from differad.training.inputs import read_inputs
+from differad.training.peers import EndingTogether
 from differad.training.policy import Source, export, open_source
 from differad.training.provenance import describe_run, find_start, write_run_info
 from differad.training.recipe import Recipe
@@ -110,10 +111,11 @@ def trainer_config(kind: type[Config], recipe: Recipe, **own: Any) -> Config:
 def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resume: bool) -> dict[str, Any]:
     """Train: `build` makes the trainer from the source and the callbacks. Returns the summary that the command prints.
 
-    `out` receives checkpoints, curves, evaluations, samples and, at the end, `model/`. Raises OptionError, ManifestError.
+    `out` receives checkpoints, curves, evaluations, samples and, at the end, `model/`. Raises OptionError, ManifestError, and
+    PeerError where another process failed.
     """
     processes = PartialState(cpu=_on_cpu())
-    with _sole_run(recipe.out, processes):
+    with EndingTogether(), _sole_run(recipe.out, processes):
         return _run_phase(recipe, build, processes, resume)
 
 
@@ -135,7 +137,8 @@ def _run_phase(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
+        with _without_traces():
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
     _export(trainer, source, recipe.out / MODEL_FOLDER, run)
     leave_group(trainer)
     return {
@@ -169,6 +172,18 @@ def _begin(recipe: Recipe, processes: PartialState, resume: bool) -> tuple[dict[
     if inputs is not None:
         inputs.write(recipe.out)
     return run, start
+
+
+@contextmanager
+def _without_traces() -> Iterator[None]:
+    """A worker that loads data hands its error on with a traceback inside the message; the message proper is raised."""
+    try:
+        yield
+    except DifferadError as error:
+        head, _, message = str(error).rpartition(f"{type(error).__name__}: ")
+        if "in DataLoader worker process" in head:
+            error.args = (message,)
+        raise
 
 
 def leave_group(trainer: Any) -> None:

@@ -168,6 +168,11 @@ def _bytes(levels: Levels) -> int:
 
 def is_random(model: nn.Module) -> bool:
     """Whether a model drops out anything as it is."""
-    return model.training and any(
+    return model.training and drops_out(model)
+
+
+def drops_out(model: nn.Module) -> bool:
+    """Whether a model drops out anything while it trains."""
+    return any(
         getattr(module, name, 0.0) for module in model.modules() for name in ("attention_dropout", "p", "drop_prob")
     )

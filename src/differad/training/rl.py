@@ -3,8 +3,9 @@
 Two hooks are overridden. Where answers are drawn, groups that teach nothing are drawn again and their tokens and
 log-probabilities take the old ones' places, so that everything TRL derives afterwards (text, masks, lengths, reference
 log-probabilities, rewards, metrics) belongs to the final draw. Where advantages come out, they are weighted per group, and
-groups that stayed uninformative lose their completion mask. Every choice is made from values gathered over all processes,
-so all ranks make it alike. The mathematics is in `advantages` and `localization`; `contract` guards the hooks.
+groups that stayed uninformative lose their completion mask; the loss is the mean of what is left. Every choice is made from
+values gathered over all processes, so all ranks make it alike. The mathematics is in `advantages` and `localization`;
+`contract` guards the hooks.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 
 from differad.errors import OptionError
 from differad.rewards import format_scores
-from differad.training.advantages import adaptive_weights, is_uninformative, rows_of
+from differad.training.advantages import adaptive_weights, count_terms, is_uninformative, rows_of
+from differad.training.callbacks import FirstLine
 from differad.training.context import vllm_context
 from differad.training.contract import check_hooks
 from differad.training.data import build_dataset
@@ -87,6 +89,8 @@ def make_rewards(reader: AnswerReader, name: str) -> list[Reward]:
 class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
     """GRPO with group-wise resampling and adaptive reweighting (arXiv 2606.16601)."""
 
+    beta: float  # TRL's
+
     def __init__(self, *args: Any, grpo: Grpo, reader: AnswerReader, **kwargs: Any) -> None:
         check_hooks()
         self.start_sharing(grpo.share_prefix, grpo.remember_pictures_mb)
@@ -95,6 +99,7 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
         self._reader = reader
         self._rows: list[dict[str, Any]] = []
         self._draw: Draw | None = None
+        self._scale = 1.0
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         stock = super()._get_train_sampler(dataset)
@@ -188,6 +193,30 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
         self._note(self._draw, weights)
         return output
 
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """As TRL's; counts what the losses of a fresh draw are the mean of, over all processes."""
+        known = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.model.training and self._buffered_inputs is not known:
+            terms = count_terms(self.loss_type, [batch["completion_mask"] for batch in self._buffered_inputs])
+            every, seen = self.accelerator.gather(torch.tensor([terms], device=self.accelerator.device)).sum(dim=0)
+            self._scale = int(every) / max(int(seen), 1)
+        return inputs
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """As TRL's, which counts masked answers in its mean; here the mean is over those that the loss sees.
+
+        Both terms are scaled, surrogate by the advantages and KL by its coefficient: a bonus for entropy is a mean of its own.
+        """
+        scale = self._scale if self.model.training else 1.0
+        beta = self.beta
+        self.beta = beta * scale
+        try:
+            loss: Tensor = super()._compute_loss(model, {**inputs, "advantages": inputs["advantages"] * scale})
+        finally:
+            self.beta = beta
+        return loss
+
     def _note(self, draw: Draw, weights: Tensor) -> None:
         """Put the batch's figures among TRL's metrics; they come from gathered values and are the same on every rank."""
         figures = {
@@ -276,7 +305,7 @@ def build_trainer(
     model = load_model(source, recipe.model)
     ends = model.generation_config.eos_token_id
     reader = AnswerReader(tokenizer, [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id])
-    return kind(
+    trainer = kind(
         model=model,
         args=config,
         train_dataset=dataset,
@@ -286,6 +315,8 @@ def build_trainer(
         grpo=recipe.grpo,
         reader=reader,
     )
+    trainer.add_callback(FirstLine(trainer.sharing_line))
+    return trainer
 
 
 def grpo_config(recipe: RlRecipe) -> GRPOConfig:

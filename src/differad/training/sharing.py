@@ -17,7 +17,8 @@ from torch import Tensor
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from differad.locators.prefix import obstacle
-from differad.training.pictures import Batch, PictureMemory, Pictures, is_random, same_tower, state_of
+from differad.training.grouped import takes_masks
+from differad.training.pictures import Batch, PictureMemory, Pictures, drops_out, same_tower, state_of
 from differad.training.prefix import (
     Answered,
     PromptMemory,
@@ -30,6 +31,7 @@ from differad.training.sequence import lay_out, pays
 
 # Log-probabilities (B, C), entropies (B, C) and the loss that balances experts, the last two where they are asked for.
 Scores = tuple[Tensor, Tensor | None, Tensor | None]
+_OWN_ENGINE = "vLLM and continuous batching draw answers their own way"
 _FIELDS = {"pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images"}
 # Losses that are a sum over rows, whichever rows are summed together first.
 _SUMS = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
@@ -140,8 +142,8 @@ class SharesPrefixes:
 
     @contextmanager
     def _generating(self: Any, images: list[Any] | None) -> Iterator[None]:
-        if self.use_vllm or self.use_transformers_continuous_batching:
-            self._tells("vLLM and continuous batching draw answers their own way", "drawn")
+        if self._draws_its_own_way():
+            self._tells(_OWN_ENGINE, "drawn")
             yield
             return
         bare = self._bare(self.model)
@@ -186,15 +188,44 @@ class SharesPrefixes:
 
     def _refusal(self: Any, given: dict[str, Any], balances: bool) -> str | None:
         """Why this trainer, or this batch, cannot share; None where it can."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return "a sharded model gathers its weights for its own forward alone"
-        if self.args.use_liger_kernel:
-            return "liger's kernels replace the layers"
+        reason: str | None = self._trainers_refusal()
+        if reason is not None:
+            return reason
         if balances:
             return "experts are balanced over whole prompts"
         if set(given) != _FIELDS or not all(given["num_images"]):
             return f"expected pictures in every prompt and the inputs {', '.join(sorted(_FIELDS))}, got {sorted(given)}"
         return None
+
+    def _trainers_refusal(self: Any) -> str | None:
+        """Why no batch of this trainer can share; None where one can."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            engine = "DeepSpeed" if self.is_deepspeed_enabled else "FSDP"
+            return f"{engine}: a sharded model gathers its weights for its own forward alone"
+        if self.args.use_liger_kernel:
+            return "liger's kernels replace the layers"
+        if drops_out(self._bare(self.model)):
+            return "dropout: every answer drops out by itself, of its prompt too"
+        return None
+
+    def sharing_line(self: Any) -> str:
+        """What a run says first: where prompts are shared, and why not where they are not."""
+        bare = self._bare(self.model)
+        always = None if self._share else "grpo.share_prefix=false"
+        always = always or self._trainers_refusal() or obstacle(bare, cached=False)
+        thrown = self.args.gradient_checkpointing and not takes_masks(bare)  # see `_plan`
+        reasons = {
+            "rollout": always or (_OWN_ENGINE if self._draws_its_own_way() else None),
+            "loss": always or ("flash attention takes no mask and gradient checkpointing no cache" if thrown else None),
+        }
+        said = []
+        for reason in dict.fromkeys(reasons.values()):
+            where = " and ".join(part for part, why in reasons.items() if why == reason)
+            said.append(f"shared in {where}" if reason is None else f"not shared in {where} ({reason})")
+        return f"prompts are {'; '.join(said)}"
+
+    def _draws_its_own_way(self: Any) -> bool:
+        return bool(self.use_vllm or self.use_transformers_continuous_batching)
 
     def _bare(self: Any, model: Any) -> Any:
         """The model without what processes and adapters wrap around it; adapters stay in its layers."""
@@ -217,7 +248,7 @@ class SharesPrefixes:
 
         The policy without its adapters, which is then the reference, and another precision are others.
         """
-        if self._encoded is None or torch.is_grad_enabled() or bare is not self._bare(self.model) or is_random(bare):
+        if self._encoded is None or torch.is_grad_enabled() or bare is not self._bare(self.model):
             return None
         device = self.accelerator.device.type
         adapters = [

@@ -1,0 +1,90 @@
+"""The policy in training as a locator that all processes answer for: each takes its share of the pairs.
+
+The main process reads manifests, scores and writes; the others hand in what they located. A sharded model answers only where
+every process asks it as often as the others do, so there all enter `generate` alike, with a blank pair where one has none left.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from accelerate import PartialState
+
+from differad.core import Location, Pair
+from differad.errors import DifferadError
+from differad.locators.base import Outcome
+from differad.training.peers import Agreeing, from_main, join_shares, share_out
+from differad.training.policy import LiveLocator
+
+Result = TypeVar("Result")
+_BLANK_SIDE = 56
+
+
+class SharedLocator:
+    """`locator` on every process as one locator of the main process. `lockstep` is the model where it is sharded, else None."""
+
+    def __init__(self, locator: LiveLocator, *, lockstep: Any = None) -> None:
+        self.name, self.options = locator.name, locator.options
+        self._locator, self._lockstep = locator, lockstep
+        self._shared = False
+
+    def on_main(self, task: Callable[["SharedLocator"], Result]) -> Result | None:
+        """What `task` returns on the main process, None on the others, which answer its one call of `locate_many`.
+
+        Every process calls it once. Raises what `task` or any share raised; PeerError where that was another process.
+        """
+        with Agreeing():
+            if not PartialState().is_main_process:
+                self._share(())
+                return None
+            try:
+                return task(self)
+            finally:
+                if not self._shared:  # the others wait for pairs
+                    self._share(())
+
+    def locate(self, pair: Pair) -> Location:
+        """As `locate_many` for one pair. Raises ImageError, LocatorError."""
+        outcome = next(self.locate_many([pair]))
+        if isinstance(outcome, DifferadError):
+            raise outcome
+        return outcome
+
+    def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
+        """Outcomes in order, all of them at once; on the main process, inside `on_main`, and once."""
+        return iter(self._share(tuple(pairs)))
+
+    def _share(self, pairs: tuple[Pair, ...]) -> list[Outcome]:
+        self._shared = True
+        every: tuple[Pair, ...] = from_main(pairs)
+        with Agreeing():
+            outcomes = self._locate(share_out(every), len(every))
+        return join_shares(outcomes)
+
+    def _locate(self, share: list[Pair], total: int) -> list[Outcome]:
+        if self._lockstep is None:
+            return list(self._locator.locate_many(share))
+        size, longest = self.options.batch_size, -(-total // PartialState().num_processes)
+        with _in_step(self._lockstep):
+            rounds = [self._round(share[begin : begin + size]) for begin in range(0, longest, size)]
+        return [outcome for outcomes in rounds for outcome in outcomes]
+
+    def _round(self, pairs: list[Pair]) -> list[Outcome]:
+        """One batch, for which `generate` is entered once, whatever could be read of it."""
+        outcomes = list(self._locator.locate_many(pairs))
+        if not any(isinstance(outcome, Location) for outcome in outcomes):
+            blank = np.full((_BLANK_SIDE, _BLANK_SIDE, 3), 127, np.uint8)
+            list(self._locator.locate_many([Pair(blank, blank)]))
+        return outcomes
+
+
+@contextmanager
+def _in_step(model: Any) -> Iterator[None]:
+    """Meanwhile `generate` goes on until every process has finished; transformers knows by itself of some engines only."""
+    model.generate = partial(model.generate, synced_gpus=PartialState().num_processes > 1)
+    try:
+        yield
+    finally:
+        del model.generate
