@@ -8,20 +8,23 @@ product are summed in float32 and rounded once, so for them n is 1.
 
 **Two ways through a network.** How much a network amplifies its roundings is not known beforehand, and two right ways differ in
 their roundings alone. So both are held against a run in float64 (transformers keeps its norms and rotary angles in float32
-there too, but no sum of products). The error of way A may be FACTOR times that of way B plus one sum's rounding. FACTOR: a kernel
-that adds n terms one by one errs by sqrt(n) u, one that adds them in 16 lanes, a register of 512 bits, by sqrt(n / 16) u. So two
-kernels differ by a factor of sqrt(16) = 4, whatever the processor.
+there too, but no sum of products). The error of way A may be a factor times that of way B plus one sum's rounding. In float32 the
+factor is 4: a kernel that adds n terms one by one errs by sqrt(n) u, one that adds them in 16 lanes, a register of 512 bits, by
+sqrt(n / 16) u. In 16 bits it is 2: lanes add in float32 and do not count; a way may keep what the other rounds in between, but not
+three roundings of four.
 
 Errors are compared row by row, a row being the last axis, as root mean squares: those of 40 random numbers and more are steady to
 a tenth, where a largest error is not, and a fault in one row is not diluted by the others.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FACTOR = 4.0
+Gradients = Mapping[str, Any]
+FACTOR = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 # Unit in the last place of 1; NumPy has no bfloat16, which keeps 8 bits of the mantissa.
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
@@ -51,13 +54,30 @@ def assert_as_near(
     assert np.isfinite(exact).all()
     sizes = _row_sizes(exact) if scale is None else np.full(exact.shape[:-1], scale)
     errors, others = _row_sizes(found - exact), _row_sizes(other - exact)
-    allowed = FACTOR * others + rounding(terms, 1.0, dtype) * sizes
+    allowed = FACTOR[dtype] * others + rounding(terms, 1.0, dtype) * sizes
     worst = np.unravel_index(np.argmax(errors - allowed), errors.shape)
     assert (errors <= allowed).all(), (
         f"row {tuple(map(int, worst))}: {errors[worst]:.3g} from float64, "
         f"{allowed[worst]:.3g} allowed, the other way {others[worst]:.3g}"
     )
     return float(allowed.max())
+
+
+def assert_gradients_as_near(found: Gradients, other: Gradients, exact: Gradients, *, terms: int) -> None:
+    """Every gradient of a model as a row of its own, in float32.
+
+    One sum's rounding is taken of the root mean square of all gradients: some, as that of a bias of keys, which moves all scores
+    of a softmax alike, are sums of such numbers that cancel.
+    """
+    assert found.keys() == other.keys() == exact.keys()
+    assert found
+    scale = float(_row_sizes(np.concatenate([_doubled(gradient).ravel() for gradient in exact.values()])))
+    for name, true in exact.items():
+        try:
+            rows = (_doubled(each).reshape(1, -1) for each in (found[name], other[name], true))
+            assert_as_near(*rows, terms=terms, scale=scale)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
 
 
 def _row_sizes(rows: NDArray[np.float64]) -> NDArray[np.float64]:

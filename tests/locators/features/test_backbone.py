@@ -106,7 +106,8 @@ def shifted_by_a_quarter(pixels):
 
 
 @pytest.mark.parametrize(
-    "wrong", [lambda pixels: pixels[..., ::-1], lambda pixels: pixels[::-1], shifted_by_a_quarter, lambda pixels: pixels | 1]
+    "wrong",
+    [lambda pixels: pixels[..., ::-1], lambda pixels: pixels[::-1], shifted_by_a_quarter, lambda pixels: pixels | 1],
 )
 def test_the_comparison_rejects_what_is_slightly_wrong(wrong):
     """Channels swapped, upside down, a quarter of a pixel off, the lowest bit lost."""
