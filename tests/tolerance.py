@@ -10,8 +10,8 @@ product are summed in float32 and rounded once, so for them n is 1.
 their roundings alone. So both are held against a run in float64 (transformers keeps its norms and rotary angles in float32
 there too, but no sum of products). The error of way A may be a factor times that of way B plus one sum's rounding. In float32 the
 factor is 4: a kernel that adds n terms one by one errs by sqrt(n) u, one that adds them in 16 lanes, a register of 512 bits, by
-sqrt(n / 16) u. In 16 bits it is 2: lanes add in float32 and do not count; a way may keep what the other rounds in between, but not
-three roundings of four.
+sqrt(n / 16) u. In 16 bits it is 2: lanes add in float32 and do not count; a way may keep what the other rounds in between, but
+not three roundings of four.
 
 Errors are compared row by row, a row being the last axis, as root mean squares: those of 40 random numbers and more are steady to
 a tenth, where a largest error is not, and a fault in one row is not diluted by the others.
@@ -71,13 +71,18 @@ def assert_gradients_as_near(found: Gradients, other: Gradients, exact: Gradient
     """
     assert found.keys() == other.keys() == exact.keys()
     assert found
-    scale = float(_row_sizes(np.concatenate([_doubled(gradient).ravel() for gradient in exact.values()])))
+    scale = float(_row_sizes(flat_gradients(exact)))
     for name, true in exact.items():
         try:
             rows = (_doubled(each).reshape(1, -1) for each in (found[name], other[name], true))
             assert_as_near(*rows, terms=terms, scale=scale)
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
+
+
+def flat_gradients(gradients: Gradients) -> NDArray[np.float64]:
+    """All gradients of a model in a row."""
+    return np.concatenate([_doubled(gradient).ravel() for gradient in gradients.values()])
 
 
 def _row_sizes(rows: NDArray[np.float64]) -> NDArray[np.float64]:
