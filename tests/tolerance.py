@@ -34,6 +34,15 @@ def rounding(terms: int, scale: float, dtype: str = "float32") -> float:
     return terms * EPS[dtype] * scale
 
 
+def distance_rounding(channels: int, distances: ArrayLike = 0.0) -> NDArray[np.float64]:
+    """What distances d of unit vectors (channels,), from float32 similarities s as d = sqrt(2 - 2 s), may be off by.
+
+    The square is off by r = 2 `rounding` and |d - d'| = |d^2 - d'^2| / (d + d'): r / d, and sqrt(r) next to zero.
+    """
+    squared = 2 * rounding(channels, 1.0)
+    return np.asarray(squared / np.maximum(np.asarray(distances, dtype=np.float64), squared**0.5))
+
+
 def assert_rounded(found: Any, exact: Any, *, terms: int, scale: float | None = None) -> None:
     """`found` is `exact` but for the rounding of one float32 sum; `scale`: the largest exact value unless given."""
     found, exact = _doubled(found), _doubled(exact)

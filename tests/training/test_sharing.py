@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
 from scripted import make_trainer
 from tiny_models import HIDDEN, build_checkpoint
 
-from tolerance import EPS, FACTOR, assert_as_near, assert_gradients_as_near, flat_gradients
+from tolerance import EPS, FACTOR, assert_as_near, assert_gradients_as_near, flat_gradients, rounding
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 # Pictures of different sizes, so that prompts differ in length and are padded on the left.
@@ -458,9 +458,11 @@ def test_two_processes_learn_what_one_learns(make_recipe, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         assert "share_prefix" not in done.stderr
         weights[name] = torch.load(tmp_path / f"{name}.pt", weights_only=True)
-    moved = 0.0
-    for name, expected in weights["one"]["after"].items():
-        change = expected - weights["one"]["before"][name]
-        moved = max(moved, change.abs().max().item())
-        torch.testing.assert_close(weights["two"]["after"][name], expected, atol=1e-5, rtol=1e-5)
+    before, after = (weights["one"][time] for time in ("before", "after"))
+    moved = max(float((after[name] - before[name]).abs().max()) for name in after)
     assert moved > 1e-3
+    # A change is a sum over the tokens of 12 rows, at most 256 each; a weight is rounded once a step.
+    allowed = rounding(12 * 256, moved) + rounding(2, max(float(weight.abs().max()) for weight in after.values()))
+    assert allowed < moved / 500
+    for name, expected in after.items():
+        np.testing.assert_allclose(weights["two"]["after"][name], expected, rtol=0, atol=allowed)
