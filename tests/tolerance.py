@@ -3,15 +3,15 @@
 **One sum.** A sum of n products, added in any order, with or without fused multiply-add, is off by at most n u sum|a b| with
 u = eps / 2 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1); independent roundings give sqrt(n) u sum|a b|
 (Higham and Mary 2019). Terms of random sign have sum|a b| = sqrt(n) times the size of their sum, so that the error is n u times
-that size. `rounding` allows n eps, twice as much: the errors then have two standard deviations more to go. Results of a 16-bit
-product are summed in float32 and rounded once, so for them n is 1.
+that size. `rounding` allows n eps, which is twice as much. Results of a 16-bit product are summed in float32 and rounded once,
+so for them n is 1.
 
 **Two ways through a network.** How much a network amplifies its roundings is not known beforehand, and two right ways differ in
 their roundings alone. So both are held against a run in float64 (transformers keeps its norms and rotary angles in float32
 there too, but no sum of products). The error of way A may be a factor times that of way B plus one sum's rounding. In float32 the
 factor is 4: a kernel that adds n terms one by one errs by sqrt(n) u, one that adds them in 16 lanes, a register of 512 bits, by
-sqrt(n / 16) u. In 16 bits it is 2: lanes add in float32 and do not count; a way may keep what the other rounds in between, but
-not three roundings of four.
+sqrt(n / 16) u. In 16 bits it is 2: lanes add in float32 and do not count; independent errors
+add up as squares, so that 2 is for a way that rounds four times as often as the other.
 
 Errors are compared row by row, a row being the last axis, as root mean squares: those of 40 random numbers and more are steady to
 a tenth, where a largest error is not, and a fault in one row is not diluted by the others.
