@@ -1,6 +1,7 @@
 """The two values that everything passes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,10 +59,10 @@ def test_an_abnormal_target_of_unknown_place_has_no_boxes():
     assert normal.boxes.shape == (0, 4)
 
 
-@pytest.mark.parametrize(("boxes", "anomalous"), [([], True), ([[1, 2, 3, 4]], False)])
-def test_boxes_that_contradict_the_label_are_refused(boxes, anomalous):
-    with pytest.raises(InputError, match=r"anomalous (True|False) with \d boxes"):
-        Pair("a.png", "b.png", boxes=boxes, anomalous=anomalous)
+def test_boxes_decide_also_where_they_are_replaced():
+    abnormal = Pair("a.png", "b.png", boxes=[[1, 2, 3, 4]])
+    assert replace(abnormal, boxes=[]).anomalous is False
+    assert replace(Pair("a.png", "b.png", anomalous=True), boxes=[[1, 2, 3, 4]]).anomalous is True
 
 
 def test_what_cannot_be_compared_is_no_valid_answer():

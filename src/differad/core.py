@@ -17,9 +17,9 @@ class Pair:
     """An image of a normal part, one of a part to inspect, and the truth where it is known.
 
     `boxes` are pixels of the target (EXIF orientation applied), shape (N, 4), x2/y2 exclusive; (0, 4) says that the
-    target is normal. `anomalous` follows from the boxes where there are any; True without boxes says that the target is
+    target is normal. `anomalous` follows from the boxes where they are given; True without boxes says that the target is
     abnormal and nobody marked where, False without boxes becomes (0, 4), None that nobody has labelled it. Images may be
-    paths, PIL images or arrays. Raises InputError where the two contradict each other.
+    paths, PIL images or arrays.
     """
 
     reference: ImageSource
@@ -38,11 +38,6 @@ class Pair:
         if self.boxes is None:
             return
         boxes = as_boxes(self.boxes)
-        if self.anomalous is not None and self.anomalous != (len(boxes) > 0):
-            raise InputError(
-                f"pair {self.id!r}: anomalous {self.anomalous} with {len(boxes)} boxes; expected boxes for an abnormal "
-                "target (or none given at all: place unknown) and [] for a normal one"
-            )
         object.__setattr__(self, "boxes", boxes)
         object.__setattr__(self, "anomalous", len(boxes) > 0)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from differad.core import Location, Pair
 from differad.errors import DifferadError, ImageError, MissingExtraError, OptionError
 from differad.images import RGB, read_image, read_images
 from differad.locators.local import READ_AHEAD, LocalLocator, LocalOptions
+from tolerance import assert_as_near
 
 Checkpoint = Callable[..., Path]
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -117,29 +119,57 @@ def test_a_kept_prefix_changes_no_answer(
     assert len(whole._prefixes) == 0
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_logits_after_a_kept_prefix_are_those_of_the_whole_prompt(checkpoint: Checkpoint, model_type: str) -> None:
-    """Of every answer token, for targets of two sizes at once, so that one of them has pads in its middle."""
+def answer_logits(locator: LocalLocator, answer: Callable[..., Any]) -> Any:
+    """Logits (C, B, V) of every answer token, for targets of two sizes at once, so that one has pads in its middle."""
     import torch
 
-    locator = LocalLocator(str(checkpoint(model_type, None)), LocalOptions(**SHORT))
     reference = picture(200, 100, seed=99)
     batch = [locator._prepare(reference, picture(*size, seed=i)) for i, size in enumerate([(150, 150), (96, 200)])]
+    seen: list[Any] = []
 
-    def scores(answer: Callable[..., torch.Tensor]) -> torch.Tensor:
-        seen: list[torch.Tensor] = []
+    def note(_ids: Any, logits: Any) -> Any:
+        seen.append(logits.clone())
+        return logits
 
-        def note(_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            seen.append(logits.clone())
-            return logits
+    with torch.inference_mode():
+        answer(batch, [note])
+    return torch.stack(seen)
 
-        with torch.inference_mode():
-            answer(batch, [note])
-        return torch.stack(seen)
 
-    kept, whole = scores(locator._after_prefix), scores(locator._whole)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_logits_after_a_kept_prefix_are_those_of_the_whole_prompt(
+    checkpoint: Checkpoint, model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And those of a prefix that is slightly wrong are not: one position off, one key missing, a thousandth too large."""
+    from tiny_models import HIDDEN
+
+    from differad.locators import prefix
+
+    locator = LocalLocator(str(checkpoint(model_type, None)), LocalOptions(**SHORT))
+    kept, whole = (answer_logits(locator, way) for way in (locator._after_prefix, locator._whole))
     assert kept.shape == whole.shape == (SHORT["max_new_tokens"], 2, kept.shape[2])
-    assert_allclose(kept, whole, atol=1e-5)
+    precise = LocalLocator(str(checkpoint(model_type, None)), LocalOptions(**SHORT))
+    precise._model.double()
+    exact = answer_logits(precise, precise._whole)
+    assert_as_near(kept, whole, exact, terms=HIDDEN)
+
+    stock = prefix.RoomyLayer
+
+    def loud(keys: Any, *rest: object) -> object:
+        return stock(1.001 * keys, *rest)
+
+    def forgetful(keys: Any, values: Any, *rest: object) -> object:
+        values = values.clone()
+        values[:, :, 5] = 0
+        return stock(keys, values, *rest)
+
+    def shifted(keys: Any, *rest: object) -> object:
+        return stock(keys.roll(1, dims=2), *rest)
+
+    for wrong in (loud, forgetful, shifted):
+        monkeypatch.setattr(prefix, "RoomyLayer", wrong)
+        with pytest.raises(AssertionError, match="from float64"):
+            assert_as_near(answer_logits(locator, locator._after_prefix), whole, exact, terms=HIDDEN)
 
 
 def encodings(locator: LocalLocator, monkeypatch: pytest.MonkeyPatch) -> list[int]:

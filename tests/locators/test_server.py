@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SAID, Desk, free_port, say
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from tiny_models import SPECIALS
 
+from conftest import SAID, Desk, free_port, say
 from differad.core import Location, Pair
 from differad.errors import ImageError, LocatorError, MissingExtraError, OptionError
 from differad.images import RGB, read_images
@@ -165,8 +165,9 @@ def test_a_busy_server_is_asked_again_after_growing_waits(desk: Desk) -> None:
     location = ServerLocator(NAME, desk.url, ServerOptions(retries=2)).locate(pair())
     assert_allclose(location.boxes, BOXES["qwen2_vl"])
     first, second, third = desk.times
-    # The client waits 0.5 s, then 1 s, each less up to a quarter.
-    assert 0.37 < second - first < third - second
+    # The client waits 0.5 s, then 1 s, each less up to a quarter; a busy machine may make either longer, never shorter.
+    assert second - first > 0.37
+    assert third - second > 0.74
 
 
 @pytest.mark.parametrize(
@@ -187,8 +188,8 @@ def test_a_silent_server_is_given_up(desk: Desk) -> None:
         return say(SAID)
 
     desk.reply = wait
-    with pytest.raises(LocatorError, match=r"no answer within 0\.2 s after 2 tries"):
-        ServerLocator(NAME, desk.url, ServerOptions(timeout=0.2, retries=1)).locate(pair())
+    with pytest.raises(LocatorError, match=r"no answer within 0\.8 s after 2 tries"):
+        ServerLocator(NAME, desk.url, ServerOptions(timeout=0.8, retries=1)).locate(pair())
     assert len(desk.questions) == 2
 
 

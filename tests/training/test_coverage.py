@@ -11,6 +11,7 @@ from PIL import Image
 from differad.locators.tiny.model import _cells
 from differad.locators.tiny.processor import MERGE
 from differad.training.coverage import WithCoverage, coverage_rows
+from tolerance import assert_rounded
 
 # A target of 8 x 4 patches: one token above another, each of 4 x 4 patches, a patch of 2 x 2 cells of 8 x 8 pixels.
 HEIGHT, WIDTH = 8, 4
@@ -61,7 +62,7 @@ def test_the_model_lays_the_rows_out_as_the_mask_lies(tmp_path):
     rows = torch.from_numpy(coverage_rows(row(tmp_path, marked), HEIGHT, WIDTH))
     cells = _cells(rows[None, :, :, None], (HEIGHT, WIDTH))[0, 0]
     by_hand = [[marked[8 * y : 8 * y + 8, 8 * x : 8 * x + 8].mean() for x in range(8)] for y in range(16)]
-    np.testing.assert_allclose(cells.numpy(), by_hand, atol=1e-6)
+    assert_rounded(cells, by_hand, terms=64)
 
 
 def test_a_target_of_another_size_is_scaled(tmp_path):

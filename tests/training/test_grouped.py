@@ -1,5 +1,6 @@
 """Groups decoded as one sequence: logits are those of rows of their own, and nothing of the model stays changed."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from differad.training import grouped  # noqa: E402
 from differad.training.grouped import GroupLayer, can_group, decoding_groups, members_of, who_sees_what  # noqa: E402
 from differad.training.pictures import Batch, Pictures  # noqa: E402
 from differad.training.prefix import encode_prompts, find_prompts, generate_shared, spread_out  # noqa: E402
+from tolerance import assert_as_near  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
-from tiny_models import PATCH, build_checkpoint, generate_plainly  # noqa: E402
+from tiny_models import HIDDEN, PATCH, build_checkpoint, generate_plainly  # noqa: E402
 
 MEMBERS, STEPS = 3, 5
 WORDS = (7, 12)  # of the two prompts, so that one of them is padded
@@ -64,29 +66,91 @@ def logits_of(model, ids, mask, cache, tokens):
     return torch.stack(found)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("half", [False, True])
-def test_every_step_has_the_logits_of_rows_of_their_own(model, prompts, half):
-    """In single precision, and where autocast computes in half of it."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        compare_steps(model, prompts, 2e-2 if half else 1e-5)
-
-
-def compare_steps(model, prompts, close):
+def apart_logits(model, prompts, tokens):
+    """Logits of rows of their own."""
     ids, mask, kinds, pictures = prompts
     known = find_prompts(ids, mask, pictures.rows())
-    tokens = torch.randint(5, 60, (len(ids), STEPS - 1), generator=torch.Generator().manual_seed(1))
-    apart, together = (encode_prompts(model, Batch(ids, mask, kinds, pictures), known) for _ in range(2))
-    spread_out(apart, known.of_row, STEPS)
-    expected = logits_of(model, ids, mask, apart, tokens)
-    assert can_group(model, together)
-    with decoding_groups(model, together, mask[known.first, :-1], MEMBERS, STEPS):
-        found = logits_of(model, ids, mask, together, tokens)
-    torch.testing.assert_close(found, expected, atol=close, rtol=close)
-    assert (found[1:, 0] - found[1:, 1]).abs().max() > 10 * close  # members of a group have gone their own ways
-    kept, repeated = (sum(layer.keys.numel() for layer in cache.layers) for cache in (together, apart))
-    prompt = ids.shape[1] - 1
+    cache = encode_prompts(model, Batch(ids, mask, kinds, pictures), known)
+    spread_out(cache, known.of_row, STEPS)
+    return logits_of(model, ids, mask, cache, tokens), cache
+
+
+def grouped_logits(model, prompts, tokens):
+    """Logits of groups decoded as one sequence."""
+    ids, mask, kinds, pictures = prompts
+    known = find_prompts(ids, mask, pictures.rows())
+    cache = encode_prompts(model, Batch(ids, mask, kinds, pictures), known)
+    assert can_group(model, cache)
+    with decoding_groups(model, cache, mask[known.first, :-1], MEMBERS, STEPS):
+        return logits_of(model, ids, mask, cache, tokens), cache
+
+
+@pytest.fixture
+def answers(prompts):
+    """What the members have said, one token a step."""
+    return torch.randint(5, 60, (len(prompts[0]), STEPS - 1), generator=torch.Generator().manual_seed(1))
+
+
+def compare(model, prompts, answers, half):
+    """Both ways against float64; returns the largest error allowed, the logits and the caches of both."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        (expected, repeated), (found, kept) = (way(model, prompts, answers) for way in (apart_logits, grouped_logits))
+    exact, _ = apart_logits(copy.deepcopy(model).double(), prompts, answers)
+    # A product in half precision is rounded once, whatever its length.
+    terms, dtype = (1, "bfloat16") if half else (HIDDEN, "float32")
+    allowed = assert_as_near(found, expected, exact, terms=terms, dtype=dtype)
+    return allowed, found, kept, repeated
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("half", [False, True])
+def test_every_step_has_the_logits_of_rows_of_their_own(model, prompts, answers, half):
+    """In single precision, and where autocast computes in half of it."""
+    allowed, found, kept, repeated = compare(model, prompts, answers, half)
+    apart = (found[1:, 0] - found[1:, 1]).double().pow(2).mean(dim=-1).sqrt()
+    assert apart.min() > allowed  # members of a group have gone their own ways
+    kept, repeated = (sum(layer.keys.numel() for layer in cache.layers) for cache in (kept, repeated))
+    prompt = prompts[0].shape[1] - 1
     assert kept / repeated == (prompt + MEMBERS * STEPS) / (MEMBERS * (prompt + STEPS))
+
+
+def sees_one_token_of_another(sees):
+    sees[0, 0, -MEMBERS * STEPS + MEMBERS + 1] = True  # of the second step: in the first they all say the same
+
+
+def misses_one_token_of_the_prompt(sees):
+    sees[-1, 0, -MEMBERS * STEPS - 3] = False
+
+
+def sees_the_pads(sees):
+    sees[:, :, : -MEMBERS * STEPS] = True
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("wrong", [sees_one_token_of_another, misses_one_token_of_the_prompt, sees_the_pads])
+def test_the_comparison_rejects_a_wrong_mask(model, prompts, answers, half, wrong, monkeypatch):
+    def spoilt(*given):
+        sees = who_sees_what(*given)
+        wrong(sees)
+        return sees
+
+    monkeypatch.setattr(grouped, "who_sees_what", spoilt)
+    with pytest.raises(AssertionError, match="from float64"):
+        compare(model, prompts, answers, half)
+
+
+@torch.no_grad()
+def test_the_comparison_rejects_an_attention_that_is_off_by_a_thousandth(model, prompts, answers, monkeypatch):
+    """In single precision alone: half of it keeps 8 bits, in which a thousandth is nothing."""
+    call = grouped.GroupAttention.__call__
+    monkeypatch.setattr(
+        grouped.GroupAttention,
+        "__call__",
+        lambda self, *given, scaling, **rest: call(self, *given, scaling=1.001 * scaling, **rest),
+    )
+    with pytest.raises(AssertionError, match="from float64"):
+        compare(model, prompts, answers, half=False)
 
 
 def test_the_model_gets_its_attention_back_whatever_happens(model, prompts):

@@ -1,5 +1,6 @@
 """Sharing a prompt changes nothing: logits, losses and gradients equal those of the prompt repeated for each answer."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from differad.training.prefix import (  # noqa: E402
     split_answers,
     spread_out,
 )
+from tolerance import assert_as_near, assert_gradients_as_near  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
-from tiny_models import PATCH, build_checkpoint, generate_plainly  # noqa: E402
+from tiny_models import HIDDEN, PATCH, build_checkpoint, generate_plainly  # noqa: E402
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 GROUP, PROMPTS, ANSWER = 3, 2, 7
@@ -96,22 +98,23 @@ def test_prompts_are_told_apart_by_their_pictures_too(model):
     assert changed.shared
 
 
+def scores_and_gradients(model, scores, inputs):
+    """Log-probabilities (B, ANSWER) and every gradient of a weighted sum of them."""
+    weights = torch.randn(PROMPTS * GROUP, 1, generator=torch.Generator().manual_seed(1))
+    model.zero_grad()
+    logs = scores(model, *inputs)
+    (weights * -logs).sum().backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    return logs.detach(), gradients
+
+
 def test_losses_and_every_gradient_equal_those_of_repeated_prompts(model):
     inputs = batch(model)
-    weights = torch.randn(PROMPTS * GROUP, 1, generator=torch.Generator().manual_seed(1))
-    found = {}
-    for name, scores in (("stock", stock), ("shared", shared)):
-        model.zero_grad()
-        logs = scores(model, *inputs)
-        loss = -(weights * logs).sum()
-        loss.backward()
-        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        found[name] = logs.detach(), gradients
-    torch.testing.assert_close(found["shared"][0], found["stock"][0], atol=1e-5, rtol=1e-5)
-    assert set(found["shared"][1]) == set(found["stock"][1])
-    for name, expected in found["stock"][1].items():
-        difference = (found["shared"][1][name] - expected).norm() / expected.norm().clamp(min=1e-6)
-        assert difference < 1e-5, name
+    found, expected = (scores_and_gradients(model, scores, inputs) for scores in (shared, stock))
+    exact = scores_and_gradients(copy.deepcopy(model).double(), stock, inputs)
+    assert_as_near(found[0], expected[0], exact[0], terms=HIDDEN)
+    assert_gradients_as_near(found[1], expected[1], exact[1], terms=HIDDEN)
 
 
 def test_rows_in_any_order_get_their_own_prompt(model):
@@ -122,7 +125,34 @@ def test_rows_in_any_order_get_their_own_prompt(model):
     with torch.no_grad():
         straight = stock(model, full, mask, types, pictures)
         crossed = shared(model, full[order], mask[order], types[order], mixed)
-    torch.testing.assert_close(crossed, straight[order], atol=1e-5, rtol=1e-5)
+        exact = stock(copy.deepcopy(model).double(), full, mask, types, pictures)
+    assert_as_near(crossed, straight[order], exact[order], terms=HIDDEN)
+    with pytest.raises(AssertionError, match="from float64"):
+        assert_as_near(crossed, straight, exact, terms=HIDDEN)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrong", ["position", "mask", "pixels"])
+def test_the_comparison_rejects_what_is_slightly_wrong(model, wrong):
+    """One answer's positions moved by one, one token of a prompt hidden, one patch a hundredth brighter."""
+    full, mask, types, pictures = batch(model)
+    exact = stock(copy.deepcopy(model).double(), full, mask, types, pictures)
+    straight = stock(model, full, mask, types, pictures)
+    inputs = answer_inputs(model, split_answers(Batch(full, mask, types, pictures), ANSWER))
+    if wrong == "position":
+        inputs["position_ids"] = inputs["position_ids"].clone()
+        inputs["position_ids"][:, 4] += 1
+        found = log_probs(model(**inputs).logits[:, :-1], full, mask)
+    elif wrong == "mask":
+        inputs["attention_mask"] = inputs["attention_mask"].clone()
+        inputs["attention_mask"][4, 3] = 0
+        found = log_probs(model(**inputs).logits[:, :-1], full, mask)
+    else:
+        patches = pictures.patches.clone()
+        patches[0] *= 1.01
+        found = shared(model, full, mask, types, Pictures(patches, pictures.grids, pictures.counts))
+    with pytest.raises(AssertionError, match="from float64"):
+        assert_as_near(found, straight, exact, terms=HIDDEN)
 
 
 def test_consecutive_rows_keep_their_pictures(model):
@@ -193,10 +223,10 @@ def test_a_prompt_that_is_known_is_not_encoded_again_whatever_pads_it_stands_beh
     del passes[:]
     found = model(**answer_inputs(model, split_answers(own, ANSWER), known=known)).logits
     assert passes == [ANSWER + 1]
-    torch.testing.assert_close(
-        found, model(**answer_inputs(model, split_answers(own, ANSWER))).logits, atol=1e-5, rtol=1e-5
-    )
     hook.remove()
+    precise = copy.deepcopy(model).double()
+    anew, exact = (each(**answer_inputs(each, split_answers(own, ANSWER))).logits for each in (model, precise))
+    assert_as_near(found, anew, exact, terms=HIDDEN)
     asked = own.until(prompt - begin).take(slice(0, 1))
     others = [(patches + 1, grids) for patches, grids in asked.pictures.rows()]
     assert known.recall(asked.ids, asked.mask, asked.pictures.rows()) is not None

@@ -20,6 +20,7 @@ from differad.training.advantages import group_advantages
 from differad.training.localization import localize
 from differad.training.recipe import RlRecipe
 from differad.training.rl import DifficultyAwareTrainer, drop_rows, grpo_config, take_rows
+from tolerance import assert_as_near, rounding
 
 sys.path.insert(0, str(Path(__file__).parent))
 from scripted import SCRIPT, UNREADABLE, answer, make_trainer, summarise
@@ -62,27 +63,34 @@ def test_rewards_and_weights_belong_to_the_final_draw(scored):
     beta = [2 / 4, 2 / 4]  # pair 0: zero box and nothing; pair 1: two boxes on a normal target
     weights = [(math.exp(1 - a) + math.sqrt(1 + b)) / 2 for a, b in zip(alpha, beta, strict=True)]
     expected = group_advantages(localization + form) * torch.tensor([[*weights, 0]], dtype=torch.float64).T
-    assert output["advantages"].tolist() == pytest.approx(expected.flatten().tolist(), rel=1e-5)
+    # Rewards of up to 2 in float32 less their mean, over a spread of 0.4 and more: five times the rounding of G terms.
+    assert output["advantages"].tolist() == pytest.approx(expected.flatten().tolist(), abs=5 * rounding(G, 2.0))
 
 
 def test_log_probabilities_belong_to_the_final_tokens(scored, start):
     _, output = scored
     model = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32).eval()
     ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
-    with torch.no_grad():
-        logits = model(
-            input_ids=ids,
-            attention_mask=torch.cat([output["prompt_mask"], (output["completion_ids"] != 0).long()], dim=1),
-            pixel_values=output["pixel_values"],
-            image_grid_thw=output["image_grid_thw"],
-            mm_token_type_ids=output["mm_token_type_ids"],
-        ).logits
     length = output["completion_ids"].shape[1]
-    every = logits[:, -length - 1 : -1].log_softmax(-1).gather(-1, output["completion_ids"][..., None])[..., 0]
+
+    def log_probabilities(model):
+        with torch.no_grad():
+            logits = model(
+                input_ids=ids,
+                attention_mask=torch.cat([output["prompt_mask"], (output["completion_ids"] != 0).long()], dim=1),
+                pixel_values=output["pixel_values"],
+                image_grid_thw=output["image_grid_thw"],
+                mm_token_type_ids=output["mm_token_type_ids"],
+            ).logits
+        return logits[:, -length - 1 : -1].log_softmax(-1).gather(-1, output["completion_ids"][..., None])[..., 0]
+
+    every = log_probabilities(model)
+    exact = log_probabilities(model.double())
+    terms = model.config.get_text_config().hidden_size
     mask = output["completion_mask"].bool()
     # The start policy is the reference and, before the first step, the policy itself.
     for name in ("ref_per_token_logps", "old_per_token_logps"):
-        torch.testing.assert_close(output[name][mask], every[mask], rtol=1e-4, atol=1e-4)
+        assert_as_near(output[name][mask], every[mask], exact[mask], terms=terms)
         assert output[name][2 * G :].abs().max() == 0
 
 
@@ -119,7 +127,7 @@ def test_a_dropped_group_carries_no_gradient_whatever_the_loss(scored):
         gradients = [_gradient(trainer, batch) for batch in (output, changed)]
         assert gradients[0].isfinite().all(), name
         assert gradients[0].abs().max() > 0, name
-        torch.testing.assert_close(*gradients, msg=name)
+        assert torch.equal(*gradients), name  # what is dropped adds zeros to the same sums
 
 
 def _gradient(trainer, batch):
@@ -226,7 +234,8 @@ def test_without_reweighting_the_advantages_are_trls(make_recipe):
     trainer.begin(SCRIPT)
     output = trainer.score([0])
     rewards = trainer._draw.localization + torch.tensor([[1, 1, 1, 0]])
-    assert output["advantages"].tolist() == pytest.approx(group_advantages(rewards)[0].tolist(), rel=1e-5)
+    expected = group_advantages(rewards)[0].tolist()
+    assert output["advantages"].tolist() == pytest.approx(expected, abs=5 * rounding(G, 2.0))
 
 
 def test_rows_keep_their_own_patches():
@@ -258,7 +267,8 @@ def test_training_starts_at_no_distance_from_the_cold_start(make_recipe):
     trainer = make_trainer(make_recipe("rl", "train.steps=1", "grpo.resamples=0", "grpo.generations=2"), Keeping)
     trainer.train()
     first = trainer.state.log_history[0]
-    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    # exp(d) - d - 1 of log-probabilities that differ by d, some 1e-6: of that four roundings of numbers near 1 are left.
+    assert first["kl"] == pytest.approx(0, abs=rounding(4, 1.0))
     for name in ("loss", "iou", "miss_rate", "groups/informative", "groups/redraws", "entropy", "reward"):
         assert name in first
 

@@ -1,5 +1,7 @@
 """A prompt and its answers as one sequence: who sees what, and that rows come back as they went in."""
 
+import copy
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -8,6 +10,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration  # noqa:
 from differad.training.pictures import Batch, Pictures  # noqa: E402
 from differad.training.prefix import split_answers  # noqa: E402
 from differad.training.sequence import count_members, lay_out, pays, who_sees_what  # noqa: E402
+from tolerance import assert_as_near  # noqa: E402
 
 KEEP = 2
 IMAGE = 9
@@ -61,27 +64,77 @@ def test_rows_are_laid_out_behind_their_prompt(model):
     assert len(layout.inputs["pixel_values"]) == 8
 
 
-@torch.no_grad()
-@pytest.mark.parametrize(("attention", "half"), [("sdpa", False), ("eager", False), ("sdpa", True), ("eager", True)])
-def test_logits_are_those_of_rows_of_their_own(model, attention, half):
-    """With each attention that takes a mask, in single precision and where autocast computes in half of it."""
-    batch = rows(3)
+def own_logits(model, batch):
+    """Logits (B, KEEP, V) of the answers' tokens, in rows of their own."""
+    logits = model(
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        mm_token_type_ids=batch.types,
+        pixel_values=batch.pictures.patches,
+        image_grid_thw=batch.pictures.grids,
+    ).logits
+    return logits[:, -KEEP - 1 : -1]
+
+
+def laid_out_logits(model, batch, change=lambda inputs: None):
+    """The same of one sequence a prompt; `change` may spoil what the model is given."""
+    layout = lay_out(model, split_answers(batch, KEEP))
+    change(layout.inputs)
+    logits = model(**layout.inputs, use_cache=False).logits
+    return torch.stack([layout.rows(logits[:, :-1, token]) for token in range(logits.shape[2])], dim=2)
+
+
+def compare(model, attention, half, change=lambda inputs: None):
+    """Both ways, in single precision or where autocast computes in half of it, against float64."""
     model.set_attn_implementation(attention)
+    batch, precise = rows(3), copy.deepcopy(model).double()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        layout = lay_out(model, split_answers(batch, KEEP))
-        found = model(**layout.inputs, use_cache=False).logits
-        own = model(
-            input_ids=batch.ids,
-            attention_mask=batch.mask,
-            mm_token_type_ids=batch.types,
-            pixel_values=batch.pictures.patches,
-            image_grid_thw=batch.pictures.grids,
-        ).logits
-    close = 2e-3 if half else 1e-6
-    assert own.abs().max() > 0.05
-    for token in range(own.shape[2]):
-        expected = own[:, -KEEP - 1 : -1, token]
-        torch.testing.assert_close(layout.rows(found[:, :-1, token]), expected, atol=close, rtol=close)
+        found, own = laid_out_logits(model, batch, change), own_logits(model, batch)
+    # A product in half precision is rounded once, whatever its length.
+    terms, dtype = (1, "bfloat16") if half else (model.config.get_text_config().hidden_size, "float32")
+    assert_as_near(found, own, own_logits(precise, batch), terms=terms, dtype=dtype)
+
+
+ATTENTIONS = [("sdpa", False), ("eager", False), ("sdpa", True), ("eager", True)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("attention", "half"), ATTENTIONS)
+def test_logits_are_those_of_rows_of_their_own(model, attention, half):
+    """With each attention that takes a mask."""
+    compare(model, attention, half)
+
+
+def one_position_off(inputs):
+    inputs["position_ids"] = inputs["position_ids"].clone()
+    inputs["position_ids"][:, 0, -2] += 1
+
+
+def one_token_too_many(inputs):
+    """The third answer's first token, which tells its second, sees the first answer's first."""
+    mask = inputs["attention_mask"].clone()
+    mask[0, :, -2, 6] = mask[0, :, -2, -2]
+    inputs["attention_mask"] = mask
+
+
+def one_token_too_few(inputs):
+    mask = inputs["attention_mask"].clone()
+    mask[0, :, -2, 2] = mask[0, :, -2, -1]
+    inputs["attention_mask"] = mask
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("wrong", "half"),
+    [
+        (one_position_off, False),  # 8 bits of a mantissa do not tell it; positions are integers in both
+        *((wrong, half) for wrong in (one_token_too_many, one_token_too_few) for half in (False, True)),
+    ],
+)
+def test_the_comparison_rejects_what_is_slightly_wrong(model, attention, wrong, half):
+    with pytest.raises(AssertionError, match="from float64"):
+        compare(model, attention, half, wrong)
 
 
 def test_a_token_sees_its_prompt_and_its_own_answer():

@@ -29,6 +29,7 @@ from differad.training.policy import load_model, open_source
 from differad.training.recipe import SftRecipe, Tiny, load_recipe
 from differad.training.sft import train_sft
 from differad.training.tiny import NUMBERS, PHRASES, build_tiny
+from tolerance import rounding
 
 SMALL = {"hidden_size": 32, "heads": 2, "layers": 1, "channels": 8, "blocks": 1}
 FORMAT = FORMATS["qwen2-vl"]
@@ -107,7 +108,9 @@ def test_near_numbers_start_out_alike(folder, tokenizer):
     alike = torch.nn.functional.cosine_similarity
     near, far = alike(numbers[:-1], numbers[1:]), alike(numbers[:-300], numbers[300:])
     assert near.mean() > far.mean() + 0.3
-    assert numbers.norm(dim=1).tolist() == pytest.approx([1.5] * NUMBERS, rel=1e-3)  # none is louder than another
+    assert numbers.norm(dim=1).tolist() == pytest.approx(
+        [1.5] * NUMBERS, rel=rounding(SMALL["hidden_size"], 1.0)
+    )  # none is louder than another
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +186,8 @@ def test_a_step_in_two_parts_is_the_step_of_the_whole(tmp_path, drawn):
         path = recipe(folder, drawn, steps=1, save_every=1, batch_size=batch_size, accumulate=accumulate)
         train_sft(load_recipe(path, SftRecipe))
         norms.append((history(folder / "run", 1)[0]["grad_norm"], history(folder / "run", 1)[0]["loss"]))
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    # Gradients are sums over some thousand tokens and cells, 4096 eps = 5e-4; a step counted twice would be off by half.
+    assert norms[0] == pytest.approx(norms[1], rel=rounding(4096, 2.0))
 
 
 def test_the_loss_is_the_text_s_and_five_times_the_map_s(tmp_path, drawn):
@@ -201,7 +205,7 @@ def test_the_loss_is_the_text_s_and_five_times_the_map_s(tmp_path, drawn):
     dense = dense_loss(policy.model.visual.logits, coverage, batch["image_grid_thw"])
     # A cell is as likely changed as not: log 2; where 6 of 8 pairs have a small defect, the Dice loss there is nearly 1.
     assert float(dense) == pytest.approx(np.log(2) + 0.2 * 6 / 8, rel=0.1)
-    assert history(cold.out, 1)[0]["loss"] == pytest.approx(float(text + 5 * dense), rel=1e-3)
+    assert history(cold.out, 1)[0]["loss"] == pytest.approx(float(text + 5 * dense), rel=rounding(4096, 2.0))
 
 
 def test_a_batch_carries_the_truth_of_its_cells(tmp_path, drawn):

@@ -13,11 +13,14 @@ from differad.locators.features.backbone import Backbone, fit
 from differad.locators.features.efficientnet import MEAN, OUTPUTS, SCALE, blocks
 from differad.locators.features.weights import BACKBONE, read_safetensors
 from differad.synthesis.pairs import make_pair
+from tolerance import assert_as_near, assert_rounded
 
 RUNTIMES = [
     "opencv",
     pytest.param("onnxruntime", marks=pytest.mark.skipif(not find_spec("onnxruntime"), reason="absent")),
 ]
+# Products in the longest sum of the network: a pointwise convolution over all channels that a block has within.
+LONGEST_SUM = max(convolution.weight_shape[1] for block in blocks() for convolution in block.convolutions)
 
 
 def picture(height=96, width=160):
@@ -61,12 +64,12 @@ def test_a_broken_file_is_named(tmp_path):
         read_safetensors(broken)
 
 
-def in_torch(pixels):
+def in_torch(pixels, dtype=np.float32):
     """The network in PyTorch, written from the same description: (H, W, 3) uint8 in, feature maps (h, w, C) out."""
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
-    weights = {name: torch.from_numpy(tensor.copy()) for name, tensor in read_safetensors(BACKBONE).items()}
-    current = torch.from_numpy((pixels.astype(np.float32) - MEAN) / SCALE).permute(2, 0, 1)[None]
+    weights = {name: torch.from_numpy(tensor.astype(dtype)) for name, tensor in read_safetensors(BACKBONE).items()}
+    current = torch.from_numpy((pixels.astype(dtype) - MEAN) / SCALE).permute(2, 0, 1)[None]
     outputs = {}
     for block in blocks():
         entered = current
@@ -90,15 +93,35 @@ def in_torch(pixels):
 def test_every_runtime_agrees_with_torch(runtime, shape):
     seen = picture(*shape)
     outputs = Backbone(runtime).maps(seen)
-    for output, expected, (_, stride, channels) in zip(outputs, in_torch(seen), OUTPUTS, strict=True):
+    exact = in_torch(seen, np.float64)
+    for output, other, true, (_, stride, channels) in zip(outputs, in_torch(seen), exact, OUTPUTS, strict=True):
         assert output.shape == (shape[0] // stride, shape[1] // stride, channels)
-        # Activations reach 40: 1e-4 of them is 4e-3; float32 leaves twenty times less.
-        np.testing.assert_allclose(output, expected, atol=1e-4, rtol=1e-4)
+        assert_as_near(output, other, true, terms=LONGEST_SUM)
+
+
+def shifted_by_a_quarter(pixels):
+    """The picture moved a quarter of a pixel to the right."""
+    left = np.roll(pixels, 1, axis=1).astype(float)
+    return np.clip(np.rint(0.75 * pixels + 0.25 * left), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda pixels: pixels[..., ::-1], lambda pixels: pixels[::-1], shifted_by_a_quarter, lambda pixels: pixels | 1],
+)
+def test_the_comparison_rejects_what_is_slightly_wrong(wrong):
+    """Channels swapped, upside down, a quarter of a pixel off, the lowest bit lost."""
+    seen = picture()
+    outputs = Backbone("opencv").maps(np.ascontiguousarray(wrong(seen)))
+    for output, other, true in zip(outputs, in_torch(seen), in_torch(seen, np.float64), strict=True):
+        with pytest.raises(AssertionError, match="from float64"):
+            assert_as_near(output, other, true, terms=LONGEST_SUM)
 
 
 def test_patches_have_length_one():
     for patches in Backbone("opencv").patches(picture()):
-        assert np.linalg.norm(patches, axis=-1) == pytest.approx(np.ones(patches.shape[:2]), abs=1e-5)
+        # A sum of C squares is off by C eps, its root by half of that, the quotient by one eps more.
+        assert_rounded(np.linalg.norm(patches, axis=-1), np.ones(patches.shape[:2]), terms=patches.shape[-1])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 900), (2000, 1500), (448, 448)], ids=str)

@@ -20,10 +20,11 @@ from differad.locators.tiny.evidence import (
     reference_features,
 )
 from differad.synthesis.normals import NORMALS
+from tolerance import distance_rounding
 
 WHOLE, WINDOW, NARROW, RARITY, MISSING, PIXELS = range(DISTANCES)
-# float32 products of unit vectors are off by 1e-7, so distances near zero, sqrt(2 - 2 s), by sqrt(2e-7) = 5e-4.
-CLOSE = 1e-3
+# What is at no distance seems to be this far.
+CLOSE = float(distance_rounding(COARSE))
 
 
 def unit(rng, *shape):
@@ -39,6 +40,11 @@ def picture(height, width, seed=0):
 def apart(one, other):
     """Euclidean distances of vectors (C,) and (..., C), in double precision."""
     return np.linalg.norm(other.astype(float) - one.astype(float), axis=-1)
+
+
+def assert_same_distances(found, expected):
+    """Up to the rounding of COARSE products; squares of differences, which are rounded once, are nearer than that."""
+    assert (np.abs(found - expected) <= distance_rounding(COARSE, expected)).all()
 
 
 def within(place, count, others, reach):
@@ -112,7 +118,10 @@ def test_evidence_is_what_a_plain_search_finds(target, reference):
     assert found.dtype == np.float32
     expected = by_hand(backbone.patches(target), backbone.patches(reference))
     rest = np.setdiff1d(np.arange(WIDTH), MISSING_AT)
-    np.testing.assert_allclose(found[..., rest], expected[..., rest], atol=CLOSE)
+    assert_same_distances(found[..., rest], expected[..., rest])
+    wrong = by_hand([each[:, ::-1] for each in backbone.patches(target)], backbone.patches(reference))
+    with pytest.raises(AssertionError):
+        assert_same_distances(found[..., rest], wrong[..., rest])
 
 
 def missing_by_hand(target, patches):
@@ -136,7 +145,7 @@ def test_what_is_missing_is_what_a_plain_search_finds(target, reference):
         away = missing_by_hand(own, patches)
         expected = cv2.resize(away, own.shape[1::-1])  # the reference's places, brought to the target's
         assert np.ptp(away) > 0.05
-        np.testing.assert_allclose(seen[..., channels + MISSING], expected, atol=CLOSE)
+        assert_same_distances(seen[..., channels + MISSING], expected)
 
 
 def maps(rng, height, width):
@@ -211,10 +220,10 @@ def test_rarity_does_not_count_its_own_surroundings():
     patches = np.repeat(line[None], 20, axis=0)  # columns differ, rows do not
     by_rows = rarity_by_hand(patches)
     assert by_rows.max() < CLOSE  # the same column two rows off
-    np.testing.assert_allclose(_rarity(patches), by_rows, atol=CLOSE)
+    assert_same_distances(_rarity(patches), by_rows)
     alone = patches[:1]  # a single row: two columns off is the nearest that counts
     chord = 2 * np.sin((angle[2] - angle[0]) / 2)
-    np.testing.assert_allclose(_rarity(alone), np.full((1, 20), chord), atol=CLOSE)
+    assert_same_distances(_rarity(alone), np.full((1, 20), chord))
 
 
 def test_pixels_that_differ_on_their_place_are_told_by_their_cell():
