@@ -15,6 +15,7 @@ LAYERS = {
     "boxes": 1,
     "decoding": 1,
     "scaling": 1,
+    "headers": 1,
     "images": 1,
     "options": 1,
     "progress": 1,

@@ -14,20 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from differad import scaling
-from differad.decoding import (
-    BROKEN,
-    ORIENTATION,
-    Header,
-    check_pixels,
-    load,
-    load_deep,
-    opened,
-    pixel_limit,
-    split_page,
-    to_array,
-    upright,
-)
+from differad.decoding import load, load_deep, opened, split_page, to_array, upright
 from differad.errors import ImageError
+from differad.headers import BROKEN, ORIENTATION, Header, check_pixels, pixel_limit
 from differad.scaling import Decoded
 
 RGB = NDArray[np.uint8]
@@ -40,7 +29,7 @@ def read_image(source: ImageSource, *, max_pixels: int | None = None) -> RGB:
 
     Deeper samples are scaled by the smallest of 8, 10, 12, 14 or 16 bits that holds all but one in a thousand of them, unless
     the file states its depth: cameras store 12-bit data in 16-bit files without saying so. Floats are shares of 1, or levels
-    like integers. `max_pixels`: see `decoding.pixel_limit`. Raises ImageError.
+    like integers. `max_pixels`: see `headers.pixel_limit`. Raises ImageError.
     """
     return read_images(source, max_pixels=max_pixels)[0]
 
