@@ -98,15 +98,21 @@ def to_array(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
     Strip by strip, since Pillow's conversions and its export each hold the whole image once more.
     """
     is_grey = image.mode in ("1", "L") and "transparency" not in image.info
-    width, height = image.size
-    shape = (width, height) if orientation >= 5 else (height, width)
+    shape = image.size if orientation >= 5 else image.size[::-1]
     pixels = np.empty((*shape, 1 if is_grey else 3), np.uint8)
     stored = upright(pixels, _INVERSE.get(orientation, orientation))
+    for rows, strip in strips(image):
+        stored[rows] = np.asarray(strip.convert("L"))[:, :, None] if is_grey else _over_white(strip)
+    return pixels
+
+
+def strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """An image as pieces of some rows each, with their place."""
+    width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(height, top + rows)))
-        stored[top : top + rows] = np.asarray(strip.convert("L"))[:, :, None] if is_grey else _over_white(strip)
-    return pixels
+        bottom = min(height, top + rows)
+        yield slice(top, bottom), image.crop((0, top, width, bottom))
 
 
 def upright(samples: Samples, orientation: int) -> Samples:

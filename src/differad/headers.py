@@ -78,10 +78,17 @@ class Header:
     is_deep: bool = False
     is_inverted: bool = False
     has_alpha: bool = False
+    has_palette: bool = False
     is_premultiplied: bool = False
     stated_bits: int | None = None
     key: tuple[int, ...] = ()
     page: tiff.Page | None = field(default=None, repr=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every decoder gives the same pixels: one upright image, 8 bits or fewer, grey or RGB, nothing more."""
+        is_simple = self.channels in (1, 3) and not (self.has_alpha or self.has_palette or self.is_deep)
+        return is_simple and self.pages == 1 and self.orientation == 1
 
     @property
     def size(self) -> tuple[int, int]:
@@ -173,7 +180,8 @@ def _by_pillow(kind: str, file: BinaryIO) -> tuple[ImageFile.ImageFile, Header]:
     image = READERS[kind](file)
     header = Header(kind, *image.size, _orientation(image.getexif().get(ORIENTATION)))
     has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-    return image, replace(header, channels=len(image.getbands()), has_alpha=has_alpha)
+    bands = len(image.getbands())
+    return image, replace(header, channels=bands, has_alpha=has_alpha, has_palette=image.mode in ("P", "PA"))
 
 
 def _bmp_header(file: BinaryIO, _page: int) -> Header:
@@ -243,6 +251,7 @@ def _png_header(file: BinaryIO, page: int) -> Header:
         index=min(page, pages) - 1,
         is_deep=bits > 8,
         has_alpha=colour in (4, 6) or b"tRNS" in chunks,
+        has_palette=colour == 3,
         key=struct.unpack(f">{len(key) // 2}H", key[: len(key) // 2 * 2]),
     )
 
@@ -310,6 +319,7 @@ def _tiff_header(file: BinaryIO, page: int) -> Header:
         index=index,
         is_lossy=chosen.value(tiff.COMPRESSION, 1) in _TIFF_LOSSY,
         is_deep=is_deep,
+        has_palette=photometric == 3,
         is_inverted=photometric == 0,
         # Without a word about it, a fourth channel is alpha to every reader.
         has_alpha=channels in (2, 4) and photometric in _TIFF_PLAIN and (not extra or extra[0] in (1, 2, 999)),

@@ -42,10 +42,13 @@ def read_images(*sources: ImageSource, max_pixels: int | None = None) -> list[RG
     return scaling.to_rgb([_decode(source, max_pixels) for source in sources])
 
 
-def decode_image(content: bytes, name: str) -> RGB:
-    """As `read_image`, from the bytes of a file; `name` stands in errors. Raises ImageError."""
-    with opened(content, name) as (file, header):
-        return scaling.to_rgb([_from_file(file, header, name)])[0]
+def decode_images(*files: tuple[bytes, str]) -> list[RGB]:
+    """As `read_images`, from the bytes of files, each with the name that stands in errors. Raises ImageError."""
+    decoded = []
+    for content, name in files:
+        with opened(content, name) as (file, header):
+            decoded.append(_from_file(file, header, name))
+    return scaling.to_rgb(decoded)
 
 
 def read_reduced(source: str | Path, at_least: int) -> RGB:

@@ -4,7 +4,9 @@
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 import typer
 
@@ -19,7 +21,7 @@ from differad.cli.score import score_command
 from differad.cli.split import check_leaks_command, split_command
 from differad.cli.synthesize import synthesize_command
 from differad.cli.train import train_app
-from differad.errors import DifferadError
+from differad.errors import DifferadError, InputWarning
 
 app = typer.Typer(
     name="differad",
@@ -64,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; errors become one line on stderr."""
     try:
-        code = app(args=arguments, prog_name="differad", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", InputWarning)
+            warnings.showwarning = _show_warning
+            code = app(args=arguments, prog_name="differad", standalone_mode=False)
     except DifferadError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
@@ -72,6 +77,21 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
     return code if isinstance(code, int) else 0
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What looks wrong in the input as a line; other warnings as Python writes them."""
+    if issubclass(category, InputWarning):
+        print(f"differad: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:

@@ -13,17 +13,11 @@ import numpy as np
 
 from differad.data.sources.sample import Region
 from differad.errors import ImageError
-from differad.images import RGB, image_size, read_image
+from differad.images import RGB, read_image, read_reduced
 
 SIDE = 32
 # Reading at a fraction leaves this many pixels on the shorter side, so that shrinking to SIDE averages at least 2 x 2.
 _LEAST_SIDE = 2 * SIDE
-_REDUCTIONS = (
-    (8, cv2.IMREAD_REDUCED_COLOR_8),
-    (4, cv2.IMREAD_REDUCED_COLOR_4),
-    (2, cv2.IMREAD_REDUCED_COLOR_2),
-)
-_JPEG_ENDINGS = frozenset({".jpg", ".jpeg"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +52,4 @@ def _read_recent(path: Path) -> RGB:
 
 
 def _read_reduced(path: Path) -> RGB:
-    shorter = min(image_size(path))
-    if path.suffix.lower() in _JPEG_ENDINGS:
-        for factor, flag in _REDUCTIONS:
-            if shorter >= factor * _LEAST_SIDE:
-                picture = cv2.imread(str(path), flag)
-                return read_image(path) if picture is None else np.asarray(picture[:, :, ::-1], dtype=np.uint8)
-    return read_image(path)
+    return read_reduced(path, _LEAST_SIDE)
