@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -174,7 +175,10 @@ def _convert(image: Decoded, rule: _Rule | None) -> NDArray[np.uint8]:
             strip = _over_white(
                 strip, image.alpha[top : top + rows, :, None] * (255.0 / shares), image.is_premultiplied
             )
-        rgb[top : top + rows] = strip
+        if strip.shape[2] == 1:  # NumPy takes five times as long to spread grey over three channels
+            cv2.cvtColor(np.ascontiguousarray(strip), cv2.COLOR_GRAY2RGB, dst=rgb[top : top + rows])
+        else:
+            rgb[top : top + rows] = strip
     return rgb
 
 
