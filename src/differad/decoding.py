@@ -6,7 +6,7 @@ Everything here is as the file stores it; `upright` turns it. Broken bytes becom
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +23,9 @@ from differad.headers import BROKEN, READERS, Header, no_pillow_limit, pixel_lim
 
 Samples = NDArray[Any]
 _STRIP_PIXELS = 1 << 21
+# OpenCV 5 moved it. Both give the level before.
+_set_log_level: Callable[[int], int] = getattr(cv2.utils, "logging", cv2).setLogLevel
+_SILENT = 0
 
 
 def split_page(source: str | Path) -> tuple[Path, int | None]:
@@ -176,10 +179,8 @@ def _check_tiff(header: Header, page: tiff.Page) -> None:
 
 
 def _by_opencv(content: bytes) -> Samples | None:
-    level = cv2.utils.logging.setLogLevel(
-        cv2.utils.logging.LOG_LEVEL_SILENT
-    )  # what is broken is said once, by the error
+    level = _set_log_level(_SILENT)  # what is broken is said once, by the error
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        _set_log_level(level)
