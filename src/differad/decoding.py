@@ -91,6 +91,8 @@ def load_deep(file: BinaryIO, header: Header, name: str) -> Samples:
         samples = np.asarray(load(file, header, name))
     if samples is None or samples.shape[:2] != (header.height, header.width):
         raise ImageError(f"{name}: samples of {header.bits} bits that cannot be decoded; export it with 8 bits")
+    if 8 < header.bits < 16 and samples.dtype == np.uint16:
+        samples = samples >> (16 - header.bits)  # OpenCV moves packed samples to the upper bits
     samples = samples[:, :, None] if samples.ndim == 2 else samples
     return samples if samples.shape[2] == 1 else samples[:, :, [2, 1, 0, 3][: samples.shape[2]]]
 
