@@ -148,7 +148,7 @@ def check_pixels(width: int, height: int, name: str, limit: int) -> None:
 def no_pillow_limit(pixels: int) -> Iterator[None]:
     """Our own limit was checked; Pillow's, which is the process's and warns at half, would make a second one."""
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is None or pixels <= limit:
+    if limit is not None and pixels <= limit:  # None: perhaps another thread took it off for a moment
         yield
         return
     with _PILLOW_LIMIT:
