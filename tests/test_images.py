@@ -328,6 +328,8 @@ def test_a_stated_depth_is_not_guessed(tmp_path):
     tifffile.imwrite(tmp_path / "dark.tif", dark, extratags=[(281, "H", 1, 4095, True)])  # MaxSampleValue
     assert read_header(tmp_path / "dark.tif").stated_bits == 12
     assert read_image(tmp_path / "dark.tif").max() == 900 >> 4
+    tifffile.imwrite(tmp_path / "own.tif", dark, extratags=[(281, "H", 1, 900, True)])  # its own brightest sample
+    assert read_header(tmp_path / "own.tif").stated_bits is None
 
 
 def test_white_may_be_zero(tmp_path):

@@ -332,7 +332,8 @@ def _tiff_header(file: BinaryIO, page: int) -> Header:
 def _stated_bits(page: tiff.Page, bits: int) -> int | None:
     """Depth that a TIFF says its values use: by its highest sample value, or by samples packed to 9 to 15 bits."""
     highest = max(page.values(tiff.HIGHEST), default=0)
-    if highest > 255:
+    # Some writers put the image's own brightest sample there, which says nothing about its depth.
+    if highest > 255 and (highest + 1).bit_count() == 1:
         return min(highest.bit_length(), bits)
     return bits if 8 < bits < 16 else None
 
