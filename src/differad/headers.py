@@ -37,7 +37,7 @@ ORIENTATION = 0x0112
 # Decoders raise whatever their format's parser meets on broken bytes; a bug of ours in here would show as a broken file,
 # which is why only calls into the parsers stand inside.
 BROKEN = (
-    *(OSError, ValueError, SyntaxError, LookupError, EOFError, ArithmeticError, MemoryError, RuntimeError),
+    *(OSError, ValueError, SyntaxError, LookupError, EOFError, ArithmeticError, MemoryError, RuntimeError, TypeError),
     *(AssertionError, struct.error, zlib.error, cv2.error, Image.DecompressionBombError),
 )
 READERS: dict[str, type[ImageFile.ImageFile]] = {
