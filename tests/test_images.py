@@ -70,6 +70,13 @@ def test_sixteen_bit_png(tmp_path):
     assert read_image(path)[0].tolist() == [[0, 0, 0], [255, 255, 255]]
 
 
+def test_an_array_that_is_rgb_already_is_not_copied():
+    """A locator hands the pair that it has read to others, and a large one would be held once more by each."""
+    array = two_tone()
+    assert read_image(array) is array
+    assert not np.shares_memory(read_image(array[:, ::-1]), array)
+
+
 def test_alpha_is_laid_over_white(tmp_path):
     pixels = np.array([[[255, 0, 0, 255], [255, 0, 0, 0]]], np.uint8)
     path = tmp_path / "alpha.png"

@@ -29,7 +29,8 @@ def read_image(source: ImageSource, *, max_pixels: int | None = None) -> RGB:
 
     Deeper samples are scaled by the smallest of 8, 10, 12, 14 or 16 bits that holds all but one in a thousand of them, unless
     the file states its depth: cameras store 12-bit data in 16-bit files without saying so. Floats are shares of 1, or levels
-    like integers. `max_pixels`: see `headers.pixel_limit`. Raises ImageError.
+    like integers. An array that is what is wanted comes back itself, not copied. `max_pixels`: see `headers.pixel_limit`.
+    Raises ImageError.
     """
     return read_images(source, max_pixels=max_pixels)[0]
 
@@ -58,7 +59,7 @@ def read_reduced(source: str | Path, at_least: int) -> RGB:
         if header.format != "JPEG":
             return scaling.to_rgb([_from_file(file, header, name)])[0]
         values = to_array(load(file, header, name, at_least=at_least), header.orientation)
-        return scaling.to_rgb([Decoded(values, name, owned=True)])[0]
+        return scaling.to_rgb([Decoded(values, name)])[0]
 
 
 def read_header(source: str | Path) -> Header:
@@ -141,7 +142,7 @@ def _from_pillow(image: Image.Image, orientation: int, name: str) -> Decoded:
     try:
         if image.mode.startswith(("I", "F")):
             return Decoded(upright(np.asarray(image)[:, :, None], orientation), name)
-        return Decoded(to_array(image, orientation), name, owned=True)
+        return Decoded(to_array(image, orientation), name)
     except BROKEN as error:
         raise ImageError(f"{name}: mode {image.mode} cannot be shown as RGB ({error}); export it as RGB") from None
 
@@ -177,4 +178,4 @@ def _from_array(array: Samples) -> Decoded:
         return Decoded(samples, "array")
     if samples.dtype != np.uint8:
         raise ImageError(f"array: four channels of type {samples.dtype}; expected uint8 RGBA, or three channels")
-    return Decoded(to_array(Image.fromarray(samples, "RGBA"), 1), "array", owned=True)
+    return Decoded(to_array(Image.fromarray(samples, "RGBA"), 1), "array")

@@ -32,7 +32,7 @@ _STRIP_SAMPLES = 1 << 22
 class Decoded:
     """Samples (H, W, 1) grey or (H, W, 3) RGB, upright. `stated_bits` is their depth where the file says it.
 
-    `alpha` (H, W) in any depth, 0 transparent. `is_inverted`: 0 is white. `owned`: nobody else holds the samples.
+    `alpha` (H, W) in any depth, 0 transparent. `is_inverted`: 0 is white.
     """
 
     values: Samples
@@ -41,11 +41,13 @@ class Decoded:
     alpha: Samples | None = None
     is_premultiplied: bool = False
     is_inverted: bool = False
-    owned: bool = False
 
 
 def to_rgb(images: Sequence[Decoded]) -> list[NDArray[np.uint8]]:
-    """Each image as contiguous (H, W, 3) uint8. Raises ImageError on samples that are no light intensities."""
+    """Each image as contiguous (H, W, 3) uint8; one that is so already comes back itself, not copied.
+
+    Raises ImageError on samples that are no light intensities.
+    """
     ranges = [None if image.values.dtype == np.uint8 else _check(image) for image in images]
     plain = [image.values for image, span in zip(images, ranges, strict=True) if span is None]
     rules = _rules([image for image, span in zip(images, ranges, strict=True) if span], [r for r in ranges if r], plain)
@@ -163,7 +165,7 @@ def _from_levels(bits: int) -> _Rule:
 
 def _convert(image: Decoded, rule: _Rule | None) -> NDArray[np.uint8]:
     values = image.values
-    if rule is None and image.owned and values.shape[2] == 3 and values.flags.c_contiguous:
+    if rule is None and values.shape[2] == 3 and values.flags.c_contiguous:
         return values
     rgb = np.empty((*values.shape[:2], 3), np.uint8)
     shares = None if image.alpha is None else _alpha_bits(image.alpha)
