@@ -117,7 +117,9 @@ def strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
         bottom = min(height, top + rows)
-        yield slice(top, bottom), image.crop((0, top, width, bottom))
+        with no_pillow_limit(width * (bottom - top)):
+            strip = image.crop((0, top, width, bottom))
+        yield slice(top, bottom), strip
 
 
 def upright(samples: Samples, orientation: int) -> Samples:
