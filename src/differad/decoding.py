@@ -19,13 +19,14 @@ from PIL import Image, JpegImagePlugin, MpoImagePlugin
 
 from differad import tiff
 from differad.errors import ImageError
-from differad.headers import BROKEN, READERS, Header, no_pillow_limit, pixel_limit, read_header
+from differad.headers import BROKEN, READERS, Header, no_pillow_limit, parse_header, pixel_limit
 
 Samples = NDArray[Any]
 _STRIP_PIXELS = 1 << 21
 # OpenCV 5 moved it. Both give the level before.
 _set_log_level: Callable[[int], int] = getattr(cv2.utils, "logging", cv2).setLogLevel
 _SILENT = 0
+_DIFFERENCES = 2  # TIFF's predictor: each sample as its distance from the one before
 
 
 def split_page(source: str | Path) -> tuple[Path, int | None]:
@@ -43,7 +44,7 @@ def opened(source: str | Path | bytes, name: str, max_pixels: int | None = None)
     limit = pixel_limit(max_pixels)
     if isinstance(source, bytes):
         with BytesIO(source) as content:
-            yield content, read_header(content, name, None, limit)
+            yield content, parse_header(content, name, None, limit)
         return
     path, page = split_page(source)
     try:
@@ -53,7 +54,7 @@ def opened(source: str | Path | bytes, name: str, max_pixels: int | None = None)
     except (OSError, ValueError) as error:
         raise ImageError(f"{name}: cannot be opened ({error}); expected an image") from None
     with file:
-        yield file, read_header(file, name, page, limit)
+        yield file, parse_header(file, name, page, limit)
 
 
 def load(file: BinaryIO, header: Header, name: str, *, at_least: int | None = None) -> Image.Image:
@@ -82,6 +83,8 @@ def load_deep(file: BinaryIO, header: Header, name: str) -> Samples:
             _check_png(content, header)
         elif header.page is not None:
             _check_tiff(header, header.page)
+            if header.channels == 2 or header.page.value(tiff.PLANES, 1) != 1:
+                return _channel_by_channel(content, tiff.read_layout(file), header, header.page)
             if header.orientation != 1 or header.index:
                 content = bytes(tiff.single_page(content, tiff.read_layout(file), header.page))
         samples = _by_opencv(content)
@@ -94,6 +97,8 @@ def load_deep(file: BinaryIO, header: Header, name: str) -> Samples:
     if 8 < header.bits < 16 and samples.dtype == np.uint16:
         samples = samples >> (16 - header.bits)  # OpenCV moves packed samples to the upper bits
     samples = samples[:, :, None] if samples.ndim == 2 else samples
+    if header.channels == 2:
+        return samples[:, :, [0, 3]]  # OpenCV spreads the grey of a PNG with alpha
     return samples if samples.shape[2] == 1 else samples[:, :, [2, 1, 0, 3][: samples.shape[2]]]
 
 
@@ -175,11 +180,38 @@ def _check_png(content: bytes, header: Header) -> None:
 
 
 def _check_tiff(header: Header, page: tiff.Page) -> None:
-    if header.channels not in (1, 3, 4) or (header.channels > 1 and page.value(tiff.PLANES, 1) != 1):
-        how = "separate planes" if page.value(tiff.PLANES, 1) != 1 else f"{header.channels} channels"
-        raise ValueError(f"samples of {header.bits} bits in {how}, which cannot be decoded")
+    if header.channels not in (1, 2, 3, 4):
+        raise ValueError(f"samples of {header.bits} bits in {header.channels} channels, which cannot be decoded")
     if len(set(page.values(tiff.BITS))) > 1:
         raise ValueError("channels of different depth, which cannot be decoded")
+
+
+def _channel_by_channel(content: bytes, layout: tiff.Layout, header: Header, page: tiff.Page) -> Samples:
+    """Deep samples (H, W, C) of a TIFF in the two ways that OpenCV does not know: separate planes, grey with alpha."""
+    height, width, channels = header.height, header.width, header.channels
+    if page.value(tiff.PLANES, 1) != 1:
+        planes = [_plane(bytes(tiff.single_channel(content, layout, page, one)), page) for one in range(channels)]
+        whole = [plane for plane in planes if plane is not None and plane.shape == (height, width)]
+        if len(whole) == channels:
+            return np.stack(whole, axis=2)
+    else:
+        predictor = page.value(tiff.PREDICTOR, 1)
+        mixed = _by_opencv(bytes(tiff.single_channel(content, layout, page, None)))
+        if mixed is not None and mixed.shape == (height, width * channels) and predictor in (1, _DIFFERENCES):
+            samples = mixed.reshape(height, width, channels)
+            step = page.value(tiff.TILE_WIDTH, width)  # each tile begins anew
+            for left in range(0, width, step) if predictor == _DIFFERENCES else ():
+                tile = samples[:, left : left + step]
+                np.cumsum(tile, axis=1, dtype=tile.dtype, out=tile)
+            return samples
+    raise ValueError(f"samples of {header.bits} bits in {channels} channels that cannot be taken apart")
+
+
+def _plane(content: bytes, page: tiff.Page) -> Samples | None:
+    """One channel. OpenCV does not know tiles of 8 bits without compression, Pillow does."""
+    if page.value(tiff.BITS, 1) == 8 and page.value(tiff.SAMPLE_FORMAT, 1) == 1:
+        return np.asarray(READERS["TIFF"](BytesIO(content)))
+    return _by_opencv(content)
 
 
 def _by_opencv(content: bytes) -> Samples | None:

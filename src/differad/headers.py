@@ -63,6 +63,7 @@ class Header:
     """What a file says about one of its images. `width` and `height` are pixels as stored, before `orientation` (1 to 8).
 
     `bits` is the depth of a sample in the file, `stated_bits` the depth that its values use, where the file says so.
+    `is_deep`: Pillow would narrow or garble its samples.
     `pages` counts images of the file, `index` is the place of this one in it.
     """
 
@@ -114,7 +115,7 @@ def pixel_limit(max_pixels: int | None = None) -> int:
     return limit
 
 
-def read_header(file: BinaryIO, name: str, page: int | None, limit: int) -> Header:
+def parse_header(file: BinaryIO, name: str, page: int | None, limit: int) -> Header:
     """The header of page `page` (from 1; None: the only one). Raises ImageError, also above `limit` pixels."""
     try:
         kind = _format(file)
@@ -307,7 +308,8 @@ def _tiff_header(file: BinaryIO, page: int) -> Header:
     channels = chosen.value(tiff.CHANNELS, 1)
     bits, kind, photometric = (chosen.value(tag, 1) for tag in (tiff.BITS, tiff.SAMPLE_FORMAT, tiff.PHOTOMETRIC))
     extra = chosen.values(tiff.EXTRA)[:1]
-    is_deep = photometric in _TIFF_PLAIN and (bits > 8 or kind not in (_UNSIGNED, _VOID))
+    is_planar = channels > 1 and chosen.value(tiff.PLANES, 1) != 1  # Pillow garbles some of these
+    is_deep = photometric in _TIFF_PLAIN and (bits > 8 or kind not in (_UNSIGNED, _VOID) or is_planar)
     return Header(
         "TIFF",
         chosen.value(tiff.WIDTH, 0),

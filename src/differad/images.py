@@ -125,11 +125,10 @@ def _from_file(file: Any, header: Header, name: str) -> Decoded:
     alpha = None
     if header.format == "PNG" and header.has_alpha and header.channels == 1:
         alpha = (samples[:, :, 0] != header.key[0]).astype(np.uint8) * 255
-    elif header.has_alpha and samples.shape[2] == 4:
-        alpha = samples[:, :, 3]
-    is_grey = samples.shape[2] == 1 or header.channels == 2
+    elif header.has_alpha and samples.shape[2] in (2, 4):
+        alpha = samples[:, :, -1]
     return Decoded(
-        upright(samples[:, :, : 1 if is_grey else 3], header.orientation),
+        upright(samples[:, :, : 3 if samples.shape[2] >= 3 else 1], header.orientation),
         name,
         header.stated_bits,
         None if alpha is None else upright(alpha, header.orientation),

@@ -20,15 +20,25 @@ SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, DESCRIPTION
     270,
 )
 ORIENTATION, CHANNELS, HIGHEST, PLANES, PREDICTOR, EXTRA, SAMPLE_FORMAT = 274, 277, 281, 284, 317, 338, 339
+STRIP_OFFSETS, STRIP_ROWS, STRIP_BYTES, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = (
+    273,
+    278,
+    279,
+    322,
+    323,
+    324,
+    325,
+)
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 _ASCII = 2
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _WANTED = frozenset(
     {SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, DESCRIPTION, ORIENTATION, CHANNELS, HIGHEST}
     | {PLANES, PREDICTOR, EXTRA, SAMPLE_FORMAT}
+    | {STRIP_OFFSETS, STRIP_ROWS, STRIP_BYTES, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES}
 )
 # Longer values of the fields above say nothing that is needed here.
-_LONGEST_VALUE = 1 << 16
+_LONGEST_VALUE = 1 << 20
 _MOST_DIRECTORIES = 65_536
 _REDUCED, _TRANSPARENCY = 1, 4  # bits of NewSubfileType
 _OLD_REDUCED = 2
@@ -127,6 +137,38 @@ def single_page(content: bytes, layout: Layout, page: Page) -> bytearray:
     if orientation is not None and orientation.values:
         struct.pack_into(layout.order + orientation.code, changed, orientation.place, 1)
     return changed
+
+
+def single_channel(content: bytes, layout: Layout, page: Page, plane: int | None) -> bytearray:
+    """The file with a new first page, grey: one plane of `page`, or (None) its interleaved channels as one wide row."""
+    channels = page.value(CHANNELS, 1)
+    factor = channels if plane is None else 1
+    fields = {tag: page.values(tag) for tag in (HEIGHT, COMPRESSION, STRIP_ROWS, TILE_HEIGHT)}
+    fields |= {tag: page.values(tag)[:1] for tag in (BITS, SAMPLE_FORMAT)}
+    fields |= {tag: tuple(side * factor for side in page.values(tag)) for tag in (WIDTH, TILE_WIDTH)}
+    fields |= {PHOTOMETRIC: (1,), CHANNELS: (1,), PLANES: (1,)}
+    # Differences between neighbours of one channel are not those of a row of mixed ones: the caller adds these up.
+    fields[PREDICTOR] = page.values(PREDICTOR) if plane is not None else ()
+    for tag in (STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES):
+        values = page.values(tag)
+        each = len(values) // channels
+        fields[tag] = values if plane is None else values[plane * each : (plane + 1) * each]
+    return _with_first_page(content, layout, {tag: values for tag, values in sorted(fields.items()) if values})
+
+
+def _with_first_page(content: bytes, layout: Layout, fields: dict[int, tuple[int, ...]]) -> bytearray:
+    kind, code = (16, "Q") if layout.is_big else (4, "I")
+    changed = bytearray(content + b"\0" * (len(content) % 2))
+    entries = bytearray(struct.pack(layout.order + ("Q" if layout.is_big else "H"), len(fields)))
+    for tag, values in fields.items():
+        entries += struct.pack(layout.order + "HH" + code, tag, kind, len(values))
+        if len(values) > 1:
+            entries += struct.pack(layout.pointer, len(changed))
+            changed += struct.pack(f"{layout.order}{len(values)}{code}", *values)
+        else:
+            entries += struct.pack(layout.order + code, values[0])
+    struct.pack_into(layout.pointer, changed, layout.first, len(changed))
+    return changed + entries + struct.pack(layout.pointer, 0)
 
 
 def _read_page(file: BinaryIO, layout: Layout, offset: int) -> tuple[Page, int]:

@@ -99,8 +99,8 @@ def _deep_marks(samples: Samples, header: Header, name: str) -> tuple[Mask, Samp
     alpha = None
     if header.key and header.channels == 1:
         alpha = samples[:, :, 0] != header.key[0]
-    elif header.has_alpha and samples.shape[2] == 4:
-        alpha = samples[:, :, 3]
+    elif header.has_alpha and samples.shape[2] in (2, 4):
+        alpha = samples[:, :, -1]
     return (alpha > 0 if alpha is not None and _separates(alpha) else _coloured(colours)), colours
 
 
