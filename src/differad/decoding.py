@@ -69,9 +69,13 @@ def load(file: BinaryIO, header: Header, name: str, *, at_least: int | None = No
             if at_least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
                 image.draft(None, (at_least, at_least))
             image.load()
-            return image
     except BROKEN as error:
         raise ImageError(f"{name}: broken or truncated image ({error}); export it again") from None
+    if at_least is None and image.size != (header.width, header.height):
+        raise ImageError(
+            f"{name}: broken image, of {image.size} pixels by its samples, not as its head says; export it again"
+        )
+    return image
 
 
 def load_deep(file: BinaryIO, header: Header, name: str) -> Samples:

@@ -30,7 +30,7 @@ class Thumbnail:
 
 def read_thumbnail(path: Path, region: Region | None = None) -> Thumbnail:
     """The thumbnail of a picture, or of `region` (x1, y1, x2, y2 in pixels) of it. Raises ImageError."""
-    picture = read_region(path, region) if region is not None else _read_reduced(path)
+    picture = read_region(path, region) if region is not None else read_reduced(path, _LEAST_SIDE)
     pixels = np.asarray(cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA), dtype=np.uint8)
     return Thumbnail(pixels, picture.shape[1] / picture.shape[0])
 
@@ -49,7 +49,3 @@ def read_region(path: Path, region: Region) -> RGB:
 def _read_recent(path: Path) -> RGB:
     """A strip is cut into many tiles one after the other, so the last ones stay in memory."""
     return read_image(path)
-
-
-def _read_reduced(path: Path) -> RGB:
-    return read_reduced(path, _LEAST_SIDE)
