@@ -165,7 +165,8 @@ def _from_levels(bits: int) -> _Rule:
 
 def _convert(image: Decoded, rule: _Rule | None) -> NDArray[np.uint8]:
     values = image.values
-    if rule is None and values.shape[2] == 3 and values.flags.c_contiguous:
+    is_final = rule is None and image.alpha is None and not image.is_inverted
+    if is_final and values.shape[2] == 3 and values.flags.c_contiguous:
         return values
     rgb = np.empty((*values.shape[:2], 3), np.uint8)
     shares = None if image.alpha is None else _alpha_bits(image.alpha)

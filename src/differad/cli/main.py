@@ -67,6 +67,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; errors become one line on stderr."""
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters about a file is said by its error
             warnings.simplefilter("default", InputWarning)
             warnings.showwarning = _show_warning
             code = app(args=arguments, prog_name="differad", standalone_mode=False)
