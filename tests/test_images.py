@@ -1,11 +1,17 @@
 """Pictures as cameras, scanners and exports really write them, and files that are none."""
 
+import subprocess
+import sys
+import warnings
+
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from differad.errors import ImageError
-from differad.images import image_size, read_image, read_images, write_image
+from differad.errors import ImageError, OptionError
+from differad.headers import pixel_limit
+from differad.images import image_file, image_size, read_header, read_image, read_images, read_reduced, write_image
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -62,6 +68,13 @@ def test_sixteen_bit_png(tmp_path):
     path = tmp_path / "deep.png"
     Image.fromarray(np.array([[0, 65535]], np.uint16)).save(path)
     assert read_image(path)[0].tolist() == [[0, 0, 0], [255, 255, 255]]
+
+
+def test_an_array_that_is_rgb_already_is_not_copied():
+    """A locator hands the pair that it has read to others, and a large one would be held once more by each."""
+    array = two_tone()
+    assert read_image(array) is array
+    assert not np.shares_memory(read_image(array[:, ::-1]), array)
 
 
 def test_alpha_is_laid_over_white(tmp_path):
@@ -172,10 +185,58 @@ def test_a_missing_file_and_a_folder(tmp_path):
 def test_an_absurdly_large_image_is_refused_before_it_is_decoded(tmp_path):
     path = tmp_path / "huge.png"
     Image.new("1", (20_000, 20_000)).save(path)
-    with pytest.raises(ImageError, match=r"huge\.png.*shrink"):
+    for read in (read_image, image_size):
+        with pytest.raises(ImageError, match=r"huge\.png: 20000x20000 pixels, more than 200,000,000.*shrink"):
+            read(path)
+    for source in (Image.fromarray(two_tone()), path):
+        with pytest.raises(ImageError, match="pixels, more than 10;"):
+            read_image(source, max_pixels=10)
+
+
+def test_the_limit_is_one_number_that_can_be_set(tmp_path, monkeypatch):
+    path = tmp_path / "image.png"
+    Image.fromarray(two_tone()).save(path)  # 24 pixels
+    assert pixel_limit() == 200_000_000
+    monkeypatch.setenv("DIFFERAD_MAX_PIXELS", "23")
+    with pytest.raises(ImageError, match="6x4 pixels, more than 23"):
         read_image(path)
-    with pytest.raises(ImageError, match="6x4 pixels, more than 10"):
-        read_image(Image.fromarray(two_tone()), max_pixels=10)
+    assert read_image(path, max_pixels=24).shape == (4, 6, 3)
+    for value in ("many", "0", "-1", "1.5"):
+        monkeypatch.setenv("DIFFERAD_MAX_PIXELS", value)
+        with pytest.raises(OptionError, match=f"DIFFERAD_MAX_PIXELS='{value}': expected a whole number"):
+            image_size(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".webp"])
+def test_pillows_own_limit_neither_warns_nor_counts(tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"image{suffix}"
+    Image.new("L", (200, 100), 7).save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    for limit in (15_000, 1_000):  # Pillow would warn, and refuse
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert read_image(path).shape == (100, 200, 3)
+            assert image_size(path) == (200, 100)
+        assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_large_grey_image_takes_little_more_memory_than_its_result(tmp_path):
+    """The result, Pillow's copy and the samples are 3 + 1 + 1 bytes a pixel; strips of 2 million pixels come on top."""
+    pytest.importorskip("resource", reason="Windows counts no peak memory this way")
+    Image.new("L", (6000, 5000)).save(tmp_path / "large.png")
+    script = (
+        "import resource, sys\n"
+        "from differad.images import read_image\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "read_image(sys.argv[1])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "large.png"], capture_output=True, text=True, check=True
+    )
+    kilobytes = int(done.stdout)
+    if sys.platform == "linux":  # elsewhere the unit differs
+        assert kilobytes * 1024 < 6000 * 5000 * 5 + 2_000_000 * 8
 
 
 def test_write_image_round_trip_and_errors(tmp_path):
@@ -185,3 +246,142 @@ def test_write_image_round_trip_and_errors(tmp_path):
         write_image(tmp_path / "image.nonsense", two_tone())
     with pytest.raises(ImageError, match="cannot be written"):
         write_image(tmp_path / "new" / "image.png" / "below.png", two_tone())
+
+
+def test_eps_in_a_png_starts_no_other_program(tmp_path, monkeypatch):
+    """Pillow hands EPS to Ghostscript, whatever the file's name; so it must never see one."""
+    ran = tmp_path / "ran"
+    for name in ("gs", "gswin64c"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\ntouch '{ran}'\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    Image.new("RGB", (9, 9)).save(tmp_path / "test.eps")
+    (tmp_path / "test.eps").rename(tmp_path / "test.png")
+    for read in (read_image, image_size, read_header):
+        with pytest.raises(ImageError, match=r"test\.png: not an image.*expected PNG, JPEG, TIFF, BMP or WebP"):
+            read(tmp_path / "test.png")
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PPM", "ICO", "TGA", "JPEG2000", "PCX", "PDF"])
+def test_other_formats_are_never_opened(tmp_path, kind):
+    Image.new("RGB", (16, 16)).save(tmp_path / "image.png", kind)
+    with pytest.raises(ImageError, match="not an image that can be read"):
+        read_image(tmp_path / "image.png")
+
+
+def test_a_file_may_really_be_named_like_a_page(tmp_path):
+    Image.fromarray(two_tone()).save(tmp_path / "a.png[2]", "PNG")
+    Image.new("RGB", (3, 3), "white").save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png[2]"), two_tone())
+    assert read_image(tmp_path / "a.png[1]").shape == (3, 3, 3)
+    with pytest.raises(ImageError, match=r"a\.png\[3\]: page 3 of a file that holds 1; expected 1 to 1"):
+        image_size(tmp_path / "a.png[3]")
+    assert image_file(tmp_path / "a.png[2]").name == "a.png[2]"
+    assert image_file(tmp_path / "a.png[1]").name == "a.png"
+
+
+def test_smaller_copies_are_no_pages(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "scan.tif") as file:
+        file.write(two_tone(3, 2), subfiletype=1, photometric="rgb")  # a thumbnail in front
+        file.write(two_tone(), photometric="rgb", extratags=[(274, "H", 1, 3, True)])
+    assert np.array_equal(read_image(tmp_path / "scan.tif"), two_tone()[::-1, ::-1])
+    photograph = Image.fromarray(two_tone(64, 48))
+    photograph.save(tmp_path / "camera.jpg", "MPO", save_all=True, append_images=[photograph.resize((8, 6))])
+    assert image_size(tmp_path / "camera.jpg") == (64, 48)
+    photograph.save(tmp_path / "stereo.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (64, 48), "white")])
+    with pytest.raises(ImageError, match=r"holds 2 images; name one of them, the first as stereo\.jpg\[1\]"):
+        image_size(tmp_path / "stereo.jpg")
+    assert read_image(tmp_path / "stereo.jpg[2]").min() == 255
+
+
+def test_a_stack_of_imagej_counts_as_its_images(tmp_path):
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((5, 4, 6), np.uint8), imagej=True)
+    with pytest.raises(ImageError, match="holds 5 images"):
+        read_image(tmp_path / "stack.tif")
+
+
+def test_a_page_of_a_tiff_is_turned_as_it_says(tmp_path):
+    deep = np.arange(24, dtype=np.uint16).reshape(4, 6) * 2730  # to 62790: 16 bits
+    with tifffile.TiffWriter(tmp_path / "pages.tif") as file:
+        file.write(np.stack([deep] * 3, axis=-1), photometric="rgb")
+        file.write(np.stack([deep] * 3, axis=-1), photometric="rgb", extratags=[(274, "H", 1, 6, True)])
+    assert np.array_equal(read_image(tmp_path / "pages.tif[1]")[..., 0], deep >> 8)
+    assert np.array_equal(read_image(tmp_path / "pages.tif[2]")[..., 0], np.rot90(deep, -1) >> 8)
+    assert (image_size(tmp_path / "pages.tif[1]"), image_size(tmp_path / "pages.tif[2]")) == ((6, 4), (4, 6))
+
+
+@pytest.mark.parametrize("unloaded", [True, False])
+def test_a_tiff_opened_by_pillow_is_turned_once(tmp_path, unloaded):
+    tifffile.imwrite(tmp_path / "turned.tif", two_tone(), photometric="rgb", extratags=[(274, "H", 1, 6, True)])
+    image = Image.open(tmp_path / "turned.tif")
+    if not unloaded:
+        image.load()
+    assert image_size(image) == (4, 6)
+    assert np.array_equal(read_image(image), np.rot90(two_tone(), -1))
+
+
+def test_what_pillow_narrows_is_refused_from_pillow(tmp_path):
+    tifffile.imwrite(tmp_path / "deep.tif", np.full((4, 6, 3), 900, np.uint16), photometric="rgb")
+    assert read_image(tmp_path / "deep.tif")[0, 0].tolist() == [900 >> 2] * 3
+    with Image.open(tmp_path / "deep.tif") as image, pytest.raises(ImageError, match="8 of the 16 bits"):
+        read_image(image)
+
+
+def test_a_stated_depth_is_not_guessed(tmp_path):
+    dark = np.full((10, 10), 900, np.uint16)  # would be taken for 10 bits
+    tifffile.imwrite(tmp_path / "dark.tif", dark, extratags=[(281, "H", 1, 4095, True)])  # MaxSampleValue
+    assert read_header(tmp_path / "dark.tif").stated_bits == 12
+    assert read_image(tmp_path / "dark.tif").max() == 900 >> 4
+    tifffile.imwrite(tmp_path / "own.tif", dark, extratags=[(281, "H", 1, 900, True)])  # its own brightest sample
+    assert read_header(tmp_path / "own.tif").stated_bits is None
+
+
+def test_white_may_be_zero(tmp_path):
+    samples = np.array([[0, 1023, 4095]], np.uint16)
+    tifffile.imwrite(tmp_path / "inverted.tif", samples, photometric="miniswhite")
+    assert read_image(tmp_path / "inverted.tif")[0, :, 0].tolist() == [255, 255 - 63, 0]
+
+
+def floats(*values):
+    return np.tile(np.array(values, np.float32), (20, 10))
+
+
+def test_floats_share_one_scale():
+    reference, target = read_images(floats(0, 0.5), floats(0.25, 1.02))
+    assert (reference[0, 0, 0], reference[0, 1, 0], target[0, 0, 0], target[0, 1, 0]) == (0, 128, 64, 255)
+    dark, bright = read_images(floats(0, 3), floats(0, 200))
+    assert (dark.max(), bright.max()) == (3, 200)
+    assert read_images(floats(0, 0), floats(0, 200))[1].max() == 200  # black says nothing about the scale
+    with pytest.raises(ImageError, match="expected one scale"):
+        read_images(floats(0, 0.9), floats(0, 230))
+    with pytest.raises(ImageError, match="no shares of 1 and too dark"):
+        read_image(floats(0, 7))
+
+
+def test_samples_that_are_no_light_are_refused():
+    with pytest.raises(ImageError, match="200 samples are NaN or infinite"):
+        read_image(floats(np.nan, 1, 0, np.inf)[:, :20])
+    with pytest.raises(ImageError, match="samples below 0, down to -1"):
+        read_image(floats(-1, 1))
+    assert read_image(floats(-0.004, 0.5))[0, :2, 0].tolist() == [0, 128]  # a black level taken off leaves some noise
+
+
+def test_beside_eight_bits_deep_samples_are_as_bright():
+    plain = np.full((10, 10), 48, np.uint8)
+    deep = np.full((10, 10), 48 << 4, np.uint16)  # 768 of 12 bits; alone it would pass for 10
+    assert read_image(deep).max() == 768 >> 2
+    assert [image.max() for image in read_images(plain, deep)] == [48, 48]
+
+
+def test_a_jpeg_is_read_small_and_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(two_tone(640, 320)).save(tmp_path / "large.jpg", exif=exif, quality=95)
+    small = read_reduced(tmp_path / "large.jpg", 64)
+    assert small.shape == (160, 80, 3)  # a quarter: an eighth would leave 40
+    assert np.abs(small.astype(int) - read_image(tmp_path / "large.jpg")[2::4, 2::4]).mean() < 2
+    write_image(tmp_path / "large.png", two_tone(640, 320))
+    assert read_reduced(tmp_path / "large.png", 64).shape == (320, 640, 3)

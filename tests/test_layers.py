@@ -11,7 +11,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "differad"
 # Lower numbers may not import higher ones; modules of one layer may use each other.
 LAYERS = {
     "errors": 0,
+    "tiff": 1,
     "boxes": 1,
+    "decoding": 1,
+    "scaling": 1,
+    "headers": 1,
     "images": 1,
     "options": 1,
     "progress": 1,

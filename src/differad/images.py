@@ -1,7 +1,8 @@
-"""Pictures in, (H, W, 3) uint8 RGB arrays out, whatever a camera or an export wrote.
+"""Images in, (H, W, 3) uint8 RGB arrays out, whatever a camera or an export wrote.
 
-EXIF rotation is applied, 16-bit data is scaled to 8 bits, alpha is laid over white, palette, CMYK and grey become RGB.
-A file that is truncated, empty, no image or absurdly large raises `ImageError`. Knows nothing about pairs or boxes.
+Orientation is applied, deep samples are scaled to 8 bits, alpha is laid over white, palette, CMYK and grey become RGB.
+`image.tif[2]` names the second page of a file. What is truncated, empty, no image, absurdly large or several images in one
+file raises `ImageError`. Knows nothing about pairs or boxes.
 """
 
 import hashlib
@@ -10,44 +11,70 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from differad import scaling
+from differad.decoding import load, load_deep, opened, split_page, to_array, upright
 from differad.errors import ImageError
+from differad.headers import BROKEN, ORIENTATION, Header, check_pixels, pixel_limit
+from differad.scaling import Decoded
 
 RGB = NDArray[np.uint8]
 Samples = NDArray[Any]
 ImageSource = str | Path | Image.Image | NDArray[np.generic]
 
-# 200 megapixels: more than any area-scan camera delivers, less than what exhausts a small machine's memory.
-MAX_PIXELS = 200_000_000
-_ORIENTATION = 0x0112
-_TRANSPOSED = frozenset({5, 6, 7, 8})
-# Pillow's decoders raise whatever their format's parser does on broken bytes.
-_BROKEN = (OSError, ValueError, SyntaxError, IndexError, EOFError, OverflowError, MemoryError)
-_BIT_DEPTHS = (8, 10, 12, 14, 16)
 
-
-def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> RGB:
+def read_image(source: ImageSource, *, max_pixels: int | None = None) -> RGB:
     """Read a path, a PIL image or an array into a contiguous (H, W, 3) uint8 RGB array.
 
-    Samples deeper than 8 bits are scaled by the smallest of 10, 12, 14 or 16 bits that holds the brightest one: cameras
-    store 12-bit data in 16-bit files without saying so. Raises ImageError.
+    Deeper samples are scaled by the smallest of 8, 10, 12, 14 or 16 bits that holds all but one in a thousand of them, unless
+    the file states its depth: cameras store 12-bit data in 16-bit files without saying so. Floats are shares of 1, or levels
+    like integers. An array that is what is wanted comes back itself, not copied. `max_pixels`: see `headers.pixel_limit`.
+    Raises ImageError.
     """
     return read_images(source, max_pixels=max_pixels)[0]
 
 
-def read_images(*sources: ImageSource, max_pixels: int = MAX_PIXELS) -> list[RGB]:
-    """Read pictures that are to be compared: as `read_image`, but with one depth for all deep ones.
+def read_images(*sources: ImageSource, max_pixels: int | None = None) -> list[RGB]:
+    """Read images that are to be compared: as `read_image`, but with one scale for all deep ones.
 
     A dark target beside a bright reference from one camera would otherwise be brightened. Raises ImageError.
     """
-    decoded = [(_decode(source, max_pixels), _name(source)) for source in sources]
-    depth = max(_bit_depth(samples, name) for samples, name in decoded)
-    return [_to_rgb(samples, depth) for samples, _ in decoded]
+    return scaling.to_rgb([_decode(source, max_pixels) for source in sources])
+
+
+def decode_images(*files: tuple[bytes, str]) -> list[RGB]:
+    """As `read_images`, from the bytes of files, each with the name that stands in errors. Raises ImageError."""
+    decoded = []
+    for content, name in files:
+        with opened(content, name) as (file, header):
+            decoded.append(_from_file(file, header, name))
+    return scaling.to_rgb(decoded)
+
+
+def read_reduced(source: str | Path, at_least: int) -> RGB:
+    """As `read_image`, but a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if `at_least` pixels a side are left."""
+    name = str(source)
+    with opened(source, name) as (file, header):
+        if header.format != "JPEG":
+            return scaling.to_rgb([_from_file(file, header, name)])[0]
+        values = to_array(load(file, header, name, at_least=at_least), header.orientation)
+        return scaling.to_rgb([Decoded(values, name)])[0]
+
+
+def read_header(source: str | Path) -> Header:
+    """Format, size, orientation, depth, channels and pages of an image file, no pixel decoded. Raises ImageError."""
+    with opened(source, str(source)) as (_, header):
+        return header
+
+
+def image_file(source: str | Path) -> Path:
+    """The file that a path means: `image.tif` for `image.tif[2]`."""
+    return split_page(source)[0]
 
 
 def digest(*pictures: RGB) -> bytes:
-    """What pictures are known by: their content and shape."""
+    """BLAKE2b-128 of the images' shapes and pixels."""
     found = hashlib.blake2b(digest_size=16)
     for picture in pictures:
         found.update(str(picture.shape).encode())
@@ -55,18 +82,17 @@ def digest(*pictures: RGB) -> bytes:
     return found.digest()
 
 
-def image_size(source: ImageSource) -> tuple[int, int]:
-    """(width, height) in pixels with the EXIF orientation applied, from the header alone. Raises ImageError."""
+def image_size(source: ImageSource, *, max_pixels: int | None = None) -> tuple[int, int]:
+    """(width, height) in pixels of what `read_image` gives, from the header alone. Raises ImageError."""
     if isinstance(source, np.ndarray):
         if source.ndim < 2:
             raise ImageError(f"array of shape {source.shape}: expected (H, W) or (H, W, C)")
         return int(source.shape[1]), int(source.shape[0])
     if isinstance(source, Image.Image):
-        return _oriented_size(source, _name(source))
-    with _open(Path(source)) as image:
-        if image.format == "PNG" and _is_plain_png(Path(source)):
-            return image.size
-        return _oriented_size(image, _name(source))
+        image, orientation = _loaded(source, pixel_limit(max_pixels))
+        return (image.height, image.width) if orientation >= 5 else image.size
+    with opened(source, str(source), max_pixels) as (_, header):
+        return header.size
 
 
 def check_ending(path: str | Path) -> None:
@@ -87,120 +113,74 @@ def write_image(path: str | Path, pixels: RGB) -> None:
         raise ImageError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path}: empty file; expected an image")
-        return Image.open(path)
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file; expected an image") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image that can be read; expected PNG, JPEG, TIFF, BMP or WebP") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {error}; cut the picture into tiles or shrink it first") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"{path}: cannot be opened ({error}); expected an image") from None
-
-
-def _is_plain_png(path: Path) -> bool:
-    """Whether a PNG is whole and has no chunk that could hold an orientation, told by its chunks' heads alone.
-
-    Pillow decodes all pixels to find out, for the chunk may stand behind them. Format: PNG specification, section 5.
-    """
-    end = path.stat().st_size
-    with path.open("rb") as file:
-        place = 8  # the signature
-        while place + 12 <= end:
-            file.seek(place)
-            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
-            if kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
-                return False
-            place += 12 + length
-            if kind == b"IEND":
-                return place <= end
-    return False
-
-
-def _oriented_size(image: Image.Image, name: str) -> tuple[int, int]:
-    width, height = image.size
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except _BROKEN as error:
-        raise ImageError(f"{name}: broken or truncated image ({error}); export it again") from None
-    return (height, width) if orientation in _TRANSPOSED else (width, height)
-
-
-def _name(source: ImageSource) -> str:
-    if isinstance(source, np.ndarray):
-        return "array"
-    return "image" if isinstance(source, Image.Image) else str(source)
-
-
-def _decode(source: ImageSource, max_pixels: int) -> Samples:
-    """Samples of any depth, (H, W, 1) or (H, W, 3), upright and without alpha."""
+def _decode(source: ImageSource, max_pixels: int | None) -> Decoded:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _from_pil(source, _name(source), max_pixels)
-    with _open(Path(source)) as image:
-        return _from_pil(image, _name(source), max_pixels)
+        return _from_pil(source, pixel_limit(max_pixels))
+    name = str(source)
+    with opened(source, name, max_pixels) as (file, header):
+        return _from_file(file, header, name)
 
 
-def _from_pil(image: Image.Image, name: str, max_pixels: int) -> Samples:
-    width, height = image.size
-    if width * height > max_pixels:
+def _from_file(file: Any, header: Header, name: str) -> Decoded:
+    if not header.is_deep:
+        image = load(file, header, name)
+        return _from_pillow(image, header.orientation, name)
+    samples = load_deep(file, header, name)
+    alpha = None
+    if header.format == "PNG" and header.has_alpha and header.channels == 1:
+        alpha = (samples[:, :, 0] != header.key[0]).astype(np.uint8) * 255
+    elif header.has_alpha and samples.shape[2] in (2, 4):
+        alpha = samples[:, :, -1]
+    return Decoded(
+        upright(samples[:, :, : 3 if samples.shape[2] >= 3 else 1], header.orientation),
+        name,
+        header.stated_bits,
+        None if alpha is None else upright(alpha, header.orientation),
+        header.is_premultiplied,
+        header.is_inverted,
+    )
+
+
+def _from_pillow(image: Image.Image, orientation: int, name: str) -> Decoded:
+    try:
+        if image.mode.startswith(("I", "F")):
+            return Decoded(upright(np.asarray(image)[:, :, None], orientation), name)
+        return Decoded(to_array(image, orientation), name)
+    except BROKEN as error:
+        raise ImageError(f"{name}: mode {image.mode} cannot be shown as RGB ({error}); export it as RGB") from None
+
+
+def _from_pil(source: Image.Image, limit: int) -> Decoded:
+    image, orientation = _loaded(source, limit)
+    return _from_pillow(image, orientation, "image")
+
+
+def _loaded(image: Image.Image, limit: int) -> tuple[Image.Image, int]:
+    """A PIL image with its pixels, and how it is still to be turned: Pillow turns a TIFF while it loads it."""
+    check_pixels(*image.size, "image", limit)
+    narrowed = [str(tile[3]) for tile in getattr(image, "tile", []) if ";16" in str(tile[3])]
+    if narrowed and not image.mode.startswith("I"):
         raise ImageError(
-            f"{name}: {width}x{height} pixels, more than {max_pixels:,}; cut the picture into tiles or shrink it first"
+            f"image: Pillow keeps 8 of the 16 bits of its samples ({image.mode}); give the path of the file"
         )
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-    except _BROKEN as error:
-        raise ImageError(f"{name}: broken or truncated image ({error}); export it again") from None
-    if upright.mode.startswith(("I", "F")):
-        return np.asarray(upright)[:, :, None]
-    return _without_alpha(upright)
+        orientation = image.getexif().get(ORIENTATION)
+    except BROKEN as error:
+        raise ImageError(f"image: broken or truncated image ({error}); export it again") from None
+    return image, orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def _without_alpha(image: Image.Image) -> Samples:
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
-
-
-def _from_array(array: Samples) -> Samples:
+def _from_array(array: Samples) -> Decoded:
     samples = array[:, :, None] if array.ndim == 2 else array
     if samples.ndim != 3 or samples.shape[2] not in (1, 3, 4) or 0 in samples.shape:
         raise ImageError(f"array: shape {array.shape}; expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
     if samples.dtype == np.bool_:
         samples = samples.astype(np.uint8) * 255
     if samples.shape[2] < 4:
-        return samples
+        return Decoded(samples, "array")
     if samples.dtype != np.uint8:
         raise ImageError(f"array: four channels of type {samples.dtype}; expected uint8 RGBA, or three channels")
-    return _without_alpha(Image.fromarray(samples, "RGBA"))
-
-
-def _bit_depth(samples: Samples, name: str) -> int:
-    """Bits that the samples use; 8 for uint8 and for floats in [0, 1]."""
-    if samples.dtype == np.uint8:
-        return 8
-    if samples.dtype.kind not in "iuf":
-        raise ImageError(f"{name}: samples of type {samples.dtype}; expected integers or floats")
-    low, high = float(samples.min()), float(samples.max())
-    if not (low >= 0 and np.isfinite(high)):
-        raise ImageError(f"{name}: samples below 0 or not finite; expected light intensities")
-    for bits in _BIT_DEPTHS:
-        if high < 2**bits:
-            return bits
-    raise ImageError(f"{name}: sample {high:g} is deeper than 16 bits; export it with 8 or 16 bits")
-
-
-def _to_rgb(samples: Samples, depth: int) -> RGB:
-    if samples.dtype != np.uint8:
-        values = samples.astype(np.float32)
-        is_share = samples.dtype.kind == "f" and float(values.max()) <= 1.0
-        values = np.rint(values * 255.0) if is_share else np.floor(values / 2.0 ** (depth - 8))
-        samples = values.astype(np.uint8)
-    return np.array(np.broadcast_to(samples, (*samples.shape[:2], 3)), dtype=np.uint8, order="C")
+    return Decoded(to_array(Image.fromarray(samples, "RGBA"), 1), "array")

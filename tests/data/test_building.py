@@ -176,7 +176,7 @@ TROUBLES = {
     "truncated target": (lambda root: corrupt(root / "nut/test/scratch/001.png"), "broken or truncated image", True),
     "truncated reference": (lambda root: corrupt(root / "nut/train/good/001.png"), "broken or truncated image", True),
     "broken mask": (lambda root: corrupt(root / "nut/ground_truth/scratch/001_mask.png"), "broken or truncated", False),
-    "mask of another size": (small_mask, "48x48 pixels; expected 96x96 as its picture", False),
+    "mask of another size": (small_mask, "48x48 pixels; expected 96x96 as its image", False),
     "mask without a mark": (black_mask, "marks nothing, but", False),
     "no mask": (lambda root: (root / "nut/ground_truth/scratch/001_mask.png").unlink(), "no mask at", False),
 }

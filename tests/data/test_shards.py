@@ -141,7 +141,7 @@ def test_a_shard_cut_short_says_so(tmp_path, form):
 def test_a_broken_picture_is_named(tmp_path, form):
     (sample,) = make_samples(1)
     broken = Sample(sample.key, sample.reference, sample.target[:200], sample.mask, sample.record)
-    with pytest.raises(ImageError, match=r"(00000000|a-0): target: broken picture"):
+    with pytest.raises(ImageError, match=r"(00000000|a-0): target: broken or truncated image"):
         list(read_shards(write(form, tmp_path / f"one.{form}", [broken])))
 
 

@@ -124,7 +124,7 @@ def test_segments_are_the_objects_where_they_are_given(tmp_path):
         x1, y1, x2, y2 = pair.boxes[0]
         assert 0.06 * 2 * 96 * 0.6 <= max(x2 - x1, y2 - y1) <= 0.25 * 2 * 96 + 4
     Image.fromarray(labels[:50]).save(folder / "scene_segments.png")
-    with pytest.raises(InputError, match="its photograph has"):
+    with pytest.raises(InputError, match="expected 160x120 as its image has"):
         drawer.draw(0)
 
 

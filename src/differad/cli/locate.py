@@ -13,7 +13,7 @@ from differad.drawing import draw_boxes
 from differad.errors import OptionError
 from differad.evaluation.predictions import Prediction, read_predictions
 from differad.evaluation.run import locate_to_file
-from differad.images import check_ending, read_image, write_image
+from differad.images import check_ending, image_file, read_image, write_image
 
 
 def locate_command(
@@ -77,7 +77,7 @@ def exit_code(answers: Iterable[Location | Prediction]) -> int:
 
 def _refuse_input(save: Path, *images: Path) -> None:
     """Raise OptionError where `save` would overwrite one of the images that are compared."""
-    for image in images:
+    for image in map(image_file, images):
         if save.exists() and image.exists() and save.samefile(image):
             raise OptionError(f"--save {save}: is {image}, an image that is compared; choose another name")
 

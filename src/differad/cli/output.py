@@ -56,6 +56,7 @@ def with_output_options(command: Callable[..., Any], go_on: str = "") -> Callabl
 def warnings_as_lines() -> Iterator[None]:
     """Each warning about the input as one line on stderr, unless --quiet; other warnings as Python shows them."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters about a file is said by its error
         warnings.simplefilter("default", InputWarning)
         otherwise = warnings.showwarning
 

@@ -20,7 +20,7 @@ from differad.core import Pair
 from differad.data.build import is_place_unknown
 from differad.data.sources.registry import SOURCES
 from differad.errors import InputError, ManifestError
-from differad.images import image_size
+from differad.images import image_file, image_size
 from differad.progress import track
 
 CHECKSUMS = "checksums.sha256"
@@ -80,7 +80,7 @@ def files_of(pairs: Iterable[Pair]) -> set[Path]:
             if value is not None:
                 if not isinstance(value, str | Path):
                     raise ManifestError(f"pair {pair.id!r}: holds an image in memory; save it and give its path")
-                found.add(Path(value))
+                found.add(image_file(value))
     return found
 
 

@@ -15,7 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from differad.boxes import as_boxes, to_list
 from differad.core import Pair
 from differad.data.masks import boxes_from_mask, read_mask
-from differad.errors import ManifestError
+from differad.errors import ImageError, ManifestError
+from differad.images import image_size
 
 
 def _positive_area(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
@@ -123,7 +124,7 @@ def _to_pair(record: PairRecord, folder: Path) -> Pair:
     if record.boxes is not None:
         boxes = as_boxes(record.boxes)
     elif mask is not None:
-        boxes = boxes_from_mask(read_mask(mask))
+        boxes = boxes_from_mask(read_mask(mask, _size(_joined(folder, record.target))))
         if record.anomalous not in (None, len(boxes) > 0):
             raise ManifestError(
                 f"pair {record.id!r}: anomalous {record.anomalous}, but its mask {mask} marks {len(boxes)} defects; correct "
@@ -148,6 +149,14 @@ def _joined(folder: Path, name: str) -> Path:
     if "\\" not in name or path.exists():
         return path
     return folder / name.replace("\\", "/")
+
+
+def _size(target: Path) -> tuple[int, int] | None:
+    """Of the target, whose mask has to have it; None where it cannot be read, which is left to whoever opens it."""
+    try:
+        return image_size(target)
+    except ImageError:
+        return None
 
 
 def _to_record(pair: Pair, folder: Path) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def relative(path: Path, root: Path) -> Path:
 def read_union(sample: Sample) -> Mask:
     """All masks of a defective sample as one (H, W), of its region where it has one.
 
-    Raises ImageError, and ManifestError where a mask's size is not its picture's or nothing is marked.
+    Raises ImageError, also where a mask's size is not its image's, and ManifestError where nothing is marked.
     """
     union = _whole_union(sample.masks, sample.image)
     if sample.region is not None:
@@ -168,11 +168,7 @@ def _whole_union(masks: tuple[Path, ...], image: Path) -> Mask:
     width, height = image_size(image)
     union = np.zeros((height, width), dtype=np.bool_)
     for path in masks:
-        mask = read_mask(path)
-        if mask.shape != union.shape:
-            size = f"{mask.shape[1]}x{mask.shape[0]}"
-            raise ManifestError(f"{path}: {size} pixels; expected {width}x{height} as its picture {image} has")
-        union |= mask
+        union |= read_mask(path, (width, height))
     return union
 
 

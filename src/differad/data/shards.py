@@ -14,21 +14,17 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from differad.boxes import as_boxes
 from differad.core import Pair
 from differad.data.atomic import in_one_step
 from differad.data.manifest import PairRecord, parse_line
-from differad.data.masks import boxes_from_mask
-from differad.errors import ImageError, InputError, ManifestError, MissingExtraError
-from differad.images import RGB, read_image
+from differad.data.masks import boxes_from_mask, decode_mask
+from differad.errors import InputError, ManifestError, MissingExtraError
+from differad.images import decode_images
 
 PARTS = ("reference", "target", "mask")
 # Pairs a Parquet row group holds, thus what a writer or a reader has in memory: some 10 MB at 224x224.
 ROW_GROUP = 64
-# What Pillow raises on bytes that are no picture.
-_BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -170,12 +166,13 @@ def _to_pair(line: str, parts: dict[str, bytes], place: str) -> Pair:
             raise ManifestError(f"{place}: no {part} picture; expected a PNG of that name beside the pair's line")
     extra = dict(record.model_extra or {})
     boxes = None if record.boxes is None else as_boxes(record.boxes)
+    reference, target = decode_images(*((parts[part], f"{place}: {part}") for part in ("reference", "target")))
     if "mask" in parts:
-        extra["mask"] = _decode(parts["mask"], f"{place}: mask").any(axis=2)
+        extra["mask"] = decode_mask(parts["mask"], f"{place}: mask", target.shape[1::-1])
         boxes = boxes_from_mask(extra["mask"]) if boxes is None else boxes
     return Pair(
-        reference=_decode(parts["reference"], f"{place}: reference"),
-        target=_decode(parts["target"], f"{place}: target"),
+        reference=reference,
+        target=target,
         id=record.id,
         category=record.category,
         boxes=boxes,
@@ -183,14 +180,6 @@ def _to_pair(line: str, parts: dict[str, bytes], place: str) -> Pair:
         anomalous=record.anomalous,
         extra=extra,
     )
-
-
-def _decode(content: bytes, place: str) -> RGB:
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return read_image(picture)
-    except (*_BROKEN, ImageError) as error:
-        raise ImageError(f"{place}: broken picture ({error}); write the shard again") from None
 
 
 READERS: dict[str, Callable[[Path], Iterator[Pair]]] = {".tar": _read_webdataset, ".parquet": _read_parquet}

@@ -15,7 +15,7 @@ from differad.data.build import is_place_unknown
 from differad.data.masks import boxes_from_mask, read_mask
 from differad.drawing import jpeg_data_url, thumbnail
 from differad.errors import ImageError
-from differad.images import read_images
+from differad.images import image_size, read_images
 from differad.progress import track
 
 THUMBNAIL_SIDE = 200
@@ -87,5 +87,5 @@ def _card(pair: Pair) -> dict[str, Any]:
 def _boxes(pair: Pair) -> Boxes | None:
     """The true boxes, also where they are left to the mask. Raises ImageError."""
     if pair.boxes is None and pair.mask is not None:
-        return boxes_from_mask(read_mask(pair.mask))
+        return boxes_from_mask(read_mask(pair.mask, image_size(pair.target)))
     return pair.boxes

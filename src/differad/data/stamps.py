@@ -1,7 +1,6 @@
 """What tells one content of a file from another: size and times where they are as they were, else a hash of the bytes."""
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,9 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from differad.images import ImageSource
-
-_PAGE = re.compile(r"(.+)\[\d+\]")
+from differad.images import ImageSource, image_file
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,7 @@ def file_of(image: ImageSource) -> Path | None:
     """The absolute path of the file that an image is read from; None for one in memory. `image.tif[2]` is in `image.tif`."""
     if not isinstance(image, str | Path):
         return None
-    path = Path(image).absolute()
-    page = _PAGE.fullmatch(path.name)
-    return path.with_name(page[1]) if page and not path.exists() else path
+    return image_file(image).absolute()
 
 
 def image_name(image: ImageSource) -> str:

@@ -13,17 +13,11 @@ import numpy as np
 
 from differad.data.sources.sample import Region
 from differad.errors import ImageError
-from differad.images import RGB, image_size, read_image
+from differad.images import RGB, read_image, read_reduced
 
 SIDE = 32
 # Reading at a fraction leaves this many pixels on the shorter side, so that shrinking to SIDE averages at least 2 x 2.
 _LEAST_SIDE = 2 * SIDE
-_REDUCTIONS = (
-    (8, cv2.IMREAD_REDUCED_COLOR_8),
-    (4, cv2.IMREAD_REDUCED_COLOR_4),
-    (2, cv2.IMREAD_REDUCED_COLOR_2),
-)
-_JPEG_ENDINGS = frozenset({".jpg", ".jpeg"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +30,7 @@ class Thumbnail:
 
 def read_thumbnail(path: Path, region: Region | None = None) -> Thumbnail:
     """The thumbnail of a picture, or of `region` (x1, y1, x2, y2 in pixels) of it. Raises ImageError."""
-    picture = read_region(path, region) if region is not None else _read_reduced(path)
+    picture = read_region(path, region) if region is not None else read_reduced(path, _LEAST_SIDE)
     pixels = np.asarray(cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA), dtype=np.uint8)
     return Thumbnail(pixels, picture.shape[1] / picture.shape[0])
 
@@ -54,14 +48,4 @@ def read_region(path: Path, region: Region) -> RGB:
 @lru_cache(maxsize=2)
 def _read_recent(path: Path) -> RGB:
     """A strip is cut into many tiles one after the other, so the last ones stay in memory."""
-    return read_image(path)
-
-
-def _read_reduced(path: Path) -> RGB:
-    shorter = min(image_size(path))
-    if path.suffix.lower() in _JPEG_ENDINGS:
-        for factor, flag in _REDUCTIONS:
-            if shorter >= factor * _LEAST_SIDE:
-                picture = cv2.imread(str(path), flag)
-                return read_image(path) if picture is None else np.asarray(picture[:, :, ::-1], dtype=np.uint8)
     return read_image(path)

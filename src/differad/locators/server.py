@@ -24,8 +24,8 @@ from differad.answers.parsing import Frame
 from differad.answers.prompts import SYSTEM, prompt_text
 from differad.answers.resize import ResizeRule
 from differad.core import Location, Pair
-from differad.errors import LocatorError, MissingExtraError, OptionError
-from differad.images import RGB, ImageSource, read_images
+from differad.errors import ImageError, LocatorError, MissingExtraError, OptionError
+from differad.images import RGB, ImageSource, read_header, read_images
 from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.chat import Reply, to_location, user_content
 from differad.locators.comparable import doubt_normal
@@ -52,7 +52,6 @@ FAMILY_PREFIXES: dict[str, str] = {
 }
 _ADDRESS = re.compile(r"openai:(?P<name>.+?)@(?P<url>https?://[^/\s?#]+[^\s?#]*)")
 _MIMES = {"JPEG": "image/jpeg", "PNG": "image/png"}
-_ORIENTATION = 0x0112
 _KEPT_IMAGES = 8
 
 
@@ -176,7 +175,7 @@ class _FileUrls:
         """The file's bytes as a data URL; None where a server could decode other pixels from them than we do."""
         try:
             return self._get(path)
-        except OSError:  # gone or no longer readable since its pixels were read: these are sent instead
+        except (OSError, ImageError):  # gone or no longer readable since its pixels were read: these are sent instead
             return None
 
     def _get(self, path: Path) -> str | None:
@@ -186,11 +185,9 @@ class _FileUrls:
 
 
 def _file_url(path: Path) -> str | None:
-    with Image.open(path) as image:
-        plain = image.mode in ("RGB", "L") and "transparency" not in image.info
-        upright = image.getexif().get(_ORIENTATION, 1) == 1
-        mime = _MIMES.get(image.format or "")
-    return _data_url(path.read_bytes(), mime) if plain and upright and mime else None
+    header = read_header(path)
+    mime = _MIMES.get(header.format)
+    return _data_url(path.read_bytes(), mime) if header.is_plain and mime else None
 
 
 def _png_url(pixels: RGB) -> str:

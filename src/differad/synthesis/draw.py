@@ -285,11 +285,8 @@ class _Bank:
 
 def _cut_out(pair: Pair) -> tuple[Picture, Bool]:
     assert pair.mask is not None
-    target, mask = read_image(pair.target), read_mask(pair.mask)
-    if target.shape[:2] != mask.shape:
-        raise InputError(
-            f"{pair.mask}: {mask.shape[::-1]} pixels, its picture has {target.shape[1::-1]}; export it again"
-        )
+    target = read_image(pair.target)
+    mask = read_mask(pair.mask, (target.shape[1], target.shape[0]))
     # Poisson blending keeps steps, not levels: without some of the surroundings a defect would take their colour.
     wide = cv2.dilate(mask.astype(np.uint8), np.ones((2 * _RIM + 1, 2 * _RIM + 1), np.uint8))
     x, y, width, height = cv2.boundingRect(wide)

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from differad.data.masks import read_labels
 from differad.errors import InputError
 from differad.images import read_image
 from differad.synthesis.boards import draw_layout, draw_style, shade
@@ -55,11 +56,8 @@ def cut_object(rng: np.random.Generator, path: Path) -> tuple[Picture, NDArray[n
     beside = path.with_name(f"{path.stem}{SEGMENTS}.png")
     if not beside.exists():
         return None
-    picture, labels = read_image(path), read_image(beside)[..., 0]
-    if labels.shape != picture.shape[:2]:
-        raise InputError(
-            f"{beside}: {labels.shape[::-1]} pixels, its photograph has {picture.shape[1::-1]}; make it anew"
-        )
+    picture = read_image(path)
+    labels = read_labels(beside, (picture.shape[1], picture.shape[0]))
     values, counts = np.unique(labels, return_counts=True)
     fitting = values[(values > 0) & (counts < labels.size / 4) & (counts > labels.size / 1000)]
     if not len(fitting):

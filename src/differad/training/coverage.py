@@ -47,7 +47,7 @@ def coverage_rows(row: dict[str, Any], height: int, width: int) -> np.ndarray[An
 def _marked(row: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """What is abnormal, (H, W) in [0, 1]."""
     if row["mask"]:
-        return read_mask(row["mask"]).astype(np.float32)
+        return read_mask(row["mask"], image_size(row["target"])).astype(np.float32)
     if not len(row["boxes"]):
         return np.zeros((CELLS, CELLS), np.float32)
     size = image_size(row["target"])

@@ -91,7 +91,7 @@ def test_kolektor_problems(plant):
     root = plant({**KOLEKTOR, "kos50/Part0_label.bmp": "broken", "kos50/Part1.jpg": None})
     problems = ProblemList()
     assert len(list(read_kolektor(root, problems))) == 2
-    assert ["not a mask" in problems.messages[0], "no mask" in problems.messages[1]] == [True, True]
+    assert ["not an image" in problems.messages[0], "no mask" in problems.messages[1]] == [True, True]
     with pytest.raises(ManifestError):
         list(read_kolektor(root))
     with pytest.raises(ManifestError, match="no folder kos01"):

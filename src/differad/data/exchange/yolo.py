@@ -19,6 +19,7 @@ from differad.data.exchange.shared import LABEL, Corrections, ExportOptions, Ite
 from differad.data.manifest import numbered_lines, read_pairs, write_pairs
 from differad.data.shapes import Region, polygon
 from differad.errors import InputError, ManifestError
+from differad.images import image_file
 
 _DATA = f"""\
 # Ultralytics YOLO detection data. Paths are relative to this file.
@@ -52,6 +53,10 @@ def write_yolo(out: Path, items: Sequence[Item], options: ExportOptions) -> None
 
 def _place(source: Path, place: Path, *, copy: bool) -> None:
     """Link a picture, hard where the file system can, else symbolically; never write its bytes anew unless asked."""
+    if image_file(source) != source:
+        raise InputError(
+            f"{source}: is one page of {image_file(source)}; a YOLO folder holds files, so save the page as its own image"
+        )
     source = source.absolute()
     try:
         if copy:

@@ -125,10 +125,7 @@ def _union(paths: tuple[Path, ...], image: Path) -> NDArray[np.bool_]:
     width, height = image_size(image)
     union = np.zeros((height, width), dtype=np.bool_)
     for path in paths:
-        mask = read_mask(path)
-        if mask.shape != union.shape:
-            raise ManifestError(f"{path}: {mask.shape[1]}x{mask.shape[0]} pixels; expected {width}x{height} as {image}")
-        union |= mask
+        union |= read_mask(path, (width, height))
     if not union.any():
         raise ManifestError(f"{image}: its mask marks nothing; mend the mask or leave the strip out (--skip-bad)")
     return union

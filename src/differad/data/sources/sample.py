@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import ParamSpec, TypeVar
 
-from PIL import Image
-
 from differad.boxes import Boxes, as_boxes
-from differad.errors import ImageError, InputError, ManifestError
+from differad.data.masks import read_mask
+from differad.errors import InputError, ManifestError
 
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 # What operating systems and archivers leave in folders; hidden files are passed over too.
@@ -216,15 +215,8 @@ def folder_name(path: Path) -> str:
 
 
 def marks_anything(path: Path) -> bool:
-    """Whether any pixel of a mask is not black. Raises ImageError."""
-    try:
-        with Image.open(path) as image:
-            plain = image if image.mode in ("1", "L") else image.convert("RGB")
-            return plain.getbbox() is not None
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file; expected a mask") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"{path}: not a mask that can be read ({error}); unpack the data set again") from None
+    """Whether a mask marks any pixel. Raises ImageError."""
+    return bool(read_mask(path).any())
 
 
 def inside(root: Path, name: str, place: str) -> Path:

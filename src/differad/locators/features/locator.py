@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from differad.boxes import Boxes
 from differad.core import Location, Pair
-from differad.images import RGB, ImageSource, digest, read_image, read_images
+from differad.images import RGB, ImageSource, digest, read_images
 from differad.locators.difference import DifferenceLocator, DifferenceOptions
 from differad.locators.embedded import Embedded
 from differad.locators.features.backbone import Backbone, Features, fit
@@ -78,7 +78,7 @@ class FeaturesLocator(Embedded):
         self.deciding = deciding
         self._backbone = Backbone(self.options.runtime)
         self._difference = DifferenceLocator(DifferenceOptions(threshold=0.0))
-        self._further = [self._patches(read_image(source)) for source in references]
+        self._further = [self._patches(pixels) for pixels in read_images(*references)]
         self._remembered: Remembered[bytes, list[Features]] = Remembered(_REMEMBERED)
 
     def compare(self, reference: RGB, target: RGB) -> Location:

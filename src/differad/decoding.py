@@ -1,0 +1,226 @@
+"""Opens image files and decodes their samples: 8 bits by Pillow, deeper ones, which Pillow narrows, by OpenCV.
+
+Everything here is as the file stores it; `upright` turns it. Broken bytes become an `ImageError`.
+"""
+
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, JpegImagePlugin, MpoImagePlugin
+
+from differad import tiff
+from differad.errors import ImageError
+from differad.headers import BROKEN, READERS, Header, no_pillow_limit, parse_header, pixel_limit
+
+Samples = NDArray[Any]
+_STRIP_PIXELS = 1 << 21
+# OpenCV 5 moved it. Both give the level before.
+_set_log_level: Callable[[int], int] = getattr(cv2.utils, "logging", cv2).setLogLevel
+_SILENT = 0
+_DIFFERENCES = 2  # TIFF's predictor: each sample as its distance from the one before
+
+
+def split_page(source: str | Path) -> tuple[Path, int | None]:
+    """The file that `image.tif[2]` means and its page from 1; None where no page is named or the file has that very name."""
+    path = Path(source)
+    found = re.fullmatch(r"(.+)\[(\d{1,9})\]", path.name)
+    if found is None or os.path.lexists(path):
+        return path, None
+    return path.with_name(found[1]), int(found[2])
+
+
+@contextmanager
+def opened(source: str | Path | bytes, name: str, max_pixels: int | None = None) -> Iterator[tuple[BinaryIO, Header]]:
+    """The file and the header of the image that `source` names. Raises ImageError."""
+    limit = pixel_limit(max_pixels)
+    if isinstance(source, bytes):
+        with BytesIO(source) as content:
+            yield content, parse_header(content, name, None, limit)
+        return
+    path, page = split_page(source)
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file; expected an image") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name}: cannot be opened ({error}); expected an image") from None
+    with file:
+        yield file, parse_header(file, name, page, limit)
+
+
+def load(file: BinaryIO, header: Header, name: str, *, at_least: int | None = None) -> Image.Image:
+    """The decoded image, as stored, not turned. A JPEG may come at 1/2, 1/4 or 1/8 with `at_least` pixels a side.
+
+    Raises ImageError.
+    """
+    try:
+        with no_pillow_limit(header.width * header.height):
+            file.seek(0)
+            image = _reader(file, header)
+            if at_least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+                image.draft(None, (at_least, at_least))
+            image.load()
+    except BROKEN as error:
+        raise ImageError(f"{name}: broken or truncated image ({error}); export it again") from None
+    if at_least is None and image.size != (header.width, header.height):
+        raise ImageError(
+            f"{name}: broken image, of {image.size} pixels by its samples, not as its head says; export it again"
+        )
+    return image
+
+
+def load_deep(file: BinaryIO, header: Header, name: str) -> Samples:
+    """All samples of an image deeper than 8 bits or signed, (H, W, C) as stored, RGB, alpha last. Raises ImageError."""
+    file.seek(0)
+    content = file.read()
+    try:
+        if header.format == "PNG":
+            _check_png(content, header)
+        elif header.page is not None:
+            _check_tiff(header, header.page)
+            if header.channels == 2 or header.page.value(tiff.PLANES, 1) != 1:
+                return _channel_by_channel(content, tiff.read_layout(file), header, header.page)
+            if header.orientation != 1 or header.index:
+                content = bytes(tiff.single_page(content, tiff.read_layout(file), header.page))
+        samples = _by_opencv(content)
+    except BROKEN as error:
+        raise ImageError(f"{name}: broken or truncated image ({error}); export it again") from None
+    if samples is None and header.channels == 1 and header.bits in (16, 32):
+        samples = np.asarray(load(file, header, name))
+    if samples is None or samples.shape[:2] != (header.height, header.width):
+        raise ImageError(f"{name}: samples of {header.bits} bits that cannot be decoded; export it with 8 bits")
+    if 8 < header.bits < 16 and samples.dtype == np.uint16:
+        samples = samples >> (16 - header.bits)  # OpenCV moves packed samples to the upper bits
+    samples = samples[:, :, None] if samples.ndim == 2 else samples
+    if header.channels == 2:
+        return samples[:, :, [0, 3]]  # OpenCV spreads the grey of a PNG with alpha
+    return samples if samples.shape[2] == 1 else samples[:, :, [2, 1, 0, 3][: samples.shape[2]]]
+
+
+def to_array(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
+    """8-bit samples of a loaded image, upright: (H, W, 1) where it is grey, else (H, W, 3) RGB, alpha over white.
+
+    Strip by strip, since Pillow's conversions and its export each hold the whole image once more.
+    """
+    is_grey = image.mode in ("1", "L") and "transparency" not in image.info
+    shape = image.size if orientation >= 5 else image.size[::-1]
+    pixels = np.empty((*shape, 1 if is_grey else 3), np.uint8)
+    stored = upright(pixels, _INVERSE.get(orientation, orientation))
+    for rows, strip in strips(image):
+        stored[rows] = np.asarray(strip.convert("L"))[:, :, None] if is_grey else _over_white(strip)
+    return pixels
+
+
+def strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """An image as pieces of some rows each, with their place."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(height, top + rows)
+        with no_pillow_limit(width * (bottom - top)):
+            strip = image.crop((0, top, width, bottom))
+        yield slice(top, bottom), strip
+
+
+def upright(samples: Samples, orientation: int) -> Samples:
+    """A view of (H, W, …) turned by an EXIF orientation, 1 to 8."""
+    turned = samples.swapaxes(0, 1) if orientation >= 5 else samples
+    rows = slice(None, None, -1) if orientation in (3, 4, 7, 8) else slice(None)
+    columns = slice(None, None, -1) if orientation in (2, 3, 6, 7) else slice(None)
+    return turned[rows, columns]
+
+
+_INVERSE = {6: 8, 8: 6}
+
+
+def _over_white(image: Image.Image) -> Samples:
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        # Pillow knows no way from La to RGBA but through LA.
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _reader(file: BinaryIO, header: Header) -> Image.Image:
+    if header.page is not None and (header.orientation != 1 or header.index):
+        file = BytesIO(tiff.single_page(file.read(), tiff.read_layout(file), header.page))
+    elif header.format == "JPEG" and header.index:
+        image = MpoImagePlugin.MpoImageFile(file)
+        image.seek(header.index)
+        return image
+    reader = READERS[header.format](file)
+    if header.page is None and header.index:
+        reader.seek(header.index)
+    return reader
+
+
+def _check_png(content: bytes, header: Header) -> None:
+    """Whole and unchanged, by checksums: libpng would report on stderr by itself what is not."""
+    if header.pages > 1:
+        raise ValueError("frames of more than 8 bits cannot be taken apart")
+    place, packed = 8, zlib.decompressobj()
+    while place < len(content):
+        length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        body = content[place + 8 : place + 8 + length]
+        if zlib.crc32(kind + body) != int.from_bytes(content[place + 8 + length : place + 12 + length], "big"):
+            raise ValueError(f"chunk {kind!r} is damaged")
+        while kind == b"IDAT" and body and not packed.eof:
+            packed.decompress(body, _STRIP_PIXELS)
+            body = packed.unconsumed_tail
+        if kind == b"IEND":
+            break
+        place += 12 + length
+    if not packed.eof:
+        raise ValueError("its pixels are cut off")
+
+
+def _check_tiff(header: Header, page: tiff.Page) -> None:
+    if header.channels not in (1, 2, 3, 4):
+        raise ValueError(f"samples of {header.bits} bits in {header.channels} channels, which cannot be decoded")
+    if len(set(page.values(tiff.BITS))) > 1:
+        raise ValueError("channels of different depth, which cannot be decoded")
+
+
+def _channel_by_channel(content: bytes, layout: tiff.Layout, header: Header, page: tiff.Page) -> Samples:
+    """Deep samples (H, W, C) of a TIFF in the two ways that OpenCV does not know: separate planes, grey with alpha."""
+    height, width, channels = header.height, header.width, header.channels
+    if page.value(tiff.PLANES, 1) != 1:
+        planes = [_plane(bytes(tiff.single_channel(content, layout, page, one)), page) for one in range(channels)]
+        whole = [plane for plane in planes if plane is not None and plane.shape == (height, width)]
+        if len(whole) == channels:
+            return np.stack(whole, axis=2)
+    else:
+        predictor = page.value(tiff.PREDICTOR, 1)
+        mixed = _by_opencv(bytes(tiff.single_channel(content, layout, page, None)))
+        if mixed is not None and mixed.shape == (height, width * channels) and predictor in (1, _DIFFERENCES):
+            samples = mixed.reshape(height, width, channels)
+            step = page.value(tiff.TILE_WIDTH, width)  # each tile begins anew
+            for left in range(0, width, step) if predictor == _DIFFERENCES else ():
+                tile = samples[:, left : left + step]
+                np.cumsum(tile, axis=1, dtype=tile.dtype, out=tile)
+            return samples
+    raise ValueError(f"samples of {header.bits} bits in {channels} channels that cannot be taken apart")
+
+
+def _plane(content: bytes, page: tiff.Page) -> Samples | None:
+    """One channel. OpenCV does not know tiles of 8 bits without compression, Pillow does."""
+    if page.value(tiff.BITS, 1) == 8 and page.value(tiff.SAMPLE_FORMAT, 1) == 1:
+        return np.asarray(READERS["TIFF"](BytesIO(content)))
+    return _by_opencv(content)
+
+
+def _by_opencv(content: bytes) -> Samples | None:
+    level = _set_log_level(_SILENT)  # what is broken is said once, by the error
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    finally:
+        _set_log_level(level)
