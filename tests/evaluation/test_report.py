@@ -127,3 +127,4 @@ def test_a_pair_at_an_unknown_place_is_no_miss():
         showcase.add(case(number, 0.0, gave_box=False, confidence=confidence, placed=False))
     assert (showcase.cases("worst"), showcase.cases("best"), sum(showcase.histogram)) == ([], [], 0)
     assert [c.pair.id for c in showcase.cases("overlooked")] == ["2", "3"]
+    assert [c.pair.id for c in showcase.cases("found")] == ["0"]

@@ -49,8 +49,8 @@ class Showcase:
         if prediction is not None and prediction.error is not None:
             self._keep("errors", 0.0, case)
         if result.anomalous and not result.placed:
-            if not result.gave_box or not result.valid:
-                self._keep("overlooked", -sureness, case)
+            found = result.gave_box and result.valid
+            self._keep("found" if found else "overlooked", sureness if found else -sureness, case)
         elif result.anomalous:
             self.histogram[min(BINS - 1, int(result.iou * BINS))] += 1
             # Among pairs that were all missed, the ones where the locator was surest are the worst.
@@ -60,7 +60,7 @@ class Showcase:
             self._keep("false_alarms", sureness, case)
 
     def cases(self, kind: str) -> list[Case]:
-        """The cases kept as "worst", "best", "overlooked", "false_alarms" or "errors", most telling first."""
+        """The cases kept as "worst", "best", "overlooked", "found", "false_alarms" or "errors", most telling first."""
         return [case for _, _, case in sorted(self._heaps.get(kind, []), key=lambda entry: entry[:2], reverse=True)]
 
     def _keep(self, kind: str, value: float, case: Case) -> None:
@@ -84,6 +84,7 @@ SECTIONS = (
         "Overlooked pairs",
         "Abnormal, place unknown, and no box was given; the least sure first.",
     ),
+    ("found", "Found pairs", "Abnormal, place unknown, and a box was given; the surest first."),
     ("false_alarms", "False alarms", "Normal pairs in which a box was given, the surest first."),
     ("errors", "Failed pairs", "Pairs that could not be answered, with the reason."),
 )
