@@ -46,6 +46,12 @@ class Recorder:
     def __init__(self, *, args, train_dataset, processing_class, **_):
         self.config, self.dataset, self.processor = args, train_dataset, processing_class
 
+    def sharing_line(self):
+        return "prompts are not shared: vLLM draws answers its own way"
+
+    def add_callback(self, callback):
+        pass
+
 
 def recorded(recipe):
     return build_trainer(recipe, open_source(recipe.model, recipe.out, 0), [], Recorder)

@@ -447,7 +447,10 @@ def test_with_dropout_prompts_are_not_shared(build):
     for trainer in (shared, stock):
         torch.manual_seed(6)
         results.append(gradients(trainer, inputs))
-    assert_same(*results)
+    (loss, found), (expected_loss, expected) = results
+    assert loss == expected_loss  # the same operations with the same draws of dropout, to the last bit
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(gradient, expected[name]) for name, gradient in found.items())
     torch.manual_seed(7)
     assert gradients(stock, inputs)[0] != results[1][0]  # it does drop out
 
@@ -533,7 +536,7 @@ def distance(found, exact):
     return abs(found[0] - exact[0]) / abs(exact[0]), ((flat - true).norm() / true.norm()).item()
 
 
-@pytest.mark.parametrize(("family", "checkpointing"), zip(FAMILIES, (False, True, True), strict=True))
+@pytest.mark.parametrize(("family", "checkpointing"), list(zip(FAMILIES, (False, True, True), strict=True)))
 def test_bfloat16_rounds_as_much_as_trls(build, passes, family, checkpointing):
     """Both ways multiply the same numbers and round each product to bfloat16; they differ in the order of sums alone.
 
