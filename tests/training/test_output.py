@@ -6,6 +6,7 @@ import logging
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -113,6 +114,22 @@ def test_a_run_leaves_the_libraries_as_it_found_them(make_recipe, level):
     finally:
         LOGGER.setLevel(ours)
     assert state() == before
+
+
+def test_an_interrupted_run_says_how_far_it_came(write_recipe):
+    """Held-out pairs were located meanwhile: their bar is not the run's."""
+    command = [sys.executable, "-m", "differad", "train", "sft", str(write_recipe("sft", "train.steps=2000"))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True) as process:
+        for line in process.stderr:
+            if "3/2000" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        last = process.communicate(timeout=60)[1].splitlines()[-1]
+    assert process.returncode == 130
+    assert re.fullmatch(
+        r"differad: interrupted at step: \d+ of 2000; --resume goes on from the last whole checkpoint", last
+    )
 
 
 def on_a_terminal(*command):
