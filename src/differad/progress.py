@@ -3,12 +3,20 @@
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 Item = TypeVar("Item")
 
@@ -18,27 +26,50 @@ LOGGER = logging.getLogger("differad")
 SECONDS_BETWEEN_LINES = 15.0
 
 
-# The bar begun last, for who asks after an interruption how far the work had come.
+# The innermost bar that is open or was left by an interruption, for who asks afterwards how far the work had come.
 _latest: Progress | None = None
+_open: list[Progress] = []
+
+
+def is_quiet() -> bool:
+    """Whether nothing but errors is said (`differad -q`)."""
+    return LOGGER.getEffectiveLevel() >= logging.ERROR
+
+
+def is_verbose() -> bool:
+    """Whether everything is said (`differad -v`)."""
+    return LOGGER.getEffectiveLevel() <= logging.DEBUG
 
 
 @contextmanager
-def progress_bar(shown: bool = True, *, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> Iterator[Progress]:
-    """A bar that vanishes when it is done; lines of text, `seconds_between_lines` apart, where stderr is no terminal."""
+def progress_bar(
+    shown: bool = True,
+    *,
+    seconds_between_lines: float | None = SECONDS_BETWEEN_LINES,
+    after_bar: Sequence[ProgressColumn] | None = None,
+    threaded: bool = True,
+) -> Iterator[Progress]:
+    """A bar that vanishes when it is done; lines of text, `seconds_between_lines` apart, where stderr is no terminal.
+
+    `after_bar` are the columns behind "n/N" (default: elapsed and remaining time). None seconds: the caller writes its lines
+    itself. Not `threaded`: the bar is drawn only when it is updated, which is safe where the process forks meanwhile.
+    """
     global _latest
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    shown = shown and LOGGER.getEffectiveLevel() < logging.ERROR
+    if after_bar is None:
+        after_bar = (TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *after_bar)
+    shown = shown and not is_quiet()
     console = Console(stderr=True)
-    progress = Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
-    with progress, _lines(progress, seconds_between_lines if shown and not console.is_terminal else None):
-        _latest = progress
-        yield progress
+    on_terminal = shown and console.is_terminal
+    progress = Progress(*columns, console=console, transient=True, disable=not on_terminal, auto_refresh=threaded)
+    outer, _latest = _latest, progress
+    _open.append(progress)
+    try:
+        with progress, _lines(progress, seconds_between_lines if shown and not on_terminal else None):
+            yield progress
+    finally:
+        _open.remove(progress)
+    _latest = outer if outer in _open else None
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None, *, shown: bool = True) -> Iterator[Item]:
@@ -48,7 +79,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None, *, 
 
 
 def latest_position() -> str:
-    """How far the work under the bar begun last has come, as "pairs: 12 of 40"; empty where it is done or there is none."""
+    """How far the work under the innermost bar has come, as "pairs: 12 of 40"; empty where it is done or there is none."""
     return _position(_latest) if _latest is not None and not _latest.finished else ""
 
 

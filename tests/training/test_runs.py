@@ -129,6 +129,7 @@ def start_run(phase, path, *flags):
 def finish(process):
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
+    return errors
 
 
 def losses(out, step):
@@ -199,7 +200,8 @@ def test_two_processes_train_together_and_go_on_exactly_after_a_kill(make_recipe
     kill_two(victim, paths["killed"])
     assert not (tmp_path / "killed" / "model").exists()
     finish(start_two(paths["killed"], "resume"))
-    finish(start_two(paths["whole"]))
+    said = [line for line in finish(start_two(paths["whole"])).splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in said] == ["1/4", "2/4", "3/4", "4/4"]  # one process speaks for both
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     note = json.loads((whole / "checkpoint-2" / "run_info.json").read_text())
     assert note["processes"] == 2

@@ -487,7 +487,7 @@ def test_the_line_comes_before_the_first_step(make_recipe, capfd):
     train_rl(make_recipe("rl", "train.steps=1"))
     lines = capfd.readouterr().err.splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("differad: prompts are shared in"))
-    assert first < next(number for number, line in enumerate(lines) if line.startswith("step 1: "))
+    assert first < next(number for number, line in enumerate(lines) if line.startswith("step 1/1 "))
 
 
 def test_a_model_without_positions_of_pictures_does_not_share(build, monkeypatch):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from differad.errors import DifferadError, InputWarning
-from differad.progress import LOGGER, latest_position
+from differad.progress import LOGGER, is_quiet, latest_position
 
 _QUIET = Annotated[
     bool, typer.Option("--quiet", "-q", envvar="DIFFERAD_QUIET", help="Say nothing on stderr but errors.")
@@ -70,7 +70,7 @@ def warnings_as_lines() -> Iterator[None]:
         ) -> None:
             if not issubclass(category, InputWarning):
                 otherwise(message, category, filename, lineno, file, line)
-            elif LOGGER.getEffectiveLevel() < logging.ERROR:
+            elif not is_quiet():
                 print(f"differad: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
         warnings.showwarning = show

@@ -1,4 +1,4 @@
-"""What happens beside the optimiser's loop: whole checkpoints, held-out evaluation, samples, progress.
+"""What happens beside the optimiser's loop: whole checkpoints, held-out evaluation, samples.
 
 Each is a callback that reads the trainer; none touches its mathematics or its random state.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from differad.core import Location, Pair
 from differad.data.manifest import read_pairs
@@ -20,6 +20,7 @@ from differad.drawing import jpeg_data_url, thumbnail
 from differad.errors import DifferadError
 from differad.evaluation.run import discard_evaluation, evaluate
 from differad.images import read_images
+from differad.progress import is_quiet
 from differad.training.policy import LiveLocator, Source, answering
 from differad.training.provenance import write_run_info
 from differad.training.recipe import HeldOut
@@ -43,16 +44,6 @@ class WholeCheckpoints(TrainerCallback):
             write_run_info(folder, self._run, state.global_step)
 
 
-class Progress(ProgressCallback):
-    """The stock progress bar, with its log lines on stderr: stdout belongs to the command's result."""
-
-    def on_log(self, _: Any, state: Any, *__: Any, logs: Any = None, **___: Any) -> None:
-        """Print what was logged, one line."""
-        if state.is_world_process_zero and self.training_bar is not None:
-            shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in (logs or {}).items()}
-            self.training_bar.write(f"step {state.global_step}: {shown}", file=sys.stderr)
-
-
 class FirstLine(TrainerCallback):
     """Says something about a run before its first step, on stderr. `line` is asked for when training begins."""
 
@@ -61,7 +52,7 @@ class FirstLine(TrainerCallback):
 
     def on_train_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
         """Print the line."""
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and not is_quiet():
             print(f"differad: {self._line()}", file=sys.stderr, flush=True)
 
 

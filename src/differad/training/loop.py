@@ -16,9 +16,10 @@ from trl.trainer.utils import RepeatSampler
 from differad.data.locks import sole_run
 from differad.errors import DifferadError, OptionError
 from differad.locators.tiny.processor import EvidenceProcessor
-from differad.training.callbacks import HeldOutEvaluation, Progress, Samples, WholeCheckpoints
+from differad.training.callbacks import HeldOutEvaluation, Samples, WholeCheckpoints
 from differad.training.data import checksum
 from differad.training.inputs import read_inputs
+from differad.training.output import quiet_libraries, reporting
 from differad.training.peers import EndingTogether
 from differad.training.policy import Source, export, open_source
 from differad.training.provenance import describe_run, find_start, write_run_info
@@ -94,6 +95,7 @@ def trainer_config(kind: type[Config], recipe: Recipe, **own: Any) -> Config:
         "save_steps": train.save_every,
         "save_total_limit": max(2, train.keep),  # the newest is not whole until its note is written
         "report_to": list(train.report_to) or "none",
+        "log_level_replica": "passive",  # stays as `quiet_libraries` sets it
         "remove_unused_columns": False,
         "use_cpu": _on_cpu(),
         **own,
@@ -115,7 +117,7 @@ def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resu
     PeerError where another process failed.
     """
     processes = PartialState(cpu=_on_cpu())
-    with EndingTogether(), _sole_run(recipe.out, processes):
+    with EndingTogether(), _sole_run(recipe.out, processes), quiet_libraries(processes.is_main_process):
         return _run_phase(recipe, build, processes, resume)
 
 
@@ -133,12 +135,8 @@ def _run_phase(
         callback.trainer = trainer
     for stock in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(stock)
-    trainer.add_callback(Progress())
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated")
-        with _without_traces():
-            trainer.train(resume_from_checkpoint=str(start) if start else None)
+    with reporting(trainer, processes.is_main_process), _without_traces():
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
     _export(trainer, source, recipe.out / MODEL_FOLDER, run)
     leave_group(trainer)
     return {

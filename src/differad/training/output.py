@@ -1,0 +1,207 @@
+"""What a training run says on stderr: one bar, one line at each logging step, and nothing of what libraries say by the way.
+
+Knows nothing of models, data or trainers' mathematics.
+"""
+
+import logging
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import Any
+
+import datasets
+import transformers.utils.logging as transformers_logging
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from rich.progress import Progress, TextColumn
+from transformers import TrainerCallback
+
+from differad.progress import is_quiet, is_verbose, progress_bar
+
+# Figures of a line, as the trainer names them; of the held-out metrics the first that the pairs define.
+_TRAINING = ("loss", "reward", "kl")
+_HELD_OUT = ("miou", "detection_f1", "normal_accuracy", "valid")
+_WIDTH = 6  # of a figure: "-0.012", "-4e-05"
+_LIBRARIES = ("transformers", "trl", "datasets", "accelerate", "peft", "huggingface_hub")
+# Warnings that a user can do nothing about, by the logger that gives them.
+_CHATTER = {
+    "transformers.trainer_utils": "mtime may not be reliable",  # checkpoints are ordered by their numbers then
+    "transformers.integrations.integration_utils": 'log a value of "None"',  # TRL's, where no answer was clipped
+}
+
+
+class TrainingProgress(TrainerCallback):
+    """Keeps the bar at the trainer's step and prints a line at each logging step.
+
+    Held-out metrics join the line of their step. `s/step` leaves evaluation and checkpoints out; the time left does not.
+    """
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._figures: list[str] = []
+        self._held_out = ""
+
+    def on_train_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        """Start the bar, of a resumed run at its checkpoint."""
+        self._first_step, self._began = state.global_step, time.monotonic()
+        self._idle_until, self._busy, self._steps = self._began, 0.0, 0
+        self._task = self._bar.add_task(
+            "step", total=state.max_steps, completed=state.global_step, figures="", left="", start=True
+        )
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Take the time of the step; what callbacks do at its end is not part of it."""
+        self._busy += time.monotonic() - self._idle_until
+        self._steps += 1
+
+    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+        """Move the bar; held-out metrics of a step that is not logged get a line of their own."""
+        if self._held_out and not control.should_log:
+            self._print(state, [self._held_out])
+        self._bar.update(self._task, completed=state.global_step, left=self._left(state), refresh=True)
+        self._idle_until = time.monotonic()
+
+    def on_log(self, _: Any, state: Any, *__: Any, logs: Mapping[str, Any] | None = None, **___: Any) -> None:
+        """Print the step's line. Held-out metrics, which are logged before it, wait for it; the closing summary is left out."""
+        logs = logs or {}
+        metric = next((name for name in _HELD_OUT if f"eval_{name}" in logs), None)
+        if metric is not None:
+            self._held_out = f"{metric} {figure(logs[f'eval_{metric}'], 2)} (held out)"
+        elif "loss" in logs:
+            figures = [f"{name} {figure(logs[name]):{_WIDTH}}" for name in _TRAINING if logs.get(name) is not None]
+            speed = f"{figure(self._busy / max(self._steps, 1), 2):>5} s/step"
+            self._busy, self._steps = 0.0, 0
+            self._bar.update(self._task, figures="  ".join(figures), refresh=True)
+            self._print(state, [*figures, speed, f"{self._left(state):11}", self._held_out])
+        self._idle_until = time.monotonic()
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        """Leave the checkpoint out of the next step's time."""
+        self._idle_until = time.monotonic()
+
+    def _left(self, state: Any) -> str:
+        done = state.global_step - self._first_step
+        seconds = (time.monotonic() - self._began) / max(done, 1)
+        return f"{duration(seconds * (state.max_steps - state.global_step))} left"
+
+    def _print(self, state: Any, columns: list[str]) -> None:
+        self._held_out = ""
+        if not is_quiet():
+            step = f"step {state.global_step:{len(str(state.max_steps))}}/{state.max_steps}"
+            line = "  ".join([step, *columns]).rstrip()
+            self._bar.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+@contextmanager
+def reporting(trainer: Any, main: bool) -> Iterator[None]:
+    """Report the trainer's progress meanwhile, on the main process: a bar on a terminal, lines everywhere."""
+    columns = (TextColumn("{task.fields[figures]}"), TextColumn("{task.fields[left]}"))
+    with progress_bar(main, seconds_between_lines=None, after_bar=columns, threaded=False) as bar:
+        if main:
+            trainer.add_callback(TrainingProgress(bar))
+        yield
+
+
+@contextmanager
+def quiet_libraries(main: bool) -> Iterator[None]:
+    """Meanwhile libraries show no bars and no chatter; theirs are errors alone on processes other than the main and with `-q`.
+
+    `-v` lets those of the main process speak. What they print to stdout goes to stderr: stdout belongs to the command's result.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))
+        if not main or not is_verbose():
+            stack.enter_context(_without_bars(downloads=main and not is_quiet() and sys.stderr.isatty()))
+            stack.enter_context(_without_chatter() if main and not is_quiet() else _errors_only())
+        yield
+
+
+@contextmanager
+def _without_bars(downloads: bool) -> Iterator[None]:
+    """No progress bars of libraries, but those of `downloads` from the hub, which take long and come before our own bar."""
+    of_hub = not are_progress_bars_disabled()
+    of_datasets = datasets.utils.is_progress_bar_enabled()
+    of_transformers = transformers_logging.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        # The hub's and datasets' environment variables have the last word, and say so.
+        warnings.filterwarnings("ignore", message="Cannot (dis|en)able progress bars")
+        _show_bars(of_transformers=False, of_datasets=False, of_hub=downloads and of_hub)
+        try:
+            yield
+        finally:
+            _show_bars(of_transformers=of_transformers, of_datasets=of_datasets, of_hub=of_hub)
+
+
+def _show_bars(*, of_transformers: bool, of_datasets: bool, of_hub: bool) -> None:
+    # The hub's last: transformers switches them together with its own.
+    (transformers_logging.enable_progress_bar if of_transformers else transformers_logging.disable_progress_bar)()
+    (datasets.utils.enable_progress_bars if of_datasets else datasets.utils.disable_progress_bars)()
+    (enable_progress_bars if of_hub else disable_progress_bars)()
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """No deprecations, which are for developers, and none of the warnings that say nothing."""
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+        filters = {logging.getLogger(name): _Without(text) for name, text in _CHATTER.items()}
+        for logger, unwanted in filters.items():
+            logger.addFilter(unwanted)
+        try:
+            yield
+        finally:
+            for logger, unwanted in filters.items():
+                logger.removeFilter(unwanted)
+
+
+class _Without(logging.Filter):
+    """Drops messages that hold a text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self._text not in record.getMessage()
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """No warnings at all, and of what libraries log the errors."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, _LIBRARIES)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in levels.items():
+                logger.setLevel(level)
+
+
+def figure(value: float, digits: int = 3) -> str:
+    """A number in so many significant digits, at most three of them behind the point: 1.31, 0.002, 4e-05."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = min(max(digits - 1 - math.floor(math.log10(abs(value))), 0), 3)
+    text = f"{value:.{decimals}f}"
+    return text if float(text) else f"{value:.0e}"
+
+
+def duration(seconds: float) -> str:
+    """A time span in its one or two largest units: 45 s, 12 min, 3 h 20 min, 2 d 5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"
