@@ -6,8 +6,8 @@
     python benchmarks/versions_differ.py compare old.jsonl new.jsonl [--json]
 
 The pairs are stored as PNG once, because synthetic pairs may themselves differ between versions. The first line of a
-file of answers says what gave them: versions and processor. `OPENCV_CPU_DISABLE=AVX512-SKX,AVX2,FP16,AVX,SSE4.2,SSE4.1` stands in for another
-processor in one of two runs. Answers are those of one thread.
+file of answers says what gave them: versions and processor. For another processor in one of two runs set
+`OPENCV_CPU_DISABLE=AVX512-SKX,AVX2,FP16,AVX,SSE4.2,SSE4.1`. Answers are those of one thread.
 """
 
 import argparse

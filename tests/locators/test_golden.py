@@ -1,7 +1,7 @@
 """Answers stay what they were: those to a few drawn pairs, stored with the pinned versions, within what versions differ by.
 
-Red after a new release of OpenCV or NumPy: its answers moved farther than any from OpenCV 4.9 to 5.0 did (docs/versions.md). Red after a
-change here: answers changed; `python tests/locators/golden.py` stores those that are meant.
+Red after a new release of OpenCV or NumPy: its answers moved farther than any from OpenCV 4.9 to 5.0 did
+(docs/versions.md). Red after a change here: answers changed; `python tests/locators/golden.py` stores those that are meant.
 """
 
 import json
