@@ -111,7 +111,9 @@ def _ladder(
     """Motions from simple to free, each with the quality at which dearer ones need not be computed."""
     resize = _resizing(there.shape, here.shape)
     yield "size", resize, math.inf
-    shift = _shift(_lay(there, resize, here.shape), here) @ resize
+    # Stretched edges are a copy of their own, and `phaseCorrelate` writes into what it is given: see `_shift`.
+    stretched = _lay(there, resize, here.shape)
+    shift = _shift(stretched, here if stretched is there else here.copy()) @ resize
     yield "shift", shift, math.inf
     for start in chain([shift], rough):
         affine = _refine(there, here, start, cv2.MOTION_AFFINE)
@@ -182,6 +184,11 @@ def _lay(edges: Edges, matrix: Matrix, shape: tuple[int, ...]) -> Edges:
 
 
 def _shift(there: Edges, here: Edges) -> Matrix:
+    """The shift between two edge maps of one size. Writes into both.
+
+    Where no padding is needed (sides that are products of 2, 3 and 5), OpenCV multiplies its inputs by the window in place.
+    Windowed alike, two maps of one size keep their correlation, and every constant was calibrated with it.
+    """
     window = cv2.createHanningWindow((here.shape[1], here.shape[0]), cv2.CV_32F)
     (x, y), _ = cv2.phaseCorrelate(there, here, window)
     return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])

@@ -1,4 +1,4 @@
-"""Training pairs by number: whatever index is asked for, the same options give the same pair, in any process.
+"""Training pairs by number: the same options and index give the same pair, in any process with the same OpenCV and NumPy.
 
 A good part (procedural, or a picture from a folder) is seen twice under nuisance; in an anomalous pair the second time
 with one defect, whose mask is where the picture changed. Every defect is at least visible: one that nobody could see would
@@ -72,7 +72,7 @@ _RIM = 3
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """What is drawn; a pair depends on these and on its index alone."""
+    """What is drawn; a pair depends on these, its index, and the versions of OpenCV and NumPy (docs/versions.md)."""
 
     seed: int = option(0, "another seed, other pairs")
     size: int = option(224, "side of the square pictures in pixels")

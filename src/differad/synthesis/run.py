@@ -1,8 +1,8 @@
 """Sets of synthetic pairs of any size: streamed, on several workers, gone on with after a kill, the same bytes every time.
 
-A pair depends on the options and on its index alone, files appear whole or not at all, and a line of the manifest
-(`pairs.jsonl`, or `shards.jsonl` for shards) is written in order and after its files. So the manifest says what is done,
-and what it does not say is drawn again. `synthesis.json` says what the set is made of.
+A pair depends on the options, its index, and the versions of OpenCV and NumPy. Files appear whole or not at all, and a line
+of the manifest (`pairs.jsonl`, or `shards.jsonl` for shards) is written in order and after its files. So the manifest says what
+is done, and what it does not say is drawn again. `synthesis.json` says what the set is made of.
 """
 
 import hashlib

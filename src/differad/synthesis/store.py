@@ -1,7 +1,7 @@
 """What a worker of a synthesis run does: draw a few pairs, encode them and put them on disk, whole or not at all.
 
 Knows nothing of other workers, of resuming or of engines: `perform` depends on its arguments alone, so whoever calls it, in
-whatever process and order, leaves the same bytes.
+whatever process and order, leaves the same bytes, given the same OpenCV and NumPy.
 """
 
 import json
