@@ -143,7 +143,7 @@ def test_logits_after_a_kept_prefix_are_those_of_the_whole_prompt(
     """And those of a prefix that is slightly wrong are not: one position off, one key missing, a thousandth too large."""
     from tiny_models import HIDDEN
 
-    from differad.locators import prefix
+    from differad.locators import transformers_hooks as hooks
 
     locator = LocalLocator(str(checkpoint(model_type, None)), LocalOptions(**SHORT))
     kept, whole = (answer_logits(locator, way) for way in (locator._after_prefix, locator._whole))
@@ -153,7 +153,7 @@ def test_logits_after_a_kept_prefix_are_those_of_the_whole_prompt(
     exact = answer_logits(precise, precise._whole)
     assert_as_near(kept, whole, exact, terms=HIDDEN)
 
-    stock = prefix.RoomyLayer
+    stock = hooks.PreallocatedCacheLayer
 
     def loud(keys: Any, *rest: object) -> object:
         return stock(1.001 * keys, *rest)
@@ -167,7 +167,7 @@ def test_logits_after_a_kept_prefix_are_those_of_the_whole_prompt(
         return stock(keys.roll(1, dims=2), *rest)
 
     for wrong in (loud, forgetful, shifted):
-        monkeypatch.setattr(prefix, "RoomyLayer", wrong)
+        monkeypatch.setattr(hooks, "PreallocatedCacheLayer", wrong)
         with pytest.raises(AssertionError, match="from float64"):
             assert_as_near(answer_logits(locator, locator._after_prefix), whole, exact, terms=HIDDEN)
 

@@ -447,7 +447,7 @@ def test_with_dropout_prompts_are_not_shared(build):
     for trainer in (shared, stock):
         torch.manual_seed(6)
         results.append(gradients(trainer, inputs))
-    assert_same(*results)
+    assert_same(*results, exact=results[1])  # TRL's way both times
     torch.manual_seed(7)
     assert gradients(stock, inputs)[0] != results[1][0]  # it does drop out
 

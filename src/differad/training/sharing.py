@@ -17,7 +17,7 @@ from torch import Tensor
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from differad.locators.prefix import obstacle
-from differad.training.grouped import takes_masks
+from differad.locators.transformers_hooks import takes_masks
 from differad.training.pictures import Batch, PictureMemory, Pictures, drops_out, same_tower, state_of
 from differad.training.prefix import (
     Answered,
