@@ -5,7 +5,7 @@ log-probabilities take the old ones' places, so that everything TRL derives afte
 log-probabilities, rewards, metrics) belongs to the final draw. Where advantages come out, they are weighted per group, and
 groups that stayed uninformative lose their completion mask; the loss is the mean of what is left. Every choice is made from
 values gathered over all processes, so all ranks make it alike. The mathematics is in `advantages` and `localization`;
-`contract` guards the hooks.
+`trl_hooks` guards the hooks.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,13 +23,13 @@ from differad.rewards import format_scores
 from differad.training.advantages import adaptive_weights, count_terms, is_uninformative, rows_of
 from differad.training.callbacks import FirstLine
 from differad.training.context import vllm_context
-from differad.training.contract import check_hooks
 from differad.training.data import build_dataset
 from differad.training.localization import Outcomes, localize
 from differad.training.loop import EpochSampler, LoadsWholeWeights, epoch_of, run_phase, trainer_config
 from differad.training.policy import Source, load_model, lora_config
 from differad.training.recipe import Grpo, RlRecipe
 from differad.training.sharing import SharesPrefixes
+from differad.training.trl_hooks import check_attributes, check_hooks, check_outputs
 
 Reward = Callable[..., list[float]]
 # Completion ids of each row, and the log-probabilities that they were drawn with where the engine tells them.
@@ -95,11 +95,17 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
         check_hooks()
         self.start_sharing(grpo.share_prefix, grpo.remember_pictures_mb)
         super().__init__(*args, reward_funcs=make_rewards(reader, grpo.reward), **kwargs)
+        check_attributes(self)
         self._grpo = grpo
         self._reader = reader
         self._rows: list[dict[str, Any]] = []
         self._draw: Draw | None = None
         self._scale = 1.0
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's; first of all the shared way is tried, so that what a run says of it is true."""
+        self.try_sharing()
+        return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         stock = super()._get_train_sampler(dataset)
@@ -179,6 +185,7 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = inputs
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        check_outputs(output)
         if self._draw is None or not self.model.training:  # evaluation: one draw, no weights
             return output
         weights = torch.ones(len(self._draw.stuck), device=self._draw.stuck.device)
