@@ -52,8 +52,9 @@ class SharesPrefixes:
     _told: set[str]
     # By the way in which the policy ran: prompts of the draw that is being made and scored.
     _encoded: dict[tuple[Any, ...], PromptMemory] | None
-    # Why prompts are not shared although the recipe says so.
+    # Why prompts are not shared although the recipe says so, and whether image features are not kept although it does.
     _unlike: str | None
+    _keeps_nothing: bool
     # Whether a pass that is differentiated takes whole sequences; None: where they pay.
     together: bool | None
 
@@ -62,6 +63,7 @@ class SharesPrefixes:
         self._share, self._memory_mb = share, memory_mb
         self._memories, self._told, self._encoded = {}, set(), None
         self._unlike = self.together = None
+        self._keeps_nothing = False
 
     def try_sharing(self: Any) -> None:
         """Try sharing with the releases at hand, before training; what differs from TRL's own way is left out, with one warning.
@@ -78,7 +80,7 @@ class SharesPrefixes:
         what = "image features are not kept" if kept else "prompts are not shared"
         name = "grpo.remember_pictures_mb" if kept else "grpo.share_prefix"
         if kept:
-            self._memory_mb = 0
+            self._memory_mb, self._keeps_nothing = 0, True
         else:
             self._share, self._unlike = False, f"{unlike}; {_releases()}"
         if self.accelerator.is_main_process:
@@ -259,6 +261,8 @@ class SharesPrefixes:
         for reason in dict.fromkeys(reasons.values()):
             where = " and ".join(part for part, why in reasons.items() if why == reason)
             said.append(f"shared in {where}" if reason is None else f"not shared in {where} ({reason})")
+        if self._keeps_nothing:
+            said.append("image features are not kept")
         return f"prompts are {'; '.join(said)}"
 
     def _draws_its_own_way(self: Any) -> bool:
