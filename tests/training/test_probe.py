@@ -15,9 +15,9 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
 from differad.errors import InputWarning
 from differad.locators import transformers_hooks
+from differad.locators.miniature import VOCABULARY
 from differad.training import grouped, rl, sequence
 from differad.training.localization import Outcomes
-from differad.training.miniature import VOCABULARY
 from differad.training.probe import find_difference
 from differad.training.rl import DifficultyAwareTrainer, train_rl
 

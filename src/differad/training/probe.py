@@ -4,29 +4,30 @@ Both libraries change, and the shared way knows some of their inside (`transform
 run's model takes one rollout, its log-probabilities and a loss with gradients, in TRL's own way and in the shared one, from the
 same inputs and random numbers. It does so in a copy of the run's own trainer, with its settings, and leaves the run as it was.
 
-**How equal.** The two ways differ in rounding alone, and how much a network amplifies its roundings is not known beforehand. So
-both are held against TRL's way in float64. The error of the shared way may be 4 times that of TRL's, for sums are added in
-another order, and one sum's rounding more: its terms times the unit in the last place (Higham, Accuracy and Stability of
-Numerical Algorithms, section 3.1). Errors are root mean squares: of the logits that a token was drawn by, of each answer's
-log-probabilities, of each gradient.
+Equal is what `agreement` says: the logits that a token was drawn by, each answer's log-probabilities, losses, each gradient.
 """
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from differad.training.miniature import PAD, VOCABULARY, Sample, build_miniature, draw_sample
+from differad.locators.agreement import FACTOR, disagreement, size, sum_rounding
+from differad.locators.miniature import (
+    PAD,
+    VOCABULARY,
+    Sample,
+    build_miniature,
+    draw_sample,
+    in_double,
+    same_random_state,
+)
 from differad.training.trl_hooks import stand_in
 
 MEMBERS, ANSWER = 2, 4
-_FACTOR = 4.0
-_EPS = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ def find_difference(trainer: Any, bare: Any, memory_mb: int, *, trains_tower: bo
     tower has gradients.
     """
     try:
-        with _same_random_state(trainer.accelerator.device), warnings.catch_warnings():
+        with same_random_state(trainer.accelerator.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a model that nobody trains
             return _compare(trainer, bare, memory_mb, trains_tower)
     # A release may have changed anything, which shows as any exception. The run goes on without what failed, and the user is
@@ -54,28 +55,14 @@ def find_difference(trainer: Any, bare: Any, memory_mb: int, *, trains_tower: bo
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-@contextmanager
-def _same_random_state(device: torch.device) -> Iterator[None]:
-    """Give back the random numbers that are taken meanwhile: a run draws the same with a probe and without."""
-    if device.type == "cpu":
-        forked = torch.random.fork_rng(devices=[])
-    else:
-        forked = torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
-    with forked:
-        yield
-
-
 def _compare(trainer: Any, bare: Any, memory_mb: int, trains_tower: bool) -> str | None:
-    torch.manual_seed(0)
     model = build_miniature(bare)
     model.model.visual.requires_grad_(trains_tower)
     random = torch.Generator().manual_seed(0)
     sample = draw_sample(model, MEMBERS, random)
-    precise = copy.deepcopy(model).double()
-    precise.set_attn_implementation("sdpa")  # eager masks a pad by the least number there is, and overflows in float64
     stock, exact, shared = (
         stand_in(trainer, each, max_new_tokens=ANSWER, pad=PAD, unused=VOCABULARY)
-        for each in (model, precise, copy.deepcopy(model))
+        for each in (model, in_double(model), copy.deepcopy(model))
     )
     for each in (stock, exact):
         each.start_sharing(False, 0)
@@ -86,11 +73,10 @@ def _compare(trainer: Any, bare: Any, memory_mb: int, trains_tower: bool) -> str
     with shared.one_draw():
         drawn, found_logits = _draw(shared, sample)
         found = _score(shared, inputs, [True, False])
-    text = model.config.get_text_config()
-    rounding = max(text.hidden_size, text.intermediate_size) * _EPS
+    rounding = sum_rounding(model)
     steps = zip(found_logits, logits, _logits(exact.model, sample, answers), strict=True)
     for step, (mine, theirs, exactly) in enumerate(steps):
-        if told := _further(f"logits of token {step}", mine, theirs, exactly, rounding * _size(exactly)):
+        if told := disagreement(f"logits of token {step}", mine, theirs, exactly, rounding * size(exactly)):
             return told
     if drawn != answers:
         return "the same random numbers draw other tokens"
@@ -190,12 +176,12 @@ def _score(trainer: Any, inputs: dict[str, Any], ways: list[bool | None]) -> _Sc
 def _difference(found: _Scores, expected: _Scores, exact: _Scores, rounding: float) -> str | None:
     """What lies further from `exact` than `expected` lets it; `rounding`: of one sum of numbers of size 1."""
     for row, parts in enumerate(zip(found.log_probs, expected.log_probs, exact.log_probs, strict=True)):
-        if told := _further(f"log-probabilities of answer {row}", *parts, rounding * _size(parts[2])):
+        if told := disagreement(f"log-probabilities of answer {row}", *parts, rounding * size(parts[2])):
             return told
     off, true = _flat(expected.gradients[0]), _flat(exact.gradients[0])
     for loss, gradients in zip(found.losses, found.gradients, strict=True):
         # A loss is a mean of terms of size 1 and one number, which may be right by luck: it may be as wrong as its gradient is.
-        allowed = _FACTOR * _size(off - true) / _size(true) + rounding
+        allowed = FACTOR * size(off - true) / size(true) + rounding
         if not abs(loss - exact.losses[0]) <= allowed:
             return f"a loss of {loss:.6g} in place of {exact.losses[0]:.6g}"
         if gradients.keys() != exact.gradients[0].keys():
@@ -203,20 +189,10 @@ def _difference(found: _Scores, expected: _Scores, exact: _Scores, rounding: flo
         for name, values in gradients.items():
             parts = values, expected.gradients[0][name], exact.gradients[0][name]
             # Some gradients are sums that cancel, as a bias of keys': what they are summed of is as large as others are.
-            if told := _further(f"the gradient of {name}", *parts, rounding * _size(true)):
+            if told := disagreement(f"the gradient of {name}", *parts, rounding * size(true)):
                 return told
     return None
 
 
-def _further(what: str, found: Tensor, expected: Tensor, exact: Tensor, rounding: float) -> str | None:
-    error, allowed = _size(found - exact), _FACTOR * _size(expected - exact) + rounding
-    return None if error <= allowed else f"{what} {error:.2g} off, {allowed:.2g} would be rounding"
-
-
 def _flat(gradients: dict[str, Tensor]) -> Tensor:
     return torch.cat([gradients[name].double().flatten() for name in sorted(gradients)])
-
-
-def _size(values: Tensor) -> float:
-    """Root mean square."""
-    return float(values.double().pow(2).mean().sqrt())

@@ -7,6 +7,8 @@ Knows nothing of trainers or losses.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +45,8 @@ _VISION_LAYERS = ("fullatt_block_indexes", "deepstack_visual_indexes")
 
 
 def build_miniature(model: Any) -> Any:
-    """A model of the class of `model`, with some ten thousand weights in float32, on its device, in training mode."""
+    """A model of the class of `model`, in float32, on its device, in training mode; to be built in `same_random_state`."""
+    torch.manual_seed(0)
     attention = text_attention(model) if takes_masks(model) else "sdpa"
     small = AutoModelForImageTextToText.from_config(
         _cut(model.config), dtype=torch.float32, attn_implementation=attention
@@ -54,6 +57,24 @@ def build_miniature(model: Any) -> Any:
                 weight.normal_(0.0, 2.0 / weight[0].numel() ** 0.5)
     small.generation_config = GenerationConfig()  # while it trains, a run's configuration may say that no cache is used
     return small.to(model.device).train()
+
+
+def in_double(model: Any) -> Any:
+    """A copy of a miniature that computes in float64."""
+    precise = copy.deepcopy(model).double()
+    precise.set_attn_implementation("sdpa")  # eager masks a pad by the least number there is, and overflows in float64
+    return precise
+
+
+@contextmanager
+def same_random_state(device: torch.device) -> Iterator[None]:
+    """Give back the random numbers that are taken meanwhile: a run draws the same with a miniature and without."""
+    if device.type == "cpu":
+        forked = torch.random.fork_rng(devices=[])
+    else:
+        forked = torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
+    with forked:
+        yield
 
 
 def _cut(config: Any) -> Any:
