@@ -153,7 +153,8 @@ def _inputs(sample: Sample, answers: list[list[int]], random: torch.Generator) -
 
 def _score(trainer: Any, inputs: dict[str, Any], ways: list[bool | None]) -> _Scores:
     """What a trainer makes of answers; one loss for each of `ways`, True for whole sequences, False behind a cache."""
-    model = trainer.model
+    model, steps = trainer.model, trainer.args.steps_per_generation
+    trainer._generate_and_score_completions = lambda _: dict(inputs)
     names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
     ids, mask = (
         torch.cat([inputs[f"{part}_{kind}"] for part in ("prompt", "completion")], dim=1) for kind in ("ids", "mask")
@@ -165,9 +166,13 @@ def _score(trainer: Any, inputs: dict[str, Any], ways: list[bool | None]) -> _Sc
     losses, gradients = [], []
     for trainer.together in ways:
         model.zero_grad()
-        loss = trainer._compute_loss(model, inputs)
-        loss.backward()
-        losses.append(loss.item())
+        torch.manual_seed(2)  # rows are shuffled before they are cut into batches
+        trainer._buffered_inputs = None
+        losses.append(0.0)
+        for trainer._step in range(steps):
+            loss = trainer._compute_loss(model, trainer._prepare_inputs([]))
+            loss.backward()
+            losses[-1] += loss.item()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     said = inputs["completion_mask"].repeat(1, 2)
     return _Scores(torch.cat([log_probs, entropies], dim=1) * said, losses, gradients)

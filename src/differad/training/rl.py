@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+from trl.trainer import utils as trl_utils
 
 from differad.errors import OptionError
 from differad.rewards import format_scores
@@ -245,9 +245,9 @@ def take_rows(fields: dict[str, Any], images: list[Any] | None, rows: list[int])
     if images is None or "pixel_values" not in fields:
         return {name: _take(value, rows) for name, value in fields.items()}
     tensors = {name: torch.as_tensor(np.asarray(fields[name])) for name in _BY_PICTURE}
-    split = split_pixel_values_by_grid({**fields, **tensors, "num_images": [len(each) for each in images]})
+    split = trl_utils.split_pixel_values_by_grid({**fields, **tensors, "num_images": [len(each) for each in images]})
     chosen = {name: _take(value, rows) for name, value in split.items() if name != "num_images"}
-    return dict(unsplit_pixel_values_by_grid(chosen))
+    return dict(trl_utils.unsplit_pixel_values_by_grid(chosen))
 
 
 def _take(value: Any, rows: list[int]) -> Any:

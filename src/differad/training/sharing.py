@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
-from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+from trl.trainer import utils as trl_utils
 
 from differad.errors import InputWarning
 from differad.locators.prefix import obstacle
@@ -333,12 +333,14 @@ def gather_prompts(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same rows in batches of the same size, those of one prompt together; prompts stay in the order they came in."""
     if len(batches) == 1 or batches[0].get("pixel_values") is None or "image_grid_thw" not in batches[0]:
         return batches
-    split = [split_pixel_values_by_grid(batch) for batch in batches]
+    split = [trl_utils.split_pixel_values_by_grid(batch) for batch in batches]
     whole = {name: _join([batch[name] for batch in split]) for name in split[0]}
     rows = list(zip(whole["pixel_values"], whole["image_grid_thw"], strict=True))
     order = torch.argsort(find_prompts(whole["prompt_ids"], whole["prompt_mask"], rows).of_row, stable=True).tolist()
     together = {name: _reorder(value, order) for name, value in whole.items()}
-    return [unsplit_pixel_values_by_grid(batch) for batch in split_tensor_dict(together, len(batches))]
+    return [
+        trl_utils.unsplit_pixel_values_by_grid(batch) for batch in trl_utils.split_tensor_dict(together, len(batches))
+    ]
 
 
 def _join(values: list[Any]) -> Any:

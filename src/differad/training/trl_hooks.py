@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from trl import GRPOTrainer
-from trl.trainer import add_fused_lm_head
+from trl.trainer import utils as trl_utils
 
 from differad.errors import OptionError
 
@@ -33,6 +33,8 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "_compute_loss": ("self", "model", "inputs"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
 }
+# What cuts and joins batches whose patches go by image.
+FUNCTIONS = ("split_pixel_values_by_grid", "split_tensor_dict", "unsplit_pixel_values_by_grid")
 # What a trainer must have once it is made, and what it must make of a batch of answers.
 ATTRIBUTES = ("_buffered_inputs", "_metrics", "_step", "beta", "loss_type", "num_generations")
 OUTPUTS = ("advantages", "completion_mask", "num_items_in_batch")
@@ -47,7 +49,7 @@ def moved_hooks(trainer: type = GRPOTrainer) -> list[str]:
         found = tuple(inspect.signature(method).parameters) if method else None
         if found != expected:
             moved.append(f"{name} takes {found} in place of {expected}" if found else f"{name} is gone")
-    return moved
+    return [*moved, *(f"trl.trainer.utils.{name} is gone" for name in FUNCTIONS if not hasattr(trl_utils, name))]
 
 
 def check_hooks() -> None:
@@ -73,11 +75,12 @@ def _refuse(moved: list[str]) -> None:
 def stand_in(trainer: Any, model: Any, *, max_new_tokens: int, pad: int, unused: int) -> Any:
     """A copy of a trainer, with its settings, that draws and scores answers of another model, on this process alone.
 
-    What it logs stays its own. `pad` fills up short prompts; no answer ends early where the model never says `unused`.
+    Answers are learnt from in two batches of one step. What it logs stays its own. `pad` fills up short prompts; no answer ends early where the model never says `unused`.
     """
     copied = copy.copy(trainer)
     copied.args = copy.copy(trainer.args)
     copied.args.report_to = []
+    copied.args.gradient_accumulation_steps = copied.args.steps_per_generation = 2
     copied.accelerator = _OneProcess(trainer.accelerator)
     copied.model = copied.model_wrapped = model
     copied.ref_model = None
@@ -94,9 +97,9 @@ def stand_in(trainer: Any, model: Any, *, max_new_tokens: int, pad: int, unused:
     copied.generation_kwargs = None
     copied.use_vllm = copied.use_transformers_continuous_batching = False
     copied.top_entropy_quantile = 1.0  # a token at the threshold would fall on either side of it by a rounding
-    copied.current_gradient_accumulation_steps = 1
+    copied.current_gradient_accumulation_steps = 2
     # TRL gives the policy's head log-probabilities and entropies in place of logits.
-    add_fused_lm_head(
+    trl_utils.add_fused_lm_head(
         model,
         temperature=trainer.temperature,
         cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32,
