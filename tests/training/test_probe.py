@@ -12,13 +12,14 @@ pytest.importorskip("trl", reason="the train extra is not installed")
 import torch
 from transformers import cache_utils
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
+from trl import GRPOTrainer
 
-from differad.errors import InputWarning
+from differad.errors import InputWarning, OptionError
 from differad.locators import transformers_hooks
 from differad.locators.miniature import VOCABULARY
 from differad.training import grouped, rl, sequence
 from differad.training.localization import Outcomes
-from differad.training.probe import find_difference
+from differad.training.probe import find_difference, find_other_loss
 from differad.training.rl import DifficultyAwareTrainer, train_rl
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -160,6 +161,27 @@ def train(recipe):
     steps = [entry for entry in state["log_history"] if "loss" in entry]
     told = [str(each.message) for each in caught if issubclass(each.category, InputWarning)]
     return [step["loss"] for step in steps], [step["grad_norm"] for step in steps], told
+
+
+@pytest.mark.parametrize("loss", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"])
+def test_losses_that_leave_answers_out_are_means_of_the_others(build, loss):
+    trainer = build(f"grpo.loss={loss}", *(["train.more.importance_sampling_level=sequence"] * (loss == "luspo")))
+    assert find_other_loss(trainer, trainer._bare(trainer.model)) is None
+
+
+def test_a_loss_that_has_become_another_mean_is_refused(make_recipe, monkeypatch):
+    """As if TRL had stopped counting masked answers: the factor that makes up for them would be one too many."""
+    stock = GRPOTrainer._compute_loss
+
+    def seen_alone(self, model, inputs):
+        rows = inputs["completion_mask"].any(dim=1)
+        return stock(self, model, inputs) * len(rows) / rows.sum()
+
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", seen_alone)
+    with pytest.raises(
+        OptionError, match=r"trl 1\..*: the loss 'grpo' of answers that are left out is not that of the others"
+    ):
+        train_rl(make_recipe("rl", *RUN, "grpo.loss=grpo"))
 
 
 RUN = ("grpo.resamples=0", "grpo.mask_truncated=false", "train.save_every=2")

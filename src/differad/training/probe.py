@@ -19,6 +19,7 @@ from differad.locators.agreement import FACTOR, disagreement, size, sum_rounding
 from differad.locators.miniature import (
     PAD,
     VOCABULARY,
+    WORDS,
     Sample,
     build_miniature,
     draw_sample,
@@ -60,12 +61,8 @@ def _compare(trainer: Any, bare: Any, memory_mb: int, trains_tower: bool) -> str
     model.model.visual.requires_grad_(trains_tower)
     random = torch.Generator().manual_seed(0)
     sample = draw_sample(model, MEMBERS, random)
-    stock, exact, shared = (
-        stand_in(trainer, each, max_new_tokens=ANSWER, pad=PAD, unused=VOCABULARY)
-        for each in (model, in_double(model), copy.deepcopy(model))
-    )
-    for each in (stock, exact):
-        each.start_sharing(False, 0)
+    models = (model, in_double(model), copy.deepcopy(model))
+    stock, exact, shared = (_stand_in(trainer, each, batches=2) for each in models)
     shared.start_sharing(True, memory_mb)
     answers, logits = _draw(stock, sample)
     inputs = _inputs(sample, answers, random)
@@ -81,6 +78,54 @@ def _compare(trainer: Any, bare: Any, memory_mb: int, trains_tower: bool) -> str
     if drawn != answers:
         return "the same random numbers draw other tokens"
     return _difference(found, expected, true, rounding)
+
+
+def find_other_loss(trainer: Any, bare: Any) -> str | None:
+    """How a loss that leaves an answer out differs from TRL's loss of the others alone, in one line; None where it does not.
+
+    Nothing of it shares prompts. None also where a miniature of the model cannot be trained: then nothing is known.
+    """
+    try:
+        with same_random_state(trainer.accelerator.device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _compare_means(trainer, bare)
+    except Exception:  # noqa: BLE001 - of whatever kind; the run itself shows what its own model makes of it
+        return None
+
+
+def _compare_means(trainer: Any, bare: Any) -> str | None:
+    model = build_miniature(bare)
+    random = torch.Generator().manual_seed(0)
+    sample = draw_sample(model, MEMBERS, random)
+    count = len(sample.prompts) - 1
+    dropping, whole, exact = (
+        _stand_in(trainer, each, batches=1) for each in (model, copy.deepcopy(model), in_double(model))
+    )
+    answers = torch.randint(PAD + 1, WORDS, (count + 1, ANSWER), generator=random).tolist()
+    inputs = _inputs(sample, answers, random)
+    for name in ("completion_mask", "advantages"):
+        inputs[name][count] = 0
+    inputs["num_items_in_batch"] = inputs["completion_mask"].sum()
+    others = {
+        name: value[:count] if isinstance(value, Tensor) and value.dim() else value for name, value in inputs.items()
+    }
+    images = 2 * count
+    patches = int(sample.grids[:images].prod(dim=1).sum())
+    others |= {
+        "pixel_values": sample.patches[:patches],
+        "image_grid_thw": sample.grids[:images],
+        "num_images": [2] * count,
+    }
+    found = _score(dropping, inputs, [None])
+    expected, true = (_score(each, others, [None]) for each in (whole, exact))
+    return _difference(found, expected, true, sum_rounding(model))
+
+
+def _stand_in(trainer: Any, model: Any, batches: int) -> Any:
+    """A copy of a trainer for a miniature, in TRL's own way."""
+    copied = stand_in(trainer, model, batches=batches, max_new_tokens=ANSWER, pad=PAD, unused=VOCABULARY)
+    copied.start_sharing(False, 0)
+    return copied
 
 
 def _draw(trainer: Any, sample: Sample) -> tuple[list[list[int]], list[Tensor]]:
@@ -180,7 +225,7 @@ def _score(trainer: Any, inputs: dict[str, Any], ways: list[bool | None]) -> _Sc
 
 def _difference(found: _Scores, expected: _Scores, exact: _Scores, rounding: float) -> str | None:
     """What lies further from `exact` than `expected` lets it; `rounding`: of one sum of numbers of size 1."""
-    for row, parts in enumerate(zip(found.log_probs, expected.log_probs, exact.log_probs, strict=True)):
+    for row, parts in enumerate(zip(found.log_probs, expected.log_probs, exact.log_probs, strict=False)):
         if told := disagreement(f"log-probabilities of answer {row}", *parts, rounding * size(parts[2])):
             return told
     off, true = _flat(expected.gradients[0]), _flat(exact.gradients[0])

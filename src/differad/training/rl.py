@@ -27,9 +27,10 @@ from differad.training.data import build_dataset
 from differad.training.localization import Outcomes, localize
 from differad.training.loop import EpochSampler, LoadsWholeWeights, epoch_of, run_phase, trainer_config
 from differad.training.policy import Source, load_model, lora_config
+from differad.training.probe import find_other_loss
 from differad.training.recipe import Grpo, RlRecipe
 from differad.training.sharing import SharesPrefixes
-from differad.training.trl_hooks import check_attributes, check_hooks, check_outputs
+from differad.training.trl_hooks import check_attributes, check_hooks, check_outputs, refuse_loss
 
 Reward = Callable[..., list[float]]
 # Completion ids of each row, and the log-probabilities that they were drawn with where the engine tells them.
@@ -103,7 +104,9 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
         self._scale = 1.0
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As TRL's; first of all the shared way is tried, so that what a run says of it is true."""
+        """As TRL's; first of all it is tried what this does with the releases at hand. Raises OptionError for another loss."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # engines that would take a miniature for the model
+            refuse_loss(self, find_other_loss(self, self._bare(self.model)))
         self.try_sharing()
         return super().train(*args, **kwargs)
 

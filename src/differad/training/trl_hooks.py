@@ -67,20 +67,29 @@ def check_outputs(output: dict[str, Any]) -> None:
     _refuse([f"_generate_and_score_completions gives no {name!r}" for name in OUTPUTS if name not in output])
 
 
+def refuse_loss(trainer: Any, difference: str | None) -> None:
+    """Raise OptionError where TRL's loss has become another mean than the one that groups are left out of."""
+    if difference is not None:
+        _refuse(
+            [f"the loss {trainer.loss_type!r} of answers that are left out is not that of the others ({difference})"]
+        )
+
+
 def _refuse(moved: list[str]) -> None:
     if moved:
         raise OptionError(f"trl {version('trl')}: {'; '.join(moved)}; {_REMEDY}")
 
 
-def stand_in(trainer: Any, model: Any, *, max_new_tokens: int, pad: int, unused: int) -> Any:
+def stand_in(trainer: Any, model: Any, *, batches: int, max_new_tokens: int, pad: int, unused: int) -> Any:
     """A copy of a trainer, with its settings, that draws and scores answers of another model, on this process alone.
 
-    Answers are learnt from in two batches of one step. What it logs stays its own. `pad` fills up short prompts; no answer ends early where the model never says `unused`.
+    An optimiser's step takes `batches`. What it logs stays its own. `pad` fills up short prompts; no answer ends early where the
+    model never says `unused`.
     """
     copied = copy.copy(trainer)
     copied.args = copy.copy(trainer.args)
     copied.args.report_to = []
-    copied.args.gradient_accumulation_steps = copied.args.steps_per_generation = 2
+    copied.args.gradient_accumulation_steps = copied.args.steps_per_generation = batches
     copied.accelerator = _OneProcess(trainer.accelerator)
     copied.model = copied.model_wrapped = model
     copied.ref_model = None
@@ -97,7 +106,7 @@ def stand_in(trainer: Any, model: Any, *, max_new_tokens: int, pad: int, unused:
     copied.generation_kwargs = None
     copied.use_vllm = copied.use_transformers_continuous_batching = False
     copied.top_entropy_quantile = 1.0  # a token at the threshold would fall on either side of it by a rounding
-    copied.current_gradient_accumulation_steps = 2
+    copied.current_gradient_accumulation_steps = batches
     # TRL gives the policy's head log-probabilities and entropies in place of logits.
     trl_utils.add_fused_lm_head(
         model,
