@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 import differad
 from differad.answers.resize import ResizeRule
 from differad.core import Location, Pair
-from differad.errors import DifferadError, ImageError, MissingExtraError, OptionError
+from differad.errors import DifferadError, ImageError, InputWarning, MissingExtraError, OptionError
 from differad.images import RGB, read_image, read_images
 from differad.locators.local import READ_AHEAD, LocalLocator, LocalOptions
 from tolerance import assert_as_near
@@ -143,7 +144,7 @@ def test_logits_after_a_kept_prefix_are_those_of_the_whole_prompt(
     """And those of a prefix that is slightly wrong are not: one position off, one key missing, a thousandth too large."""
     from tiny_models import HIDDEN
 
-    from differad.locators import prefix
+    from differad.locators import transformers_hooks as hooks
 
     locator = LocalLocator(str(checkpoint(model_type, None)), LocalOptions(**SHORT))
     kept, whole = (answer_logits(locator, way) for way in (locator._after_prefix, locator._whole))
@@ -153,7 +154,7 @@ def test_logits_after_a_kept_prefix_are_those_of_the_whole_prompt(
     exact = answer_logits(precise, precise._whole)
     assert_as_near(kept, whole, exact, terms=HIDDEN)
 
-    stock = prefix.RoomyLayer
+    stock = hooks.PreallocatedCacheLayer
 
     def loud(keys: Any, *rest: object) -> object:
         return stock(1.001 * keys, *rest)
@@ -167,7 +168,7 @@ def test_logits_after_a_kept_prefix_are_those_of_the_whole_prompt(
         return stock(keys.roll(1, dims=2), *rest)
 
     for wrong in (loud, forgetful, shifted):
-        monkeypatch.setattr(prefix, "RoomyLayer", wrong)
+        monkeypatch.setattr(hooks, "PreallocatedCacheLayer", wrong)
         with pytest.raises(AssertionError, match="from float64"):
             assert_as_near(answer_logits(locator, locator._after_prefix), whole, exact, terms=HIDDEN)
 
@@ -463,3 +464,59 @@ def test_every_option_says_what_it_does() -> None:
     from dataclasses import fields
 
     assert all(field.metadata.get("help") for field in fields(LocalOptions))
+
+
+def answers_and_warnings(locator: LocalLocator) -> tuple[list[str], list[str]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        answers = [located(outcome).answer for outcome in locator.locate_many(line(9))]
+    return answers, [str(each.message) for each in caught if issubclass(each.category, InputWarning)]
+
+
+def raising(*_: object, **__: object) -> None:
+    raise TypeError("DynamicCache.__init__() got an unexpected keyword argument 'config'")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("empty_cache", "TypeError: DynamicCache"),
+        ("PreallocatedCacheLayer", "logits of token 0"),
+        ("set_rope_deltas", ""),
+    ],
+)
+def test_where_a_release_has_moved_the_cache_prompts_are_encoded_whole(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, broken: str, reason: str
+) -> None:
+    from differad.locators import transformers_hooks as hooks
+
+    folder = str(checkpoint("qwen2_vl", None))
+    expected = answers_and_warnings(LocalLocator(folder, LocalOptions(**SHORT, remember_prefixes=0)))
+    assert expected[1] == []
+    stock = hooks.PreallocatedCacheLayer
+    wrong = {
+        "empty_cache": raising,
+        "PreallocatedCacheLayer": lambda keys, *rest: stock(1.001 * keys, *rest),
+        "set_rope_deltas": lambda model, deltas: None,
+    }
+    monkeypatch.setattr(hooks, broken, wrong[broken])
+    locator = LocalLocator(folder, LocalOptions(**SHORT))
+    lengths = encodings(locator, monkeypatch)
+    answers, (told,) = answers_and_warnings(locator)
+    assert answers == expected[0]
+    assert lengths == []
+    assert told.startswith("remember_prefixes: prompts are encoded whole: with transformers 5.")
+    assert reason in told
+    assert answers_and_warnings(locator) == (answers, [])  # told once
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_with_this_release_beginnings_of_prompts_are_kept(checkpoint: Checkpoint, model_type: str) -> None:
+    import torch
+
+    locator = LocalLocator(str(checkpoint(model_type, None)), LocalOptions(**SHORT))
+    state = torch.get_rng_state()
+    _, told = answers_and_warnings(locator)
+    assert told == []
+    assert len(locator._prefixes) == 1
+    assert torch.equal(torch.get_rng_state(), state)

@@ -9,10 +9,11 @@ import pytest
 torch = pytest.importorskip("torch")
 from transformers import AutoModelForImageTextToText, GenerationConfig  # noqa: E402
 
+from differad.locators.transformers_hooks import GroupCacheLayer, cache_input, with_capacity  # noqa: E402
 from differad.training import grouped  # noqa: E402
-from differad.training.grouped import GroupLayer, can_group, decoding_groups, members_of, who_sees_what  # noqa: E402
+from differad.training.grouped import can_group, decoding_groups, members_of, who_sees_what  # noqa: E402
 from differad.training.pictures import Batch, Pictures  # noqa: E402
-from differad.training.prefix import encode_prompts, find_prompts, generate_shared, spread_out  # noqa: E402
+from differad.training.prefix import encode_prompts, find_prompts, generate_shared  # noqa: E402
 from tolerance import assert_as_near  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
@@ -58,8 +59,8 @@ def logits_of(model, ids, mask, cache, tokens):
             input_ids=fed[:, step : step + 1],
             attention_mask=seen,
             position_ids=places,
-            past_key_values=cache,
             use_cache=True,
+            **cache_input(model, cache),
         )
         assert cache.get_seq_length() == ids.shape[1] + step
         found.append(output.logits[:, -1])
@@ -71,7 +72,7 @@ def apart_logits(model, prompts, tokens):
     ids, mask, kinds, pictures = prompts
     known = find_prompts(ids, mask, pictures.rows())
     cache = encode_prompts(model, Batch(ids, mask, kinds, pictures), known)
-    spread_out(cache, known.of_row, STEPS)
+    with_capacity(cache, known.of_row, STEPS)
     return logits_of(model, ids, mask, cache, tokens), cache
 
 
@@ -180,8 +181,10 @@ def test_whole_groups_side_by_side_are_drawn_as_one_sequence(model, prompts, ord
     patches = torch.cat([rows[row][0] for row in order])
     mixed = Pictures(patches, pictures.grids, pictures.counts)
     made = []
-    stock = GroupLayer.__init__
-    monkeypatch.setattr(GroupLayer, "__init__", lambda self, *given: (made.append(given[2]), stock(self, *given))[1])
+    stock = GroupCacheLayer.__init__
+    monkeypatch.setattr(
+        GroupCacheLayer, "__init__", lambda self, *given: (made.append(given[2]), stock(self, *given))[1]
+    )
     config = GenerationConfig(do_sample=False, max_new_tokens=4, pad_token_id=0, eos_token_id=None)
     found = generate_shared(model, Batch(ids[order], mask[order], kinds[order], mixed), config)
     layers = model.config.get_text_config().num_hidden_layers

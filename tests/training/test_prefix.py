@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 from transformers import AutoModelForImageTextToText, DynamicCache, GenerationConfig  # noqa: E402
 
 from differad.locators.prefix import obstacle  # noqa: E402
+from differad.locators.transformers_hooks import with_capacity  # noqa: E402
 from differad.training.pictures import Batch, Pictures  # noqa: E402
 from differad.training.prefix import (  # noqa: E402
     PromptMemory,
@@ -17,7 +18,6 @@ from differad.training.prefix import (  # noqa: E402
     find_prompts,
     generate_shared,
     split_answers,
-    spread_out,
 )
 from tolerance import assert_as_near, assert_gradients_as_near  # noqa: E402
 
@@ -170,7 +170,7 @@ def test_a_roomy_cache_holds_what_the_stock_one_does():
     roomy, stock = DynamicCache(), DynamicCache()
     for cache in (roomy, stock):
         cache.update(first, -first, 0)
-    spread_out(roomy, of_row, 2)
+    with_capacity(roomy, of_row, 2)
     stock.batch_select_indices(of_row)
     for _ in range(5):  # past its room
         fresh = torch.randn(3, 1, 1, 4, generator=random)

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from differad.errors import OptionError
-from differad.training import contract
+from differad.training import trl_hooks
 from differad.training.advantages import group_advantages
 from differad.training.localization import localize
 from differad.training.recipe import RlRecipe
@@ -310,23 +310,23 @@ def test_two_processes_agree_with_one(make_recipe, tmp_path):
 
 
 def test_trls_hooks_are_where_they_were():
-    assert contract.moved_hooks() == []
+    assert trl_hooks.moved_hooks() == []
 
 
 def test_a_moved_hook_is_named(monkeypatch):
-    class Renamed(contract.GRPOTrainer):
+    class Renamed(trl_hooks.GRPOTrainer):
         def _generate_single_turn(self, prompts):
             return prompts
 
         _get_train_sampler = None
 
-    monkeypatch.setattr(contract, "GRPOTrainer", Renamed)
-    moved = contract.moved_hooks(Renamed)
+    monkeypatch.setattr(trl_hooks, "GRPOTrainer", Renamed)
+    moved = trl_hooks.moved_hooks(Renamed)
     assert any(text.startswith("_generate_single_turn takes ('self', 'prompts')") for text in moved)
     assert "_get_train_sampler is gone" in moved
-    monkeypatch.setattr(contract, "moved_hooks", lambda: moved)
+    monkeypatch.setattr(trl_hooks, "moved_hooks", lambda: moved)
     with pytest.raises(OptionError, match=r"trl 1\..*_get_train_sampler is gone"):
-        contract.check_hooks()
+        trl_hooks.check_hooks()
 
 
 def test_a_checkpoint_between_two_draws_is_refused(make_recipe):

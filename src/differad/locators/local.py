@@ -133,14 +133,17 @@ class LocalLocator:
         self._prefixes: Remembered[bytes, Prefix] = Remembered(self.options.remember_prefixes)
         self._seen: Remembered[bytes, bool] = Remembered(_SEEN)
         self._spelling: Spelling | None = None
-        self._keeps = self.options.remember_prefixes > 0 and self._can_keep()
-
-    def _can_keep(self) -> bool:
-        from differad.locators.prefix import keeps_all, obstacle
-
         # The embedded policy's tokens of a reference depend on the target.
         one_by_one = self._config.model_type != TINY_MODEL_TYPE
-        return one_by_one and obstacle(self._model) is None and keeps_all(self._model)
+        # None until a reference comes again.
+        self._keeps: bool | None = None if one_by_one and self.options.remember_prefixes > 0 else False
+
+    def _can_keep(self) -> bool:
+        if self._keeps is None:
+            from differad.locators.prefix_trial import can_keep
+
+            self._keeps = can_keep(self._model)
+        return self._keeps
 
     def locate(self, pair: Pair) -> Location:
         """Where the target is abnormal. Raises ImageError, LocatorError."""
@@ -198,7 +201,7 @@ class LocalLocator:
         groups: dict[bytes | None, list[int]] = {}
         shown = Counter(item.key for item in window.values())
         for place, item in window.items():
-            again = self._keeps and (shown[item.key] > 1 or item.key in self._seen)
+            again = (shown[item.key] > 1 or item.key in self._seen) and self._can_keep()
             groups.setdefault(item.key if again else None, []).append(place)
         for key in shown:
             self._seen.keep(key, True)

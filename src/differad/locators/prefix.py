@@ -1,8 +1,7 @@
 """The beginning of a prompt, system text and reference, encoded once for all targets that are held against it.
 
 Its keys and values are kept; a target, the question and the answer run against them. Attention sees the same keys in the same
-places as in a prompt that is encoded whole, so that logits equal those up to rounding. Also the parts of this that training
-shares: a cache with room to grow, and why a model may not allow it.
+places as in a prompt that is encoded whole, so that logits equal those up to rounding. Also why a model may not allow it.
 
 Knows nothing of pictures, of texts or of boxes. Raises nothing of its own.
 """
@@ -13,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig
-from transformers.cache_utils import DynamicLayer
+from transformers import GenerationConfig
+
+from differad.locators import transformers_hooks as hooks
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,23 +44,22 @@ def obstacle(model: Any, *, cached: bool = True) -> str | None:
 
 def keeps_all(model: Any) -> bool:
     """Whether a model's cache holds every token: layers that slide a window forget the prefix as the text grows."""
-    cache = DynamicCache(config=model.config.get_text_config())
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    return hooks.holds_all(hooks.empty_cache(model))
 
 
 def encode_prefix(model: Any, ids: Tensor, types: Tensor, patches: Tensor, grids: Tensor) -> Prefix:
     """Encode tokens (1, L), of types (1, L), that show pictures of patches (P, D) and grids (M, 3)."""
-    cache = DynamicCache(config=model.config.get_text_config())
+    cache = hooks.empty_cache(model)
     model(
         input_ids=ids,
         mm_token_type_ids=types,
         pixel_values=patches,
         image_grid_thw=grids,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **hooks.cache_input(model, cache),
     )
-    return Prefix(ids, types, grids, [(layer.keys, layer.values) for layer in cache.layers])
+    return Prefix(ids, types, grids, hooks.keys_and_values(cache))
 
 
 def generate_after(
@@ -87,10 +86,12 @@ def generate_after(
         image_grid_thw=torch.cat([torch.cat([prefix.grids, grid[None]]) for grid in grids]),
         attention_mask=full_mask,
     )
-    cache = DynamicCache(config=model.config.get_text_config())
+    cache = hooks.empty_cache(model)
     everyone = torch.zeros(rows, dtype=torch.long, device=ids.device)
-    room = ids.shape[1] + int(config.max_new_tokens or 0)
-    cache.layers = [RoomyLayer(keys, values, everyone, room) for keys, values in prefix.layers]
+    capacity = ids.shape[1] + int(config.max_new_tokens or 0)
+    for number, states in enumerate(prefix.layers):
+        cache.update(*states, number)
+    hooks.with_capacity(cache, everyone, capacity)
     model(
         input_ids=ids[:, :-1],
         attention_mask=full_mask[:, :-1],
@@ -98,49 +99,16 @@ def generate_after(
         pixel_values=patches,
         image_grid_thw=grids,
         mm_token_type_ids=types[:, :-1],
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **hooks.cache_input(model, cache),
     )
-    model.model.rope_deltas = deltas
+    hooks.set_rope_deltas(model, deltas)
     found = model.generate(
         input_ids=full_ids,
         attention_mask=full_mask,
-        past_key_values=cache,
         generation_config=config,
         logits_processor=processors,
+        **hooks.cache_input(model, cache),
     )
     return found[:, full_ids.shape[1] :]
-
-
-class RoomyLayer(DynamicLayer):
-    """A layer of a cache with room for tokens to come: the stock one copies all that came before at every token."""
-
-    def __init__(self, keys: Tensor, values: Tensor, of_row: Tensor, room: int) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self._room = room
-        self._wide = [_widen(states[of_row], room) for states in (keys, values)]
-        self._show(keys.shape[2])
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, heads, tokens, size) with the new ones behind them; without gradients."""
-        begin = self.keys.shape[2]
-        end = begin + key_states.shape[2]
-        if end > self._wide[0].shape[2]:
-            self._wide = [_widen(states, end - begin + self._room) for states in (self.keys, self.values)]
-        for wide, fresh in zip(self._wide, (key_states, value_states), strict=True):
-            wide[:, :, begin:end] = fresh
-        self._show(end)
-        return self.keys, self.values
-
-    def _show(self, end: int) -> None:
-        self.keys, self.values = (wide[:, :, :end] for wide in self._wide)
-
-
-def _widen(states: Tensor, room: int) -> Tensor:
-    """States (B, heads, tokens, size) with room behind them."""
-    rows, heads, length, size = states.shape
-    wide = states.new_empty(rows, heads, length + room, size)
-    wide[:, :, :length] = states
-    return wide

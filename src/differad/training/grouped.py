@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AttentionInterface, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache
+
+from differad.locators import transformers_hooks as hooks
 
 # What the text model's attention is called meanwhile; masks of transformers are made for attentions of its own alone.
 ATTENTION = "differad_groups"
-_MASKED = ("sdpa", "eager")
 
 
 def members_of(of_row: Tensor) -> int | None:
@@ -32,14 +32,9 @@ def members_of(of_row: Tensor) -> int | None:
     return members if not rest and torch.equal(of_row, even) else None
 
 
-def takes_masks(model: Any) -> bool:
-    """Whether a model's text attention takes any mask, and gives the same numbers as the one here."""
-    return model.config.get_text_config()._attn_implementation in _MASKED
-
-
 def can_group(model: Any, cache: DynamicCache) -> bool:
     """Whether a model's text attention can be replaced, and its cache holds every token."""
-    return takes_masks(model) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    return hooks.takes_masks(model) and hooks.holds_all(cache)
 
 
 @contextmanager
@@ -50,16 +45,11 @@ def decoding_groups(model: Any, cache: DynamicCache, mask: Tensor, members: int,
     """
     config = model.config.get_text_config()
     repeats = config.num_attention_heads // config.num_key_value_heads
-    for number, layer in enumerate(cache.layers):
-        cache.layers[number] = GroupLayer(layer.keys, layer.values, members, room)
+    dtype = hooks.keys_and_values(cache)[0][0].dtype
+    hooks.with_groups(cache, members, room)
     sees = who_sees_what(mask, members, room).repeat(1, repeats, 1)[:, None]
-    AttentionInterface.register(ATTENTION, GroupAttention(added(sees, cache.layers[0].dtype), repeats))
-    stock = config._attn_implementation
-    config._attn_implementation = ATTENTION
-    try:
+    with hooks.replaced_attention(model, ATTENTION, GroupAttention(added(sees, dtype), repeats)):
         yield
-    finally:
-        config._attn_implementation = stock
 
 
 def who_sees_what(mask: Tensor, members: int, room: int) -> Tensor:
@@ -72,29 +62,6 @@ def who_sees_what(mask: Tensor, members: int, room: int) -> Tensor:
 def added(sees: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to an attention's scores: 0 where it sees, minus infinity elsewhere."""
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -torch.inf)
-
-
-class GroupLayer(DynamicLayer):
-    """A layer of a cache: keys and values (U, heads, P, size) of prompts, then those of all members, step by step."""
-
-    def __init__(self, keys: Tensor, values: Tensor, members: int, room: int) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self._members, self._prompt = members, int(keys.shape[2])
-        self._end = self._prompt
-        self._wide = [functional.pad(states, (0, 0, 0, room * members)) for states in (keys, values)]
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values (U, heads, S, size) with one more token of each row (U * members, heads, 1, size) behind them."""
-        begin, self._end = self._end, self._end + self._members
-        for wide, fresh in zip(self._wide, (key_states, value_states), strict=True):
-            wide[:, :, begin : self._end] = fresh.unflatten(0, (-1, self._members))[..., 0, :].transpose(1, 2)
-        self.keys, self.values = (wide[:, :, : self._end] for wide in self._wide)
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        """Tokens of a row: its prompt's and its own."""
-        return self._prompt + (self._end - self._prompt) // self._members
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,11 @@ import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 # Patches (N, D) and grids (M, 3) of the pictures of one prompt.
 Row = tuple[Tensor, Tensor]
@@ -92,6 +92,7 @@ class PictureMemory:
         self._kept: OrderedDict[bytes, Levels] = OrderedDict()
         self._size = 0
         self._weights: list[tuple[int, int]] = []
+        self._output: type[Any] = BaseModelOutputWithPooling
 
     def __len__(self) -> int:
         """How many rows are remembered."""
@@ -102,18 +103,19 @@ class PictureMemory:
         visual = self._model.model.visual
         return self._limit > 0 and not any(p.requires_grad for p in visual.parameters()) and not is_random(visual)
 
-    def features(self, rows: list[Row]) -> SimpleNamespace:
+    def features(self, rows: list[Row]) -> Any:
         """What `get_image_features` gives for the pictures of all `rows`; only rows that are new are looked at."""
         self._watch(self._model.model.visual)
         keys = [_key(*row) for row in rows]
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
         found = {key: self._kept[key] for key in keys if key not in missing}
         if missing:
-            found |= zip(missing, _look(self._model, list(missing.values())), strict=True)
+            self._output, looked = _look(self._model, list(missing.values()))
+            found |= zip(missing, looked, strict=True)
         for key, levels in found.items():
             self._keep(key, levels)
         pooled, *deep = (sum(parts, ()) for parts in zip(*(found[key] for key in keys), strict=True))
-        return SimpleNamespace(pooler_output=pooled, deepstack_features=deep)
+        return self._output(pooler_output=pooled, **({"deepstack_features": deep} if deep else {}))
 
     def _keep(self, key: bytes, levels: Levels) -> None:
         if _bytes(levels) > self._limit:
@@ -146,12 +148,13 @@ def same_tower(first: Any, second: Any) -> bool:
 
 
 @torch.no_grad()
-def _look(model: Any, rows: list[Row]) -> list[Levels]:
-    """Features of each row's pictures, copied, so that no row keeps its neighbours in memory."""
+def _look(model: Any, rows: list[Row]) -> tuple[type[Any], list[Levels]]:
+    """The class of a model's image features, and those of each row's images, copied, so that no row keeps its neighbours."""
     output = model.get_image_features(**join(rows), return_dict=True)
     levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
     bounds = list(pairwise(accumulate((len(grids) for _, grids in rows), initial=0)))
-    return [[tuple(part.clone() for part in level[begin:end]) for level in levels] for begin, end in bounds]
+    features = [[tuple(part.clone() for part in level[begin:end]) for level in levels] for begin, end in bounds]
+    return type(output), features
 
 
 def _key(patches: Tensor, grids: Tensor) -> bytes:

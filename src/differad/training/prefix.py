@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, GenerationConfig
-from transformers.cache_utils import DynamicLayer
 
-from differad.locators.prefix import RoomyLayer
+from differad.locators import transformers_hooks as hooks
 from differad.training.grouped import can_group, decoding_groups, members_of
 from differad.training.pictures import Batch, PictureMemory, Row, is_random, picture_inputs
 
@@ -124,11 +123,11 @@ class PromptMemory:
 
     def keep(self, ids: Tensor, mask: Tensor, rows: list[Row], cache: DynamicCache) -> None:
         """Remember the prompts (U, P) that a cache is of; one whose layers forget what a window has left is no use."""
-        if any(type(layer) is not DynamicLayer for layer in cache.layers):
+        if not hooks.holds_all(cache):
             return
         for number, row in enumerate(rows):
             own = ids[number][mask[number].bool()]
-            states = [(layer.keys, layer.values) for layer in cache.layers]
+            states = hooks.keys_and_values(cache)
             begin = ids.shape[1] - len(own)
             layers = [(keys[number, None, :, begin:], values[number, None, :, begin:]) for keys, values in states]
             self._kept.append(_Encoded(own, row, layers))
@@ -166,14 +165,14 @@ def encode_prompts(
             cache = encode_prompts(model, batch, prompts, memory)
             known.keep(ids, mask, chosen, cache)
         return cache
-    cache = DynamicCache(config=model.config.get_text_config())
+    cache = hooks.empty_cache(model)
     model(
         input_ids=ids[:, :-1],
         attention_mask=mask[:, :-1],
         mm_token_type_ids=types[:, :-1],
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **hooks.cache_input(model, cache),
         **picture_inputs(chosen, memory),
     )
     return cache
@@ -205,18 +204,9 @@ def answer_inputs(
         "input_ids": batch.ids[:, start - 1 :],
         "attention_mask": batch.mask,
         "position_ids": positions[:, :, start - 1 :],
-        "past_key_values": cache,
         "use_cache": True,
+        **hooks.cache_input(model, cache),
     }
-
-
-def spread_out(cache: DynamicCache, of_row: Tensor, room: int) -> None:
-    """Give every row the cache of its prompt, with room for `room` tokens more; for use without gradients."""
-    for number, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
-            cache.layers[number] = RoomyLayer(layer.keys, layer.values, of_row, room)
-        else:  # a sliding window forgets as it grows
-            layer.reorder_cache(of_row)
 
 
 @torch.no_grad()
@@ -241,15 +231,15 @@ def generate_shared(
             seen = batch.mask[prompts.first, :-1]
             stack.enter_context(decoding_groups(model, cache, seen, members, config.max_new_tokens))
         else:
-            spread_out(cache, prompts.of_row, config.max_new_tokens or _ROOM)
-        model.model.rope_deltas = beyond
+            hooks.with_capacity(cache, prompts.of_row, config.max_new_tokens or _ROOM)
+        hooks.set_rope_deltas(model, beyond)
         # The class's own: a trainer may have put this function in its place.
         drawn: Tensor = type(model).generate(
             model,
             input_ids=batch.ids,
             attention_mask=batch.mask,
-            past_key_values=cache,
             generation_config=config,
+            **hooks.cache_input(model, cache),
             **settings,
         )
     return drawn

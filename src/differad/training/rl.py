@@ -5,7 +5,7 @@ log-probabilities take the old ones' places, so that everything TRL derives afte
 log-probabilities, rewards, metrics) belongs to the final draw. Where advantages come out, they are weighted per group, and
 groups that stayed uninformative lose their completion mask; the loss is the mean of what is left. Every choice is made from
 values gathered over all processes, so all ranks make it alike. The mathematics is in `advantages` and `localization`;
-`contract` guards the hooks.
+`trl_hooks` guards the hooks.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,20 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+from trl.trainer import utils as trl_utils
 
 from differad.errors import OptionError
 from differad.rewards import format_scores
 from differad.training.advantages import adaptive_weights, count_terms, is_uninformative, rows_of
 from differad.training.callbacks import FirstLine
 from differad.training.context import vllm_context
-from differad.training.contract import check_hooks
 from differad.training.data import build_dataset
 from differad.training.localization import Outcomes, localize
 from differad.training.loop import EpochSampler, LoadsWholeWeights, epoch_of, run_phase, trainer_config
 from differad.training.policy import Source, load_model, lora_config
+from differad.training.probe import find_other_loss
 from differad.training.recipe import Grpo, RlRecipe
 from differad.training.sharing import SharesPrefixes
+from differad.training.trl_hooks import check_attributes, check_hooks, check_outputs, refuse_loss
 
 Reward = Callable[..., list[float]]
 # Completion ids of each row, and the log-probabilities that they were drawn with where the engine tells them.
@@ -95,11 +96,19 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
         check_hooks()
         self.start_sharing(grpo.share_prefix, grpo.remember_pictures_mb)
         super().__init__(*args, reward_funcs=make_rewards(reader, grpo.reward), **kwargs)
+        check_attributes(self)
         self._grpo = grpo
         self._reader = reader
         self._rows: list[dict[str, Any]] = []
         self._draw: Draw | None = None
         self._scale = 1.0
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's; first of all it is tried what this does with the releases at hand. Raises OptionError for another loss."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # engines that would take a miniature for the model
+            refuse_loss(self, find_other_loss(self, self._bare(self.model)))
+        self.try_sharing()
+        return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         stock = super()._get_train_sampler(dataset)
@@ -179,6 +188,7 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = inputs
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        check_outputs(output)
         if self._draw is None or not self.model.training:  # evaluation: one draw, no weights
             return output
         weights = torch.ones(len(self._draw.stuck), device=self._draw.stuck.device)
@@ -238,9 +248,9 @@ def take_rows(fields: dict[str, Any], images: list[Any] | None, rows: list[int])
     if images is None or "pixel_values" not in fields:
         return {name: _take(value, rows) for name, value in fields.items()}
     tensors = {name: torch.as_tensor(np.asarray(fields[name])) for name in _BY_PICTURE}
-    split = split_pixel_values_by_grid({**fields, **tensors, "num_images": [len(each) for each in images]})
+    split = trl_utils.split_pixel_values_by_grid({**fields, **tensors, "num_images": [len(each) for each in images]})
     chosen = {name: _take(value, rows) for name, value in split.items() if name != "num_images"}
-    return dict(unsplit_pixel_values_by_grid(chosen))
+    return dict(trl_utils.unsplit_pixel_values_by_grid(chosen))
 
 
 def _take(value: Any, rows: list[int]) -> Any:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from differad.training.grouped import added, takes_masks
+from differad.locators.transformers_hooks import takes_masks, text_attention
+from differad.training.grouped import added
 from differad.training.pictures import PictureMemory, picture_inputs
 from differad.training.prefix import Answered, places
 
@@ -88,7 +89,7 @@ def who_sees_what(mask: Tensor, members: int, block: int) -> Tensor:
 
 def as_mask(sees: Tensor, model: Any) -> Tensor:
     """What a model's text attention takes: truths, or, where it adds them to its scores, 0 and minus infinity."""
-    if model.config.get_text_config()._attn_implementation != "eager":
+    if text_attention(model) != "eager":
         return sees
     return added(sees, model.dtype)
 

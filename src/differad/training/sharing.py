@@ -2,22 +2,26 @@
 
 Two hooks are overridden: the one that scores answers, for losses, old and reference log-probabilities alike, and the one
 that draws them, inside which the policy's `generate` is replaced by one that shares. Where sharing cannot work, TRL's own
-way is taken and a warning says so once. The mathematics is in `prefix`, `grouped` and `sequence`; `contract` guards the hooks.
+way is taken and a warning says so once; whether it works with the releases at hand, `probe` tries before a run. The mathematics
+is in `prefix`, `grouped` and `sequence`.
 """
 
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
-from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+from trl.trainer import utils as trl_utils
 
+from differad.errors import InputWarning
 from differad.locators.prefix import obstacle
-from differad.training.grouped import takes_masks
+from differad.locators.transformers_hooks import takes_masks
+from differad.training.peers import join_shares
 from differad.training.pictures import Batch, PictureMemory, Pictures, drops_out, same_tower, state_of
 from differad.training.prefix import (
     Answered,
@@ -27,6 +31,7 @@ from differad.training.prefix import (
     generate_shared,
     split_answers,
 )
+from differad.training.probe import find_difference
 from differad.training.sequence import lay_out, pays
 
 # Log-probabilities (B, C), entropies (B, C) and the loss that balances experts, the last two where they are asked for.
@@ -47,22 +52,64 @@ class SharesPrefixes:
     _told: set[str]
     # By the way in which the policy ran: prompts of the draw that is being made and scored.
     _encoded: dict[tuple[Any, ...], PromptMemory] | None
+    # Why prompts are not shared although the recipe says so, and whether image features are not kept although it does.
+    _unlike: str | None
+    _keeps_nothing: bool
+    # Whether a pass that is differentiated takes whole sequences; None: where they pay.
+    together: bool | None
 
     def start_sharing(self, share: bool, memory_mb: int) -> None:
-        """Say whether prompts are shared, and how many MiB of image features are remembered; before training."""
+        """Say whether prompts are shared, and how many MiB of image features are kept; before training."""
         self._share, self._memory_mb = share, memory_mb
         self._memories, self._told, self._encoded = {}, set(), None
+        self._unlike = self.together = None
+        self._keeps_nothing = False
+
+    def try_sharing(self: Any) -> None:
+        """Try sharing with the releases at hand, before training; what differs from TRL's own way is left out, with one warning.
+
+        Every process calls it, and all decide alike.
+        """
+        bare = self._bare(self.model)
+        if not self._share or self._trainers_refusal() or obstacle(bare, cached=False):
+            return
+        own = _try(self, bare, self._memory_mb)
+        unlike, kept = next((each for each in join_shares([own]) if each != (None, True)), own)
+        if unlike is None:
+            return
+        what = "image features are not kept" if kept else "prompts are not shared"
+        name = "grpo.remember_pictures_mb" if kept else "grpo.share_prefix"
+        if kept:
+            self._memory_mb, self._keeps_nothing = 0, True
+        else:
+            self._share, self._unlike = False, f"{unlike}; {_releases()}"
+        if self.accelerator.is_main_process:
+            text = f"{name}: {what}: with {_releases()} they would not train as TRL does ({unlike})"
+            warnings.warn(text, InputWarning, stacklevel=2)
+
+    @contextmanager
+    def one_draw(self) -> Iterator[None]:
+        """Meanwhile answers are drawn and scored with the same weights, so that a prompt is encoded once."""
+        self._encoded = {}
+        try:
+            yield
+        finally:
+            self._encoded = None
 
     def _generate_and_score_completions(self: Any, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """As TRL's; prompts are encoded once for the draw, for what is drawn anew and for the scores of all that was drawn."""
-        self._encoded = {}
-        try:
+        with self.one_draw():
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
-        finally:
-            self._encoded = None
         return output
 
-    def _get_per_token_logps_and_entropies(
+    def _get_per_token_logps_and_entropies(self: Any, *inputs: Any, **fields: Any) -> Scores:
+        """As TRL's, `batch_size` rows at a time."""
+        scores: Scores | None = self._shared_scores(*inputs, **fields) if self._share else None
+        if scores is None:
+            scores = super()._get_per_token_logps_and_entropies(*inputs, **fields)  # type: ignore[misc]
+        return scores
+
+    def _shared_scores(
         self: Any,
         model: Any,
         input_ids: Tensor,
@@ -72,8 +119,8 @@ class SharesPrefixes:
         compute_entropy: bool = False,
         compute_aux_loss: bool = False,
         **fields: Any,
-    ) -> Scores:
-        """As TRL's, `batch_size` rows at a time; `fields` are the model's other inputs."""
+    ) -> Scores | None:
+        """Scores of prompts that are encoded once; None where TRL's way is to be taken. `fields` are the model's other inputs."""
         given = {name: value for name, value in fields.items() if value is not None}
         bare = self._bare(model)
         plan = None
@@ -85,17 +132,7 @@ class SharesPrefixes:
             answered = [split_answers(part, logits_to_keep) for part in parts]
             plan = self._plan(bare, answered)
         if plan is None:
-            scores: Scores = super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                batch_size,
-                compute_entropy,
-                compute_aux_loss,
-                **fields,
-            )
-            return scores
+            return None
         with self.accelerator.autocast():
             found = [plan(model, bare, part) for part in answered]
         entropies = torch.cat([entropy for _, entropy in found]) if compute_entropy else None
@@ -106,7 +143,8 @@ class SharesPrefixes:
 
         A pass that is differentiated takes whole sequences, where they pay: a cache would have to hand gradients back.
         """
-        if torch.is_grad_enabled() and all(pays(bare, part) for part in answered):
+        together = all(pays(bare, part) for part in answered) if self.together is None else self.together
+        if torch.is_grad_enabled() and together:
             return None if self._tells(obstacle(bare, cached=False), "scored") else self._score_together
         return None if self._tells(obstacle(bare), "scored") else self._score_behind
 
@@ -142,8 +180,9 @@ class SharesPrefixes:
 
     @contextmanager
     def _generating(self: Any, images: list[Any] | None) -> Iterator[None]:
-        if self._draws_its_own_way():
-            self._tells(_OWN_ENGINE, "drawn")
+        if not self._share or self._draws_its_own_way():
+            if self._share:
+                self._tells(_OWN_ENGINE, "drawn")
             yield
             return
         bare = self._bare(self.model)
@@ -211,7 +250,7 @@ class SharesPrefixes:
     def sharing_line(self: Any) -> str:
         """What a run says first: where prompts are shared, and why not where they are not."""
         bare = self._bare(self.model)
-        always = None if self._share else "grpo.share_prefix=false"
+        always = None if self._share else self._unlike or "grpo.share_prefix=false"
         always = always or self._trainers_refusal() or obstacle(bare, cached=False)
         thrown = self.args.gradient_checkpointing and not takes_masks(bare)  # see `_plan`
         reasons = {
@@ -222,6 +261,8 @@ class SharesPrefixes:
         for reason in dict.fromkeys(reasons.values()):
             where = " and ".join(part for part, why in reasons.items() if why == reason)
             said.append(f"shared in {where}" if reason is None else f"not shared in {where} ({reason})")
+        if self._keeps_nothing:
+            said.append("image features are not kept")
         return f"prompts are {'; '.join(said)}"
 
     def _draws_its_own_way(self: Any) -> bool:
@@ -261,6 +302,20 @@ class SharesPrefixes:
         return known
 
 
+def _try(trainer: Any, bare: Any, memory_mb: int) -> tuple[str | None, bool]:
+    """How sharing differs from TRL's way, and whether it would not without keeping image features."""
+    trains_tower = any(weight.requires_grad for weight in bare.model.visual.parameters())
+    keeping = find_difference(trainer, bare, memory_mb, trains_tower=False) if memory_mb else None
+    if keeping is None and memory_mb and not trains_tower:
+        return None, True
+    sharing = find_difference(trainer, bare, 0, trains_tower=trains_tower)
+    return (keeping, True) if sharing is None else (sharing, False)
+
+
+def _releases() -> str:
+    return f"trl {version('trl')} and transformers {version('transformers')}"
+
+
 def as_batch(ids: Tensor, mask: Tensor, given: dict[str, Any]) -> Batch:
     """Rows (B, L) and the model's other inputs of the same rows."""
     pictures = Pictures(given["pixel_values"], given["image_grid_thw"], given["num_images"])
@@ -278,12 +333,14 @@ def gather_prompts(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same rows in batches of the same size, those of one prompt together; prompts stay in the order they came in."""
     if len(batches) == 1 or batches[0].get("pixel_values") is None or "image_grid_thw" not in batches[0]:
         return batches
-    split = [split_pixel_values_by_grid(batch) for batch in batches]
+    split = [trl_utils.split_pixel_values_by_grid(batch) for batch in batches]
     whole = {name: _join([batch[name] for batch in split]) for name in split[0]}
     rows = list(zip(whole["pixel_values"], whole["image_grid_thw"], strict=True))
     order = torch.argsort(find_prompts(whole["prompt_ids"], whole["prompt_mask"], rows).of_row, stable=True).tolist()
     together = {name: _reorder(value, order) for name, value in whole.items()}
-    return [unsplit_pixel_values_by_grid(batch) for batch in split_tensor_dict(together, len(batches))]
+    return [
+        trl_utils.unsplit_pixel_values_by_grid(batch) for batch in trl_utils.split_tensor_dict(together, len(batches))
+    ]
 
 
 def _join(values: list[Any]) -> Any:

@@ -1,0 +1,179 @@
+"""A model of the family at hand in miniature, and prompts with two images each for it: what a probe of a release runs on.
+
+The configuration is the run's own with its sizes cut: kinds of layers, of attention and of position codes stay, so that the
+miniature runs through the same code. Weights are random and large, so that every token and every pixel moves what comes out.
+
+Knows nothing of trainers or losses.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, GenerationConfig
+
+from differad.answers.formats import TINY_MODEL_TYPE
+from differad.locators.tiny.evidence import WIDTH
+from differad.locators.tiny.processor import REFERENCE_GRID
+from differad.locators.transformers_hooks import takes_masks, text_attention
+
+PAD, WORDS, VOCABULARY = 0, 40, 64
+_HEADS, _LAYERS, _WIDE = 2, 2, 32
+# Sizes of text and vision by the names that configurations give them, where they have them.
+_TEXT = {
+    "intermediate_size": _WIDE,
+    "moe_intermediate_size": _WIDE,
+    "shared_expert_intermediate_size": _WIDE,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "linear_num_key_heads": _HEADS,
+    "linear_num_value_heads": _HEADS,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "vocab_size": VOCABULARY,
+}
+_VISION = {"num_heads": _HEADS, "num_attention_heads": _HEADS, "intermediate_size": _WIDE}
+_DEPTHS = ("depth", "num_hidden_layers")
+_VISION_WIDTHS = ("embed_dim", "hidden_size")
+# Numbers of layers; each list keeps as many entries as fit.
+_VISION_LAYERS = ("fullatt_block_indexes", "deepstack_visual_indexes")
+
+
+def build_miniature(model: Any) -> Any:
+    """A model of the class of `model`, in float32, on its device, in training mode; to be built in `same_random_state`."""
+    torch.manual_seed(0)
+    attention = text_attention(model) if takes_masks(model) else "sdpa"
+    small = AutoModelForImageTextToText.from_config(
+        _cut(model.config), dtype=torch.float32, attn_implementation=attention
+    )
+    with torch.no_grad():
+        for weight in small.parameters():
+            if weight.dim() > 1:
+                weight.normal_(0.0, 2.0 / weight[0].numel() ** 0.5)
+    small.generation_config = GenerationConfig()  # while it trains, a run's configuration may say that no cache is used
+    return small.to(model.device).train()
+
+
+def in_double(model: Any) -> Any:
+    """A copy of a miniature that computes in float64."""
+    precise = copy.deepcopy(model).double()
+    precise.set_attn_implementation("sdpa")  # eager masks a pad by the least number there is, and overflows in float64
+    return precise
+
+
+@contextmanager
+def same_random_state(device: torch.device) -> Iterator[None]:
+    """Give back the random numbers that are taken meanwhile: a run draws the same with a miniature and without."""
+    if device.type == "cpu":
+        forked = torch.random.fork_rng(devices=[])
+    else:
+        forked = torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
+    with forked:
+        yield
+
+
+def _cut(config: Any) -> Any:
+    """A copy of a model's configuration with small sizes and a vocabulary of its own."""
+    config = copy.deepcopy(config)
+    text, vision = config.get_text_config(), config.vision_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    shares = text.num_attention_heads // text.num_key_value_heads
+    hidden = _HEADS * head
+    kinds = list(dict.fromkeys(getattr(text, "layer_types", None) or ["full_attention"]))
+    layers = (kinds * _LAYERS)[: max(_LAYERS, len(kinds))]
+    _set(text, _TEXT)
+    _set(
+        text,
+        {
+            "hidden_size": hidden,
+            "num_hidden_layers": len(layers),
+            "layer_types": layers,
+            "num_attention_heads": _HEADS,
+            "num_key_value_heads": 1 if shares > 1 else _HEADS,
+        },
+    )
+    _set(vision, {**_VISION, **dict.fromkeys(_DEPTHS, _LAYERS), **dict.fromkeys(_VISION_WIDTHS, _WIDE)})
+    # Where the tower has a width apart, `hidden_size` is the text's.
+    _set(vision, {"out_hidden_size": hidden} if hasattr(vision, "out_hidden_size") else {"hidden_size": hidden})
+    for name in _VISION_LAYERS:
+        if getattr(vision, name, None):
+            setattr(vision, name, [_LAYERS - 1])
+    _name_tokens(config, text)
+    return config
+
+
+def _set(config: Any, sizes: dict[str, Any]) -> None:
+    for name, size in sizes.items():
+        if getattr(config, name, None) is not None:
+            setattr(config, name, size)
+
+
+def _name_tokens(config: Any, text: Any) -> None:
+    """Give special tokens ids of the small vocabulary, each its own; words are those below WORDS."""
+    ids = iter(range(WORDS, VOCABULARY))
+    given: dict[str, int] = {}
+    for part in (config, text):
+        for name, value in part.to_dict().items():
+            if name.endswith("_token_id") and value is not None:
+                if name not in given:
+                    given[name] = PAD if name == "pad_token_id" else next(ids)
+                setattr(part, name, given[name])
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Prompts of unequal length, two images each, `members` rows each: tokens by row, patches and grids of all images."""
+
+    prompts: list[list[int]]
+    patches: Tensor
+    grids: Tensor
+    image_token: int
+
+    @property
+    def kinds(self) -> list[list[int]]:
+        """1 where a token stands for a part of an image."""
+        return [[int(token == self.image_token) for token in row] for row in self.prompts]
+
+
+def draw_sample(model: Any, members: int, random: torch.Generator) -> Sample:
+    """Prompts for a miniature: two distinct ones, `members` rows each, side by side."""
+    prompts, patches, grids = [], [], []
+    merge = model.config.vision_config.spatial_merge_size
+    token = model.config.image_token_id
+    for number in range(2):
+        grid = _grids(model, merge, number)
+        row: list[int] = []
+        for tokens in (grid.prod(dim=1) // merge**2).tolist():
+            row += [*_words(3 + number, random), *[token] * tokens]
+        row += _words(4, random)
+        pixels = torch.randn(int(grid.prod(dim=1).sum()), _width(model), generator=random)
+        prompts += [row] * members
+        patches += [pixels] * members
+        grids += [grid] * members
+    return Sample(prompts, torch.cat(patches).to(model.device), torch.cat(grids).to(model.device), token)
+
+
+def _words(count: int, random: torch.Generator) -> list[int]:
+    return [int(word) for word in torch.randint(PAD + 1, WORDS, (count,), generator=random)]
+
+
+def _grids(model: Any, merge: int, number: int) -> Tensor:
+    """Patches in time, height and width of the two images of a prompt; the second prompt's target is the larger."""
+    reference = REFERENCE_GRID if _compares(model) else (1, 2 * merge, 2 * merge)
+    return torch.tensor([reference, (1, 2 * merge, (2 + number) * merge)])
+
+
+def _width(model: Any) -> int:
+    """Numbers of a patch."""
+    vision = model.config.vision_config
+    return WIDTH if _compares(model) else vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+
+
+def _compares(model: Any) -> bool:
+    """Whether it is the embedded policy, whose tower takes evidence in place of pixels."""
+    return bool(model.config.model_type == TINY_MODEL_TYPE)

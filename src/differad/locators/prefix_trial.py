@@ -1,0 +1,120 @@
+"""Whether the beginning of a prompt can be kept with the release of transformers at hand, tried before it is relied on.
+
+A miniature of the model answers two targets behind one kept reference and in prompts that are encoded whole; the logits of every
+token have to agree (`agreement`).
+"""
+
+import warnings
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from differad.errors import InputWarning
+from differad.locators.agreement import disagreement, size, sum_rounding
+from differad.locators.miniature import PAD, Sample, build_miniature, draw_sample, in_double, same_random_state
+from differad.locators.prefix import encode_prefix, generate_after, keeps_all, obstacle
+
+_ANSWER = 4
+
+
+def can_keep(model: Any) -> bool:
+    """Whether beginnings of a model's prompts can be kept; where a release is in the way, an InputWarning says how."""
+    try:
+        if obstacle(model) is not None or not keeps_all(model):
+            return False
+        with same_random_state(model.device), torch.no_grad():
+            reason = _try(model)
+    # A release may have changed anything, which shows as any exception; prompts are then encoded whole, and the user is told.
+    except Exception as error:  # noqa: BLE001
+        reason = f"{type(error).__name__}: {error}"
+    if reason is not None:
+        text = f"remember_prefixes: prompts are encoded whole: with transformers {version('transformers')} kept ones do not agree"
+        warnings.warn(f"{text} ({' '.join(reason.split())[:200]})", InputWarning, stacklevel=2)
+    return reason is None
+
+
+def _try(model: Any) -> str | None:
+    small = build_miniature(model).eval()
+    precise = in_double(small)
+    sample = draw_sample(small, 1, torch.Generator().manual_seed(0))
+    ways = zip(_behind_prefix(small, sample), _whole(small, sample), _whole(precise, sample), strict=True)
+    for step, (kept, whole, exact) in enumerate(ways):
+        if told := disagreement(f"logits of token {step}", kept, whole, exact, sum_rounding(small) * size(exact)):
+            return told
+    return None
+
+
+def _config() -> GenerationConfig:
+    return GenerationConfig(max_new_tokens=_ANSWER, do_sample=False, pad_token_id=PAD)
+
+
+def _whole(model: Any, sample: Sample) -> list[Tensor]:
+    """Logits (2, V) of each token that follows the second images behind the first one's beginning, prompts encoded whole."""
+    logits: list[Tensor] = []
+    begin, ends = _cut(sample)
+    ids, mask = _padded([begin + end for end in ends], sample)
+    reference, targets = _images(sample)
+    pairs = [image for target in targets for image in (reference, target)]
+    model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        mm_token_type_ids=(ids == sample.image_token).int(),
+        pixel_values=torch.cat([patches for patches, _ in pairs]),
+        image_grid_thw=torch.cat([grid for _, grid in pairs]),
+        generation_config=_config(),
+        logits_processor=[_Watch(logits)],
+    )
+    return logits
+
+
+def _behind_prefix(model: Any, sample: Sample) -> list[Tensor]:
+    """The same with the beginning kept."""
+    logits: list[Tensor] = []
+    begin, ends = _cut(sample)
+    first, _ = _padded([begin], sample)
+    reference, targets = _images(sample)
+    prefix = encode_prefix(model, first, (first == sample.image_token).int(), *reference)
+    ids, mask = _padded(ends, sample)
+    patches, grids = (torch.cat(parts) for parts in zip(*targets, strict=True))
+    kinds = (ids == sample.image_token).int()
+    generate_after(model, prefix, ids, mask, kinds, patches, grids, _config(), [_Watch(logits)])
+    return logits
+
+
+class _Watch:
+    """A processor of logits that notes them as they are."""
+
+    def __init__(self, logits: list[Tensor]) -> None:
+        self._logits = logits
+
+    def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
+        self._logits.append(scores.clone())
+        return scores
+
+
+def _cut(sample: Sample) -> tuple[list[int], list[list[int]]]:
+    """The first prompt up to the end of its first image, and what follows there in each prompt."""
+    ends = [_end_of_image(row, sample.image_token) for row in sample.prompts]
+    return sample.prompts[0][: ends[0]], [row[end:] for row, end in zip(sample.prompts, ends, strict=True)]
+
+
+def _end_of_image(row: list[int], token: int) -> int:
+    begin = row.index(token)
+    return next(place for place in range(begin, len(row)) if row[place] != token)
+
+
+def _images(sample: Sample) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
+    """Patches and grid of the first prompt's reference, and of each prompt's target."""
+    parts = torch.split(sample.patches, sample.grids.prod(dim=1).tolist())
+    images = list(zip(parts, torch.split(sample.grids, 1), strict=True))
+    return images[0], images[1::2]
+
+
+def _padded(rows: list[list[int]], sample: Sample) -> tuple[Tensor, Tensor]:
+    """Tokens and mask (B, L), pads on the left."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows], device=sample.patches.device)
+    return ids, (ids != PAD).long()

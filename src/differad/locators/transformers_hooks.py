@@ -1,0 +1,140 @@
+"""All that differad knows of the inside of transformers: cache layers, how a model takes a cache, how its attention is replaced.
+
+Written for transformers 5.18 to 5.24. Everything else calls its documented API. A release that moves any of this is noticed
+before it is relied on: training compares the shared way with the repeated one at the start of each run (`training/probe.py`),
+and a locator that cannot keep the beginning of a prompt encodes prompts whole.
+
+Knows nothing of images, prompts or answers. Raises nothing of its own.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+# Attentions that take any mask, by their names in a model's configuration.
+_MASKED = ("sdpa", "eager")
+
+
+def empty_cache(model: Any) -> DynamicCache:
+    """A cache of the kind that `generate` would make for a model."""
+    return DynamicCache(config=model.config.get_text_config())
+
+
+def cache_input(model: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """A cache under the name by which a model's forward and `generate` take it: `cache` since 5.24."""
+    name = "cache" if "cache" in signature(type(model).forward).parameters else "past_key_values"
+    return {name: cache}
+
+
+def holds_all(cache: DynamicCache) -> bool:
+    """Whether a cache holds every token: layers that slide a window forget the prompt as the text grows."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values (B, heads, tokens, size) of each layer of a cache that holds all."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def with_capacity(cache: DynamicCache, of_row: Tensor, capacity: int) -> None:
+    """Give every row the cache of its prompt `of_row` (B,), with room for `capacity` tokens more; for use without gradients."""
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[number] = PreallocatedCacheLayer(layer.keys, layer.values, of_row, capacity)
+        else:  # a sliding window forgets as it grows
+            layer.reorder_cache(of_row)
+
+
+def with_groups(cache: DynamicCache, members: int, capacity: int) -> None:
+    """Turn a cache of U prompts into one of U groups of `members` rows, `capacity` tokens each at most."""
+    cache.layers = [GroupCacheLayer(*states, members, capacity) for states in keys_and_values(cache)]
+
+
+def set_rope_deltas(model: Any, deltas: Tensor) -> None:
+    """Tell a model what a row's next position is beyond its length, (B, 1), before it generates from a cache."""
+    model.model.rope_deltas = deltas
+
+
+def text_attention(model: Any) -> str:
+    """The name of a model's text attention."""
+    return str(model.config.get_text_config()._attn_implementation)
+
+
+def takes_masks(model: Any) -> bool:
+    """Whether a model's text attention takes any mask, and gives the same numbers as `scaled_dot_product_attention`."""
+    return text_attention(model) in _MASKED
+
+
+@contextmanager
+def replaced_attention(model: Any, name: str, attention: Callable[..., Any]) -> Iterator[None]:
+    """Meanwhile a model's text attention is `attention`, called as transformers calls those of `AttentionInterface`."""
+    AttentionInterface.register(name, attention)
+    config = model.config.get_text_config()
+    stock = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = stock
+
+
+class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc] # of unknown type
+    """A layer of a cache with room for tokens to come: the stock one copies all that came before at every token."""
+
+    def __init__(self, keys: Tensor, values: Tensor, of_row: Tensor, capacity: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._capacity = capacity
+        self._buffers = [_extended(states[of_row], capacity) for states in (keys, values)]
+        self._show(keys.shape[2])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, tokens, size) with the new ones behind them; without gradients."""
+        begin = self.keys.shape[2]
+        end = begin + key_states.shape[2]
+        if end > self._buffers[0].shape[2]:
+            self._buffers = [_extended(states, end - begin + self._capacity) for states in (self.keys, self.values)]
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, begin:end] = states
+        self._show(end)
+        return self.keys, self.values
+
+    def _show(self, end: int) -> None:
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+
+
+class GroupCacheLayer(DynamicLayer):  # type: ignore[misc] # of unknown type
+    """A layer of a cache: keys and values (U, heads, P, size) of prompts, then those of all members, step by step."""
+
+    def __init__(self, keys: Tensor, values: Tensor, members: int, capacity: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._members, self._prompt = members, int(keys.shape[2])
+        self._end = self._prompt
+        self._buffers = [functional.pad(states, (0, 0, 0, capacity * members)) for states in (keys, values)]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values (U, heads, S, size) with one more token of each row (U * members, heads, 1, size) behind them."""
+        begin, self._end = self._end, self._end + self._members
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, begin : self._end] = states.unflatten(0, (-1, self._members))[..., 0, :].transpose(1, 2)
+        self.keys, self.values = (buffer[:, :, : self._end] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Tokens of a row: its prompt's and its own."""
+        return self._prompt + (self._end - self._prompt) // self._members
+
+
+def _extended(states: Tensor, capacity: int) -> Tensor:
+    """States (B, heads, tokens, size) with room behind them."""
+    rows, heads, length, size = states.shape
+    buffer = states.new_empty(rows, heads, length + capacity, size)
+    buffer[:, :, :length] = states
+    return buffer
