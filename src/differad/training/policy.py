@@ -18,8 +18,10 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from differad.answers.formats import answer_format, family_of
 from differad.answers.resize import ResizeRule
+from differad.errors import OptionError
 from differad.locators import checkpoints
 from differad.locators.local import LocalLocator, LocalOptions
+from differad.locators.processors import load_processor
 from differad.training.data import Speech
 from differad.training.recipe import Lora, Model
 from differad.training.scratch import build_scratch
@@ -84,7 +86,7 @@ class Source:
 
     path: str
     config: Any
-    processor: PairProcessor
+    processor: Any
     speech: Speech
 
 
@@ -101,13 +103,17 @@ def open_source(model: Model, out: Path, seed: int) -> Source:
     else:
         path = checkpoints.resolve(str(model.checkpoint))
     config = checkpoints.load_config(path)
+    spoken = answer_format(model.family or family_of(config.model_type))
+    if not checkpoints.is_qwen(config):
+        own = load_processor(path, config, model.min_pixels, model.max_pixels)
+        return Source(path, config, own, Speech(spoken, None))
     tokenizer = checkpoints.load_tokenizer(path)
     image_processor = checkpoints.load_image_processor(path, model.min_pixels, model.max_pixels)
     # What `AutoProcessor` is to make of what is saved: the stock class, as published checkpoints name it.
     tokenizer._set_processor_class(PROCESSOR_MAPPING_NAMES.get(config.model_type, Qwen2VLProcessor.__name__))
     processor = PairProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
     rule = ResizeRule.from_settings(image_processor.to_dict())
-    return Source(path, config, processor, Speech(answer_format(family_of(config.model_type)), rule))
+    return Source(path, config, processor, Speech(spoken, rule))
 
 
 def load_model(source: Source, model: Model) -> Any:
@@ -120,8 +126,18 @@ def load_model(source: Source, model: Model) -> Any:
             source.path, trust_remote_code=False, use_safetensors=True, **options
         )
     if model.freeze_vision:
-        loaded.model.visual.requires_grad_(False)
+        freeze_vision(loaded)
     return loaded
+
+
+def freeze_vision(model: Any) -> None:
+    """Keep the image encoder's weights as they are. Raises OptionError for a model that names none."""
+    encoder = model.get_encoder(modality="image")
+    if encoder in (model, model.base_model):
+        raise OptionError(
+            f"model.freeze_vision: {type(model).__name__} names no image encoder; pass model.freeze_vision=false"
+        )
+    encoder.requires_grad_(False)
 
 
 def lora_config(lora: Lora | None) -> LoraConfig | None:
@@ -156,6 +172,7 @@ class LiveLocator(LocalLocator):
         self._config = source.config
         self._format = source.speech.format
         self._device = model.device
+        self._processor = None if checkpoints.is_qwen(source.config) else source.processor
         self._tokenizer = source.processor.tokenizer
         self._image_processor = source.processor.image_processor
         self._rule = source.speech.rule
