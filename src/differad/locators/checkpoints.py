@@ -54,9 +54,19 @@ def loading(source: str, what: str, remedy: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        if package := _missing_package(str(error)):
+            raise OptionError(f"{source}: {what} needs {package}; pip install {package}") from None
         reason = str(error).strip().split("\n")[0]
         raise OptionError(f"{source}: {what} cannot be loaded ({reason[:200]}); {remedy}") from None
+
+
+def _missing_package(reason: str) -> str | None:
+    """What transformers says is not installed."""
+    if "Torchvision library" in reason or ("torchvision" in reason and "not" in reason):
+        return "torchvision"
+    found = re.search(r"pip install ([\w-]+)`", reason)
+    return found[1] if found else None
 
 
 def load_config(source: str) -> Any:
@@ -128,16 +138,9 @@ def open_image_processor(source: str) -> Any:
     from transformers import AutoImageProcessor
 
     with loading(source, "the image processor", "copy preprocessor_config.json from the published checkpoint"):
-        try:
-            # Pillow's resize where there is one: torchvision's differs by grey levels, and answers would depend on what is
-            # installed.
-            return AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
-        except (ImportError, ValueError) as error:
-            if "torchvision" not in str(error).lower():
-                raise
-    raise OptionError(
-        f"{source}: its image processor needs torchvision; pip install the torchvision that goes with this torch"
-    )
+        # Pillow's resize where there is one: torchvision's differs by grey levels, and answers would depend on what is
+        # installed.
+        return AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
 
 
 def load_model(source: str, dtype: str, device: Any) -> Any:

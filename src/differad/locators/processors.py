@@ -17,13 +17,16 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from differad.errors import OptionError
 from differad.locators.checkpoints import load_tokenizer, loading, open_image_processor, template_options
+from differad.locators.packed_images import SIZES, STRIP, into_rows
 
-_KEPT = ("image_processor", "tokenizer")
 _FILE = "processor_config.json"
+_BY_TOKEN = ("input_ids", "token_type_ids", "mm_token_type_ids", "attention_mask")
 
 
 class _Absent:
-    """Stands for a part while a stock processor is made; every attribute of it is None."""
+    """Stands for a part that is left out: it adds no inputs, and every other attribute of it is None."""
+
+    model_input_names: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -31,9 +34,16 @@ class _Absent:
 
 
 class ImagesAndText(ProcessorMixin):  # type: ignore[misc]
-    """Mixin for a stock processor: its image processor and tokenizer, prompts padded on the left, and no other part."""
+    """Mixin for a stock processor: its image processor and tokenizer, prompts padded on the left, and no other part.
+
+    `by_row`: images that it packs end to end over all prompts are laid out one row a prompt; see `packed_images`.
+    """
 
     settings: dict[str, Any]
+    by_row = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.image_processor).__name__}, {type(self.tokenizer).__name__})"
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         """As stock; what is left out has no class."""
@@ -47,12 +57,20 @@ class ImagesAndText(ProcessorMixin):  # type: ignore[misc]
         first = text if isinstance(text, str) else (text or [""])[0]
         if begin is not None and first.startswith(begin):
             settings.setdefault("add_special_tokens", False)
-        return super().__call__(images=images, text=text, **settings)
+        found = super().__call__(images=images, text=text, **settings)
+        if self.by_row and images is not None:
+            rows = [images] if isinstance(text, str) else images
+            parts = [self.image_processor(images=row, return_tensors="pt") for row in rows]
+            found.pop(SIZES)
+            found.update(into_rows([(part[STRIP], part[SIZES]) for part in parts]))
+        return found
 
     def apply_chat_template(self, conversation: Any, *arguments: Any, **settings: Any) -> Any:
-        """As stock, with `template_options`."""
+        """As stock, with `template_options`; tokenized prompts are padded only where that is asked for."""
         options = {**template_options(str(self.chat_template)), **settings}
-        return super().apply_chat_template(conversation, *arguments, **options)
+        found = super().apply_chat_template(conversation, *arguments, **options)
+        asks = {"processor_kwargs", "return_tensors"} & set(settings)
+        return _unpadded(found) if settings.get("return_dict") and not asks else found
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> list[str]:
         """Write tokenizer, image processor and the processor's own settings as a published checkpoint has them."""
@@ -69,6 +87,19 @@ class ImagesAndText(ProcessorMixin):  # type: ignore[misc]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (_stock(type(self)), self.__dict__)
+
+
+def _unpadded(found: Any) -> Any:
+    """Tokenized prompts, lists of their tokens; some stock processors pad even those, which a trainer takes for tokens."""
+    masks = [list(map(int, row)) for row in found["attention_mask"]]
+    for name in _BY_TOKEN:
+        if name in found:
+            rows = [list(map(int, row)) for row in found[name]]
+            found[name] = [
+                [value for value, kept in zip(row, mask, strict=True) if kept]
+                for row, mask in zip(rows, masks, strict=True)
+            ]
+    return found
 
 
 @cache
@@ -107,8 +138,6 @@ def load_processor(source: str, config: Any, min_pixels: int | None = None, max_
         taken = set(signature(stock.__init__).parameters) - {"self", "kwargs", *parts}
         own = {name: value for name, value in settings.items() if name in taken}
         processor = kind(**parts, **own, chat_template=tokenizer.chat_template)
-    for name in set(parts) - set(_KEPT):
-        setattr(processor, name, None)
     processor.settings = settings
     return processor
 

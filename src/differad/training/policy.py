@@ -6,6 +6,7 @@ Knows nothing of pairs, rewards or trainers.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -21,6 +22,7 @@ from differad.answers.resize import ResizeRule
 from differad.errors import OptionError
 from differad.locators import checkpoints
 from differad.locators.local import LocalLocator, LocalOptions
+from differad.locators.packed_images import is_packed, read_rows
 from differad.locators.processors import load_processor
 from differad.training.data import Speech
 from differad.training.recipe import Lora, Model
@@ -106,6 +108,7 @@ def open_source(model: Model, out: Path, seed: int) -> Source:
     spoken = answer_format(model.family or family_of(config.model_type))
     if not checkpoints.is_qwen(config):
         own = load_processor(path, config, model.min_pixels, model.max_pixels)
+        own.by_row = is_packed(own.image_processor)
         return Source(path, config, own, Speech(spoken, None))
     tokenizer = checkpoints.load_tokenizer(path)
     image_processor = checkpoints.load_image_processor(path, model.min_pixels, model.max_pixels)
@@ -125,6 +128,8 @@ def load_model(source: Source, model: Model) -> Any:
         loaded = AutoModelForImageTextToText.from_pretrained(
             source.path, trust_remote_code=False, use_safetensors=True, **options
         )
+    if getattr(source.processor, "by_row", False):
+        read_rows(loaded)
     if model.freeze_vision:
         freeze_vision(loaded)
     return loaded
@@ -172,7 +177,10 @@ class LiveLocator(LocalLocator):
         self._config = source.config
         self._format = source.speech.format
         self._device = model.device
-        self._processor = None if checkpoints.is_qwen(source.config) else source.processor
+        self._processor = None
+        if not checkpoints.is_qwen(source.config):
+            self._processor = copy(source.processor)
+            self._processor.by_row = False
         self._tokenizer = source.processor.tokenizer
         self._image_processor = source.processor.image_processor
         self._rule = source.speech.rule
