@@ -1,7 +1,9 @@
 """Families beyond Qwen-VL: a tiny checkpoint of each is located with, trained, exported and read again by stock transformers."""
 
+import pickle
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 
 pytest.importorskip("trl", reason="the train extra is not installed")
@@ -9,10 +11,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from differad.core import Location
+from differad.answers.formats import FORMATS
+from differad.answers.parsing import Frame, format_answer
+from differad.core import Location, Pair
 from differad.data.manifest import read_pairs
-from differad.errors import OptionError
+from differad.errors import ImageError, OptionError
 from differad.locators import load_locator
+from differad.locators.checkpoints import load_config
+from differad.locators.packed_images import into_rows, into_strip
+from differad.locators.processors import load_processor, render_prompt
+from differad.rewards import format_scores
+from differad.training.localization import localize
 from differad.training.rl import train_rl
 from differad.training.sft import train_sft
 from family_checkpoints import FAMILIES, build_family
@@ -66,6 +75,11 @@ def test_it_locates(folder, pairs):
     assert answers(folder, pairs, batch_size=4, temperature=1.0, seed=1) != drawn
 
 
+def test_answers_held_to_the_format_can_all_be_read(folder, pairs):
+    locator = load_locator(str(folder), max_new_tokens=120, constrain=True)
+    assert all(outcome.valid for outcome in locator.locate_many(read_pairs(pairs)))
+
+
 def test_a_cold_start_and_reinforcement_on_it(folder, pairs, make_recipe, capfd):
     cold = make_recipe("sft", f"model.checkpoint={folder}", LIMIT, "train.steps=1")
     train_sft(cold)
@@ -84,3 +98,87 @@ def test_a_cold_start_and_reinforcement_on_it(folder, pairs, make_recipe, capfd)
     read = AutoModelForImageTextToText.from_pretrained(warm.out / "model")
     assert type(read).__module__.startswith("transformers.")
     assert len(answers(warm.out / "model", pairs)) == 4
+
+
+def test_adapters_go_into_the_language_model_alone(folder, make_recipe):
+    recipe = make_recipe("sft", f"model.checkpoint={folder}", LIMIT, "model.lora={rank: 2}", "train.steps=1")
+    train_sft(recipe)
+    moved = changed(folder, recipe.out / "model")
+    assert moved
+    assert all("language_model." in name or "text_model." in name for name in moved)
+    with pytest.raises(OptionError, match=r"model\.lora\.targets: none in .*; its linear layers are .*k_proj"):
+        train_sft(
+            make_recipe(
+                "sft", f"model.checkpoint={folder}", LIMIT, "model.lora={targets: [absent]}", f"out={recipe.out}-none"
+            )
+        )
+
+
+def test_images_that_a_processor_refuses_stop_no_other(tmp_path):
+    """GLM-V's processor takes nothing longer than 200 : 1."""
+    build_family(tmp_path, FAMILIES["glm46v"])
+    strip, plain = np.full((2, 600, 3), 90, np.uint8), np.full((56, 56, 3), 90, np.uint8)
+    outcomes = list(load_locator(str(tmp_path), max_new_tokens=4).locate_many([Pair(plain, strip), Pair(plain, plain)]))
+    assert isinstance(outcomes[0], ImageError)
+    assert "absolute aspect ratio must be smaller than 200" in str(outcomes[0])
+    assert isinstance(outcomes[1], Location)
+
+
+def test_prompts_are_tokenized_without_pads(tmp_path):
+    """Gemma 4's processor pads by default; TRL takes what it gets for tokens."""
+    build_family(tmp_path, FAMILIES["gemma4"])
+    processor = load_processor(str(tmp_path), load_config(str(tmp_path)))
+    chats = [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in ("Where?", "Where is it?")]
+    both = processor.apply_chat_template(chats, tokenize=True, return_dict=True)
+    each = [processor.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0] for chat in chats]
+    assert both["input_ids"] == each
+    assert len(each[0]) < len(each[1])
+    assert both["mm_token_type_ids"] == [[0] * len(ids) for ids in each]
+
+
+@pytest.mark.parametrize("family", ["gemma4", "minicpmv4_6", "internvl"])
+def test_a_processor_goes_to_a_worker_and_back(family, tmp_path):
+    build_family(tmp_path, FAMILIES[family])
+    processor = load_processor(str(tmp_path), load_config(str(tmp_path)))
+    again = pickle.loads(pickle.dumps(processor))
+    assert type(again) is type(processor)
+    image = np.full((56, 56, 3), 90, np.uint8)
+    text = render_prompt(processor, family, "Where?")
+    first, second = (each(text=[text], images=[[image, image]], return_tensors="pt") for each in (processor, again))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_strips_of_patches_go_into_rows_and_back():
+    """Two prompts, of slices of 2 x 3 and of 1 x 1 and 1 x 2 patches, each patch 2 pixels a side."""
+    widths = [2 * 3 * 2, (1 + 2) * 2]
+    strips = [torch.randn(1, 3, 2, width) for width in widths]
+    sizes = [torch.tensor([[2, 3]]), torch.tensor([[1, 1], [1, 2]])]
+    rows = into_rows(list(zip(strips, sizes, strict=True)))
+    assert rows["pixel_values"].shape == (2, 1, 3, 2, 12)
+    assert rows["pixel_attention_mask"].tolist() == [[[2, 3], [0, 0]], [[1, 1], [1, 2]]]
+    back = into_strip({**rows, "input_ids": None})
+    assert torch.equal(back["pixel_values"], torch.cat(strips, dim=-1))
+    assert torch.equal(back["target_sizes"], torch.cat(sizes))
+    assert set(back) == {"pixel_values", "target_sizes", "input_ids"}
+
+
+def test_the_format_reward_is_of_the_familys_own_syntax():
+    for family, form in FORMATS.items():
+        box = format_answer([[100, 200, 300, 400]], form, Frame(1000, 1000, (1000, 1000)), reasoning="why")
+        zero = format_answer([], form, Frame(1000, 1000, (1000, 1000)), reasoning="why")
+        twice = box.replace("</answer>", " and [1, 2, 3, 4]</answer>")
+        assert format_scores([box, zero, twice, "?"], form).tolist() == [1, 1, 0, 0], family
+
+
+def test_the_reward_of_a_family_that_names_y_first():
+    answer = '<think></think><answer>```json\n[{"box_2d": [100, 200, 300, 400], "label": "anomaly"}]\n```</answer>'
+    for name in ("guarded", "dclr", "iou"):
+        outcome = localize([answer], [[[200, 100, 400, 300]]], [(1000, 1000)], name, "yx")
+        assert outcome.iou.tolist() == [1.0], name
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(OptionError, match="model type 'llama'; expected one that AutoModelForImageTextToText knows"):
+        load_locator(str(tmp_path))

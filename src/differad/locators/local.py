@@ -21,7 +21,7 @@ from differad.answers.parsing import Frame
 from differad.answers.prompts import SYSTEM, prompt_text
 from differad.answers.resize import ResizeRule
 from differad.core import Location, Pair
-from differad.errors import DifferadError, LocatorError, OptionError
+from differad.errors import DifferadError, ImageError, LocatorError, OptionError
 from differad.images import RGB, digest, read_images
 from differad.locators.base import Outcome
 from differad.locators.chat import Reply, to_location, user_content
@@ -143,7 +143,8 @@ class LocalLocator:
                 f"model type {self._config.model_type!r} does not tell; pass another --family"
             )
         self._model = model
-        self._image_token = str(self._tokenizer.convert_ids_to_tokens(self._config.image_token_id))
+        if self._processor is None:
+            self._image_token = str(self._tokenizer.convert_ids_to_tokens(self._config.image_token_id))
         self._prompt = self._render_prompt()
         self._prefixes: Remembered[bytes, Prefix] = Remembered(self.options.remember_prefixes)
         self._seen: Remembered[bytes, bool] = Remembered(_SEEN)
@@ -240,6 +241,10 @@ class LocalLocator:
         return Prepared(reference, target, key, area, frame, seed)
 
     def _render_prompt(self) -> str:
+        if self._processor is not None:
+            from differad.locators.processors import render_prompt
+
+            return render_prompt(self._processor, self.name, prompt_text(self._format))
         slot = {"type": "image"}
         messages = [
             {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
@@ -258,8 +263,8 @@ class LocalLocator:
             )
         return text
 
-    def _answer(self, batch: list[Prepared], shares: bool) -> list[Reply | LocatorError]:
-        """One outcome each; a batch that does not fit into memory is halved until it does."""
+    def _answer(self, batch: list[Prepared], shares: bool) -> list[Reply | DifferadError]:
+        """One outcome each; a batch that does not fit into memory, or that holds what is refused, is halved until it does."""
         import torch
 
         try:
@@ -267,6 +272,9 @@ class LocalLocator:
         except torch.cuda.OutOfMemoryError:
             if len(batch) == 1:
                 return [LocatorError(f"{self.name}: one pair does not fit into memory; lower max_pixels")]
+        except ImageError as error:
+            if len(batch) == 1:
+                return [error]
         half = len(batch) // 2
         return self._answer(batch[:half], shares) + self._answer(batch[half:], shares)
 

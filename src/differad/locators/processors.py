@@ -12,10 +12,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from differad.errors import OptionError
+from differad.answers.prompts import SYSTEM
+from differad.errors import ImageError, OptionError
 from differad.locators.checkpoints import load_tokenizer, loading, open_image_processor, template_options
 from differad.locators.packed_images import SIZES, STRIP, into_rows
 
@@ -52,12 +54,19 @@ class ImagesAndText(ProcessorMixin):  # type: ignore[misc]
         return super().check_argument_for_proper_class(argument_name, argument)
 
     def __call__(self, images: Any = None, text: Any = None, **settings: Any) -> Any:
-        """As stock; a text that begins with the tokenizer's first token gets no second one."""
+        """As stock; a text that begins with the tokenizer's first token gets no second one.
+
+        Raises ImageError for images that it refuses, of too long a shape for instance.
+        """
         begin = self.tokenizer.bos_token
         first = text if isinstance(text, str) else (text or [""])[0]
         if begin is not None and first.startswith(begin):
             settings.setdefault("add_special_tokens", False)
-        found = super().__call__(images=images, text=text, **settings)
+        try:
+            found = super().__call__(images=images, text=text, **settings)
+        except ValueError as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ImageError(f"{_stock(type(self)).__name__} refuses the images: {reason[:200]}") from None
         if self.by_row and images is not None:
             rows = [images] if isinstance(text, str) else images
             parts = [self.image_processor(images=row, return_tensors="pt") for row in rows]
@@ -140,6 +149,28 @@ def load_processor(source: str, config: Any, min_pixels: int | None = None, max_
         processor = kind(**parts, **own, chat_template=tokenizer.chat_template)
     processor.settings = settings
     return processor
+
+
+def render_prompt(processor: Any, name: str, text: str) -> str:
+    """A question about two images in the words of a processor's chat template. Raises OptionError where it has none for them."""
+    rendered = [_render(processor, name, [{"type": "image"}] * count, text) for count in range(3)]
+    if not len(rendered[0]) < len(rendered[1]) < len(rendered[2]):
+        raise OptionError(
+            f"{name}: its chat template does not lay out two images; copy the chat template of a published checkpoint of its "
+            "family into the folder"
+        )
+    return rendered[2]
+
+
+def _render(processor: Any, name: str, images: list[dict[str, str]], text: str) -> str:
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
+        {"role": "user", "content": [*images, {"type": "text", "text": text}]},
+    ]
+    try:
+        return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, TypeError) as error:
+        raise OptionError(f"{name}: its chat template refuses the prompt ({str(error)[:200]})") from None
 
 
 def _bound_areas(source: str, images: Any, min_pixels: int | None, max_pixels: int | None) -> None:

@@ -45,7 +45,7 @@ Units = tuple[float, float]
 Reading = Callable[[Sequence[str], Sequence[Units], Order], Statements]
 
 
-def as_evaluated(texts: Sequence[str], units: Sequence[Units], order: Order) -> Statements:
+def as_evaluated(texts: Sequence[str], units: Sequence[Units], order: Order = "xy") -> Statements:
     """What evaluation reads: `answers.parsing.read_answer`, and of several boxes the first."""
     parsed = [read_answer(text, (size[0], size[1]), order) for text, size in zip(texts, units, strict=True)]
     boxes = np.zeros((len(parsed), 4))
@@ -56,7 +56,7 @@ def as_evaluated(texts: Sequence[str], units: Sequence[Units], order: Order) -> 
     return Statements(boxes, status == "valid", status == "normal")
 
 
-def as_published(texts: Sequence[str], units: Sequence[Units], order: Order) -> Statements:
+def as_published(texts: Sequence[str], units: Sequence[Units], order: Order = "xy") -> Statements:
     """What the authors' code reads: `rewards.read_boxes`, the first integer box inside the first `<answer>`, as written."""
     written, answered = read_boxes(texts)
     if order == "yx":

@@ -4,6 +4,7 @@ Stock processors of the Qwen-VL classes build a video processor, which needs tor
 Knows nothing of pairs, rewards or trainers.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -18,12 +19,13 @@ from transformers import AutoModelForImageTextToText, ProcessorMixin, Qwen2VLPro
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from differad.answers.formats import answer_format, family_of
+from differad.answers.prompts import prompt_text
 from differad.answers.resize import ResizeRule
 from differad.errors import OptionError
 from differad.locators import checkpoints
 from differad.locators.local import LocalLocator, LocalOptions
 from differad.locators.packed_images import is_packed, read_rows
-from differad.locators.processors import load_processor
+from differad.locators.processors import load_processor, render_prompt
 from differad.training.data import Speech
 from differad.training.recipe import Lora, Model
 from differad.training.scratch import build_scratch
@@ -109,6 +111,7 @@ def open_source(model: Model, out: Path, seed: int) -> Source:
     if not checkpoints.is_qwen(config):
         own = load_processor(path, config, model.min_pixels, model.max_pixels)
         own.by_row = is_packed(own.image_processor)
+        render_prompt(own, path, prompt_text(spoken))  # a template that cannot is refused before weights are loaded
         return Source(path, config, own, Speech(spoken, None))
     tokenizer = checkpoints.load_tokenizer(path)
     image_processor = checkpoints.load_image_processor(path, model.min_pixels, model.max_pixels)
@@ -145,16 +148,27 @@ def freeze_vision(model: Any) -> None:
     encoder.requires_grad_(False)
 
 
-def lora_config(lora: Lora | None) -> LoraConfig | None:
-    """peft's configuration of the recipe's adapters: the named layers of the language model, not of the vision tower."""
+def lora_config(lora: Lora | None, model: Any) -> LoraConfig | None:
+    """peft's configuration of the recipe's adapters: the named layers of the language model, not of the vision tower.
+
+    Raises OptionError where the language model has none of them.
+    """
     if lora is None:
         return None
-    names = "|".join(lora.targets)
+    decoder = model.get_decoder()
+    within = next(name for name, module in model.named_modules() if module is decoder)
+    pattern = rf"{re.escape(within)}\.(.*\.)?({'|'.join(map(re.escape, lora.targets))})"
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    if not any(re.fullmatch(pattern, name) for name in layers):
+        linear = sorted({name.rpartition(".")[2] for name in layers if name.startswith(f"{within}.")})
+        raise OptionError(
+            f"model.lora.targets: none in {type(model).__name__}; its linear layers are {', '.join(linear)}"
+        )
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=rf".*language_model.*\.({names})",
+        target_modules=pattern,
         task_type="CAUSAL_LM",
     )
 

@@ -72,7 +72,12 @@ class Lora(Section):
     rank: Positive = 16
     alpha: Positive = 32
     dropout: Share = 0.0
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    # By the names that they have in the families; what a model lacks is passed over.
+    targets: tuple[str, ...] = (
+        *("q_proj", "k_proj", "v_proj", "o_proj", "out_proj"),
+        *("gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3"),
+        *("in_proj", "in_proj_qkv", "in_proj_z"),
+    )
 
 
 class Model(Section):

@@ -333,7 +333,7 @@ def build_trainer(
         args=config,
         train_dataset=dataset,
         processing_class=source.processor,
-        peft_config=lora_config(recipe.model.lora),
+        peft_config=lora_config(recipe.model.lora, model),
         callbacks=callbacks,
         grpo=recipe.grpo,
         reader=reader,
