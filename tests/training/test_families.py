@@ -1,5 +1,7 @@
 """Families beyond Qwen-VL: a tiny checkpoint of each is located with, trained, exported and read again by stock transformers."""
 
+import json
+import math
 import pickle
 from importlib.util import find_spec
 
@@ -22,7 +24,8 @@ from differad.locators.packed_images import into_rows, into_strip
 from differad.locators.processors import load_processor, render_prompt
 from differad.rewards import format_scores
 from differad.training.localization import localize
-from differad.training.rl import train_rl
+from differad.training.loop import run_phase
+from differad.training.rl import DifficultyAwareTrainer, build_trainer
 from differad.training.sft import train_sft
 from family_checkpoints import FAMILIES, build_family
 
@@ -66,6 +69,29 @@ def answers(folder, pairs, **options):
     return [outcome.answer for outcome in outcomes]
 
 
+class HalfRight(DifficultyAwareTrainer):
+    """Draws answers, and then takes others: every other one is right, so that each group has something to teach."""
+
+    def _draw_answers(self, prompt_ids, images, fields, num_generations):
+        drawn, _ = super()._draw_answers(prompt_ids, images, fields, num_generations)
+        assert len(drawn) == len(prompt_ids) == len(self._rows)
+        assert all(0 < len(ids) <= 8 for ids in drawn)
+        form, tokenizer = self._reader.format, self.processing_class.tokenizer
+        texts = []
+        for number, row in enumerate(self._rows):
+            boxes = [row["solution"], [] if row["solution"] else [[100, 200, 300, 400]]][number % 2]
+            texts.append(format_answer(boxes, form, Frame(1000, 1000), reasoning=""))
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        return [[*each, tokenizer.eos_token_id] for each in ids], None
+
+
+def reinforce(recipe):
+    """The losses and norms of gradients of a run on answers half of which are right."""
+    run_phase(recipe, lambda source, callbacks: build_trainer(recipe, source, callbacks, HalfRight), resume=False)
+    state = json.loads((recipe.out / f"checkpoint-{recipe.train.steps}" / "trainer_state.json").read_text())
+    return [(entry["loss"], entry["grad_norm"]) for entry in state["log_history"] if "loss" in entry]
+
+
 def test_it_locates(folder, pairs):
     """One by one and padded into one batch it says the same; what is drawn depends on the seed alone."""
     greedy = answers(folder, pairs, batch_size=1)
@@ -86,9 +112,18 @@ def test_a_cold_start_and_reinforcement_on_it(folder, pairs, make_recipe, capfd)
     moved = changed(folder, cold.out / "model")
     assert moved
     assert not any(name.startswith(("model.visual", "model.vision_", "model.vision_tower")) for name in moved)
-    warm = make_recipe("rl", f"model.checkpoint={cold.out / 'model'}", LIMIT, "train.steps=1", f"out={cold.out}-rl")
-    summary = train_rl(warm)
-    assert summary["steps"] == 1
+    own = (
+        f"model.checkpoint={cold.out / 'model'}",
+        LIMIT,
+        "grpo.max_new_tokens=8",
+        "train.steps=2",
+        "train.save_every=2",
+    )
+    warm = make_recipe("rl", *own, f"out={cold.out}-rl")
+    (_, first), (second_loss, second) = reinforce(warm)
+    assert math.isfinite(second_loss)
+    assert 0 < first < math.inf
+    assert 0 < second < math.inf
     shares = (
         "prompts are shared in rollout and loss"
         if folder.name.startswith("glm")
@@ -98,6 +133,17 @@ def test_a_cold_start_and_reinforcement_on_it(folder, pairs, make_recipe, capfd)
     read = AutoModelForImageTextToText.from_pretrained(warm.out / "model")
     assert type(read).__module__.startswith("transformers.")
     assert len(answers(warm.out / "model", pairs)) == 4
+
+
+def test_glm_shares_prompts_and_its_gradients_are_those_of_trls_own_way(make_recipe, tmp_path):
+    """Before the first update; each number is a sum of some thousand float32 products: N * eps = 1e3 * 1.2e-7 apart at most."""
+    start = build_family(tmp_path / "start", FAMILIES["glm46v"])
+    norms = []
+    for shares in ("true", "false"):
+        own = (f"model.checkpoint={start}", LIMIT, f"grpo.share_prefix={shares}", f"out={tmp_path / shares}")
+        norms.append(reinforce(make_recipe("rl", *own, "train.steps=1", "grpo.max_new_tokens=8"))[0][1])
+    assert norms[0] == pytest.approx(norms[1], rel=1.2e-4)
+    assert norms[0] > 0
 
 
 def test_adapters_go_into_the_language_model_alone(folder, make_recipe):
