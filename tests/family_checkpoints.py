@@ -352,6 +352,8 @@ FAMILIES: dict[str, Family] = {
                 "processor_class": "Gemma4Processor",
                 "image_seq_length": 70,
                 "image_processor": {"image_processor_type": "Gemma4ImageProcessor", "max_soft_tokens": 70},
+                "feature_extractor": {"feature_extractor_type": "Gemma4AudioFeatureExtractor"},
+                "video_processor": {"video_processor_type": "Gemma4VideoProcessor"},
             }
         },
         ("<|video|>",),

@@ -11,10 +11,11 @@ import pytest
 pytest.importorskip("trl", reason="the train extra is not installed")
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from differad.answers.formats import FORMATS
 from differad.answers.parsing import Frame, format_answer
+from differad.answers.prompts import QUESTION
 from differad.core import Location, Pair
 from differad.data.manifest import read_pairs
 from differad.errors import ImageError, OptionError
@@ -107,8 +108,10 @@ def test_answers_held_to_the_format_can_all_be_read(folder, pairs):
 
 
 def test_a_cold_start_and_reinforcement_on_it(folder, pairs, make_recipe, capfd):
-    cold = make_recipe("sft", f"model.checkpoint={folder}", LIMIT, "train.steps=1")
+    watched = (f"held_out.pairs=[{pairs}]", "held_out.every=1", "train.samples_every=1")
+    cold = make_recipe("sft", f"model.checkpoint={folder}", LIMIT, "train.steps=1", *watched)
     train_sft(cold)
+    assert json.loads((cold.out / "evaluation" / "step-1" / "metrics.json").read_text())["overall"]["pairs"] == 4
     moved = changed(folder, cold.out / "model")
     assert moved
     assert not any(name.startswith(("model.visual", "model.vision_", "model.vision_tower")) for name in moved)
@@ -133,6 +136,24 @@ def test_a_cold_start_and_reinforcement_on_it(folder, pairs, make_recipe, capfd)
     read = AutoModelForImageTextToText.from_pretrained(warm.out / "model")
     assert type(read).__module__.startswith("transformers.")
     assert len(answers(warm.out / "model", pairs)) == 4
+    assert_reads_as(warm.out / "model", folder)
+
+
+def assert_reads_as(folder, source):
+    """Stock transformers finds the same tokenizer, image processor and settings in both folders."""
+    tokenizers = [AutoTokenizer.from_pretrained(each) for each in (folder, source)]
+    assert tokenizers[0].chat_template == tokenizers[1].chat_template
+    assert tokenizers[0](QUESTION)["input_ids"] == tokenizers[1](QUESTION)["input_ids"]
+    images = [AutoImageProcessor.from_pretrained(each, backend="pil") for each in (folder, source)]
+    assert type(images[0]) is type(images[1])
+    assert images[0].to_dict() == images[1].to_dict()
+    name = "processor_config.json"
+    if (source / name).is_file():
+        settings, own = (json.loads((each / name).read_text()) for each in (folder, source))
+        assert {**settings, "image_processor": None} == {**own, "image_processor": None}
+    if find_spec("torchvision"):  # stock processors have a part for videos, which needs it
+        stock = AutoProcessor.from_pretrained(folder)
+        assert type(stock) is type(AutoProcessor.from_pretrained(source))
 
 
 def test_glm_shares_prompts_and_its_gradients_are_those_of_trls_own_way(make_recipe, tmp_path):
