@@ -8,11 +8,14 @@ arXiv 2606.16601; answers are read exactly as the authors' published code reads 
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from string import Formatter
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from differad.answers.formats import SYNTAXES, AnswerFormat, Syntax
 from differad.boxes import Boxes, area, centers, diagonals, iou, is_degenerate
 from differad.errors import InputError
 
@@ -28,6 +31,7 @@ _INT = rf"{_GAP}(\d++){_GAP}"
 _BOX = rf"(?:\({_INT},{_INT}\){_GAP},{_GAP}\({_INT},{_INT}\)|\[{_INT},{_INT},{_INT},{_INT}\])"
 _FIRST_BOX = re.compile(_BOX)
 _ANSWER_OF_ONE_BOX = re.compile(rf"{_GAP}<answer>{_GAP}{_BOX}{_GAP}</answer>{_GAP}")
+_PUBLISHED = (SYNTAXES["pairs"].box, SYNTAXES["list"].box)
 # More digits than any coordinate has: such a number is read as too large instead of costing time.
 _LARGEST_DIGITS = 9
 
@@ -85,9 +89,32 @@ def dclr(predicted: Boxes, truth: Boxes) -> Scores:
     return np.asarray(overlap + (1.0 - overlap) * consistency)
 
 
-def format_scores(texts: Sequence[str]) -> Scores:
-    """1 for `<think>…</think><answer>one integer box</answer>` and nothing else, else 0; shape (N,)."""
-    return np.array([_is_well_formed(text) for text in texts], dtype=np.float64)
+def format_scores(texts: Sequence[str], answer_format: AnswerFormat | None = None) -> Scores:
+    """1 for `<think>…</think><answer>one box</answer>` and nothing else, else 0; shape (N,).
+
+    The box is `(x1,y1),(x2,y2)` or `[x1, y1, x2, y2]` in whole numbers, as published; of a family whose `answer_format` is
+    another, it is written as that family writes it.
+    """
+    syntax = answer_format.syntax if answer_format else None
+    published = syntax is None or syntax.box in _PUBLISHED
+    pattern = _ANSWER_OF_ONE_BOX if published or syntax is None else _answer_of_one(syntax)
+    return np.array([_is_well_formed(text, pattern) for text in texts], dtype=np.float64)
+
+
+@lru_cache
+def _answer_of_one(syntax: Syntax) -> re.Pattern[str]:
+    """An answer of one box in a family's syntax, white space as one likes."""
+    number = rf"{_GAP}[01]\.\d++{_GAP}" if syntax.fractions else rf"{_GAP}\d++{_GAP}"
+    box = "".join(
+        _literal(text) + ("" if name is None else r'[^"]*+' if name == "label" else number)
+        for text, name, _, _ in Formatter().parse(syntax.box)
+    )
+    around = (_literal(text) for text in (syntax.opening, syntax.closing))
+    return re.compile(rf"{_GAP}<answer>{_GAP}{box.join(around)}{_GAP}</answer>{_GAP}")
+
+
+def _literal(text: str) -> str:
+    return _GAP.join(["", *(re.escape(letter) for letter in text if not letter.isspace()), ""])
 
 
 def read_boxes(texts: Sequence[str]) -> tuple[Boxes, NDArray[np.bool_]]:
@@ -109,12 +136,12 @@ def _read_box(text: str) -> tuple[float, ...] | None:
     return tuple(float(digit) if len(digit) <= _LARGEST_DIGITS else 10.0**_LARGEST_DIGITS for digit in digits)
 
 
-def _is_well_formed(text: str) -> bool:
+def _is_well_formed(text: str, pattern: re.Pattern[str]) -> bool:
     text = text.strip()
     thought = text.find("</think>")
     if thought < 0 or not text.startswith("<think>"):
         return False
-    return _ANSWER_OF_ONE_BOX.fullmatch(text, thought + len("</think>")) is not None
+    return pattern.fullmatch(text, thought + len("</think>")) is not None
 
 
 def check_truths(boxes: Boxes) -> None:

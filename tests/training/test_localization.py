@@ -132,7 +132,7 @@ def test_the_default_reward_reads_what_evaluation_reads(family, text, frame):
     units = frame.units(FORMATS[family].space)
     seen = to_location(Reply(text, frame), FORMATS[family], "m", 0.0)
     for name in (DEFAULT_VARIANT, "iou"):
-        paid = VARIANTS[name].reading([text], [units])
+        paid = VARIANTS[name].reading([text], [units], FORMATS[family].syntax.order)
         assert bool(paid.gives_box[0]) == seen.anomalous
         assert bool(paid.says_normal[0]) == (seen.valid and not seen.anomalous)
         thousandths = scale(seen.boxes[:1], 1000 / frame.width, 1000 / frame.height)
@@ -148,11 +148,12 @@ def test_the_default_reward_is_measured_as_evaluation_measures(family, text, fra
     truth = as_boxes([[100, 200, 400, 700], [600, 600, 1000, 900]])
     pixels = scale(truth, frame.width / 1000, frame.height / 1000)
     units = [frame.units(FORMATS[family].space)]
-    outcome = localize([text], [truth], units, DEFAULT_VARIANT)
+    order = FORMATS[family].syntax.order
+    outcome = localize([text], [truth], units, DEFAULT_VARIANT, order)
     # Sides of up to 1000 are known to 1e-13 and parts as thin as 1e-6 are compared: 1e-7 of an IoU at the worst.
     assert outcome.iou[0] == pytest.approx(pair_iou(seen.boxes, pixels), abs=1e-7)
     assert bool(outcome.missed[0]) == (outcome.iou[0] < 0.3)
-    normal = localize([text], [[]], units, DEFAULT_VARIANT)
+    normal = localize([text], [[]], units, DEFAULT_VARIANT, order)
     assert bool(normal.missed[0]) == seen.anomalous
     assert bool(normal.reward[0]) == (seen.valid and not seen.anomalous)
 

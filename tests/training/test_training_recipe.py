@@ -31,7 +31,8 @@ def test_each_recipe_loads_and_its_header_runs_it(path):
 
 def test_every_model_has_both_phases_full_and_lora():
     names = {path.relative_to(RECIPES).as_posix() for path in RUNS}
-    for model in ("qwen3-vl-2b", "qwen3-vl-8b", "qwen2.5-vl-7b", "qwen2-vl-7b"):
+    models = ("qwen3.5-0.8b", "qwen3.5-9b", "internvl3.5-2b", "smolvlm2-500m", "gemma4-e2b", "glm4.6v-flash")
+    for model in ("qwen3-vl-2b", "qwen3-vl-8b", "qwen2.5-vl-7b", "qwen2-vl-7b", *models):
         assert {f"{model}/{phase}-{kind}.yaml" for phase in KINDS for kind in ("full", "lora")} <= names
     assert {"tiny/sft.yaml", "tiny/rl.yaml"} <= names
     assert "qwen3_vl" in MODEL_TYPES

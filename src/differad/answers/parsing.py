@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.answers.formats import AnswerFormat, Space
+from differad.answers.formats import AnswerFormat, Order, Space
 from differad.boxes import Boxes, as_boxes, clip, is_degenerate, no_boxes, order_corners, scale
 from differad.errors import InputError, OptionError
 
@@ -44,6 +44,10 @@ _LETTER = re.compile(r"[^\W\d_]")
 _THINNEST = 1e-6
 # An empty JSON list, alone, in a fence or as a bbox_2d, is a model's way to say that it found nothing.
 _NOTHING = re.compile(rf"\[{_GAP}\]")
+# The JSON key of a box, and the order that it tells.
+_KEY = re.compile(r"""(\w+)["']\s*:\s*["'\[]?\s*\Z""")
+_LONGEST_KEY = 30
+_ORDERS: dict[str, Order] = {"box_2d": "yx", "bbox_2d": "xy", "bbox": "xy"}
 _LABEL = re.compile(r'"label"\s*+:\s*+("(?:[^"\\]|\\.)*+")')
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -131,7 +135,7 @@ def _write(boxes: Boxes, answer_format: AnswerFormat, frame: Frame, labels: Sequ
         return answer_format.zero_box
     syntax = answer_format.syntax
     written = [
-        syntax.box.format(x1=x1, y1=y1, x2=x2, y2=y2, label=json.dumps(label, ensure_ascii=False)[1:-1])
+        syntax.write(x1, y1, x2, y2, json.dumps(label, ensure_ascii=False)[1:-1])
         for label, (x1, y1, x2, y2) in zip(labels, to_units(boxes, answer_format, frame).tolist(), strict=True)
     ]
     return syntax.opening + syntax.separator.join(written) + syntax.closing
@@ -142,23 +146,25 @@ def parse_answer(text: str, answer_format: AnswerFormat, frame: Frame) -> Parsed
 
     Never raises on `text`; OptionError only when `frame` lacks what the family needs.
     """
-    parsed = read_answer(text, frame.units(answer_format.space))
+    parsed = read_answer(text, frame.units(answer_format.space), answer_format.syntax.order)
     pixels = scale(parsed.boxes, *frame.pixels_per_unit(answer_format.space))
     return replace(parsed, boxes=clip(pixels, frame.width, frame.height))
 
 
-def read_answer(text: str, units: tuple[float, float]) -> ParsedAnswer:
+def read_answer(text: str, units: tuple[float, float], order: Order = "xy") -> ParsedAnswer:
     """Read what a model wrote of a target that is `units` (width, height) large in the numbers of its answer. Never raises.
 
     The one reading that locating, evaluation and rewards share. Inside the first `<answer>` behind the thought, else before
     it, else behind `</think>`, else anywhere; a text that is still thinking has no answer, and what a thought quotes is
-    none. Corners in the wrong order are put right, coordinates are cut off at the target, boxes without area are dropped,
-    and so are zero boxes beside real ones.
+    none. Four numbers in brackets are in `order`, unless they are a bbox_2d or a box_2d, whose orders are known; corners in
+    parentheses are x, y. Corners in the wrong order are put right, coordinates are cut off at the target, boxes without
+    area are dropped, and so are zero boxes beside real ones.
     """
     content, reasoning = _split(text)
     if content is None:
         return ParsedAnswer("unreadable", reasoning=reasoning)
-    matches = list(_BOX.finditer(_STRING.sub(_blank, content)))
+    plain = _STRING.sub(_blank, content)
+    matches = list(_BOX.finditer(plain))
     if not matches:
         return ParsedAnswer(
             "normal" if _NOTHING.search(content) else "unreadable", reasoning=reasoning or content.strip()
@@ -167,6 +173,8 @@ def read_answer(text: str, units: tuple[float, float]) -> ParsedAnswer:
         reasoning = content[: matches[0].start()].strip()
     written = [[number for number in match.groups() if number is not None] for match in matches]
     values = np.array([[float(number) for number in box] for box in written])
+    swapped = np.array([_order(plain, match, order) == "yx" for match in matches])
+    values[swapped] = values[swapped][:, [1, 0, 3, 2]]
     if not values.any():
         return ParsedAnswer("normal", reasoning=reasoning)
     usable = values.any(axis=1) & np.isfinite(values).all(axis=1)
@@ -180,6 +188,14 @@ def read_answer(text: str, units: tuple[float, float]) -> ParsedAnswer:
         labels=labels if len(labels) == len(boxes) else (),
         reasoning=reasoning,
     )
+
+
+def _order(text: str, match: re.Match[str], order: Order) -> Order:
+    """Which axis a box names first."""
+    if not match[0].startswith(("[", "(", ";")) or match[1] is not None:
+        return "xy"
+    before = _KEY.search(text, max(0, match.start() - _LONGEST_KEY), match.start())
+    return _ORDERS.get(before[1].lower(), order) if before else order
 
 
 def _inside(values: Boxes, has_point: NDArray[np.bool_], units: tuple[float, float]) -> Boxes:

@@ -1,8 +1,8 @@
 """Loading a checkpoint's parts: config, tokenizer, image processor, weights, each refused in one line.
 
-The stock processors of Qwen-VL models build a video processor too, which needs torchvision. Here the image processor and
+The stock processors of most models build a video processor too, which needs torchvision. Here the image processor and
 the tokenizer are loaded on their own, so a folder works as it was published, with or without torchvision, and reads the same
-in both. No code and no pickle of a checkpoint is run.
+in both; `processors` puts them together for models other than Qwen-VL's. No code and no pickle of a checkpoint is run.
 """
 
 import json
@@ -16,7 +16,8 @@ from differad.answers.formats import TINY_MODEL_TYPE
 from differad.answers.resize import ResizeRule
 from differad.errors import MissingExtraError, OptionError
 
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", TINY_MODEL_TYPE)
+# Stock processors that lay out image tokens alike, from the grid of Qwen2-VL's image processor.
+_QWEN_PROCESSORS = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FEATURE = "a local checkpoint"
 
@@ -53,26 +54,49 @@ def loading(source: str, what: str, remedy: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        if package := _missing_package(str(error)):
+            raise OptionError(f"{source}: {what} needs {package}; pip install {package}") from None
         reason = str(error).strip().split("\n")[0]
         raise OptionError(f"{source}: {what} cannot be loaded ({reason[:200]}); {remedy}") from None
 
 
+def _missing_package(reason: str) -> str | None:
+    """What transformers says is not installed."""
+    if "Torchvision library" in reason or ("torchvision" in reason and "not" in reason):
+        return "torchvision"
+    found = re.search(r"pip install ([\w-]+)`", reason)
+    return found[1] if found else None
+
+
 def load_config(source: str) -> Any:
-    """The config of one of MODEL_TYPES. Raises OptionError."""
+    """The config of a model that answers images and text with text. Raises OptionError."""
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     import differad.locators.tiny.model  # noqa: F401 - makes the Auto classes know it
 
-    remedy = "expected a Qwen-VL checkpoint's folder, or a hub id that this machine can reach"
+    remedy = "expected a vision-language checkpoint's folder, or a hub id that this machine can reach"
     with loading(source, "config.json", remedy):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if config.model_type not in MODEL_TYPES:
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise OptionError(
-            f"{source}: model type {config.model_type!r}; expected one of {', '.join(MODEL_TYPES)}. "
+            f"{source}: model type {config.model_type!r}; expected one that AutoModelForImageTextToText knows. "
             "Serve it with vLLM or SGLang and pass openai:NAME@URL"
         )
     return config
+
+
+def is_qwen(config: Any) -> bool:
+    """Whether image tokens are laid out from the grid of Qwen2-VL's image processor."""
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    return config.model_type == TINY_MODEL_TYPE or PROCESSOR_MAPPING_NAMES.get(config.model_type) in _QWEN_PROCESSORS
+
+
+def template_options(template: str) -> dict[str, Any]:
+    """What a chat template is told: one that opens or closes a thought by itself is not to, for the prompt asks for one."""
+    return {"enable_thinking": False} if "enable_thinking" in template else {}
 
 
 def load_tokenizer(source: str) -> Any:
@@ -99,18 +123,24 @@ def _processor_template(source: str) -> str:
 
 
 def load_image_processor(source: str, min_pixels: int | None = None, max_pixels: int | None = None) -> Any:
-    """The image processor; areas in pixels, None keeps the checkpoint's own. Raises OptionError."""
-    from transformers import AutoImageProcessor
-
-    with loading(source, "the image processor", "copy preprocessor_config.json from the published checkpoint"):
-        # Always Pillow's resize: torchvision's differs by grey levels, and answers would depend on what is installed.
-        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
+    """Qwen2-VL's image processor; areas in pixels, None keeps the checkpoint's own. Raises OptionError."""
+    processor = open_image_processor(source)
     own = ResizeRule.from_settings(processor.to_dict())
     low = own.min_pixels if min_pixels is None else min_pixels
     high = own.max_pixels if max_pixels is None else max_pixels
     ResizeRule(own.factor, low, high)
     processor.size = type(processor.size)(shortest_edge=low, longest_edge=high)
     return processor
+
+
+def open_image_processor(source: str) -> Any:
+    """The image processor of any checkpoint as it is saved. Raises OptionError."""
+    from transformers import AutoImageProcessor
+
+    with loading(source, "the image processor", "copy preprocessor_config.json from the published checkpoint"):
+        # Pillow's resize where there is one: torchvision's differs by grey levels, and answers would depend on what is
+        # installed.
+        return AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
 
 
 def load_model(source: str, dtype: str, device: Any) -> Any:

@@ -1,7 +1,7 @@
-"""A local or hub checkpoint of the Qwen2-VL, Qwen2.5-VL or Qwen3-VL classes, run by transformers.
+"""A local or hub checkpoint of any class that transformers' `AutoModelForImageTextToText` knows.
 
-The image tokens are laid out from the image processor's grid. Where targets are held against one reference, the prompt up to
-that reference is encoded once (prefix.py).
+Qwen-VL's image tokens are laid out here, from the image processor's grid; other models' inputs are made by their own processor
+(processors.py). Where targets are held against one reference, the prompt up to that reference is encoded once (prefix.py).
 
 Knows nothing of how a box is written; `answers` does.
 """
@@ -21,18 +21,20 @@ from differad.answers.parsing import Frame
 from differad.answers.prompts import SYSTEM, prompt_text
 from differad.answers.resize import ResizeRule
 from differad.core import Location, Pair
-from differad.errors import DifferadError, LocatorError, OptionError
+from differad.errors import DifferadError, ImageError, LocatorError, OptionError
 from differad.images import RGB, digest, read_images
 from differad.locators.base import Outcome
 from differad.locators.chat import Reply, to_location, user_content
 from differad.locators.checkpoints import (
     choose_device,
+    is_qwen,
     load_config,
     load_image_processor,
     load_model,
     load_tokenizer,
     require_packages,
     resolve,
+    template_options,
 )
 from differad.locators.comparable import doubt_normal
 from differad.locators.remembered import Remembered
@@ -120,21 +122,35 @@ class LocalLocator:
         self.revision = getattr(self._config, "_commit_hash", None)
         self._format = answer_format(self.options.family or family_of(self._config.model_type))
         self._device = choose_device(self.options.device)
-        self._tokenizer = load_tokenizer(source)
-        self._image_processor = load_image_processor(source, self.options.min_pixels, self.options.max_pixels)
-        self._rule = ResizeRule.from_settings(self._image_processor.to_dict())
+        self._processor: Any = None
+        self._rule: ResizeRule | None = None
+        if is_qwen(self._config):
+            self._tokenizer = load_tokenizer(source)
+            self._image_processor = load_image_processor(source, self.options.min_pixels, self.options.max_pixels)
+            self._rule = ResizeRule.from_settings(self._image_processor.to_dict())
+        else:
+            from differad.locators.processors import load_processor
+
+            self._processor = load_processor(source, self._config, self.options.min_pixels, self.options.max_pixels)
+            self._tokenizer = self._processor.tokenizer
         self._set_up(load_model(source, self.options.dtype, self._device))
 
     def _set_up(self, model: Any) -> None:
         """What follows from the parts that are loaded."""
+        if self._rule is None and self._format.space == "resized":
+            raise OptionError(
+                f"{self.name}: family {self._format.family!r} answers in pixels of the resized image, which the processor of "
+                f"model type {self._config.model_type!r} does not tell; pass another --family"
+            )
         self._model = model
-        self._image_token = self._tokenizer.convert_ids_to_tokens(self._config.image_token_id)
+        if self._processor is None:
+            self._image_token = str(self._tokenizer.convert_ids_to_tokens(self._config.image_token_id))
         self._prompt = self._render_prompt()
         self._prefixes: Remembered[bytes, Prefix] = Remembered(self.options.remember_prefixes)
         self._seen: Remembered[bytes, bool] = Remembered(_SEEN)
         self._spelling: Spelling | None = None
         # The embedded policy's tokens of a reference depend on the target.
-        one_by_one = self._config.model_type != TINY_MODEL_TYPE
+        one_by_one = self._processor is None and self._config.model_type != TINY_MODEL_TYPE
         # None until a reference comes again.
         self._keeps: bool | None = None if one_by_one and self.options.remember_prefixes > 0 else False
 
@@ -218,29 +234,40 @@ class LocalLocator:
         return to_location(reply, self._format, self.name, seconds)
 
     def _prepare(self, reference: RGB, target: RGB) -> Prepared:
-        sizes = [self._rule.resized(picture.shape[1], picture.shape[0]) for picture in (reference, target)]
-        frame = Frame(target.shape[1], target.shape[0], resized=sizes[1])
+        sizes = [(picture.shape[1], picture.shape[0]) for picture in (reference, target)]
+        if self._rule is not None:
+            sizes = [self._rule.resized(*size) for size in sizes]
+        frame = Frame(target.shape[1], target.shape[0], resized=None if self._rule is None else sizes[1])
         key = digest(reference)
         seed = zlib.crc32(str(self.options.seed).encode(), zlib.crc32(target.tobytes(), zlib.crc32(key)))
         area = sum(width * height for width, height in sizes)
         return Prepared(reference, target, key, area, frame, seed)
 
     def _render_prompt(self) -> str:
+        if self._processor is not None:
+            from differad.locators.processors import render_prompt
+
+            return render_prompt(self._processor, self.name, prompt_text(self._format))
         slot = {"type": "image"}
         messages = [
             {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
             {"role": "user", "content": user_content(prompt_text(self._format), slot, slot)},
         ]
-        text = str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        template = self._tokenizer.chat_template
+        text = str(
+            self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **template_options(str(template))
+            )
+        )
         if text.count(self._image_token) != 2:
             raise OptionError(
                 f"{self.name}: its chat template lays out {text.count(self._image_token)} pictures of 2; "
-                "copy the published chat template of a Qwen-VL checkpoint into the folder"
+                "copy the chat template of a published checkpoint of its family into the folder"
             )
         return text
 
-    def _answer(self, batch: list[Prepared], shares: bool) -> list[Reply | LocatorError]:
-        """One outcome each; a batch that does not fit into memory is halved until it does."""
+    def _answer(self, batch: list[Prepared], shares: bool) -> list[Reply | DifferadError]:
+        """One outcome each; a batch that does not fit into memory, or that holds what is refused, is halved until it does."""
         import torch
 
         try:
@@ -248,6 +275,9 @@ class LocalLocator:
         except torch.cuda.OutOfMemoryError:
             if len(batch) == 1:
                 return [LocatorError(f"{self.name}: one pair does not fit into memory; lower max_pixels")]
+        except ImageError as error:
+            if len(batch) == 1:
+                return [error]
         half = len(batch) // 2
         return self._answer(batch[:half], shares) + self._answer(batch[half:], shares)
 
@@ -262,6 +292,26 @@ class LocalLocator:
 
     def _whole(self, batch: list[Prepared], processors: list[Any]) -> Any:
         """New tokens (B, C) after prompts that are encoded whole."""
+        inputs = self._laid_out(batch) if self._processor is None else self._processed(batch)
+        output = self._model.generate(**inputs, generation_config=self._generation(), logits_processor=processors)
+        return output[:, inputs["input_ids"].shape[1] :]
+
+    def _processed(self, batch: list[Prepared]) -> dict[str, Any]:
+        """The model's inputs as its own processor makes them."""
+        found = self._processor(
+            text=[self._prompt] * len(batch),
+            images=[[item.reference, item.target] for item in batch],
+            padding=True,
+            input_data_format="channels_last",
+            return_tensors="pt",
+        )
+        return {
+            name: value.to(self._device, self._model.dtype if value.is_floating_point() else None)
+            for name, value in found.items()
+        }
+
+    def _laid_out(self, batch: list[Prepared]) -> dict[str, Any]:
+        """The model's inputs, image tokens laid out from the images' grids."""
         patches, grids, counts = self._look([picture for item in batch for picture in (item.reference, item.target)])
         before, between, after = self._prompt.split(self._image_token)
         ids, mask, types = self._encode(
@@ -270,16 +320,13 @@ class LocalLocator:
                 for first, second in zip(counts[::2], counts[1::2], strict=True)
             ]
         )
-        output = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            mm_token_type_ids=types,
-            pixel_values=patches,
-            image_grid_thw=grids,
-            generation_config=self._generation(),
-            logits_processor=processors,
-        )
-        return output[:, ids.shape[1] :]
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "mm_token_type_ids": types,
+            "pixel_values": patches,
+            "image_grid_thw": grids,
+        }
 
     def _after_prefix(self, batch: list[Prepared], processors: list[Any]) -> Any:
         """New tokens (B, C) after prompts whose beginning, up to the reference, is encoded once and kept."""

@@ -33,6 +33,8 @@ def obstacle(model: Any, *, cached: bool = True) -> str | None:
         return f"{type(model).__name__} tells no positions of pictures (get_rope_index)"
     if not hasattr(model.model, "visual") or "mm_encoder_outputs" not in signature(type(model).forward).parameters:
         return f"{type(model).__name__} takes no image features (mm_encoder_outputs)"
+    if not keeps_all(model):
+        return f"{type(model).__name__} has layers that do not keep the keys and values of every token"
     if (
         cached
         and model.training

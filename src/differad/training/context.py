@@ -26,8 +26,14 @@ def longest_prompt(dataset: Dataset, tokenizer: Any) -> int:
 def vllm_context(given: int | None, answer: int, dataset: Dataset, tokenizer: Any) -> int:
     """Tokens of the context that vLLM is to hold, `answer` of them for what it writes; `given` is the recipe's own.
 
-    Raises OptionError where the recipe's is too short.
+    Raises OptionError where the recipe's is too short, or where it has none and the tokens of images are not known.
     """
+    if any(tokens is None for tokens in dataset.with_format(None)["image_tokens"]):
+        if given is None:
+            raise OptionError(
+                "grpo.vllm.max_model_length: how many tokens this model's images take is not known beforehand; give it"
+            )
+        return given
     needed = longest_prompt(dataset, tokenizer) + answer
     if given is not None and given < needed:
         raise OptionError(

@@ -36,14 +36,21 @@ _SIZES = ((0.005, "a speck"), (0.02, "small"), (0.1, "of medium size"), (1.01, "
 
 @dataclass(frozen=True)
 class Speech:
-    """How a checkpoint writes boxes: its family's format, and the resize of its own image processor."""
+    """How a checkpoint writes boxes: its family's format, and the resize of its image processor where that is known."""
 
     format: AnswerFormat
-    rule: ResizeRule
+    rule: ResizeRule | None
 
     def frame(self, width: int, height: int) -> Frame:
         """The target of that size in pixels, as the checkpoint sees it. Raises ImageError for a shape it refuses."""
-        return Frame(width, height, resized=self.rule.resized(width, height))
+        return Frame(width, height, resized=None if self.rule is None else self.rule.resized(width, height))
+
+    def image_tokens(self, *frames: Frame) -> int | None:
+        """Tokens that images of these frames take in a prompt; None where the resize is not known."""
+        if self.rule is None:
+            return None
+        sizes = [frame.units("resized") for frame in frames]
+        return sum(width * height for width, height in sizes) // self.rule.factor**2
 
     def units(self, frame: Frame) -> tuple[int, int]:
         """Width and height of the target in the numbers that an answer is written in."""
@@ -76,7 +83,6 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
             )
         boxes = as_boxes(pair.boxes)
         frame = speech.frame(*image_size(pair.target))
-        sizes = (frame.units("resized"), speech.frame(*image_size(pair.reference)).units("resized"))
         rng = np.random.default_rng([data.seed, zlib.crc32(pair.id.encode())])
         question = training_question(rng) if data.question == "drawn" else QUESTION
         reasoning = describe(pair, frame) if data.reasoning else ""
@@ -90,7 +96,7 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
             "mask": "" if pair.mask is None else str(pair.mask),
             "boxes": boxes.tolist(),
             "question": prompt_text(speech.format, question),
-            "image_tokens": sum(width * height for width, height in sizes) // speech.rule.factor**2,
+            "image_tokens": speech.image_tokens(frame, speech.frame(*image_size(pair.reference))),
             "answer": format_answer(_largest(boxes), speech.format, frame, reasoning=reasoning),
             # What can be written, not what is true: a box put into whole numbers to the letter has IoU 1.
             "solution": (written * 1000.0 / np.array([width, height, width, height])).tolist(),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from differad.answers.formats import Order
 from differad.answers.parsing import read_answer
 from differad.boxes import Boxes, as_boxes, centers, diagonals, iou, is_degenerate, scale
 from differad.errors import OptionError
@@ -41,12 +42,12 @@ class Statements(NamedTuple):
 
 # Width and height of an answer's target in the numbers that it is written in.
 Units = tuple[float, float]
-Reading = Callable[[Sequence[str], Sequence[Units]], Statements]
+Reading = Callable[[Sequence[str], Sequence[Units], Order], Statements]
 
 
-def as_evaluated(texts: Sequence[str], units: Sequence[Units]) -> Statements:
+def as_evaluated(texts: Sequence[str], units: Sequence[Units], order: Order = "xy") -> Statements:
     """What evaluation reads: `answers.parsing.read_answer`, and of several boxes the first."""
-    parsed = [read_answer(text, (size[0], size[1])) for text, size in zip(texts, units, strict=True)]
+    parsed = [read_answer(text, (size[0], size[1]), order) for text, size in zip(texts, units, strict=True)]
     boxes = np.zeros((len(parsed), 4))
     for row, (answer, (width, height)) in enumerate(zip(parsed, units, strict=True)):
         if len(answer.boxes):
@@ -55,9 +56,11 @@ def as_evaluated(texts: Sequence[str], units: Sequence[Units]) -> Statements:
     return Statements(boxes, status == "valid", status == "normal")
 
 
-def as_published(texts: Sequence[str], units: Sequence[Units]) -> Statements:
+def as_published(texts: Sequence[str], units: Sequence[Units], order: Order = "xy") -> Statements:
     """What the authors' code reads: `rewards.read_boxes`, the first integer box inside the first `<answer>`, as written."""
     written, answered = read_boxes(texts)
+    if order == "yx":
+        written = written[:, [1, 0, 3, 2]]
     boxes = written * LARGEST / np.tile(np.asarray(units, dtype=np.float64).reshape(-1, 2), 2)
     gives_box = answered & written.any(axis=1)
     return Statements(boxes, gives_box, answered & ~gives_box)
@@ -111,16 +114,19 @@ def variant(name: str) -> Variant:
     return VARIANTS[name]
 
 
-def localize(texts: Sequence[str], truths: Sequence[ArrayLike], units: Sequence[Units], name: str) -> Outcomes:
+def localize(
+    texts: Sequence[str], truths: Sequence[ArrayLike], units: Sequence[Units], name: str, order: Order = "xy"
+) -> Outcomes:
     """Reward, IoU and miss of N answers; an unreadable one earns 0.
 
     `truths` hold the (M, 4) true boxes of each answer's target in thousandths, none for a normal one; `units` the width and
     height of the target in the numbers that its answer is written in: (1000, 1000), or the size after the processor's
-    resize. Answers are read as the variant says: as evaluation reads them, or as the published code does. On an anomalous
-    target an answer misses below IoU 0.3; on a normal one it misses by giving a box. Raises InputError for a wrong truth.
+    resize; `order` is the axis that they name first. Answers are read as the variant says: as evaluation reads them, or as
+    the published code does. On an anomalous target an answer misses below IoU 0.3; on a normal one it misses by giving a box.
+    Raises InputError for a wrong truth.
     """
     chosen = variant(name)
-    predicted, gives_box, says_normal = chosen.reading(texts, units)
+    predicted, gives_box, says_normal = chosen.reading(texts, units, order)
     boxes = [_true_boxes(truth) for truth in truths]
     is_normal = np.array([len(each) == 0 for each in boxes], dtype=np.bool_)
     reward = (is_normal & says_normal).astype(np.float64)

@@ -4,8 +4,10 @@ Stock processors of the Qwen-VL classes build a video processor, which needs tor
 Knows nothing of pairs, rewards or trainers.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,9 +19,13 @@ from transformers import AutoModelForImageTextToText, ProcessorMixin, Qwen2VLPro
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from differad.answers.formats import answer_format, family_of
+from differad.answers.prompts import prompt_text
 from differad.answers.resize import ResizeRule
+from differad.errors import OptionError
 from differad.locators import checkpoints
 from differad.locators.local import LocalLocator, LocalOptions
+from differad.locators.packed_images import is_packed, read_rows
+from differad.locators.processors import load_processor, render_prompt
 from differad.training.data import Speech
 from differad.training.recipe import Lora, Model
 from differad.training.scratch import build_scratch
@@ -84,7 +90,7 @@ class Source:
 
     path: str
     config: Any
-    processor: PairProcessor
+    processor: Any
     speech: Speech
 
 
@@ -101,13 +107,19 @@ def open_source(model: Model, out: Path, seed: int) -> Source:
     else:
         path = checkpoints.resolve(str(model.checkpoint))
     config = checkpoints.load_config(path)
+    spoken = answer_format(model.family or family_of(config.model_type))
+    if not checkpoints.is_qwen(config):
+        own = load_processor(path, config, model.min_pixels, model.max_pixels)
+        own.by_row = is_packed(own.image_processor)
+        render_prompt(own, path, prompt_text(spoken))  # a template that cannot is refused before weights are loaded
+        return Source(path, config, own, Speech(spoken, None))
     tokenizer = checkpoints.load_tokenizer(path)
     image_processor = checkpoints.load_image_processor(path, model.min_pixels, model.max_pixels)
     # What `AutoProcessor` is to make of what is saved: the stock class, as published checkpoints name it.
     tokenizer._set_processor_class(PROCESSOR_MAPPING_NAMES.get(config.model_type, Qwen2VLProcessor.__name__))
     processor = PairProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
     rule = ResizeRule.from_settings(image_processor.to_dict())
-    return Source(path, config, processor, Speech(answer_format(family_of(config.model_type)), rule))
+    return Source(path, config, processor, Speech(spoken, rule))
 
 
 def load_model(source: Source, model: Model) -> Any:
@@ -119,21 +131,44 @@ def load_model(source: Source, model: Model) -> Any:
         loaded = AutoModelForImageTextToText.from_pretrained(
             source.path, trust_remote_code=False, use_safetensors=True, **options
         )
+    if getattr(source.processor, "by_row", False):
+        read_rows(loaded)
     if model.freeze_vision:
-        loaded.model.visual.requires_grad_(False)
+        freeze_vision(loaded)
     return loaded
 
 
-def lora_config(lora: Lora | None) -> LoraConfig | None:
-    """peft's configuration of the recipe's adapters: the named layers of the language model, not of the vision tower."""
+def freeze_vision(model: Any) -> None:
+    """Keep the image encoder's weights as they are. Raises OptionError for a model that names none."""
+    encoder = model.get_encoder(modality="image")
+    if encoder in (model, model.base_model):
+        raise OptionError(
+            f"model.freeze_vision: {type(model).__name__} names no image encoder; pass model.freeze_vision=false"
+        )
+    encoder.requires_grad_(False)
+
+
+def lora_config(lora: Lora | None, model: Any) -> LoraConfig | None:
+    """peft's configuration of the recipe's adapters: the named layers of the language model, not of the vision tower.
+
+    Raises OptionError where the language model has none of them.
+    """
     if lora is None:
         return None
-    names = "|".join(lora.targets)
+    decoder = model.get_decoder()
+    within = next(name for name, module in model.named_modules() if module is decoder)
+    pattern = rf"{re.escape(within)}\.(.*\.)?({'|'.join(map(re.escape, lora.targets))})"
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    if not any(re.fullmatch(pattern, name) for name in layers):
+        linear = sorted({name.rpartition(".")[2] for name in layers if name.startswith(f"{within}.")})
+        raise OptionError(
+            f"model.lora.targets: none in {type(model).__name__}; its linear layers are {', '.join(linear)}"
+        )
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=rf".*language_model.*\.({names})",
+        target_modules=pattern,
         task_type="CAUSAL_LM",
     )
 
@@ -156,6 +191,10 @@ class LiveLocator(LocalLocator):
         self._config = source.config
         self._format = source.speech.format
         self._device = model.device
+        self._processor = None
+        if not checkpoints.is_qwen(source.config):
+            self._processor = copy(source.processor)
+            self._processor.by_row = False
         self._tokenizer = source.processor.tokenizer
         self._image_processor = source.processor.image_processor
         self._rule = source.speech.rule

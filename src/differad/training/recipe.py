@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from differad.answers.formats import FORMATS
 from differad.errors import OptionError
 from differad.training.localization import DEFAULT_VARIANT, VARIANTS
 
@@ -71,21 +72,36 @@ class Lora(Section):
     rank: Positive = 16
     alpha: Positive = 32
     dropout: Share = 0.0
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    # By the names that they have in the families; what a model lacks is passed over.
+    targets: tuple[str, ...] = (
+        *("q_proj", "k_proj", "v_proj", "o_proj", "out_proj"),
+        *("gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3"),
+        *("in_proj", "in_proj_qkv", "in_proj_z"),
+    )
 
 
 class Model(Section):
-    """The policy that the run starts from: a checkpoint's folder, a hub id, or one made from scratch."""
+    """The policy that the run starts from: a checkpoint's folder, a hub id, or one made from scratch.
+
+    `family` is the format that it answers in, where its model type does not tell.
+    """
 
     checkpoint: str | None = None
     scratch: Scratch | None = None
     tiny: Tiny | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     attention: str | None = None
+    family: str | None = None
     freeze_vision: bool = True
     lora: Lora | None = None
     min_pixels: Positive | None = None
     max_pixels: Positive | None = None
+
+    @model_validator(mode="after")
+    def _known_family(self) -> Self:
+        if self.family is not None and self.family not in FORMATS:
+            raise ValueError(f"family {self.family!r} is not known; expected one of {', '.join(FORMATS)}")
+        return self
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:

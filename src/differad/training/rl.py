@@ -18,7 +18,9 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import utils as trl_utils
 
+from differad.answers.formats import AnswerFormat
 from differad.errors import OptionError
+from differad.locators.packed_images import into_strip, read_rows
 from differad.rewards import format_scores
 from differad.training.advantages import adaptive_weights, count_terms, is_uninformative, rows_of
 from differad.training.callbacks import FirstLine
@@ -36,7 +38,7 @@ Reward = Callable[..., list[float]]
 # Completion ids of each row, and the log-probabilities that they were drawn with where the engine tells them.
 Answers = tuple[list[list[int]], list[list[float]] | None]
 Value = TypeVar("Value", int, float)
-_BY_PICTURE = ("pixel_values", "image_grid_thw")
+_BY_GRID = ("pixel_values", "image_grid_thw")
 # Per-token values of a dropped answer that TRL computed before its mask went; 0 keeps exp() of them harmless.
 _PER_TOKEN = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")
 
@@ -58,10 +60,11 @@ class Draw:
 class AnswerReader:
     """Turns completion ids into what rewards read: the text up to its end token, special tokens kept.
 
-    TRL's own text drops special tokens, and box tags may be among them.
+    TRL's own text drops special tokens, and box tags may be among them. `format` is how the policy writes boxes.
     """
 
-    def __init__(self, tokenizer: Any, end_ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Any, end_ids: Sequence[int], answer_format: AnswerFormat) -> None:
+        self.format = answer_format
         self._tokenizer = tokenizer
         self._ends = {*end_ids, tokenizer.pad_token_id}
 
@@ -77,12 +80,13 @@ def make_rewards(reader: AnswerReader, name: str) -> list[Reward]:
     """The two rewards as TRL calls them: `format_reward`, then `localization_reward` by its name in `VARIANTS`."""
 
     def format_reward(completion_ids: Sequence[Sequence[int]], **_columns: Any) -> list[float]:
-        return [float(value) for value in format_scores(reader(completion_ids))]
+        return [float(value) for value in format_scores(reader(completion_ids), reader.format)]
 
     def localization_reward(
         completion_ids: Sequence[Sequence[int]], solution: Sequence[Any], units: Sequence[Any], **_columns: Any
     ) -> list[float]:
-        return [float(value) for value in localize(reader(completion_ids), solution, units, name).reward]
+        order = reader.format.syntax.order
+        return [float(value) for value in localize(reader(completion_ids), solution, units, name, order).reward]
 
     return [format_reward, localization_reward]
 
@@ -133,6 +137,8 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
         """Draw answers; draw the groups that teach nothing again, up to the recipe's limit, all ranks in step."""
 
         def draw(rows: list[int]) -> Answers:
+            if len(rows) == len(prompt_ids):
+                return self._draw_answers(prompt_ids, images, multimodal_fields, num_generations)
             chosen = [images[row] for row in rows] if images is not None else None
             fields = take_rows(multimodal_fields, images, rows)
             return self._draw_answers([prompt_ids[row] for row in rows], chosen, fields, num_generations)
@@ -150,7 +156,8 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
                 break
             redraws += stuck.cpu()
             rows = rows_of(stuck, self.num_generations, self.accelerator.process_index, len(prompt_ids))
-            answers = splice(answers, rows, self._redraw(draw, rows, len(prompt_ids)))
+            together = not can_take_rows(multimodal_fields, images)
+            answers = splice(answers, rows, self._redraw(draw, rows, len(prompt_ids), together))
         self._draw = Draw(localization, overlap, missed, redraws, stuck)
         return answers
 
@@ -158,16 +165,18 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
         self, prompt_ids: list[list[int]], images: list[Any] | None, fields: dict[str, Any], num_generations: int
     ) -> Answers:
         """One draw for the given prompts, as TRL makes it."""
+        fields = into_strip(fields) if getattr(self.processing_class, "by_row", False) else fields
         answers: Answers = super()._generate_single_turn(prompt_ids, images, fields, num_generations)
         return answers
 
-    def _redraw(self, draw: Callable[[list[int]], Answers], rows: list[int], count: int) -> Answers:
+    def _redraw(self, draw: Callable[[list[int]], Answers], rows: list[int], count: int, together: bool) -> Answers:
         """New answers for `rows`; a rank without any draws one for nothing, for generation is a collective act.
 
-        A vLLM that serves several ranks splits its answers evenly among them, so there the whole batch is drawn.
+        A vLLM that serves several ranks splits its answers evenly among them, so there the whole batch is drawn, and so it
+        is where rows only go `together`.
         """
         shared = self.use_vllm and (self.vllm_mode == "server" or self.vllm_tensor_parallel_size > 1)
-        drawn = list(range(count)) if shared else rows or [0]
+        drawn = list(range(count)) if shared or together else rows or [0]
         answers, logps = draw(drawn)
         kept = [drawn.index(row) for row in rows]
         return [answers[place] for place in kept], None if logps is None else [logps[place] for place in kept]
@@ -183,7 +192,8 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
 
     def _outcomes(self, answers: list[list[int]]) -> Outcomes:
         truths, units = ([row[name] for row in self._rows] for name in ("solution", "units"))
-        return localize(self._reader(answers), truths, units, self._grpo.reward)
+        order = self._reader.format.syntax.order
+        return localize(self._reader(answers), truths, units, self._grpo.reward, order)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = inputs
@@ -243,12 +253,24 @@ class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
             self._metrics["train"][name].append(float(value))
 
 
+def can_take_rows(fields: dict[str, Any], images: list[Any] | None) -> bool:
+    """Whether the model's extra inputs say which of their parts belongs to a row: tiles of all images end to end do not."""
+    if images is None or all(name in fields for name in _BY_GRID):
+        return True
+    return all(len(value) in (len(images), sum(map(len, images))) for value in fields.values())
+
+
 def take_rows(fields: dict[str, Any], images: list[Any] | None, rows: list[int]) -> dict[str, Any]:
-    """The model's extra inputs of some rows: patches go by picture, per-token lists by row."""
+    """The model's extra inputs of some rows: patches go by their image's grid, others by row or by image."""
     if images is None or "pixel_values" not in fields:
         return {name: _take(value, rows) for name, value in fields.items()}
-    tensors = {name: torch.as_tensor(np.asarray(fields[name])) for name in _BY_PICTURE}
-    split = trl_utils.split_pixel_values_by_grid({**fields, **tensors, "num_images": [len(each) for each in images]})
+    counts = [len(each) for each in images]
+    if "image_grid_thw" not in fields:
+        starts = np.cumsum([0, *counts])
+        of_images = [number for row in rows for number in range(starts[row], starts[row + 1])]
+        return {name: _take(value, rows if len(value) == len(images) else of_images) for name, value in fields.items()}
+    tensors = {name: torch.as_tensor(np.asarray(fields[name])) for name in _BY_GRID}
+    split = trl_utils.split_pixel_values_by_grid({**fields, **tensors, "num_images": counts})
     chosen = {name: _take(value, rows) for name, value in split.items() if name != "num_images"}
     return dict(trl_utils.unsplit_pixel_values_by_grid(chosen))
 
@@ -314,17 +336,20 @@ def build_trainer(
         )
     model = load_model(source, recipe.model)
     ends = model.generation_config.eos_token_id
-    reader = AnswerReader(tokenizer, [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id])
+    ends = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
+    reader = AnswerReader(tokenizer, ends, source.speech.format)
     trainer = kind(
         model=model,
         args=config,
         train_dataset=dataset,
         processing_class=source.processor,
-        peft_config=lora_config(recipe.model.lora),
+        peft_config=lora_config(recipe.model.lora, model),
         callbacks=callbacks,
         grpo=recipe.grpo,
         reader=reader,
     )
+    if getattr(source.processor, "by_row", False) and trainer.ref_model is not None:
+        read_rows(trainer.accelerator.unwrap_model(trainer.ref_model))
     trainer.add_callback(FirstLine(trainer.sharing_line))
     return trainer
 

@@ -44,12 +44,13 @@ def train_sft(recipe: SftRecipe, *, resume: bool = False) -> dict[str, Any]:
     def build(source: Source, callbacks: list[Any]) -> PairSftTrainer:
         # A prompt must not lose its picture slots to a length limit.
         config = trainer_config(SFTConfig, recipe, max_length=None, completion_only_loss=True)
+        model = load_model(source, recipe.model)
         trainer = PairSftTrainer(
-            model=load_model(source, recipe.model),
+            model=model,
             args=config,
             train_dataset=build_dataset(recipe.data, source.speech, with_answer=True),
             processing_class=source.processor,
-            peft_config=lora_config(recipe.model.lora),
+            peft_config=lora_config(recipe.model.lora, model),
             callbacks=callbacks,
         )
         if isinstance(source.processor.image_processor, EvidenceProcessor):
