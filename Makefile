@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 
 # The two ends of what pyproject.toml allows, each in an environment of its own, by uv, which can take the lowest releases. On Linux,
 # UV_TORCH_BACKEND=cpu saves some 4 GB of CUDA libraries where PyTorch's own index can be reached.
-NEWEST_PYTHON ?= $(firstword $(foreach one,python3.14 python3.13 $(PYTHON),$(if $(filter yes,$(shell $(one) -c 'print("yes")' 2>&1)),$(one))))
+NEWEST_PYTHON ?= $(firstword $(foreach one,python3.14 python3.13 $(PYTHON),$(if $(shell { $(one) -c pass && echo yes; } 2>/dev/null),$(one))))
 EXTRAS := local,openai,data,ray,train,test
 EDGE_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --durations 5 $(BORDER)
 
