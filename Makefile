@@ -5,7 +5,33 @@ BIN := $(VENV)/bin
 # The pinned set that CI runs; without it pip takes the newest releases that pyproject.toml allows.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test lint clean
+# The two ends of what pyproject.toml allows, each in an environment of its own, by uv, which can take the lowest releases. On Linux,
+# UV_TORCH_BACKEND=cpu saves some 4 GB of CUDA libraries where PyTorch's own index can be reached.
+NEWEST_PYTHON ?= $(firstword $(foreach one,python3.14 python3.13 $(PYTHON),$(if $(shell { $(one) -c pass && echo yes; } 2>/dev/null),$(one))))
+EXTRAS := local,openai,data,ray,train,test
+EDGE_TESTS = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --durations 5 $(BORDER)
+
+# What touches a library at its border. The rest of the suite tests what lies within.
+BORDER := tests/test_packaging.py
+BORDER += tests/test_images.py tests/data/test_masks.py       # OpenCV, Pillow, tifffile, imagecodecs, numpy: files
+BORDER += tests/data/test_shapes.py tests/data/sources/test_coco_labels.py  # pycocotools, pydantic: labels
+BORDER += tests/data/test_shards.py tests/data/test_recipe.py # pyarrow, PyYAML
+BORDER += tests/cli/test_cli.py tests/cli/test_exchange.py    # typer; every embedded locator: OpenCV, threadpoolctl, portalocker
+BORDER += tests/test_progress.py tests/cli/test_table.py      # rich
+BORDER += tests/evaluation/test_report.py                     # jinja2
+BORDER += tests/synthesis/test_run_of_synthesis.py::test_ray_leaves_the_same_bytes  # ray
+BORDER += tests/locators/test_server.py::test_transformers_serve_answers_in_pixels_of_the_target  # openai, fastapi, uvicorn
+BORDER += tests/locators/test_local.py::test_boxes_are_pixels_of_the_original_target  # transformers: processors, generation
+BORDER += tests/locators/test_local.py::test_a_kept_prefix_changes_no_answer           # … its caches
+BORDER += tests/training/test_data.py                         # datasets
+BORDER += tests/training/test_runs.py::test_a_cold_start_writes_what_it_should         # TRL, accelerate, safetensors, tensorboard
+BORDER += tests/training/test_runs.py::test_adapters_are_merged_into_what_is_exported  # PEFT
+BORDER += tests/training/test_runs.py::test_every_family_takes_a_step_and_answers_alike_from_memory_and_disk
+BORDER += tests/training/test_rl.py::test_log_probabilities_belong_to_the_final_tokens  # TRL's rollout
+BORDER += tests/training/test_rl.py::test_two_processes_agree_with_one                 # torch.distributed
+BORDER += tests/training/test_sharing.py::test_draws_losses_and_gradients_equal_trls   # torch, transformers and TRL from within
+
+.PHONY: demo test test-lowest test-newest lint clean
 
 demo: $(VENV)/.core
 	$(BIN)/differad locate examples/board_good.png examples/board_defect.png --save demo/overlay.png
@@ -27,8 +53,27 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) --editable '.[local,openai,data,ray,train,test]'
+	$(PIP) --editable '.[$(EXTRAS)]'
+	touch $@
+
+# The lowest releases that pyproject.toml names; what those need in turn is the newest that fits.
+test-lowest: .venv-lowest/.test
+	$(call EDGE_TESTS,.venv-lowest)
+
+# The newest releases of the day, so it is installed anew each time. Where it fails, the last lines name what differs from CI's set.
+test-newest:
+	$(NEWEST_PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --disable-pip-version-check --quiet uv
+	.venv-newest/bin/uv pip install --python .venv-newest --editable '.[$(EXTRAS)]'
+	.venv-newest/bin/python scripts/versions.py
+	@$(call EDGE_TESTS,.venv-newest) || { .venv-newest/bin/python scripts/versions.py --against constraints.txt; exit 1; }
+
+.venv-lowest/.test: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --disable-pip-version-check --quiet uv
+	.venv-lowest/bin/uv pip install --python .venv-lowest --resolution lowest-direct --editable '.[$(EXTRAS)]'
+	.venv-lowest/bin/python scripts/versions.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) .venv-lowest .venv-newest demo build dist

@@ -53,6 +53,10 @@ for _name, (_command, _go_on) in COMMANDS.items():
     app.command(_name)(with_output_options(_command, _go_on))
 app.add_typer(train_app, name="train")
 
+# Releases of typer name the base of their errors differently (click's own, a copy of it, TyperException); a bad
+# parameter descends from it in all of them: its last class before Exception, BaseException and object.
+_USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[-4]
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -85,7 +89,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         except DifferadError as error:
             LOGGER.debug("origin:", exc_info=error)
             return _fail(str(error), error.exit_code)
-        except typer.TyperException as error:
+        except _USAGE_ERROR as error:
             return _fail(f"{error.format_message()} (differad --help shows the options)", error.exit_code)
         except (typer.Abort, KeyboardInterrupt):
             return _fail("interrupted", 130)

@@ -162,7 +162,7 @@ FOLDER_FAULTS = {
     "mask lost": lambda mask, image, good: mask.unlink() or image.name,
     "image lost": lambda mask, image, good: image.unlink() or mask.name,
     "two masks": lambda mask, image, good: (
-        mask.with_suffix(".bmp").write_bytes(mask.read_bytes()) and mask.stem + ".bmp"
+        mask.with_suffix(".tif").write_bytes(mask.read_bytes()) and mask.stem + ".tif"
     ),
     "two images": lambda mask, image, good: image.with_suffix(".bmp").write_bytes(image.read_bytes()) and image.name,
     "copy": lambda mask, image, good: good.with_name("copy.png").write_bytes(image.read_bytes()) and "copy.png",
