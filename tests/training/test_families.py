@@ -26,7 +26,7 @@ from differad.locators.processors import load_processor, render_prompt
 from differad.rewards import format_scores
 from differad.training.localization import localize
 from differad.training.loop import run_phase
-from differad.training.rl import DifficultyAwareTrainer, build_trainer
+from differad.training.rl import DifficultyAwareTrainer, build_trainer, can_take_rows, take_rows
 from differad.training.sft import train_sft
 from family_checkpoints import FAMILIES, build_family
 
@@ -75,8 +75,10 @@ class HalfRight(DifficultyAwareTrainer):
 
     def _draw_answers(self, prompt_ids, images, fields, num_generations):
         drawn, _ = super()._draw_answers(prompt_ids, images, fields, num_generations)
-        assert len(drawn) == len(prompt_ids) == len(self._rows)
+        assert len(drawn) == len(prompt_ids)
         assert all(0 < len(ids) <= 8 for ids in drawn)
+        if not self._rows:  # a trial before the run
+            return drawn, None
         form, tokenizer = self._reader.format, self.processing_class.tokenizer
         texts = []
         for number, row in enumerate(self._rows):
@@ -214,6 +216,16 @@ def test_a_processor_goes_to_a_worker_and_back(family, tmp_path):
     first, second = (each(text=[text], images=[[image, image]], return_tensors="pt") for each in (processor, again))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_rows_are_taken_by_row_or_by_image_and_not_where_tiles_lie_end_to_end():
+    images = [["a", "b"], ["c", "d"], ["e", "f"]]
+    fields = {"pixel_values": torch.arange(6), "mm_token_type_ids": [[0], [1], [2]]}
+    assert can_take_rows(fields, images)
+    chosen = take_rows(fields, images, [2, 0])
+    assert chosen["pixel_values"].tolist() == [4, 5, 0, 1]
+    assert chosen["mm_token_type_ids"] == [[2], [0]]
+    assert not can_take_rows({**fields, "pixel_values": torch.arange(18)}, images)
 
 
 def test_strips_of_patches_go_into_rows_and_back():
