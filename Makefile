@@ -20,9 +20,6 @@ BORDER += tests/cli/test_cli.py tests/cli/test_exchange.py    # typer; every emb
 BORDER += tests/test_progress.py tests/cli/test_table.py      # rich
 BORDER += tests/evaluation/test_report.py                     # jinja2
 BORDER += tests/synthesis/test_run_of_synthesis.py::test_ray_leaves_the_same_bytes  # ray
-BORDER += tests/locators/test_server.py::test_transformers_serve_answers_in_pixels_of_the_target  # openai, fastapi, uvicorn
-BORDER += tests/locators/test_local.py::test_boxes_are_pixels_of_the_original_target  # transformers: processors, generation
-BORDER += tests/locators/test_local.py::test_a_kept_prefix_changes_no_answer           # … its caches
 BORDER += tests/training/test_data.py                         # datasets
 BORDER += tests/training/test_runs.py::test_a_cold_start_writes_what_it_should         # TRL, accelerate, safetensors, tensorboard
 BORDER += tests/training/test_runs.py::test_adapters_are_merged_into_what_is_exported  # PEFT
@@ -30,6 +27,10 @@ BORDER += tests/training/test_runs.py::test_every_family_takes_a_step_and_answer
 BORDER += tests/training/test_rl.py::test_log_probabilities_belong_to_the_final_tokens  # TRL's rollout
 BORDER += tests/training/test_rl.py::test_two_processes_agree_with_one                 # torch.distributed
 BORDER += tests/training/test_sharing.py::test_draws_losses_and_gradients_equal_trls   # torch, transformers and TRL from within
+# Last: test_server.py imports its conftest by name, and the last that pytest loads is the one it finds.
+BORDER += tests/locators/test_server.py::test_transformers_serve_answers_in_pixels_of_the_target  # openai, fastapi, uvicorn
+BORDER += tests/locators/test_local.py::test_boxes_are_pixels_of_the_original_target  # transformers: processors, generation
+BORDER += tests/locators/test_local.py::test_a_kept_prefix_changes_no_answer           # … its caches
 
 .PHONY: demo test test-lowest test-newest lint clean
 
