@@ -9,7 +9,7 @@ Knows nothing of trainers or losses.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,21 +60,23 @@ def build_miniature(model: Any) -> Any:
 
 
 def in_double(model: Any) -> Any:
-    """A copy of a miniature that computes in float64."""
-    precise = copy.deepcopy(model).double()
+    """A copy of a miniature that computes in float64, on the CPU: not every accelerator has such numbers."""
+    precise = copy.deepcopy(model).cpu().double()
     precise.set_attn_implementation("sdpa")  # eager masks a pad by the least number there is, and overflows in float64
     return precise
 
 
 @contextmanager
 def same_random_state(device: torch.device) -> Iterator[None]:
-    """Give back the random numbers that are taken meanwhile: a run draws the same with a miniature and without."""
-    if device.type == "cpu":
-        forked = torch.random.fork_rng(devices=[])
-    else:
-        forked = torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
-    with forked:
-        yield
+    """Give back the random numbers of the CPU and of `device` that are taken meanwhile: what comes later draws as without."""
+    accelerator = None if device.type == "cpu" else getattr(torch, device.type)
+    state = None if accelerator is None else accelerator.get_rng_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            if accelerator is not None:
+                accelerator.set_rng_state(state)
 
 
 def _cut(config: Any) -> Any:
@@ -134,6 +136,10 @@ class Sample:
     grids: Tensor
     image_token: int
 
+    def to(self, device: torch.device) -> "Sample":
+        """The same with its tensors on a device."""
+        return replace(self, patches=self.patches.to(device), grids=self.grids.to(device))
+
     @property
     def kinds(self) -> list[list[int]]:
         """1 where a token stands for a part of an image."""
@@ -155,7 +161,7 @@ def draw_sample(model: Any, members: int, random: torch.Generator) -> Sample:
         prompts += [row] * members
         patches += [pixels] * members
         grids += [grid] * members
-    return Sample(prompts, torch.cat(patches).to(model.device), torch.cat(grids).to(model.device), token)
+    return Sample(prompts, torch.cat(patches), torch.cat(grids), token).to(model.device)
 
 
 def _words(count: int, random: torch.Generator) -> list[int]:

@@ -54,6 +54,7 @@ def _config() -> GenerationConfig:
 def _whole(model: Any, sample: Sample) -> list[Tensor]:
     """Logits (2, V) of each token that follows the second images behind the first one's beginning, prompts encoded whole."""
     logits: list[Tensor] = []
+    sample = sample.to(model.device)
     begin, ends = _cut(sample)
     ids, mask = _padded([begin + end for end in ends], sample)
     reference, targets = _images(sample)
@@ -85,13 +86,13 @@ def _behind_prefix(model: Any, sample: Sample) -> list[Tensor]:
 
 
 class _Watch:
-    """A processor of logits that notes them as they are."""
+    """A processor of logits that notes them as they are, on the CPU."""
 
     def __init__(self, logits: list[Tensor]) -> None:
         self._logits = logits
 
     def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
-        self._logits.append(scores.clone())
+        self._logits.append(scores.cpu())
         return scores
 
 

@@ -135,7 +135,7 @@ def _draw(trainer: Any, sample: Sample) -> tuple[list[list[int]], list[Tensor]]:
     """
     model, logits = trainer.model, []
     watch = model.get_output_embeddings().register_forward_hook(
-        lambda _, __, output: logits.append(output[:, -1].clone())
+        lambda _, __, output: logits.append(output[:, -1].cpu())
     )
     model.eval()
     torch.manual_seed(1)
@@ -150,6 +150,7 @@ def _draw(trainer: Any, sample: Sample) -> tuple[list[list[int]], list[Tensor]]:
 @torch.no_grad()
 def _logits(model: Any, sample: Sample, answers: list[list[int]]) -> list[Tensor]:
     """Logits (B, V) of each token of answers, in one pass over whole rows."""
+    sample = sample.to(model.device)
     ids, mask, kinds = _rows(sample, torch.tensor(answers, device=sample.patches.device))
     output = model(
         input_ids=ids,
@@ -158,7 +159,7 @@ def _logits(model: Any, sample: Sample, answers: list[list[int]]) -> list[Tensor
         pixel_values=sample.patches,
         image_grid_thw=sample.grids,
     )
-    return list(output.logits[:, -ANSWER - 1 : -1].unbind(1))
+    return list(output.logits[:, -ANSWER - 1 : -1].cpu().unbind(1))
 
 
 def _rows(sample: Sample, completions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,6 +200,7 @@ def _inputs(sample: Sample, answers: list[list[int]], random: torch.Generator) -
 def _score(trainer: Any, inputs: dict[str, Any], ways: list[bool | None]) -> _Scores:
     """What a trainer makes of answers; one loss for each of `ways`, True for whole sequences, False behind a cache."""
     model, steps = trainer.model, trainer.args.steps_per_generation
+    inputs = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     trainer._generate_and_score_completions = lambda _: dict(inputs)
     names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
     ids, mask = (
@@ -218,9 +220,9 @@ def _score(trainer: Any, inputs: dict[str, Any], ways: list[bool | None]) -> _Sc
             loss = trainer._compute_loss(model, trainer._prepare_inputs([]))
             loss.backward()
             losses[-1] += loss.item()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        gradients.append({name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None})
     said = inputs["completion_mask"].repeat(1, 2)
-    return _Scores(torch.cat([log_probs, entropies], dim=1) * said, losses, gradients)
+    return _Scores((torch.cat([log_probs, entropies], dim=1) * said).cpu(), losses, gradients)
 
 
 def _difference(found: _Scores, expected: _Scores, exact: _Scores, rounding: float) -> str | None:
