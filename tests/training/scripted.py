@@ -28,6 +28,8 @@ class ScriptedTrainer(DifficultyAwareTrainer):
         self.script, self.calls = script, 0
 
     def _draw_answers(self, prompt_ids, images, fields, num_generations):
+        if images[0][0] is None:  # the probe of prefix sharing, whose miniature has an image's patches alone
+            return super()._draw_answers(prompt_ids, images, fields, num_generations)
         pairs = [pictures[1].getpixel((0, 0))[0] for pictures in images]
         mine = [int(row["id"].removeprefix("p")) for row in self._rows]
         begin = self.accelerator.process_index * len(mine)
