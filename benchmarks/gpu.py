@@ -12,8 +12,8 @@ one after another, each in a process of its own with its share of the time:
     locate   `locate` beside plain `generate`
     policy   the embedded policy: pair features, cold start and reinforcement
 
-Each measurement is one line of OUT/results.jsonl as soon as it is made, and OUT/results.md holds all of them as tables. A stage that
-fails, or runs out of time, leaves a row with the reason, and the next one begins; OUT/STAGE.log has what it printed.
+Each measurement is one line of OUT/results.jsonl as soon as it is made, and OUT/results.md holds all of them as tables. A stage
+that fails, or runs out of time, leaves a row with the reason, and the next one begins; OUT/STAGE.log has what it printed.
 """
 
 import argparse

@@ -76,13 +76,13 @@ def apart_logits(model, prompts, tokens):
     return logits_of(model, ids, mask, cache, tokens), cache
 
 
-def grouped_logits(model, prompts, tokens):
-    """Logits of groups decoded as one sequence."""
+def grouped_logits(model, prompts, tokens, fixed=False):
+    """Logits of groups decoded as one sequence; `fixed`: in buffers of one size, as on a GPU."""
     ids, mask, kinds, pictures = prompts
     known = find_prompts(ids, mask, pictures.rows())
     cache = encode_prompts(model, Batch(ids, mask, kinds, pictures), known)
     assert can_group(model, cache)
-    with decoding_groups(model, cache, mask[known.first, :-1], MEMBERS, STEPS):
+    with decoding_groups(model, cache, mask[known.first, :-1], MEMBERS, STEPS, fixed=fixed):
         return logits_of(model, ids, mask, cache, tokens), cache
 
 
@@ -92,10 +92,11 @@ def answers(prompts):
     return torch.randint(5, 60, (len(prompts[0]), STEPS - 1), generator=torch.Generator().manual_seed(1))
 
 
-def compare(model, prompts, answers, half):
+def compare(model, prompts, answers, half, fixed=False):
     """Both ways against float64; returns the largest error allowed, the logits and the caches of both."""
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        (expected, repeated), (found, kept) = (way(model, prompts, answers) for way in (apart_logits, grouped_logits))
+        expected, repeated = apart_logits(model, prompts, answers)
+        found, kept = grouped_logits(model, prompts, answers, fixed)
     exact, _ = apart_logits(copy.deepcopy(model).double(), prompts, answers)
     # A product in half precision is rounded once, whatever its length.
     terms, dtype = (1, "bfloat16") if half else (HIDDEN, "float32")
@@ -113,6 +114,18 @@ def test_every_step_has_the_logits_of_rows_of_their_own(model, prompts, answers,
     kept, repeated = (sum(layer.keys.numel() for layer in cache.layers) for cache in (kept, repeated))
     prompt = prompts[0].shape[1] - 1
     assert kept / repeated == (prompt + MEMBERS * STEPS) / (MEMBERS * (prompt + STEPS))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("half", [False, True])
+def test_buffers_of_one_size_give_the_same_logits(model, prompts, answers, half):
+    """The way that a GPU records, step by step as it is."""
+    allowed, found, kept, _ = compare(model, prompts, answers, half, fixed=True)
+    apart = (found[1:, 0] - found[1:, 1]).double().pow(2).mean(dim=-1).sqrt()
+    assert apart.min() > allowed
+    columns = prompts[0].shape[1] - 1 + MEMBERS * STEPS
+    assert kept.layers[0].keys.shape[2] == -(-columns // 8) * 8
+    assert "forward" not in vars(model.get_decoder())
 
 
 def sees_one_token_of_another(sees):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache
@@ -54,6 +55,15 @@ def with_capacity(cache: DynamicCache, of_row: Tensor, capacity: int) -> None:
 def with_groups(cache: DynamicCache, members: int, capacity: int) -> None:
     """Turn a cache of U prompts into one of U groups of `members` rows, `capacity` tokens each at most."""
     cache.layers = [GroupCacheLayer(*states, members, capacity) for states in keys_and_values(cache)]
+
+
+def with_fixed_groups(cache: DynamicCache, members: int, capacity: int) -> "Steps":
+    """As `with_groups`, in buffers that never change their size; returns what says which of their columns are written."""
+    states = keys_and_values(cache)
+    prompt = int(states[0][0].shape[2])
+    steps = Steps(prompt, members, capacity, states[0][0].device)
+    cache.layers = [FixedGroupCacheLayer(*each, steps) for each in states]
+    return steps
 
 
 def set_rope_deltas(model: Any, deltas: Tensor) -> None:
@@ -130,6 +140,55 @@ class GroupCacheLayer(DynamicLayer):  # type: ignore[misc] # of unknown type
     def get_seq_length(self) -> int:
         """Tokens of a row: its prompt's and its own."""
         return self._prompt + (self._end - self._prompt) // self._members
+
+
+class Steps:
+    """The columns of a cache of fixed size: those of U prompts (0 to `prompt`), then `members` columns for each step.
+
+    `index` (members,) are the columns of the step at hand, on the device, for a recorded step cannot be told another number.
+    """
+
+    def __init__(self, prompt: int, members: int, capacity: int, device: torch.device) -> None:
+        self.prompt, self.members = prompt, members
+        # Kernels take masks whose rows begin at a multiple of 16 bytes.
+        self.columns = -(-(prompt + members * capacity) // 8) * 8
+        self.index = torch.arange(prompt, prompt + members, device=device)
+        self.taken = 0
+
+    def advance(self) -> None:
+        """On the device: go on to the columns of the next step."""
+        self.index += self.members
+
+    def count(self) -> None:
+        """On the host: one more step is taken."""
+        self.taken += 1
+
+    def rewind(self) -> None:
+        """Back to the first step."""
+        self.index.copy_(torch.arange(self.prompt, self.prompt + self.members, device=self.index.device))
+        self.taken = 0
+
+
+class FixedGroupCacheLayer(DynamicLayer):  # type: ignore[misc] # of unknown type
+    """As `GroupCacheLayer`; keys and values always have all columns, and a mask has to hide those that are not written."""
+
+    def __init__(self, keys: Tensor, values: Tensor, steps: Steps) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._steps = steps
+        more = steps.columns - keys.shape[2]
+        self.keys, self.values = (functional.pad(states, (0, 0, 0, more)) for states in (keys, values))
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values (U, heads, columns, size) with one more token of each row (U * members, heads, 1, size) in them."""
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            rows = states.unflatten(0, (-1, self._steps.members))[..., 0, :].transpose(1, 2)
+            buffer.index_copy_(2, self._steps.index, rows.to(buffer.dtype))
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Tokens of a row: its prompt's and its own."""
+        return self._steps.prompt + self._steps.taken
 
 
 def _extended(states: Tensor, capacity: int) -> Tensor:

@@ -9,7 +9,7 @@ Knows nothing of pictures, rewards or trainers. Raises nothing of its own.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from differad.locators import transformers_hooks as hooks
+from differad.training.recorded import RecordedStep, stepping
 
 # What the text model's attention is called meanwhile; masks of transformers are made for attentions of its own alone.
 ATTENTION = "differad_groups"
@@ -38,18 +39,50 @@ def can_group(model: Any, cache: DynamicCache) -> bool:
 
 
 @contextmanager
-def decoding_groups(model: Any, cache: DynamicCache, mask: Tensor, members: int, room: int) -> Iterator[None]:
+def decoding_groups(
+    model: Any, cache: DynamicCache, mask: Tensor, members: int, room: int, *, fixed: bool | None = None
+) -> Iterator[None]:
     """Meanwhile `model` decodes U groups of `members` rows, a token a step, `room` tokens at most.
 
-    `cache` holds the U prompts, whose pads `mask` (U, P) tells; its layers are replaced for good.
+    `cache` holds the U prompts, whose pads `mask` (U, P) tells; its layers are replaced for good. `fixed`: buffers of one size,
+    so that a step can be recorded as a CUDA graph; None: on a GPU.
     """
     config = model.config.get_text_config()
     repeats = config.num_attention_heads // config.num_key_value_heads
-    dtype = hooks.keys_and_values(cache)[0][0].dtype
-    hooks.with_groups(cache, members, room)
+    states = hooks.keys_and_values(cache)[0][0]
     sees = who_sees_what(mask, members, room).repeat(1, repeats, 1)[:, None]
-    with hooks.replaced_attention(model, ATTENTION, GroupAttention(added(sees, dtype), repeats)):
+    seen = added(sees, states.dtype)
+    with ExitStack() as stack:
+        if states.is_cuda if fixed is None else fixed:
+            seen = _fix(model, cache, seen, members, room, stack)
+        else:
+            hooks.with_groups(cache, members, room)
+        stack.enter_context(hooks.replaced_attention(model, ATTENTION, GroupAttention(seen, repeats)))
         yield
+
+
+def _fix(model: Any, cache: DynamicCache, seen: Tensor, members: int, room: int, stack: ExitStack) -> Tensor:
+    """Give `cache` buffers of one size and let `model` decode by recorded steps; the mask, which opens step by step."""
+    steps = hooks.with_fixed_groups(cache, members, room)
+    # The same columns open in every step: those of the members' own tokens.
+    own = seen[..., steps.prompt : steps.prompt + members].clone()
+    fixed = functional.pad(seen, (0, steps.columns - seen.shape[-1]))
+    fixed[..., steps.prompt :] = -torch.inf
+
+    def rewind() -> None:
+        steps.rewind()
+        fixed[..., steps.prompt :] = -torch.inf
+
+    decoder = model.get_decoder()
+    step = RecordedStep(
+        decoder.forward,
+        before=lambda: fixed.index_copy_(3, steps.index, own),
+        after=steps.advance,
+        rewind=rewind,
+        record=seen.is_cuda,
+    )
+    stack.enter_context(stepping(decoder, step, taken=steps.count))
+    return fixed
 
 
 def who_sees_what(mask: Tensor, members: int, room: int) -> Tensor:
