@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Context:
-    """`tiny`: smallest sizes, on a CPU in seconds. `out`: the run's folder, `folder` the stage's own. `deadline`: of `monotonic`."""
+    """`tiny`: smallest sizes, seconds on a CPU. `out`: the run's folder, `folder` the stage's own. `deadline`: by `monotonic`."""
 
     device: torch.device
     tiny: bool

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from PIL import Image
 from transformers import Qwen2VLProcessor
 from trl import GRPOTrainer
@@ -58,6 +59,9 @@ class StockTrainer(GRPOTrainer):
     def __init__(self, *args: Any, grpo: Any, reader: Any, **kwargs: Any) -> None:
         super().__init__(*args, reward_funcs=make_rewards(reader, grpo.reward), **kwargs)
 
+    def sharing_line(self) -> str:
+        return "prompts are repeated"
+
 
 class StockProcessor(PairProcessor):
     """Pictures prepared as transformers does it, each as often as it stands in the batch."""
@@ -66,9 +70,10 @@ class StockProcessor(PairProcessor):
 
 
 class Clock:
-    """Seconds by part; a part that runs inside another is not counted twice."""
+    """Seconds by part; a part that runs inside another is not counted twice. `wait` waits for the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Callable[[], None] = lambda: None) -> None:
+        self._wait = wait
         self.seconds: dict[str, float] = defaultdict(float)
         self._open: list[str] = []
         self._last = time.perf_counter()
@@ -82,6 +87,7 @@ class Clock:
         self._open.pop()
 
     def _mark(self) -> None:
+        self._wait()
         now = time.perf_counter()
         if self._open:
             self.seconds[self._open[-1]] += now - self._last
@@ -101,7 +107,8 @@ class Clock:
     def watch(self, trainer: Any) -> None:
         """Time the vision towers, `generate` and the log-probabilities of a trainer."""
         for model in (trainer.model, trainer.ref_model):
-            self.follow("vision", model.model.visual)
+            if model is not None:
+                self.follow("vision", bare(trainer, model).model.visual)
         draw, score = trainer._generate_single_turn, trainer._get_per_token_logps_and_entropies
 
         def timed_draw(*args: Any, **kwargs: Any) -> Any:
@@ -113,6 +120,12 @@ class Clock:
                 return score(*args, **kwargs)
 
         trainer._generate_single_turn, trainer._get_per_token_logps_and_entropies = timed_draw, timed_score
+
+
+def bare(trainer: Any, model: Any) -> Any:
+    """A trainer's model without what processes and adapters wrap around it."""
+    inner = trainer.accelerator.unwrap_model(model)
+    return inner.get_base_model() if isinstance(inner, PeftModel) else inner
 
 
 def write_pairs(folder: Path, side: int, count: int) -> Path:
@@ -170,8 +183,8 @@ def make_trainer(case: Case, side: str, folder: Path, pairs: Path) -> Any:
     return trainer
 
 
-def step(trainer: Any, pair: int, clock: Clock) -> float:
-    """One step on one pair; its seconds."""
+def step(trainer: Any, pair: int, clock: Clock, optimizer: Any = None) -> float:
+    """One step on one pair, and the optimiser's where one is given; its seconds."""
     rows = [trainer.train_dataset[pair] for _ in range(trainer.num_generations)]
     trainer._step = 0
     start = time.perf_counter()
@@ -179,9 +192,13 @@ def step(trainer: Any, pair: int, clock: Clock) -> float:
         inputs = trainer._prepare_inputs(rows)
         # Groups that teach nothing are taken out by one side alone; here every answer teaches something.
         inputs["completion_mask"] = torch.ones_like(inputs["completion_mask"])
-        inputs["advantages"] = torch.linspace(-1, 1, len(rows))
+        inputs["advantages"] = torch.linspace(-1, 1, len(rows), device=inputs["advantages"].device)
+        with clock.part("loss and backward"), trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(trainer.model, inputs)
         with clock.part("loss and backward"):
-            trainer.compute_loss(trainer.model, inputs).backward()
+            trainer.accelerator.backward(loss)
+        if optimizer is not None:
+            optimizer.step()
         trainer.model.zero_grad()
     return time.perf_counter() - start
 

@@ -1,11 +1,13 @@
 """A step of decoding recorded as a CUDA graph: the GPU is given the kernels of a token once, and repeats them by itself.
 
 A token of a group is so little work that Python takes longer to launch its kernels than a GPU takes to run them (docs/gpu.md).
-Only the language model's layers are recorded; embedding, sampling and stopping stay `generate`'s. What cannot be recorded (experts that are chosen on the host) runs as it always did.
+Only the language model's layers are recorded; embedding, sampling and stopping stay `generate`'s. What cannot be recorded
+(experts that are chosen on the host) runs as it always did.
 
 Knows nothing of prompts, masks or trainers. Raises nothing of its own.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +21,7 @@ _MOVING = ("inputs_embeds", "position_ids")
 class RecordedStep:
     """Stands in for a decoder's `forward` on single tokens.
 
-    `before` and `after` run on the device with each step, `rewind` undoes the steps so far. Without `record` steps run as they are.
+    `before` and `after` run on the device with each step, `rewind` undoes the steps so far. Without `record` nothing is recorded.
     """
 
     def __init__(
@@ -74,11 +76,16 @@ class RecordedStep:
             try:
                 with torch.cuda.graph(graph):
                     self._output = self._step()
-            except RuntimeError:  # what asks the device for a number cannot be recorded
+            except RuntimeError as error:  # what asks the device for a number cannot be recorded
                 torch.cuda.synchronize()
+                warnings.warn(f"decoding goes kernel by kernel: {_line(error)}", RuntimeWarning, stacklevel=2)
                 graph = None
         self._rewind()
         return graph
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 @contextmanager

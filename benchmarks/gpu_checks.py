@@ -1,0 +1,268 @@
+"""Shared prompts against repeated ones on the card: how far each is from float64; and what a step of decoding takes.
+
+Distance is ||values - exact|| / ||exact||, the exact ones in float64 on the same inputs, weights and tokens. Shared prompts are
+right where they are about as far from float64 as repeated ones are: a sum in another order is rounded otherwise.
+"""
+
+import copy
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import GenerationConfig, LogitsProcessor
+
+from differad.locators.transformers_hooks import cache_input
+from differad.training.grouped import decoding_groups, who_sees_what
+from differad.training.pictures import Batch, Pictures, join
+from differad.training.prefix import encode_prompts, generate_shared, places, prompts_of, split_answers
+from differad.training.sequence import lay_out
+from differad.training.sequence import who_sees_what as sequence_mask
+from gpu_context import Context, Row, attempt
+from gpu_models import SHAPES, build_model
+
+MEMBERS = 8
+_SMALL = replace(
+    SHAPES["2B"], name="small", hidden=512, layers=6, heads=8, kv_heads=4, head=64, wide=1536, vocabulary=4000
+)
+_SMALL = replace(_SMALL, vision_hidden=256, vision_layers=6, vision_wide=512, vision_heads=4, deepstack=(1, 3, 5))
+
+
+def rows(context: Context) -> Iterator[Row]:
+    """Distances in float32 and in bfloat16, then attention kernels, then steps of decoding."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield from distances(context)
+    yield from attention_rows(context)
+    yield from decoding_rows(context)
+
+
+def distances(context: Context) -> Iterator[Row]:
+    """Logits, losses and gradients in both precisions."""
+    model = build_model(SHAPES["tiny"] if context.tiny else _SMALL, torch.float32, context.device)
+    batch = make_batch(model, side=8 if context.tiny else 28, prompts=2, answer=4 if context.tiny else 24)
+    exact = copy.deepcopy(model).double()
+    for name in ("float32", "bfloat16"):
+        given = (context, model, exact, batch, name)
+        yield from attempt(f"logits of drawn tokens, {name}", lambda given=given: logits(*given))
+        yield from attempt(f"loss and gradients, {name}", lambda given=given: gradients(*given))
+
+
+def make_batch(model: Any, side: int, prompts: int, answer: int) -> Batch:
+    """Prompts of different length with two images of side x side patches, each with MEMBERS answers."""
+    random, device = torch.Generator().manual_seed(0), model.device
+    vision, image = model.config.vision_config, model.config.image_token_id
+    width = 3 * vision.temporal_patch_size * vision.patch_size**2
+    tokens = (side // vision.spatial_merge_size) ** 2
+    ids, mask, patches = [], [], []
+    for number in range(prompts):
+        text = torch.randint(20, 900, (200 + 9 * number,), generator=random).tolist()
+        row = [*text[:20], *[image] * tokens, *text[20:40], *[image] * tokens, *text[40:]]
+        pads = 9 * (prompts - 1 - number)
+        pixels = torch.randn(2 * side * side, width, generator=random)
+        for _ in range(MEMBERS):
+            said = torch.randint(20, 900, (answer,), generator=random).tolist()
+            ids.append([0] * pads + row + said)
+            mask.append([0] * pads + [1] * (len(row) + answer))
+            patches.append(pixels)
+    count = prompts * MEMBERS
+    grids = torch.tensor([[1, side, side]], device=device).repeat(2 * count, 1)
+    whole = torch.tensor(ids, device=device)
+    pictures = Pictures(torch.cat(patches).to(device, model.dtype), grids, [2] * count)
+    return Batch(whole, torch.tensor(mask, device=device), (whole == image).int(), pictures)
+
+
+def precision(context: Context, name: str) -> AbstractContextManager[None]:
+    """A pass in bfloat16 as the trainer runs it, or as it is."""
+    return torch.autocast(context.device.type, torch.bfloat16) if name == "bfloat16" else nullcontext()
+
+
+def distance(values: Tensor, exact: Tensor) -> float:
+    return float((values.double() - exact).norm() / exact.norm())
+
+
+class Say(LogitsProcessor):  # type: ignore[misc] # of unknown type
+    """Lets each row say given tokens (B, C), so that all ways are asked the same."""
+
+    def __init__(self, tokens: Tensor, start: int) -> None:
+        self._tokens, self._start = tokens, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = self._tokens[:, input_ids.shape[1] - self._start, None]
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
+@torch.no_grad()
+def logits(context: Context, model: Any, exact: Any, batch: Batch, name: str) -> Row:
+    """Distances of the logits that each token is drawn by."""
+    answer = int(batch.ids.shape[1]) - _prompt(batch)
+    said, prompt = batch.ids[:, -answer:], batch.until(_prompt(batch))
+    config = GenerationConfig(max_new_tokens=answer, do_sample=False, pad_token_id=0, eos_token_id=None)
+    given: dict[str, Any] = {
+        "logits_processor": [Say(said, prompt.ids.shape[1])],
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+    true = whole_logits(exact, in_double(batch), answer)
+    with precision(context, name):
+        repeated = model.generate(
+            input_ids=prompt.ids, attention_mask=prompt.mask, mm_token_type_ids=prompt.types,
+            **join(prompt.pictures.rows()), generation_config=config, **given,
+        ).logits  # fmt: skip
+        shared = generate_shared(model, prompt, config, **given).logits
+    found = {side: torch.stack(each, dim=1) for side, each in (("repeated", repeated), ("shared", shared))}
+    return {f"{side}_to_float64": distance(each, true) for side, each in found.items()}
+
+
+def _prompt(batch: Batch) -> int:
+    """Where answers begin: behind the longest prompt."""
+    images = int((batch.types[-1] == 1).sum())
+    text = 200 + 9 * (len(batch.ids) // MEMBERS - 1)
+    return images + text
+
+
+def in_double(batch: Batch) -> Batch:
+    return replace(batch, pictures=replace(batch.pictures, patches=batch.pictures.patches.double()))
+
+
+def whole_logits(model: Any, batch: Batch, answer: int) -> Tensor:
+    """Logits (B, C, V) of the answers' tokens in one pass over whole rows."""
+    output = model(
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        mm_token_type_ids=batch.types,
+        logits_to_keep=answer + 1,
+        use_cache=False,
+        **join(batch.pictures.rows()),
+    )
+    return output.logits[:, :-1]
+
+
+def gradients(context: Context, model: Any, exact: Any, batch: Batch, name: str) -> Row:
+    """Distances of a policy loss, and of its gradients for the language model's weights, all together."""
+    answer = int(batch.ids.shape[1]) - _prompt(batch)
+    said = batch.ids[:, -answer:]
+    weights = torch.linspace(-1, 1, len(said), device=said.device, dtype=torch.float64)[:, None]
+
+    def apart(policy: Any, rows: Batch) -> Tensor:
+        found = whole_logits(policy, rows, answer).float() if policy is model else whole_logits(policy, rows, answer)
+        return found.log_softmax(dim=-1).gather(2, said[..., None])[..., 0]
+
+    def together(policy: Any, rows: Batch) -> Tensor:
+        layout = lay_out(policy, split_answers(rows, answer))
+        found = policy(**layout.inputs, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
+        named = layout.labels[:, 1:].clamp(min=0)
+        return layout.rows(found.gather(2, named[..., None])[..., 0])
+
+    def differentiated(policy: Any, way: Callable[[Any, Batch], Tensor], rows: Batch) -> tuple[Tensor, Tensor]:
+        policy.zero_grad()
+        loss = (way(policy, rows).double() * weights).mean()
+        loss.backward()
+        parts = [p.grad.double().flatten() for p in policy.model.language_model.parameters() if p.grad is not None]
+        return loss.detach(), torch.cat(parts)
+
+    true_loss, true = differentiated(exact, apart, in_double(batch))
+    row: Row = {}
+    for side, way in (("repeated", apart), ("shared", together)):
+        with precision(context, name):
+            loss, found = differentiated(model, way, batch)
+        row |= {f"{side}_loss_off": float((loss - true_loss).abs()), f"{side}_to_float64": distance(found, true)}
+    return row
+
+
+def attention_rows(context: Context) -> Iterator[Row]:
+    """Kernels with the masks of a rollout's step and of the loss, at a 2B model's sizes."""
+    shape = SHAPES["tiny"] if context.tiny else SHAPES["2B"]
+    prompt, answer = (40, 4) if context.tiny else (2248, 64)
+    repeats = shape.heads // shape.kv_heads
+    device, dtype = context.device, torch.bfloat16
+    columns = -(-(prompt + MEMBERS * answer) // 8) * 8
+    sees = who_sees_what(torch.ones(1, prompt, device=device), MEMBERS, answer).repeat(1, repeats, 1)[:, None]
+    sees = functional.pad(sees, (0, columns - sees.shape[-1]))
+    step = torch.randn(1, shape.kv_heads, repeats * MEMBERS, shape.head, device=device, dtype=dtype)
+    keys = torch.randn(1, shape.kv_heads, columns, shape.head, device=device, dtype=dtype)
+    mask = torch.zeros(sees.shape, device=device, dtype=dtype).masked_fill(~sees, -torch.inf)
+    yield from kernels(context, "attention of a step of a rollout", step, keys, mask, {})
+    whole = sequence_mask(torch.ones(1, prompt - 1, device=device), MEMBERS, answer + 1)[:, None]
+    length = whole.shape[-1]
+    query = torch.randn(1, shape.heads, length, shape.head, device=device, dtype=dtype)
+    yield from kernels(context, "attention of the loss, forward", query, query.clone(), whole, {"length": length})
+
+
+def kernels(context: Context, what: str, query: Tensor, keys: Tensor, mask: Tensor, more: Row) -> Iterator[Row]:
+    """A row for each kernel that takes the mask."""
+    wide = mask if mask.dtype == torch.bool else mask.double()
+    exact = functional.scaled_dot_product_attention(query.double(), keys.double(), keys.double(), attn_mask=wide)
+    for backend in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH):
+
+        def run(backend: Any = backend) -> Tensor:
+            with sdpa_kernel(backend):
+                return functional.scaled_dot_product_attention(query, keys, keys, attn_mask=mask)
+
+        def measure(run: Callable[[], Tensor] = run) -> Row:
+            far = distance(run(), exact)
+            many = 1 if context.tiny else 20
+            return {"ms": 1e3 * context.seconds(lambda: [run() for _ in range(many)]) / many, "to_float64": far} | more
+
+        yield from attempt(f"{what}, {backend.name.lower()}", measure)
+
+
+def decoding_rows(context: Context) -> Iterator[Row]:
+    """Milliseconds of a token for all members of a group, launched kernel by kernel and recorded, beside the floor."""
+    shape = SHAPES["tiny"] if context.tiny else SHAPES["2B"]
+    if not context.has(20):
+        return
+    gc.collect()
+    model = build_model(shape, torch.bfloat16, context.device).eval()
+    batch = make_batch(model, side=8 if context.tiny else 64, prompts=1, answer=1)
+    prompt = batch.until(_prompt(batch))
+    tokens = 4 if context.tiny else 48
+    copied = context.earlier("card", "device copy") or {}
+    read = 2 * (shape.text_weights() + shape.head_weights())
+    read += 4 * shape.layers * shape.kv_heads * shape.head * (prompt.ids.shape[1] + MEMBERS * tokens)
+    floor = 1e3 * read / (copied["tb_per_s"] * 1e12) if copied.get("tb_per_s") else None
+    for what, fixed in (("launched", False), ("recorded", None)):
+        row = attempt(f"step of a rollout, {what}", lambda fixed=fixed: steps(context, model, prompt, tokens, fixed))
+        yield {**next(row), "floor_ms": floor}
+    config = GenerationConfig(max_new_tokens=tokens, do_sample=True, pad_token_id=0, eos_token_id=None)
+    whole = attempt(
+        "token of generate, recorded", lambda: {"ms": 1e3 * generate_seconds(context, model, prompt, config) / tokens}
+    )
+    yield {**next(whole), "floor_ms": floor}
+
+
+def generate_seconds(context: Context, model: Any, prompt: Batch, config: GenerationConfig) -> float:
+    """Seconds of `generate_shared` without its prompts."""
+    both = context.seconds(lambda: generate_shared(model, prompt, config), repeats=3)
+    with torch.no_grad():
+        before = context.seconds(lambda: encode_prompts(model, prompt, prompts_of(prompt)), repeats=3)
+    return both - before
+
+
+@torch.no_grad()
+def steps(context: Context, model: Any, prompt: Batch, tokens: int, fixed: bool | None) -> Row:
+    """Milliseconds of the model's step, sampling left out; the recording by itself."""
+    known = prompts_of(prompt)
+    cache = encode_prompts(model, prompt, known)
+    positions, _ = places(model, prompt)
+    seen, row = prompt.mask[known.first, :-1], {}
+    with decoding_groups(model, cache, seen, MEMBERS, tokens, fixed=fixed):
+
+        def one(number: int) -> None:
+            where = positions[:, :, -1:] + number
+            embeds = model.get_input_embeddings()(prompt.ids[:, -1:])
+            hidden = model.get_decoder()(
+                inputs_embeds=embeds, position_ids=where, use_cache=True, **cache_input(model.get_decoder(), cache)
+            )
+            model.lm_head(hidden.last_hidden_state)
+
+        counted = iter(range(tokens))
+        row["first_ms"] = 1e3 * context.seconds(lambda: one(next(counted)), repeats=1, warm_up=0)
+        row["ms"] = 1e3 * context.seconds(lambda: one(next(counted)), repeats=tokens - 2, warm_up=1)
+    return row

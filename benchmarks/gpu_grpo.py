@@ -1,0 +1,314 @@
+"""One GRPO step beside stock TRL's on one card: seconds by part, memory, rate of the loss; and the largest model that trains.
+
+Both sides train the same random weights of a published shape on the same pairs, turn by turn, rollout by transformers on both.
+A step is what TRL does between two draws of answers, as in `grpo_speed.py`: rollout, old and reference log-probabilities,
+one loss with its backward pass; every answer has the same length. Memory is the highest during a step, without what
+stood there before (both sides' weights), and with the side's own weights.
+"""
+
+import gc
+import shutil
+import statistics
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from differad.training.data import build_dataset
+from differad.training.policy import open_source
+from differad.training.recipe import RlRecipe
+from differad.training.rl import DifficultyAwareTrainer, build_trainer
+from gpu_context import Context, Row, attempt
+from gpu_models import SHAPES, TOKEN, Shape, write_checkpoint
+from grpo_speed import PARTS, SIDES, Clock, StockProcessor, StockTrainer, step, write_pairs
+
+TIMED = 2
+_MEMORY_FOLDER = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step's sizes: pixels of an image's side, answers to a prompt, tokens of an answer; what is trained, and how."""
+
+    shape: str
+    side: int = 1024
+    generations: int = 8
+    answer: int = 64
+    lora: bool = True
+    checkpointing: bool = False
+
+    def title(self) -> str:
+        """The row's name."""
+        kind = "LoRA" if self.lora else "full"
+        images = f"2 x {(self.side // TOKEN) ** 2} image tokens"
+        more = ", gradient checkpointing" if self.checkpointing else ""
+        return f"{self.shape} {kind}, {images}, G={self.generations}, {self.answer}-token answers{more}"
+
+
+BASE = Case("2B")
+# By value: growth about the case in the middle, then the other ways to train, then the largest model.
+COMPARED = (
+    BASE,
+    replace(BASE, side=448),
+    replace(BASE, answer=256),
+    replace(BASE, generations=16),
+    replace(BASE, checkpointing=True),
+    replace(BASE, lora=False),
+    replace(BASE, lora=False, checkpointing=True, generations=16, answer=256),
+)
+LARGEST = (Case("8B"), Case("8B", checkpointing=True, generations=16), Case("4B", lora=False, checkpointing=True))
+TINY = (Case("tiny", 64, 4, 8), Case("tiny", 64, 4, 8, lora=False, checkpointing=True))
+# Seconds that a case of the kind needs: sides are built, warm up, and take their turns.
+NEEDED = 40.0
+
+
+def rows(context: Context) -> Iterator[Row]:
+    """A row for each side and case, then for the largest models."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    bench = Bench(context)
+    try:
+        for case in TINY if context.tiny else COMPARED:
+            if context.has(NEEDED):
+                yield from attempt_both(bench, case)
+        bench.drop()
+        for case in TINY[:1] if context.tiny else LARGEST:
+            if context.has(NEEDED):
+                yield from attempt(f"one step with its optimiser: {case.title()}", lambda case=case: bench.train(case))
+                bench.drop()
+    finally:
+        bench.close()
+
+
+def attempt_both(bench: "Bench", case: Case) -> Iterator[Row]:
+    """The rows of both sides; where one fails, that of the other all the same."""
+    built = next(attempt(f"both sides: {case.title()}", lambda: bench.use(case)))
+    if "error" in built:
+        bench.drop()
+        yield built
+        return
+    taken: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    failed: dict[str, Row] = {}
+    for pair in range(1 + TIMED):
+        for side in SIDES:
+            if side not in failed:
+                row = next(attempt(side, lambda side=side, pair=pair: {"parts": bench.step(case, side, pair)}))
+                if "error" in row:
+                    failed[side] = row
+                    bench.recover(side)
+                else:
+                    taken[side].append(row["parts"])
+    medians: dict[str, dict[str, float]] = {}
+    for side in SIDES:
+        row = {"what": f"{side}: {case.title()}"}
+        if side in failed:
+            yield row | {"error": failed[side]["error"]}
+            continue
+        steps = taken[side][1:]
+        medians[side] = {name: statistics.median(each[name] for each in steps) for name in steps[0]}
+        yield row | bench.described(case, side, medians[side])
+    if len(medians) == len(SIDES):
+        yield {"what": f"stock / shared: {case.title()}", **ratios(*(medians[side] for side in SIDES))}
+
+
+def ratios(stock: dict[str, float], shared: dict[str, float]) -> Row:
+    """How many times what stock TRL takes."""
+    scored = ("log-probs", "loss and backward")
+    found = {"step": stock["step"] / shared["step"], "rollout": stock["rollout"] / shared["rollout"]}
+    found["loss_and_log_probs"] = sum(stock[part] for part in scored) / sum(shared[part] for part in scored)
+    if shared.get("step_gib"):
+        found["memory_of_the_step"] = stock["step_gib"] / shared["step_gib"]
+        found["memory_with_weights"] = stock["whole_gib"] / shared["whole_gib"]
+    return {f"{name}_ratio": value for name, value in found.items()}
+
+
+class Bench:
+    """The trainers of both sides for one shape and one way to train; sizes of a step are set as they are needed."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        in_memory = context.device.type == "cuda" and _MEMORY_FOLDER.is_dir()
+        self.folder = _MEMORY_FOLDER / "differad_gpu_grpo" if in_memory else context.folder
+        self.folder.mkdir(exist_ok=True)
+        self.trainers: dict[str, Any] = {}
+        self.weights: dict[str, float] = {}
+        self.key: Any = None
+        self.speech: Any = None
+        self.datasets: dict[int, Any] = {}
+
+    def use(self, case: Case) -> Row:
+        """Have trainers for the case at hand; the GiB that each holds."""
+        key = (case.shape, case.lora)
+        if key == self.key:
+            return dict(self.weights)
+        self.drop()
+        for side in SIDES:
+            before = self.context.held_gib()
+            self.trainers[side] = self._build(case, side)
+            after = self.context.held_gib()
+            self.weights[side] = 0.0 if after is None or before is None else after - before
+        self.key = key
+        return dict(self.weights)
+
+    def drop(self) -> None:
+        """Let trainers and their memory go."""
+        self.trainers.clear()
+        self.key = None
+        gc.collect()
+        if self.context.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Remove the checkpoints."""
+        self.drop()
+        if self.folder != self.context.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def recover(self, side: str) -> None:
+        """Let go of what a step that failed has left."""
+        self.trainers[side].model.zero_grad(set_to_none=True)
+        gc.collect()
+        if self.context.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def step(self, case: Case, side: str, pair: int) -> dict[str, float]:
+        """One step: seconds by part, and GiB on a card."""
+        trainer = self.trainers[side]
+        set_sizes(trainer, case)
+        trainer.train_dataset = self._dataset(case)
+        torch.manual_seed(pair)
+        clock = trainer.clock
+        clock.seconds.clear()
+        self.context.reset_peak()
+        before = self.context.held_gib()
+        whole = step(trainer, pair, clock)
+        parts = {"step": whole} | {part: clock.seconds.get(part, 0.0) for part in PARTS}
+        peak = self.context.peak_gib()
+        if peak is not None and before is not None:
+            parts |= {"step_gib": peak - before, "whole_gib": peak - before + self.weights[side]}
+        return parts
+
+    def described(self, case: Case, side: str, parts: dict[str, float]) -> Row:
+        """A side's figures, with the rates that follow from them."""
+        trainer = self.trainers[side]
+        prompt = trainer._buffered_inputs[0]["prompt_ids"].shape[1]
+        row: Row = {f"{name.replace(' ', '_').replace('-', '_')}_s": parts[name] for name in ("step", *PARTS)}
+        row |= {name: parts[name] for name in ("step_gib", "whole_gib") if name in parts}
+        row["rollout_tokens_per_s"] = case.generations * case.answer / parts["rollout"]
+        needed = loss_operations(SHAPES[case.shape], case, prompt)
+        rate = needed / parts["loss and backward"] / 1e12
+        ceiling = self.context.earlier("card", "bfloat16 product") or {}
+        row["loss_tflops"] = rate
+        row["loss_of_peak"] = rate / ceiling["tflops"] if ceiling.get("tflops") else None
+        row["prompt_tokens"] = prompt
+        return row
+
+    def train(self, case: Case) -> Row:
+        """One step of the shared side with its optimiser, alone on the card."""
+        self.trainers["shared"] = trainer = self._build(case, "shared")
+        set_sizes(trainer, case)
+        trainer.train_dataset = self._dataset(case)
+        trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-6)
+        self.context.reset_peak()
+        seconds = [step(trainer, pair, trainer.clock, optimizer) for pair in range(2)]
+        count = sum(weight.numel() for weight in trained)
+        return {"step_s": seconds[-1], "trained_millions": count / 1e6, "peak_gib": self.context.peak_gib()}
+
+    def _build(self, case: Case, side: str) -> Any:
+        shape = SHAPES[case.shape]
+        checkpoint = self.folder / case.shape
+        if not checkpoint.is_dir():
+            for other in self.folder.glob("*B"):  # one at a time: they are large
+                shutil.rmtree(other)
+        checkpoint.mkdir(exist_ok=True)
+        write_checkpoint(checkpoint, shape, torch.bfloat16, self.context.device)
+        recipe = self._recipe(case, checkpoint)
+        source = open_source(recipe.model, recipe.out, 0)
+        self.speech = source.speech
+        kind: Any = DifficultyAwareTrainer
+        if side == "stock":
+            kind, own = StockTrainer, source.processor
+            source = replace(source, processor=StockProcessor(own.image_processor, own.tokenizer, own.chat_template))
+        trainer = build_trainer(recipe, source, [], kind)
+        trainer.current_gradient_accumulation_steps = 1
+        # As `train` does: the model is put on its device, and its forward into the recipe's precision.
+        trainer.model = trainer.model_wrapped = trainer.accelerator.prepare_model(trainer.model)
+        trainer.model.train()
+        trainer.clock = Clock(self.context.synchronize)
+        trainer.clock.watch(trainer)
+        return trainer
+
+    def _recipe(self, case: Case, checkpoint: Path) -> RlRecipe:
+        pairs = self._pairs(case)
+        lora = {"rank": 32, "alpha": 64} if case.lora else None
+        return RlRecipe.model_validate(
+            {
+                "phase": "rl",
+                "out": self.context.folder / "run",
+                "model": {"checkpoint": str(checkpoint), "dtype": "bfloat16" if case.lora else "float32", "lora": lora},
+                "data": {"pairs": [pairs], "question": "fixed"},
+                "train": {
+                    "steps": 2,
+                    "batch_size": case.generations,
+                    "gradient_checkpointing": case.checkpointing,
+                    "save_every": 2,
+                    "report_to": [],
+                    "more": {"generation_kwargs": {"min_new_tokens": case.answer}},
+                },
+                # Two iterations, so that the log-probabilities of the draw are computed as well.
+                "grpo": {
+                    "generations": case.generations,
+                    "max_new_tokens": case.answer,
+                    "resamples": 0,
+                    "iterations": 2,
+                    "mask_truncated": False,
+                },
+            }
+        )
+
+    def _pairs(self, case: Case) -> Path:
+        folder = self.context.folder / f"{case.side}"
+        folder.mkdir(exist_ok=True)
+        written = folder / "pairs.jsonl"
+        return written if written.is_file() else write_pairs(folder, case.side, 1 + TIMED)
+
+    def _dataset(self, case: Case) -> Any:
+        """The pairs of a case in a trainer's form."""
+        if case.side not in self.datasets:
+            recipe = self._recipe(case, self.folder / case.shape)
+            self.datasets[case.side] = build_dataset(recipe.data, self.speech, with_answer=False)
+        return self.datasets[case.side]
+
+
+def set_sizes(trainer: Any, case: Case) -> None:
+    """Give a trainer the sizes of a case without building it anew."""
+    trainer.num_generations = trainer.args.per_device_train_batch_size = case.generations
+    trainer.args.generation_batch_size = case.generations * trainer.args.steps_per_generation
+    trainer.max_completion_length = case.answer
+    lengths = {"max_new_tokens": case.answer, "min_new_tokens": case.answer}
+    trainer.generation_config.update(**lengths)
+    trainer.generation_kwargs.update(lengths)
+    trainer.args.gradient_checkpointing = case.checkpointing
+    trainer.args.gradient_checkpointing_kwargs = {"use_reentrant": False}
+    if case.checkpointing:
+        trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+    else:
+        trainer.model.gradient_checkpointing_disable()
+
+
+def loss_operations(shape: Shape, case: Case, prompt: int) -> float:
+    """Multiplications and additions that the loss of a step cannot do without, each prompt encoded once, nothing run again.
+
+    A token costs twice the weights that it meets and 4 times the attention's width for each token that it attends to. A backward
+    pass costs as much as the forward pass for what it hands on, and as much again for weights that are trained.
+    """
+    tokens, answers = prompt + case.generations * (case.answer + 1), case.generations * case.answer
+    layers = 2 * shape.text_weights() * tokens
+    attended = prompt**2 / 2 + answers * (prompt + case.answer / 2)
+    attention = 4 * shape.layers * shape.heads * shape.head * attended
+    head = 2 * shape.head_weights() * answers
+    trained = 0 if case.lora else layers + head
+    return 2 * (layers + head) + trained + 3 * attention
