@@ -19,6 +19,8 @@ Row = tuple[Tensor, Tensor]
 # Features of the pictures of one prompt, a tensor each: those that join the text, then those of each deepstack level.
 Levels = list[tuple[Tensor, ...]]
 _MIB = 1 << 20
+# Integers as wide as a number of so many bytes.
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,10 +161,30 @@ def _look(model: Any, rows: list[Row]) -> tuple[type[Any], list[Levels]]:
 
 def _key(patches: Tensor, grids: Tensor) -> bytes:
     """Digest of the content, and of the precision in which it is looked at."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(str((patches.dtype, grids.tolist(), torch.is_autocast_enabled(patches.device.type))).encode())
-    digest.update(patches.detach().cpu().contiguous().view(torch.uint8).numpy())
+    facts = (patches.dtype, tuple(patches.shape), grids.tolist(), torch.is_autocast_enabled(patches.device.type))
+    digest = hashlib.blake2b(str(facts).encode(), digest_size=16)
+    if patches.device.type == "cpu":
+        digest.update(patches.detach().contiguous().view(torch.uint8).numpy())
+    else:  # a copy to the host, and its hash there, would take longer than many passes over the images
+        digest.update(str(content_sums(patches)).encode())
     return digest.digest()
+
+
+@torch.no_grad()
+def content_sums(values: Tensor) -> list[int]:
+    """Two sums modulo 2^64 that tell contents (N, D) apart: of each number's bits times a fixed random one for its row and column.
+
+    They are made on the values' own device. Two contents that differ have the same pair by chance alone, about once in 2^96 (the
+    zero bits at the end of floats cost some).
+    """
+    bits = values.contiguous().view(_INTEGERS[values.element_size()]).long()
+    random = torch.Generator().manual_seed(0)
+    sums = []
+    for _ in range(2):
+        by_row, by_column = (torch.randint(-(1 << 63), (1 << 63) - 1, (n,), generator=random) for n in bits.shape)
+        of_rows = (bits * by_column.to(bits.device)).sum(dim=1)
+        sums.append((of_rows * by_row.to(bits.device)).sum())
+    return [int(value) for value in torch.stack(sums).tolist()]
 
 
 def _bytes(levels: Levels) -> int:
