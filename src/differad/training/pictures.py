@@ -172,7 +172,7 @@ def _key(patches: Tensor, grids: Tensor) -> bytes:
 
 @torch.no_grad()
 def content_sums(values: Tensor) -> list[int]:
-    """Two sums modulo 2^64 that tell contents (N, D) apart: of each number's bits times a fixed random one for its row and column.
+    """Two sums modulo 2^64 that tell contents (N, D) apart: of each number's bits times fixed random ones of its row and column.
 
     They are made on the values' own device. Two contents that differ have the same pair by chance alone, about once in 2^96 (the
     zero bits at the end of floats cost some).

@@ -35,6 +35,9 @@ class RecordedStep:
     ) -> None:
         self._forward, self._before, self._after, self._rewind = forward, before, after, rewind
         self._record = record
+        # What autocast turns into another precision it keeps until its outermost context ends. A recorded step may read that only
+        # where such a context is about all steps.
+        self._reads_kept = torch.is_autocast_enabled("cuda")
         self._inputs: dict[str, Any] = {}
         self._graph: Any = None
         self._output: Any = None
@@ -65,8 +68,7 @@ class RecordedStep:
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        # Weights that autocast has once turned into another precision would be read, recorded, from where they lay then.
-        with torch.autocast("cuda", enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
+        with torch.autocast("cuda", enabled=torch.is_autocast_enabled("cuda"), cache_enabled=self._reads_kept):
             with torch.cuda.stream(
                 stream
             ):  # libraries make what they need at their first call, which cannot be recorded

@@ -193,7 +193,9 @@ class SharesPrefixes:
             ids, mask, config = (given.pop(name) for name in ("input_ids", "attention_mask", "generation_config"))
             if not self._shares(given, "drawn") or self._tells(obstacle(bare), "drawn"):
                 return stock(**inputs)
-            return generate_shared(bare, as_batch(ids, mask, given), config, self._memory(bare), self._known(bare))
+            # One context about all steps: weights that it turns into another precision are turned once a draw.
+            with self.accelerator.autocast():
+                return generate_shared(bare, as_batch(ids, mask, given), config, self._memory(bare), self._known(bare))
 
         bare.generate = generate
         try:
