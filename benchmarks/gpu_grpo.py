@@ -26,6 +26,7 @@ from gpu_models import SHAPES, TOKEN, Shape, write_checkpoint
 from grpo_speed import PARTS, SIDES, Clock, StockProcessor, StockTrainer, step, write_pairs
 
 TIMED = 2
+PROFILE = "grpo_profile.txt"
 _MEMORY_FOLDER = Path("/dev/shm")
 
 
@@ -73,6 +74,8 @@ def rows(context: Context) -> Iterator[Row]:
         for case in TINY if context.tiny else COMPARED:
             if context.has(NEEDED):
                 yield from attempt_both(bench, case)
+            if case is BASE:
+                yield from attempt("profile of a shared step", lambda: bench.profile(BASE))
         bench.drop()
         for case in TINY[:1] if context.tiny else LARGEST:
             if context.has(NEEDED):
@@ -204,6 +207,17 @@ class Bench:
         row["loss_of_peak"] = rate / ceiling["tflops"] if ceiling.get("tflops") else None
         row["prompt_tokens"] = prompt
         return row
+
+    def profile(self, case: Case) -> Row:
+        """What one shared step does, kernel by kernel, in a file beside the results."""
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profiler:
+            self.step(case, "shared", 0)
+        events = profiler.key_averages()
+        orders = ("self_device_time_total", "self_cpu_time_total")
+        text = "\n".join(events.table(sort_by=order, row_limit=30, max_name_column_width=90) for order in orders)
+        (self.context.out / PROFILE).write_text(text)
+        return {"file": PROFILE, "device_s": sum(event.self_device_time_total for event in events) / 1e6}
 
     def train(self, case: Case) -> Row:
         """One step of the shared side with its optimiser, alone on the card."""

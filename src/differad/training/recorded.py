@@ -68,7 +68,8 @@ class RecordedStep:
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.autocast("cuda", enabled=torch.is_autocast_enabled("cuda"), cache_enabled=self._reads_kept):
+        enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        with torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=self._reads_kept):
             with torch.cuda.stream(
                 stream
             ):  # libraries make what they need at their first call, which cannot be recorded
