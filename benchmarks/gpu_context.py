@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Context:
-    """`tiny`: smallest sizes, on a CPU in seconds. `out`: the run's folder. `folder`: one of the stage's own. `deadline`: of `monotonic`."""
+    """`tiny`: smallest sizes, on a CPU in seconds. `out`: the run's folder, `folder`: the stage's. `deadline`: of `monotonic`."""
 
     device: torch.device
     tiny: bool
@@ -74,10 +74,9 @@ class Context:
 
 
 def read_rows(out: Path) -> list[Row]:
-    """All rows of a run so far; a last line that was cut off is left out."""
+    """All rows of a run so far."""
     path = out / RESULTS
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def attempt(what: str, work: Callable[[], Row]) -> Iterator[Row]:

@@ -63,10 +63,16 @@ SHAPES = {
 
 def write_checkpoint(folder: Path, shape: Shape, dtype: torch.dtype, device: torch.device) -> Path:
     """A folder that reads like the published checkpoint, its weights drawn on `device`."""
-    if (folder / "config.json").is_file():
-        return folder
+    if not any(folder.glob("*.safetensors")):
+        build_model(folder, shape, dtype, device).save_pretrained(folder)
+    return folder
+
+
+def build_model(folder: Path, shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model on `device`, and a folder that holds all of its checkpoint but the weights."""
     small = Scratch(hidden_size=64, layers=1, heads=2, vision_depth=1, vision_size=32, vocabulary=900)
     build_scratch(folder, small, 0)
+    (folder / "model.safetensors").unlink()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     settings |= {"patch_size": _PATCH, "min_pixels": TOKEN**2, "max_pixels": 4096 * TOKEN**2}
@@ -76,8 +82,9 @@ def write_checkpoint(folder: Path, shape: Shape, dtype: torch.dtype, device: tor
         model = AutoModelForImageTextToText.from_config(_config(shape, tokenizer), dtype=dtype)
     ends = [tokenizer.convert_tokens_to_ids(text) for text in ("<|im_end|>", "<|endoftext|>")]
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
-    model.save_pretrained(folder)
-    return folder
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    return model.eval()
 
 
 def _config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Any:
