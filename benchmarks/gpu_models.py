@@ -84,7 +84,7 @@ def build_model(folder: Path, shape: Shape, dtype: torch.dtype, device: torch.de
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    return model.eval()
+    return model.to(device).eval()
 
 
 def _config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -99,6 +99,8 @@ def _config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Any:
         "num_key_value_heads": shape.kv_heads,
         "head_dim": shape.head,
         "max_position_embeddings": 262144,
+        # Published 0.02 at a width of 2048; a narrow model's layers would else add so little that it repeats a token for ever.
+        "initializer_range": 0.02 * (2048 / shape.hidden) ** 0.5,
         "rope_parameters": _MROPE | {"mrope_section": sections},
         "tie_word_embeddings": shape.tied,
         "bos_token_id": None,
