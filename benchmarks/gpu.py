@@ -13,7 +13,8 @@ one after another, each in a process of its own with its share of the time:
     policy   the embedded policy: pair features, cold start and reinforcement
 
 Each measurement is one line of OUT/results.jsonl as soon as it is made, and OUT/results.md holds all of them as tables. A stage
-that fails, or runs out of time, leaves a row with the reason, and the next one begins; OUT/STAGE.log has what it printed.
+that fails, or runs out of time, leaves a row with the reason, and the next one begins; OUT/STAGE.log has what it printed. A run
+that is stopped, however hard, keeps its rows, and its stage and that one's worker processes end within a second.
 """
 
 import argparse
@@ -23,8 +24,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -36,17 +39,23 @@ SHARES = {"card": 0.06, "checks": 0.14, "grpo": 0.45, "locate": 0.2, "policy": 0
 # Seconds beyond its deadline after which a stage is stopped: it looks at the clock between two measurements only.
 GRACE = 15.0
 _TABLE = "results.md"
+_SOURCES = Path(__file__).resolve().parents[1] / "src"
 
 
 def write_row(out: Path, row: Row) -> None:
-    """Append a row, safe on disk, and write the tables anew."""
-    with (out / RESULTS).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    """Add a row to the results and write the tables anew; each file is there whole at any moment."""
+    rows = [*read_rows(out), row]
+    _replace(out / RESULTS, "".join(json.dumps(each, default=str) + "\n" for each in rows))
+    _replace(out / _TABLE, tables(rows))
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    part = out / f"{_TABLE}.part"
-    part.write_text(tables(read_rows(out)))
-    part.replace(out / _TABLE)
+    part.replace(path)
 
 
 def tables(rows: list[Row]) -> str:
@@ -71,36 +80,43 @@ def run_stage(arguments: argparse.Namespace) -> None:
     """Make the measurements of one stage in this process."""
     import torch
 
-    parent = os.getppid()
+    threading.Thread(target=end_with, args=(arguments.driver,), daemon=True).start()
     name = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
     folder = arguments.out / arguments.stage
     folder.mkdir(exist_ok=True)
-    deadline = time.monotonic() + arguments.seconds
-    context = Context(torch.device(name), arguments.tiny, arguments.out, folder, deadline)
+    seconds = arguments.until - time.time()
+    context = Context(torch.device(name), arguments.tiny, arguments.out, folder, time.monotonic() + seconds)
     warnings.simplefilter("ignore", FutureWarning)
     start = time.perf_counter()
     for row in importlib.import_module(f"gpu_{arguments.stage}").rows(context):
         write_row(arguments.out, {"stage": arguments.stage, **row})
-        if os.getppid() != parent:
-            sys.exit("the run was stopped")
-    print(f"{arguments.stage}: {time.perf_counter() - start:.0f} s of {arguments.seconds:.0f} s", file=sys.stderr)
+    print(f"{arguments.stage}: {time.perf_counter() - start:.0f} s of {seconds:.0f} s", file=sys.stderr)
+
+
+def end_with(driver: int) -> None:
+    """End this process, and those that it started, when `driver`, which started it, is no longer there."""
+    while os.getppid() == driver:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
 
 
 def run_all(arguments: argparse.Namespace) -> None:
     """Run the stages in processes of their own, each in its share of what is left of the time."""
     out = arguments.out
-    if read_rows(out):
+    if (out / RESULTS).exists():
         sys.exit(f"{out / RESULTS} holds another run; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     end = time.monotonic() + 60 * arguments.minutes
     chosen = [name for name in SHARES if name in (arguments.only or SHARES)]
     for number, stage in enumerate(chosen):
         left = end - time.monotonic()
         share = SHARES[stage] / sum(SHARES[name] for name in chosen[number:])
-        if not arguments.tiny and left * share < 2:
-            write_row(out, {"stage": stage, "what": "stage", "error": "no time is left"})
-            continue
-        reason = run_apart(arguments, stage, left * share)
+        enough = arguments.tiny or left * share >= 2
+        before = len(read_rows(out))
+        reason = run_apart(arguments, stage, left * share) if enough else "no time is left"
+        if reason is None and len(read_rows(out)) == before:
+            reason = "it measured nothing"
         if reason:
             write_row(out, {"stage": stage, "what": "stage", "error": reason})
     print((out / _TABLE).read_text())
@@ -108,20 +124,26 @@ def run_all(arguments: argparse.Namespace) -> None:
 
 def run_apart(arguments: argparse.Namespace, stage: str, seconds: float) -> str | None:
     """Run one stage; why it did not come to its end, or None."""
-    command = [sys.executable, __file__, "--out", str(arguments.out), "--stage", stage, "--seconds", str(seconds)]
-    command += ["--tiny"] * arguments.tiny + ["--cpu"] * arguments.cpu
+    command = [sys.executable, __file__, "--out", str(arguments.out), "--stage", stage, "--driver", str(os.getpid())]
+    command += ["--until", str(time.time() + seconds)] + ["--tiny"] * arguments.tiny + ["--cpu"] * arguments.cpu
+    # The checkout's own sources, and no questions to a hub that may be out of reach.
+    path = os.pathsep.join(filter(None, [str(_SOURCES), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     log = arguments.out / f"{stage}.log"
     print(f"{stage} …", file=sys.stderr)
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
         try:
             code = process.wait(timeout=None if arguments.tiny else seconds + GRACE)
         except subprocess.TimeoutExpired:
             return f"stopped after {seconds + GRACE:.0f} s"
         finally:
-            if process.poll() is None:
+            # With what it started, of which some may outlive it.
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
     if code == 0:
         return None
     last = log.read_text(errors="replace").strip().splitlines()
@@ -136,7 +158,8 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="use the CPU although there is a GPU")
     parser.add_argument("--only", nargs="+", choices=SHARES, help="these stages alone")
     parser.add_argument("--stage", choices=SHARES, help=argparse.SUPPRESS)
-    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--driver", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stage:
         run_stage(arguments)

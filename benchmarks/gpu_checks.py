@@ -45,7 +45,9 @@ def rows(context: Context) -> Iterator[Row]:
 
 def distances(context: Context) -> Iterator[Row]:
     """Logits, losses and gradients in both precisions."""
-    model = build_model(SHAPES["tiny"] if context.tiny else _SMALL, torch.float32, context.device)
+    model = build_model(
+        context.folder / "small", SHAPES["tiny"] if context.tiny else _SMALL, torch.float32, context.device
+    )
     batch = make_batch(model, side=8 if context.tiny else 28, prompts=2, answer=4 if context.tiny else 24)
     exact = copy.deepcopy(model).double()
     for name in ("float32", "bfloat16"):
@@ -219,7 +221,7 @@ def decoding_rows(context: Context) -> Iterator[Row]:
     if not context.has(20):
         return
     gc.collect()
-    model = build_model(shape, torch.bfloat16, context.device).eval()
+    model = build_model(context.folder / "large", shape, torch.bfloat16, context.device)
     batch = make_batch(model, side=8 if context.tiny else 64, prompts=1, answer=1)
     prompt = batch.until(_prompt(batch))
     tokens = 4 if context.tiny else 48

@@ -74,10 +74,9 @@ class Context:
 
 
 def read_rows(out: Path) -> list[Row]:
-    """All rows of a run so far; a last line that was cut off is left out."""
+    """All rows of a run so far."""
     path = out / RESULTS
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def attempt(what: str, work: Callable[[], Row]) -> Iterator[Row]:

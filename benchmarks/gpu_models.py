@@ -4,7 +4,6 @@ Shapes are those of the published configurations; what a step costs depends on t
 """
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,37 +62,29 @@ SHAPES = {
 
 
 def write_checkpoint(folder: Path, shape: Shape, dtype: torch.dtype, device: torch.device) -> Path:
-    """A folder that reads like the published checkpoint, its weights drawn on `device`; one that is there stays."""
-    if (folder / "config.json").is_file():
-        return folder
-    tokenizer = _tokenizer(folder)
-    model = _build(shape, tokenizer, dtype, device)
-    ends = [tokenizer.convert_tokens_to_ids(text) for text in ("<|im_end|>", "<|endoftext|>")]
-    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
-    model.save_pretrained(folder)
+    """A folder that reads like the published checkpoint, its weights drawn on `device`."""
+    if not any(folder.glob("*.safetensors")):
+        build_model(folder, shape, dtype, device).save_pretrained(folder)
     return folder
 
 
-def build_model(shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
-    """The same model in memory alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _build(shape, _tokenizer(Path(folder)), dtype, device)
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Write tokenizer and image processor of a small checkpoint, with the published patches."""
+def build_model(folder: Path, shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model on `device`, and a folder that holds all of its checkpoint but the weights."""
     small = Scratch(hidden_size=64, layers=1, heads=2, vision_depth=1, vision_size=32, vocabulary=900)
     build_scratch(folder, small, 0)
+    (folder / "model.safetensors").unlink()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     settings |= {"patch_size": _PATCH, "min_pixels": TOKEN**2, "max_pixels": 4096 * TOKEN**2}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
-def _build(shape: Shape, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype, device: torch.device) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForImageTextToText.from_config(_config(shape, tokenizer), dtype=dtype)
+        model = AutoModelForImageTextToText.from_config(_config(shape, tokenizer), dtype=dtype)
+    ends = [tokenizer.convert_tokens_to_ids(text) for text in ("<|im_end|>", "<|endoftext|>")]
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    return model.to(device).eval()
 
 
 def _config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -108,6 +99,8 @@ def _config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Any:
         "num_key_value_heads": shape.kv_heads,
         "head_dim": shape.head,
         "max_position_embeddings": 262144,
+        # Published 0.02 at a width of 2048; a narrow model's layers would else add so little that it repeats a token for ever.
+        "initializer_range": 0.02 * (2048 / shape.hidden) ** 0.5,
         "rope_parameters": _MROPE | {"mrope_section": sections},
         "tie_word_embeddings": shape.tied,
         "bos_token_id": None,

@@ -15,10 +15,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,6 +32,7 @@ from trl import GRPOTrainer
 from differad.training.policy import PairProcessor, open_source
 from differad.training.recipe import RlRecipe, Scratch
 from differad.training.rl import DifficultyAwareTrainer, build_trainer, make_rewards
+from part_clock import PartClock
 
 SIDES = ("stock", "shared")
 PARTS = ("vision", "rollout", "log-probs", "loss and backward", "other")
@@ -69,40 +68,8 @@ class StockProcessor(PairProcessor):
     _process_images = Qwen2VLProcessor._process_images
 
 
-class Clock:
-    """Seconds by part; a part that runs inside another is not counted twice. `wait` waits for the device."""
-
-    def __init__(self, wait: Callable[[], None] = lambda: None) -> None:
-        self._wait = wait
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._open: list[str] = []
-        self._last = time.perf_counter()
-
-    def enter(self, part: str) -> None:
-        self._mark()
-        self._open.append(part)
-
-    def leave(self) -> None:
-        self._mark()
-        self._open.pop()
-
-    def _mark(self) -> None:
-        self._wait()
-        now = time.perf_counter()
-        if self._open:
-            self.seconds[self._open[-1]] += now - self._last
-        self._last = now
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        self.enter(name)
-        yield
-        self.leave()
-
-    def follow(self, part: str, module: Any) -> None:
-        """Time a module's forward passes."""
-        module.register_forward_pre_hook(lambda *_: self.enter(part))
-        module.register_forward_hook(lambda *_: self.leave())
+class Clock(PartClock):
+    """Seconds of a trainer's step by part."""
 
     def watch(self, trainer: Any) -> None:
         """Time the vision towers, `generate` and the log-probabilities of a trainer."""

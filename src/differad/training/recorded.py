@@ -65,25 +65,24 @@ class RecordedStep:
 
     def _try_to_record(self) -> Any:
         """The graph of a step; None where a step cannot be recorded."""
-        graph = torch.cuda.CUDAGraph()
+        graph: Any = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-        with torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=self._reads_kept):
-            with torch.cuda.stream(
-                stream
-            ):  # libraries make what they need at their first call, which cannot be recorded
-                self._step()
-            torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.stream(stream), torch.autocast("cuda", dtype, enabled, cache_enabled=self._reads_kept):
+            self._step()  # libraries make what they need at their first call, which cannot be recorded
             self._rewind()
             try:
-                with torch.cuda.graph(graph):
+                # Not by `torch.cuda.graph`, which empties the allocator's cache each time.
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
                     self._output = self._step()
+                finally:
+                    graph.capture_end()
             except RuntimeError as error:  # what asks the device for a number cannot be recorded
-                torch.cuda.synchronize()
                 warnings.warn(f"decoding goes kernel by kernel: {_line(error)}", RuntimeWarning, stacklevel=2)
                 graph = None
-        self._rewind()
+        torch.cuda.current_stream().wait_stream(stream)
         return graph
 
 

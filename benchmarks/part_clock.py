@@ -1,0 +1,53 @@
+"""Seconds of a piece of work by part, for benchmarks."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class PartClock:
+    """Seconds by part; a part that runs inside another is not counted twice. `wait` lets a device finish before each reading."""
+
+    def __init__(self, wait: Callable[[], None] = lambda: None) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._wait = wait
+        self._open: list[str] = []
+        self._hooks: list[Any] = []
+        self._last = time.perf_counter()
+
+    def enter(self, part: str) -> None:
+        self._mark()
+        self._open.append(part)
+
+    def leave(self) -> None:
+        self._mark()
+        self._open.pop()
+
+    def _mark(self) -> None:
+        self._wait()
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._last
+        self._last = now
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self.enter(name)
+        yield
+        self.leave()
+
+    def follow(self, part: str | Callable[[dict[str, Any]], str], module: Any) -> None:
+        """Time a module's forward passes, until `unfollow`; the part may depend on a pass's named arguments."""
+
+        def enter(_module: Any, _inputs: Any, named: dict[str, Any]) -> None:
+            self.enter(part if isinstance(part, str) else part(named))
+
+        self._hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        self._hooks.append(module.register_forward_hook(lambda *_: self.leave()))
+
+    def unfollow(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
