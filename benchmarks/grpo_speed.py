@@ -58,6 +58,10 @@ class StockTrainer(GRPOTrainer):
     def __init__(self, *args: Any, grpo: Any, reader: Any, **kwargs: Any) -> None:
         super().__init__(*args, reward_funcs=make_rewards(reader, grpo.reward), **kwargs)
 
+    def sharing_line(self) -> str:
+        """What a run would say first."""
+        return "stock TRL"
+
 
 class StockProcessor(PairProcessor):
     """Pictures prepared as transformers does it, each as often as it stands in the batch."""

@@ -33,8 +33,8 @@ def members_of(of_row: Tensor) -> int | None:
 
 
 def can_group(model: Any, cache: DynamicCache) -> bool:
-    """Whether a model's text attention can be replaced, and its cache holds every token."""
-    return hooks.takes_masks(model) and hooks.holds_all(cache)
+    """Whether a model's text attention can be replaced, and its cache holds every token, or states."""
+    return hooks.takes_masks(model) and hooks.can_keep(cache)
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def decoding_groups(model: Any, cache: DynamicCache, mask: Tensor, members: int,
     """
     config = model.config.get_text_config()
     repeats = config.num_attention_heads // config.num_key_value_heads
-    dtype = hooks.keys_and_values(cache)[0][0].dtype
+    dtype = hooks.dtype_of_keys(cache)
     hooks.with_groups(cache, members, room)
     sees = who_sees_what(mask, members, room).repeat(1, repeats, 1)[:, None]
     with hooks.replaced_attention(model, ATTENTION, GroupAttention(added(sees, dtype), repeats)):
