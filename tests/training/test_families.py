@@ -182,6 +182,19 @@ def test_adapters_go_into_the_language_model_alone(folder, make_recipe):
         )
 
 
+def test_experts_answer_padded_prompts_after_a_cold_start(tmp_path):
+    """TRL leaves `output_router_logits` in the configuration, which a pass behind a cache cannot do where prompts are padded."""
+    build_family(tmp_path, FAMILIES["qwen3_5_moe"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["output_router_logits"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    small, large = np.full((56, 56, 3), 90, np.uint8), np.full((112, 112, 3), 90, np.uint8)
+    pairs = [Pair(small, small), Pair(large, large)]
+    ways = [load_locator(str(tmp_path), max_new_tokens=8, batch_size=size) for size in (1, 2)]
+    one_by_one, together = ([outcome.answer for outcome in way.locate_many(pairs)] for way in ways)
+    assert together == one_by_one
+
+
 def test_images_that_a_processor_refuses_stop_no_other(tmp_path):
     """GLM-V's processor takes nothing longer than 200 : 1."""
     build_family(tmp_path, FAMILIES["glm46v"])

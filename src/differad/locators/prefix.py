@@ -109,6 +109,7 @@ def generate_after(
         use_cache=True,
         logits_to_keep=1,
         **hooks.cache_input(model, cache),
+        **hooks.without_balance(model),
     )
     hooks.set_rope_deltas(model, deltas)
     found = model.generate(
@@ -117,5 +118,6 @@ def generate_after(
         generation_config=config,
         logits_processor=processors,
         **hooks.cache_input(model, cache),
+        **hooks.without_balance(model),
     )
     return found[:, full_ids.shape[1] :]

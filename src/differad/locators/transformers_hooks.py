@@ -35,6 +35,16 @@ def cache_input(model: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
     return {name: cache}
 
 
+def without_balance(model: Any) -> dict[str, bool]:
+    """What keeps a model of experts from weighing how it used them, as a cold start leaves its configuration.
+
+    It does so by a mask of as many tokens as it is given, so that behind a cache, where the mask has more, it raises.
+    """
+    return (
+        {"output_router_logits": False} if "output_router_logits" in signature(type(model).forward).parameters else {}
+    )
+
+
 def holds_all(cache: DynamicCache) -> bool:
     """Whether a cache holds every token: layers that slide a window forget the prompt as the text grows."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)

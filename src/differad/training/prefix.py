@@ -160,6 +160,7 @@ def encode_prompts(
         use_cache=True,
         logits_to_keep=1,
         **hooks.cache_input(model, cache),
+        **hooks.without_balance(model),
         **picture_inputs(chosen, memory),
     )
     return cache
@@ -193,6 +194,7 @@ def answer_inputs(
         "position_ids": positions[:, :, start - 1 :],
         "use_cache": True,
         **hooks.cache_input(model, cache),
+        **hooks.without_balance(model),
     }
 
 
