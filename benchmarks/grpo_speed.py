@@ -59,7 +59,8 @@ class StockTrainer(GRPOTrainer):
         super().__init__(*args, reward_funcs=make_rewards(reader, grpo.reward), **kwargs)
 
     def sharing_line(self) -> str:
-        return "prompts are repeated"
+        """What a run would say first."""
+        return "stock TRL"
 
 
 class StockProcessor(PairProcessor):

@@ -32,7 +32,7 @@ TEMPLATE = (
     "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}
+PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16, "qwen3_vl_moe": 16}
 MIN_PIXELS, MAX_PIXELS = 3136, 50176
 HIDDEN = 64
 
@@ -107,6 +107,8 @@ def _settings(model_type: str, tokenizer: PreTrainedTokenizerFast) -> dict[str, 
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    if model_type.endswith("_moe"):
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": PATCH[model_type]}
     if model_type == "qwen2_vl":
         vision |= {"embed_dim": 32, "hidden_size": HIDDEN, "mlp_ratio": 2}
@@ -155,7 +157,7 @@ def _stir(model: Any) -> None:
 def _write_image_processor(folder: Path, model_type: str) -> None:
     """`preprocessor_config.json` as the published checkpoints have it: areas, patch and merge size, a class name."""
     settings = {
-        "image_processor_type": "Qwen2VLImageProcessor" + ("Fast" if model_type == "qwen3_vl" else ""),
+        "image_processor_type": "Qwen2VLImageProcessor" + ("Fast" if model_type.startswith("qwen3_vl") else ""),
         "min_pixels": MIN_PIXELS,
         "max_pixels": MAX_PIXELS,
         "patch_size": PATCH[model_type],
@@ -164,6 +166,6 @@ def _write_image_processor(folder: Path, model_type: str) -> None:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-    if model_type == "qwen3_vl":
+    if model_type.startswith("qwen3_vl"):
         settings["size"] = {"shortest_edge": settings.pop("min_pixels"), "longest_edge": settings.pop("max_pixels")}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))

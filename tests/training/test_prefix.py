@@ -229,5 +229,5 @@ def test_a_prompt_that_is_known_is_not_encoded_again_whatever_pads_it_stands_beh
     assert_as_near(found, anew, exact, terms=HIDDEN)
     asked = own.until(prompt - begin).take(slice(0, 1))
     others = [(patches + 1, grids) for patches, grids in asked.pictures.rows()]
-    assert known.recall(asked.ids, asked.mask, asked.pictures.rows()) is not None
-    assert known.recall(asked.ids, asked.mask, others) is None
+    assert known.recall(model, asked.ids, asked.mask, asked.pictures.rows()) is not None
+    assert known.recall(model, asked.ids, asked.mask, others) is None

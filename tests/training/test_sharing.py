@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
 from scripted import make_trainer
 from tiny_models import HIDDEN, build_checkpoint
 
+from family_checkpoints import FAMILIES as FURTHER
+from family_checkpoints import build_family
 from tolerance import EPS, FACTOR, assert_as_near, assert_gradients_as_near, flat_gradients, rounding
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -64,7 +66,9 @@ def build(make_recipe, uneven, tmp_path):
         own = [f"data.pairs=[{uneven}]", "model.max_pixels=50176", f"grpo.share_prefix={share}", *REAL, *overrides]
         if family is not None:
             folder = tmp_path / family
-            own.append(f"model.checkpoint={folder if folder.exists() else build_checkpoint(folder, family, None)}")
+            if not folder.exists():
+                build_family(folder, FURTHER[family]) if family in FURTHER else build_checkpoint(folder, family, None)
+            own.append(f"model.checkpoint={folder}")
         trainer = make_trainer(make_recipe("rl", *own), DifficultyAwareTrainer)
         trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
         return trainer
@@ -143,6 +147,9 @@ def assert_log_probabilities(found, expected, stock):
     assert said.any()
     for name, model in models.items():
         apart = model.disable_adapter() if lora and name.startswith("ref") else nullcontext()
+        bare = stock._bare(model)
+        experts = bare.get_experts_implementation()
+        bare.set_experts_implementation("eager")  # grouped products have no float64
         with torch.no_grad(), apart:
             logits = model.double()(
                 input_ids=ids,
@@ -152,6 +159,7 @@ def assert_log_probabilities(found, expected, stock):
                 mm_token_type_ids=expected["mm_token_type_ids"],
             ).logits
         model.float()
+        bare.set_experts_implementation(experts)
         every = logits[:, -length - 1 : -1].log_softmax(-1).gather(-1, expected["completion_ids"][..., None])[..., 0]
         assert_as_near(found[name][said], expected[name][said], every[said], terms=HIDDEN)
 
@@ -205,6 +213,49 @@ def test_draws_losses_and_gradients_equal_trls(build, passes, family, overrides)
     assert_as_trls(gradients(shared, inputs), stock, inputs)
 
 
+# Layers of linear attention beside others: a state in place of keys and values.
+WITH_STATES = ["qwen3_5", "qwen3_5_moe", "qwen4_exp"]
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [*((family, ()) for family in WITH_STATES), ("qwen3_5", ("model.lora={rank: 4, alpha: 8}",))],
+)
+def test_a_model_that_keeps_states_shares_what_is_not_differentiated(build, passes, family, overrides):
+    """Three prompts of three lengths; in the loss, which is TRL's own to the last bit, they stand under each answer."""
+    own = (*overrides, "train.batch_size=12", "grpo.iterations=2", "train.save_every=2", "model.max_pixels=null")
+    stock, shared = (build(*own, family=family, share=share) for share in (False, True))
+    for trainer in (stock, shared):
+        move_adapters(trainer.model)
+        trainer._outcomes = informative
+    seen = passes(shared)
+    expected, found = (draw(trainer, pairs=(0, 3, 1)) for trainer in (stock, shared))
+    prompt = found["prompt_ids"].shape[1]
+    assert len(set(found["prompt_mask"].sum(dim=1).tolist())) == 3
+    # By the policy, for its draw and its scores, and by the reference; then answers alone, each behind its prompt's last token.
+    # What an index has chosen from is not kept from the draw to the scores.
+    assert [rows for rows, width in seen if width == prompt - 1] == [3] * (3 if family == "qwen4_exp" else 2)
+    assert not [rows for rows, width in seen if width >= prompt]
+    assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
+    assert len({tuple(row) for row in found["completion_ids"].tolist()}) > 3
+    assert_log_probabilities(found, expected, stock)
+    inputs = teach(expected)
+    with pytest.warns(UserWarning, match="answers are scored with their prompts repeated: "):
+        loss, own_gradients = gradients(shared, inputs)
+    expected_loss, expected_gradients = gradients(stock, inputs)
+    assert loss == expected_loss
+    assert all(torch.equal(gradient, expected_gradients[name]) for name, gradient in own_gradients.items())
+
+
+def test_no_warning_says_what_the_first_line_has_said(build):
+    trainer = build("model.max_pixels=null", family="qwen3_5")
+    inputs = teach(draw(trainer))
+    assert "; not shared in loss (Qwen3_5" in trainer.sharing_line()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*share_prefix")
+        gradients(trainer, inputs)
+
+
 @pytest.mark.parametrize("freeze", ["true", "false"])
 def test_the_embedded_policy_shares_too(build, freeze):
     """Its tower compares the two pictures of a pair, so that no picture may be remembered without the other."""
@@ -221,10 +272,11 @@ def test_the_embedded_policy_shares_too(build, freeze):
     assert len(shared._memory(shared.model)) == (2 if freeze == "true" else 0)
 
 
-def test_groups_that_are_drawn_anew_do_not_encode_their_prompts_anew(build, passes):
-    stock, shared = (
-        build("grpo.resamples=2", "grpo.iterations=2", "train.save_every=2", share=s) for s in (False, True)
-    )
+@pytest.mark.parametrize("family", [None, "qwen3_5"])
+def test_groups_that_are_drawn_anew_do_not_encode_their_prompts_anew(build, passes, family):
+    """The second, drawn again by itself, stands behind other pads than beside the first."""
+    own = ("grpo.resamples=2", "grpo.iterations=2", "train.save_every=2")
+    stock, shared = (build(*own, family=family, share=share) for share in (False, True))
     for trainer in (stock, shared):  # the first group learns something at once, the second never
         trainer._outcomes = lambda answers: ([0.0, 1, 0, 1] * (len(answers) == 8) + [0.0] * 4, [0.0] * 8, [1.0] * 8)
     seen = passes(shared)
@@ -232,7 +284,7 @@ def test_groups_that_are_drawn_anew_do_not_encode_their_prompts_anew(build, pass
     assert shared._draw.redraws.tolist() == [0, 2]
     assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
     assert_log_probabilities(found, expected, stock)
-    long = [rows for rows, width in seen if width > 10]
+    long = [rows for rows, width in seen if width > 10]  # tokens of one answer are fewer
     assert long == [2, 2]  # the policy's and the reference's
     assert shared._encoded is None  # weights may change from here on
 

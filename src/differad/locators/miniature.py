@@ -36,6 +36,10 @@ _TEXT = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
     "vocab_size": VOCABULARY,
+    # Fewer tokens than a prompt has, so that a window slides and an index chooses.
+    "sliding_window": 8,
+    "indexer_compress_ratio": 4,
+    "indexer_budget": 8,
 }
 _VISION = {"num_heads": _HEADS, "num_attention_heads": _HEADS, "intermediate_size": _WIDE}
 _DEPTHS = ("depth", "num_hidden_layers")
@@ -63,6 +67,7 @@ def in_double(model: Any) -> Any:
     """A copy of a miniature that computes in float64, on the CPU: not every accelerator has such numbers."""
     precise = copy.deepcopy(model).cpu().double()
     precise.set_attn_implementation("sdpa")  # eager masks a pad by the least number there is, and overflows in float64
+    precise.set_experts_implementation("eager")  # grouped products have no float64
     return precise
 
 
@@ -146,12 +151,12 @@ class Sample:
         return [[int(token == self.image_token) for token in row] for row in self.prompts]
 
 
-def draw_sample(model: Any, members: int, random: torch.Generator) -> Sample:
-    """Prompts for a miniature: two distinct ones, `members` rows each, side by side."""
+def draw_sample(model: Any, members: int, random: torch.Generator, distinct: int = 2) -> Sample:
+    """Prompts for a miniature: some distinct ones, each longer than the one before, `members` rows each, side by side."""
     prompts, patches, grids = [], [], []
     merge = model.config.vision_config.spatial_merge_size
     token = model.config.image_token_id
-    for number in range(2):
+    for number in range(distinct):
         grid = _grids(model, merge, number)
         row: list[int] = []
         for tokens in (grid.prod(dim=1) // merge**2).tolist():
@@ -169,7 +174,7 @@ def _words(count: int, random: torch.Generator) -> list[int]:
 
 
 def _grids(model: Any, merge: int, number: int) -> Tensor:
-    """Patches in time, height and width of the two images of a prompt; the second prompt's target is the larger."""
+    """Patches in time, height and width of the two images of a prompt; targets grow from prompt to prompt."""
     reference = REFERENCE_GRID if _compares(model) else (1, 2 * merge, 2 * merge)
     return torch.tensor([reference, (1, 2 * merge, (2 + number) * merge)])
 

@@ -27,13 +27,18 @@ class Prefix:
     layers: list[tuple[Tensor, Tensor]]
 
 
-def obstacle(model: Any, *, cached: bool = True) -> str | None:
-    """Why prompts of a model cannot be shared, in words; None where they can. `cached`: a cache is to carry them."""
+def obstacle(model: Any, *, cached: bool = True, learns: bool = False) -> str | None:
+    """Why prompts of a model cannot be shared, in words; None where they can.
+
+    `cached`: a cache is to carry them. `learns`: the pass is differentiated.
+    """
     if not hasattr(getattr(model, "model", None), "get_rope_index"):
         return f"{type(model).__name__} tells no positions of pictures (get_rope_index)"
     if not hasattr(model.model, "visual") or "mm_encoder_outputs" not in signature(type(model).forward).parameters:
         return f"{type(model).__name__} takes no image features (mm_encoder_outputs)"
-    if not keeps_all(model):
+    if not hooks.can_repeat(hooks.empty_cache(model)):
+        return f"{type(model).__name__} has a cache whose rows cannot be repeated (reorder_cache)"
+    if learns and not keeps_all(model):
         return f"{type(model).__name__} has layers that do not keep the keys and values of every token"
     if (
         cached
@@ -104,6 +109,7 @@ def generate_after(
         use_cache=True,
         logits_to_keep=1,
         **hooks.cache_input(model, cache),
+        **hooks.without_balance(model),
     )
     hooks.set_rope_deltas(model, deltas)
     found = model.generate(
@@ -112,5 +118,6 @@ def generate_after(
         generation_config=config,
         logits_processor=processors,
         **hooks.cache_input(model, cache),
+        **hooks.without_balance(model),
     )
     return found[:, full_ids.shape[1] :]

@@ -18,6 +18,8 @@ from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+# What one layer holds of one row: keys and values, or the states of its convolution and of its recurrence, where it has one.
+LayerStates = tuple[Tensor | None, ...]
 # Attentions that take any mask, by their names in a model's configuration.
 _MASKED = ("sdpa", "eager")
 
@@ -33,9 +35,35 @@ def cache_input(model: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
     return {name: cache}
 
 
+def without_balance(model: Any) -> dict[str, bool]:
+    """What keeps a model of experts from weighing how it used them, as a cold start leaves its configuration.
+
+    It does so by a mask of as many tokens as it is given, so that behind a cache, where the mask has more, it raises.
+    """
+    return (
+        {"output_router_logits": False} if "output_router_logits" in signature(type(model).forward).parameters else {}
+    )
+
+
 def holds_all(cache: DynamicCache) -> bool:
     """Whether a cache holds every token: layers that slide a window forget the prompt as the text grows."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def can_repeat(cache: DynamicCache) -> bool:
+    """Whether every layer of a cache can give each of its rows several times, states of recurrent layers too."""
+    return all(callable(getattr(layer, "reorder_cache", None)) for layer in cache.layers)
+
+
+def can_keep(cache: DynamicCache) -> bool:
+    """Whether each layer of a cache holds every token, or one state of fixed size that stands for all of them."""
+    return all(type(layer) is DynamicLayer or _holds_state(layer) for layer in cache.layers)
+
+
+def _holds_state(layer: Any) -> bool:
+    """Whether it is a layer of linear attention or of a short convolution, which keeps no token."""
+    alone = hasattr(layer, "update_recurrent_state") and not hasattr(layer, "update")
+    return alone and getattr(layer, "number_of_states", 1) == 1
 
 
 def keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
@@ -43,18 +71,65 @@ def keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
+def dtype_of_keys(cache: DynamicCache) -> torch.dtype:
+    """The type of the keys in a cache that has some."""
+    return next(layer.keys.dtype for layer in cache.layers if not _holds_state(layer))
+
+
+def row_states(cache: DynamicCache, row: int, begin: int) -> list[LayerStates]:
+    """What each layer of a cache that `can_keep` holds of one row, without its first `begin` tokens, which are pads.
+
+    Keys and values (1, heads, tokens, size), or states, which pads leave as they are.
+    """
+    found: list[LayerStates] = []
+    for layer in cache.layers:
+        if _holds_state(layer):  # copied: a step of decoding writes into them
+            states = (layer.conv_states[0], layer.recurrent_states[0])
+            found.append(tuple(None if each is None else each[row, None].clone() for each in states))
+        else:
+            found.append((layer.keys[row, None, :, begin:], layer.values[row, None, :, begin:]))
+    return found
+
+
+def join_states(model: Any, rows: list[list[LayerStates]], width: int) -> DynamicCache:
+    """A model's cache of what `row_states` gave for rows, pads before those that have fewer than `width` tokens."""
+    cache = empty_cache(model)
+    for layer, parts in zip(cache.layers, zip(*rows, strict=True), strict=True):
+        first, second = zip(*parts, strict=True)
+        if _holds_state(layer):
+            layer.update_conv_state(torch.cat(first))
+            if second[0] is not None:
+                layer.update_recurrent_state(torch.cat(second))
+        else:
+            layer.update(*(torch.cat([_padded(each, width) for each in states]) for states in (first, second)))
+    return cache
+
+
+def _padded(states: Tensor, width: int) -> Tensor:
+    """States (1, heads, L, size) with zeros before them, `width` tokens in all; what stands behind a pad is masked."""
+    return functional.pad(states, (0, 0, width - states.shape[2], 0))
+
+
 def with_capacity(cache: DynamicCache, of_row: Tensor, capacity: int) -> None:
     """Give every row the cache of its prompt `of_row` (B,), with room for `capacity` tokens more; for use without gradients."""
     for number, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
             cache.layers[number] = PreallocatedCacheLayer(layer.keys, layer.values, of_row, capacity)
-        else:  # a sliding window forgets as it grows
+        else:  # a sliding window forgets as it grows, a state does not grow
             layer.reorder_cache(of_row)
 
 
 def with_groups(cache: DynamicCache, members: int, capacity: int) -> None:
-    """Turn a cache of U prompts into one of U groups of `members` rows, `capacity` tokens each at most."""
-    cache.layers = [GroupCacheLayer(*states, members, capacity) for states in keys_and_values(cache)]
+    """Turn a cache of U prompts into one of U groups of `members` rows, `capacity` tokens each at most.
+
+    Keys and values of a prompt stand once; a state, which every token changes, is each row's own.
+    """
+    for number, layer in enumerate(cache.layers):
+        if _holds_state(layer):
+            of_row = torch.arange(len(layer.conv_states[0]), device=layer.conv_states[0].device)
+            layer.reorder_cache(of_row.repeat_interleave(members))
+        else:
+            cache.layers[number] = GroupCacheLayer(layer.keys, layer.values, members, capacity)
 
 
 def with_fixed_groups(cache: DynamicCache, members: int, capacity: int) -> "Steps":

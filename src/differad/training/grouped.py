@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from differad.locators import transformers_hooks as hooks
-from differad.training.recorded import RecordedStep, stepping
+from differad.locators.recorded import RecordedStep, stepping
 
 # What the text model's attention is called meanwhile; masks of transformers are made for attentions of its own alone.
 ATTENTION = "differad_groups"
@@ -34,8 +34,8 @@ def members_of(of_row: Tensor) -> int | None:
 
 
 def can_group(model: Any, cache: DynamicCache) -> bool:
-    """Whether a model's text attention can be replaced, and its cache holds every token."""
-    return hooks.takes_masks(model) and hooks.holds_all(cache)
+    """Whether a model's text attention can be replaced, and its cache holds every token, or states."""
+    return hooks.takes_masks(model) and hooks.can_keep(cache)
 
 
 @contextmanager
@@ -49,11 +49,11 @@ def decoding_groups(
     """
     config = model.config.get_text_config()
     repeats = config.num_attention_heads // config.num_key_value_heads
-    states = hooks.keys_and_values(cache)[0][0]
     sees = who_sees_what(mask, members, room).repeat(1, repeats, 1)[:, None]
-    seen = added(sees, states.dtype)
+    seen = added(sees, hooks.dtype_of_keys(cache))
     with ExitStack() as stack:
-        if states.is_cuda if fixed is None else fixed:
+        # States of recurrent layers would be changed by the steps that record one.
+        if hooks.holds_all(cache) and (seen.is_cuda if fixed is None else fixed):
             seen = _fix(model, cache, seen, members, room, stack)
         else:
             hooks.with_groups(cache, members, room)

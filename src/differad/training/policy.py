@@ -131,6 +131,9 @@ def load_model(source: Source, model: Model) -> Any:
         loaded = AutoModelForImageTextToText.from_pretrained(
             source.path, trust_remote_code=False, use_safetensors=True, **options
         )
+    text = loaded.config.get_text_config()
+    if hasattr(text, "output_router_logits"):  # trainers ask for it by themselves, see `without_balance`
+        text.output_router_logits = False
     if getattr(source.processor, "by_row", False):
         read_rows(loaded)
     if model.freeze_vision:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import DynamicCache, GenerationConfig
 
 from differad.locators import transformers_hooks as hooks
@@ -89,11 +88,11 @@ def find_prompts(ids: Tensor, mask: Tensor, rows: list[Row]) -> Prompts:
 
 @dataclass(frozen=True, eq=False)
 class _Encoded:
-    """One prompt's tokens (L,), its pictures, and keys and values (1, heads, L - 1, size) of each layer."""
+    """One prompt's tokens (L,), its pictures, and what each layer holds of it but for its last token."""
 
     ids: Tensor
     row: Row
-    layers: list[tuple[Tensor, Tensor]]
+    layers: list[hooks.LayerStates]
 
 
 class PromptMemory:
@@ -109,36 +108,24 @@ class PromptMemory:
         """How many prompts are remembered."""
         return len(self._kept)
 
-    def recall(self, ids: Tensor, mask: Tensor, rows: list[Row]) -> DynamicCache | None:
-        """The cache of prompts (U, P) but for their last token; None where one of them is not known."""
+    def recall(self, model: Any, ids: Tensor, mask: Tensor, rows: list[Row]) -> DynamicCache | None:
+        """The model's cache of prompts (U, P) but for their last token; None where one of them is not known."""
         found = [self._find(ids[row][mask[row].bool()], rows[row]) for row in range(len(ids))]
         known = [each for each in found if each is not None]
         if len(known) < len(found):
             return None
-        width = ids.shape[1] - 1
-        cache = DynamicCache()
-        for number, layer in enumerate(zip(*(each.layers for each in known), strict=True)):
-            cache.update(*(torch.cat([_padded(own[part], width) for own in layer]) for part in range(2)), number)
-        return cache
+        return hooks.join_states(model, [each.layers for each in known], ids.shape[1] - 1)
 
     def keep(self, ids: Tensor, mask: Tensor, rows: list[Row], cache: DynamicCache) -> None:
         """Remember the prompts (U, P) that a cache is of; one whose layers forget what a window has left is no use."""
-        if not hooks.holds_all(cache):
+        if not hooks.can_keep(cache):
             return
         for number, row in enumerate(rows):
             own = ids[number][mask[number].bool()]
-            states = hooks.keys_and_values(cache)
-            begin = ids.shape[1] - len(own)
-            layers = [(keys[number, None, :, begin:], values[number, None, :, begin:]) for keys, values in states]
-            self._kept.append(_Encoded(own, row, layers))
+            self._kept.append(_Encoded(own, row, hooks.row_states(cache, number, ids.shape[1] - len(own))))
 
     def _find(self, ids: Tensor, row: Row) -> _Encoded | None:
         return next((each for each in self._kept if torch.equal(each.ids, ids) and _same(each.row, row)), None)
-
-
-def _padded(states: Tensor, width: int) -> Tensor:
-    """States (1, heads, L, size) with zeros before them, `width` tokens in all; what stands behind a pad is masked."""
-    return functional.pad(states, (0, 0, width - states.shape[2], 0))
 
 
 def _same(one: Row, other: Row) -> bool:
@@ -160,7 +147,7 @@ def encode_prompts(
     chosen = [rows[row] for row in prompts.first.tolist()]
     ids, mask, types = (values[prompts.first] for values in (batch.ids, batch.mask, batch.types))
     if known is not None:
-        cache = known.recall(ids, mask, chosen)
+        cache = known.recall(model, ids, mask, chosen)
         if cache is None:
             cache = encode_prompts(model, batch, prompts, memory)
             known.keep(ids, mask, chosen, cache)
@@ -173,6 +160,7 @@ def encode_prompts(
         use_cache=True,
         logits_to_keep=1,
         **hooks.cache_input(model, cache),
+        **hooks.without_balance(model),
         **picture_inputs(chosen, memory),
     )
     return cache
@@ -206,6 +194,7 @@ def answer_inputs(
         "position_ids": positions[:, :, start - 1 :],
         "use_cache": True,
         **hooks.cache_input(model, cache),
+        **hooks.without_balance(model),
     }
 
 

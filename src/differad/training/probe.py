@@ -9,8 +9,10 @@ Equal is what `agreement` says: the logits that a token was drawn by, each answe
 
 import copy
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,58 +28,107 @@ from differad.locators.miniature import (
     in_double,
     same_random_state,
 )
+from differad.locators.prefix import obstacle
 from differad.training.trl_hooks import stand_in
 
-MEMBERS, ANSWER = 2, 4
+MEMBERS, ANSWER, BATCHES = 2, 4, 2
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
-class _Scores:
-    """Log-probabilities and entropies (B, 2 C) without gradients, losses, and the gradients of each by name."""
+class _Losses:
+    """Losses, and the gradients of each by name."""
 
-    log_probs: Tensor
     losses: list[float]
     gradients: list[dict[str, Tensor]]
 
 
-def find_difference(trainer: Any, bare: Any, memory_mb: int, *, trains_tower: bool) -> str | None:
-    """How the shared way differs from TRL's own in this environment, in one line; None where both are the same.
+@dataclass(frozen=True, eq=False)
+class _Trainers:
+    """Stand-ins in TRL's own way, in that way in float64, and in the shared way, and what they draw from and score."""
+
+    stock: Any
+    exact: Any
+    shared: Any
+    sample: Sample
+    answers: list[list[int]]
+    logits: list[Tensor]
+    inputs: dict[str, Any]
+
+    @property
+    def rounding(self) -> float:
+        """Of one sum of numbers of size 1."""
+        return sum_rounding(self.stock.model)
+
+
+def find_difference(trainer: Any, bare: Any, memory_mb: int, *, trains_tower: bool) -> dict[str, str]:
+    """How the shared way differs from TRL's own in this environment: a line for "rollout", for "loss"; none for what is the same.
 
     `bare`: the run's model without wrappers. `memory_mb`: MiB of image features that are kept. `trains_tower`: whether the vision
-    tower has gradients.
+    tower has gradients. A loss that the model's layers do not let share is not tried.
+    """
+    parts = {"rollout": _rollout_difference, "loss": _loss_difference}
+    with same_random_state(trainer.accelerator.device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a model that nobody trains
+        trainers, reason = _in_words(lambda: _make_trainers(trainer, bare, memory_mb, trains_tower))
+        if trainers is None:
+            return dict.fromkeys(parts, str(reason))
+        reasons = {}
+        for part, compare in parts.items():
+            different, failed = _in_words(partial(compare, trainers))
+            reasons[part] = different or failed
+    return {part: reason for part, reason in reasons.items() if reason is not None}
+
+
+def _in_words(work: Callable[[], Result]) -> tuple[Result | None, str | None]:
+    """What a part of a trial gives, or how it failed.
+
+    A release may have changed anything, which shows as any exception. The run goes on without what failed, and the user is told
+    why; miniature and copy are thrown away, so nothing half done is left behind.
     """
     try:
-        with same_random_state(trainer.accelerator.device), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a model that nobody trains
-            return _compare(trainer, bare, memory_mb, trains_tower)
-    # A release may have changed anything, which shows as any exception. The run goes on without what failed, and the user is
-    # told why; miniature and copy are thrown away, so nothing half done is left behind.
+        return work(), None
     except Exception as error:  # noqa: BLE001
-        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _compare(trainer: Any, bare: Any, memory_mb: int, trains_tower: bool) -> str | None:
+def _make_trainers(trainer: Any, bare: Any, memory_mb: int, trains_tower: bool) -> _Trainers:
     model = build_miniature(bare)
     model.model.visual.requires_grad_(trains_tower)
     random = torch.Generator().manual_seed(0)
-    sample = draw_sample(model, MEMBERS, random)
+    sample = draw_sample(model, MEMBERS, random, 2 * BATCHES)  # a batch has more than one prompt
     models = (model, in_double(model), copy.deepcopy(model))
-    stock, exact, shared = (_stand_in(trainer, each, batches=2) for each in models)
+    stock, exact, shared = (_stand_in(trainer, each, batches=BATCHES) for each in models)
     shared.start_sharing(True, memory_mb)
     answers, logits = _draw(stock, sample)
-    inputs = _inputs(sample, answers, random)
-    expected, true = (_score(each, inputs, [None]) for each in (stock, exact))
-    with shared.one_draw():
-        drawn, found_logits = _draw(shared, sample)
-        found = _score(shared, inputs, [True, False])
-    rounding = sum_rounding(model)
-    steps = zip(found_logits, logits, _logits(exact.model, sample, answers), strict=True)
-    for step, (mine, theirs, exactly) in enumerate(steps):
-        if told := disagreement(f"logits of token {step}", mine, theirs, exactly, rounding * size(exactly)):
+    return _Trainers(stock, exact, shared, sample, answers, logits, _inputs(sample, answers, random))
+
+
+def _rollout_difference(trainers: _Trainers) -> str | None:
+    """Of what is drawn, and of log-probabilities without gradients."""
+    exact, sample, inputs, answers = trainers.exact, trainers.sample, trainers.inputs, trainers.answers
+    with trainers.shared.one_draw():
+        drawn, logits = _draw(trainers.shared, sample)
+        found = _log_probs(trainers.shared, inputs)
+    steps = zip(logits, trainers.logits, _logits(exact.model, sample, answers), strict=True)
+    for step, parts in enumerate(steps):
+        if told := disagreement(f"logits of token {step}", *parts, trainers.rounding * size(parts[2])):
             return told
     if drawn != answers:
         return "the same random numbers draw other tokens"
-    return _difference(found, expected, true, rounding)
+    expected, true = (_log_probs(each, inputs) for each in (trainers.stock, exact))
+    for row, parts in enumerate(zip(found, expected, true, strict=True)):
+        if told := disagreement(f"log-probabilities of answer {row}", *parts, trainers.rounding * size(parts[2])):
+            return told
+    return None
+
+
+def _loss_difference(trainers: _Trainers) -> str | None:
+    """Of a loss and its gradients, as whole sequences and behind a cache."""
+    if obstacle(trainers.stock.model, cached=False, learns=True) is not None:
+        return None
+    expected, true = (_losses(each, trainers.inputs, [None]) for each in (trainers.stock, trainers.exact))
+    return _difference(_losses(trainers.shared, trainers.inputs, [True, False]), expected, true, trainers.rounding)
 
 
 def find_other_loss(trainer: Any, bare: Any) -> str | None:
@@ -85,12 +136,11 @@ def find_other_loss(trainer: Any, bare: Any) -> str | None:
 
     Nothing of it shares prompts. None also where a miniature of the model cannot be trained: then nothing is known.
     """
-    try:
-        with same_random_state(trainer.accelerator.device), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _compare_means(trainer, bare)
-    except Exception:  # noqa: BLE001 - of whatever kind; the run itself shows what its own model makes of it
-        return None
+    with same_random_state(trainer.accelerator.device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _in_words(lambda: _compare_means(trainer, bare))[
+            0
+        ]  # the run itself shows what its own model makes of it
 
 
 def _compare_means(trainer: Any, bare: Any) -> str | None:
@@ -101,6 +151,8 @@ def _compare_means(trainer: Any, bare: Any) -> str | None:
     dropping, whole, exact = (
         _stand_in(trainer, each, batches=1) for each in (model, copy.deepcopy(model), in_double(model))
     )
+    for each in (dropping, whole, exact):
+        each.aux_loss_enabled = False  # what balances experts counts every token, also of an answer that is left out
     answers = torch.randint(PAD + 1, WORDS, (count + 1, ANSWER), generator=random).tolist()
     inputs = _inputs(sample, answers, random)
     for name in ("completion_mask", "advantages"):
@@ -116,8 +168,8 @@ def _compare_means(trainer: Any, bare: Any) -> str | None:
         "image_grid_thw": sample.grids[:images],
         "num_images": [2] * count,
     }
-    found = _score(dropping, inputs, [None])
-    expected, true = (_score(each, others, [None]) for each in (whole, exact))
+    found = _losses(dropping, inputs, [None])
+    expected, true = (_losses(each, others, [None]) for each in (whole, exact))
     return _difference(found, expected, true, sum_rounding(model))
 
 
@@ -197,19 +249,25 @@ def _inputs(sample: Sample, answers: list[list[int]], random: torch.Generator) -
     }
 
 
-def _score(trainer: Any, inputs: dict[str, Any], ways: list[bool | None]) -> _Scores:
-    """What a trainer makes of answers; one loss for each of `ways`, True for whole sequences, False behind a cache."""
-    model, steps = trainer.model, trainer.args.steps_per_generation
-    inputs = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-    trainer._generate_and_score_completions = lambda _: dict(inputs)
+@torch.no_grad()
+def _log_probs(trainer: Any, inputs: dict[str, Any]) -> Tensor:
+    """Log-probabilities and entropies (B, 2 C) that a trainer gives answers, 0 behind their end, on the CPU."""
+    inputs = _on(trainer.model.device, inputs)
     names = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
     ids, mask = (
         torch.cat([inputs[f"{part}_{kind}"] for part in ("prompt", "completion")], dim=1) for kind in ("ids", "mask")
     )
-    with torch.no_grad():
-        log_probs, entropies, _ = trainer._get_per_token_logps_and_entropies(
-            model, ids, mask, ANSWER, 3, compute_entropy=True, **{name: inputs[name] for name in names}
-        )
+    log_probs, entropies, _ = trainer._get_per_token_logps_and_entropies(
+        trainer.model, ids, mask, ANSWER, 3, compute_entropy=True, **{name: inputs[name] for name in names}
+    )
+    return (torch.cat([log_probs, entropies], dim=1) * inputs["completion_mask"].repeat(1, 2)).cpu()
+
+
+def _losses(trainer: Any, inputs: dict[str, Any], ways: list[bool | None]) -> _Losses:
+    """What a trainer learns from answers; one loss for each of `ways`, True for whole sequences, False behind a cache."""
+    model, steps = trainer.model, trainer.args.steps_per_generation
+    inputs = _on(model.device, inputs)
+    trainer._generate_and_score_completions = lambda _: dict(inputs)
     losses, gradients = [], []
     for trainer.together in ways:
         model.zero_grad()
@@ -221,19 +279,20 @@ def _score(trainer: Any, inputs: dict[str, Any], ways: list[bool | None]) -> _Sc
             loss.backward()
             losses[-1] += loss.item()
         gradients.append({name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None})
-    said = inputs["completion_mask"].repeat(1, 2)
-    return _Scores((torch.cat([log_probs, entropies], dim=1) * said).cpu(), losses, gradients)
+    return _Losses(losses, gradients)
 
 
-def _difference(found: _Scores, expected: _Scores, exact: _Scores, rounding: float) -> str | None:
+def _on(device: torch.device, inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+def _difference(found: _Losses, expected: _Losses, exact: _Losses, rounding: float) -> str | None:
     """What lies further from `exact` than `expected` lets it; `rounding`: of one sum of numbers of size 1."""
-    for row, parts in enumerate(zip(found.log_probs, expected.log_probs, exact.log_probs, strict=False)):
-        if told := disagreement(f"log-probabilities of answer {row}", *parts, rounding * size(parts[2])):
-            return told
     off, true = _flat(expected.gradients[0]), _flat(exact.gradients[0])
     for loss, gradients in zip(found.losses, found.gradients, strict=True):
-        # A loss is a mean of terms of size 1 and one number, which may be right by luck: it may be as wrong as its gradient is.
-        allowed = FACTOR * size(off - true) / size(true) + rounding
+        # A loss is a mean of terms of size 1 or more and one number, which may be right by luck: it may be as wrong as its
+        # gradient is.
+        allowed = (FACTOR * size(off - true) / size(true) + rounding) * max(1.0, abs(exact.losses[0]))
         if not abs(loss - exact.losses[0]) <= allowed:
             return f"a loss of {loss:.6g} in place of {exact.losses[0]:.6g}"
         if gradients.keys() != exact.gradients[0].keys():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from differad.locators.transformers_hooks import takes_masks, text_attention
+from differad.locators.transformers_hooks import takes_masks, text_attention, without_balance
 from differad.training.grouped import added
 from differad.training.pictures import PictureMemory, picture_inputs
 from differad.training.prefix import Answered, places
@@ -68,6 +68,7 @@ def lay_out(model: Any, answered: Answered, memory: PictureMemory | None = None)
         "attention_mask": as_mask(sees, model)[:, None],
         "position_ids": torch.stack([laid(axis) for axis in positions]),
         **picture_inputs([rows[row] for row in prompts.first.tolist()], memory),
+        **without_balance(model),
     }
     return Layout(inputs, labels, of_row, member, members, keep)
 

@@ -37,6 +37,7 @@ from differad.training.sequence import lay_out, pays
 # Log-probabilities (B, C), entropies (B, C) and the loss that balances experts, the last two where they are asked for.
 Scores = tuple[Tensor, Tensor | None, Tensor | None]
 _OWN_ENGINE = "vLLM and continuous batching draw answers their own way"
+_BALANCED = "experts are balanced over whole prompts and whole batches"
 _FIELDS = {"pixel_values", "image_grid_thw", "mm_token_type_ids", "num_images"}
 # Losses that are a sum over rows, whichever rows are summed together first.
 _SUMS = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
@@ -52,8 +53,9 @@ class SharesPrefixes:
     _told: set[str]
     # By the way in which the policy ran: prompts of the draw that is being made and scored.
     _encoded: dict[tuple[Any, ...], PromptMemory] | None
-    # Why prompts are not shared although the recipe says so, and whether image features are not kept although it does.
-    _unlike: str | None
+    # By part, "rollout" and "loss": why prompts are not shared there although the recipe says so. Then whether image features
+    # are not kept although it does.
+    _unlike: dict[str, str]
     _keeps_nothing: bool
     # Whether a pass that is differentiated takes whole sequences; None: where they pay.
     together: bool | None
@@ -62,7 +64,7 @@ class SharesPrefixes:
         """Say whether prompts are shared, and how many MiB of image features are kept; before training."""
         self._share, self._memory_mb = share, memory_mb
         self._memories, self._told, self._encoded = {}, set(), None
-        self._unlike = self.together = None
+        self._unlike, self.together = {}, None
         self._keeps_nothing = False
 
     def try_sharing(self: Any) -> None:
@@ -73,18 +75,17 @@ class SharesPrefixes:
         bare = self._bare(self.model)
         if not self._share or self._trainers_refusal() or obstacle(bare, cached=False):
             return
-        own = _try(self, bare, self._memory_mb)
-        unlike, kept = next((each for each in join_shares([own]) if each != (None, True)), own)
-        if unlike is None:
-            return
-        what = "image features are not kept" if kept else "prompts are not shared"
-        name = "grpo.remember_pictures_mb" if kept else "grpo.share_prefix"
-        if kept:
+        unlike, unkept = _join_trials(join_shares([_try(self, bare, self._memory_mb)]))
+        told = []
+        if unkept is not None:
             self._memory_mb, self._keeps_nothing = 0, True
-        else:
-            self._share, self._unlike = False, f"{unlike}; {_releases()}"
-        if self.accelerator.is_main_process:
-            text = f"{name}: {what}: with {_releases()} they would not train as TRL does ({unlike})"
+            told.append(("grpo.remember_pictures_mb: image features are not kept", unkept))
+        if unlike:
+            self._unlike = {part: f"{reason}; {_releases()}" for part, reason in unlike.items()}
+            where = f"prompts are not shared in {' and '.join(unlike)}"
+            told.append((f"grpo.share_prefix: {where}", "; ".join(dict.fromkeys(unlike.values()))))
+        for what, reason in told if self.accelerator.is_main_process else ():
+            text = f"{what}: with {_releases()} they would not train as TRL does ({reason})"
             warnings.warn(text, InputWarning, stacklevel=2)
 
     @contextmanager
@@ -104,7 +105,7 @@ class SharesPrefixes:
 
     def _get_per_token_logps_and_entropies(self: Any, *inputs: Any, **fields: Any) -> Scores:
         """As TRL's, `batch_size` rows at a time."""
-        scores: Scores | None = self._shared_scores(*inputs, **fields) if self._share else None
+        scores: Scores | None = self._shared_scores(*inputs, **fields)
         if scores is None:
             scores = super()._get_per_token_logps_and_entropies(*inputs, **fields)  # type: ignore[misc]
         return scores
@@ -124,17 +125,18 @@ class SharesPrefixes:
         given = {name: value for name, value in fields.items() if value is not None}
         bare = self._bare(model)
         plan = None
-        if self._shares(given, "scored", compute_aux_loss):
+        part = "loss" if torch.is_grad_enabled() else "rollout"
+        if self._lets(part) and self._shares(given, "scored", compute_aux_loss):
             rows = len(input_ids)
             whole = as_batch(input_ids, attention_mask, given)
             starts = range(0, rows, batch_size or rows)
             parts = [whole.take(slice(start, start + (batch_size or rows))) for start in starts]
-            answered = [split_answers(part, logits_to_keep) for part in parts]
+            answered = [split_answers(each, logits_to_keep) for each in parts]
             plan = self._plan(bare, answered)
         if plan is None:
             return None
         with self.accelerator.autocast():
-            found = [plan(model, bare, part) for part in answered]
+            found = [plan(model, bare, each) for each in answered]
         entropies = torch.cat([entropy for _, entropy in found]) if compute_entropy else None
         return torch.cat([log_probs for log_probs, _ in found]), entropies, None
 
@@ -143,10 +145,11 @@ class SharesPrefixes:
 
         A pass that is differentiated takes whole sequences, where they pay: a cache would have to hand gradients back.
         """
-        together = all(pays(bare, part) for part in answered) if self.together is None else self.together
-        if torch.is_grad_enabled() and together:
-            return None if self._tells(obstacle(bare, cached=False), "scored") else self._score_together
-        return None if self._tells(obstacle(bare), "scored") else self._score_behind
+        learns = torch.is_grad_enabled()
+        together = learns and (all(pays(bare, part) for part in answered) if self.together is None else self.together)
+        if self._tells(obstacle(bare, cached=not together, learns=learns), "scored"):
+            return None
+        return self._score_together if together else self._score_behind
 
     def _score_together(self: Any, model: Any, bare: Any, answered: Answered) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities and entropies (B, keep) of answers, each prompt and its answers as one sequence."""
@@ -180,8 +183,8 @@ class SharesPrefixes:
 
     @contextmanager
     def _generating(self: Any, images: list[Any] | None) -> Iterator[None]:
-        if not self._share or self._draws_its_own_way():
-            if self._share:
+        if not self._lets("rollout") or self._draws_its_own_way():
+            if self._lets("rollout"):
                 self._tells(_OWN_ENGINE, "drawn")
             yield
             return
@@ -208,21 +211,25 @@ class SharesPrefixes:
         known = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)  # type: ignore[misc]
         fresh = self.model.training and self._buffered_inputs is not known
-        if not (fresh and self._share and order_is_free(self.args)):
+        if not (fresh and self._lets("loss") and order_is_free(self.args) and not self._balances()):
             return inputs
         self._buffered_inputs = gather_prompts(self._buffered_inputs)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
+    def _lets(self: Any, part: str) -> bool:
+        """Whether the recipe and the releases at hand let prompts be shared in a part."""
+        return self._share and part not in self._unlike
+
     def _shares(self: Any, given: dict[str, Any], what: str, balances: bool = False) -> bool:
         """Whether this trainer and these inputs let prompts be shared; a reason against it is told once."""
-        return self._share and not self._tells(self._refusal(given, balances), what)
+        return not self._tells(self._refusal(given, balances), what)
 
     def _tells(self: Any, reason: str | None, what: str) -> bool:
         """Whether there is a reason against sharing, which is then told once."""
         if reason is None:
             return False
         text = f"grpo.share_prefix: answers are {what} with their prompts repeated: {reason}"
-        if self._share and text not in self._told and self.accelerator.is_main_process:
+        if not self._told & {text, reason} and self.accelerator.is_main_process:
             warnings.warn(text, stacklevel=2)
         self._told.add(text)
         return True
@@ -233,7 +240,7 @@ class SharesPrefixes:
         if reason is not None:
             return reason
         if balances:
-            return "experts are balanced over whole prompts"
+            return _BALANCED
         if set(given) != _FIELDS or not all(given["num_images"]):
             return f"expected pictures in every prompt and the inputs {', '.join(sorted(_FIELDS))}, got {sorted(given)}"
         return None
@@ -250,15 +257,20 @@ class SharesPrefixes:
         return None
 
     def sharing_line(self: Any) -> str:
-        """What a run says first: where prompts are shared, and why not where they are not."""
+        """What a run says first: where prompts are shared, and why not where they are not; no warning says it again."""
         bare = self._bare(self.model)
-        always = None if self._share else self._unlike or "grpo.share_prefix=false"
+        always = None if self._share else "grpo.share_prefix=false"
         always = always or self._trainers_refusal() or obstacle(bare, cached=False)
         thrown = self.args.gradient_checkpointing and not takes_masks(bare)  # see `_plan`
         reasons = {
-            "rollout": always or (_OWN_ENGINE if self._draws_its_own_way() else None),
-            "loss": always or ("flash attention takes no mask and gradient checkpointing no cache" if thrown else None),
+            "rollout": always or (_OWN_ENGINE if self._draws_its_own_way() else self._unlike.get("rollout")),
+            "loss": always
+            or (_BALANCED if self._balances() else None)
+            or obstacle(bare, cached=False, learns=True)
+            or self._unlike.get("loss")
+            or ("flash attention takes no mask and gradient checkpointing no cache" if thrown else None),
         }
+        self._told |= {reason for reason in reasons.values() if reason is not None}
         said = []
         for reason in dict.fromkeys(reasons.values()):
             where = " and ".join(part for part, why in reasons.items() if why == reason)
@@ -266,6 +278,10 @@ class SharesPrefixes:
         if self._keeps_nothing:
             said.append("image features are not kept")
         return f"prompts are {'; '.join(said)}"
+
+    def _balances(self: Any) -> bool:
+        """Whether TRL adds a loss by which experts get equal shares of a batch."""
+        return bool(getattr(self, "aux_loss_enabled", False))
 
     def _draws_its_own_way(self: Any) -> bool:
         return bool(self.use_vllm or self.use_transformers_continuous_batching)
@@ -304,14 +320,26 @@ class SharesPrefixes:
         return known
 
 
-def _try(trainer: Any, bare: Any, memory_mb: int) -> tuple[str | None, bool]:
-    """How sharing differs from TRL's way, and whether it would not without keeping image features."""
+# How sharing differs from TRL's way, by part, and why image features are not kept, None where they are.
+_Trial = tuple[dict[str, str], str | None]
+
+
+def _try(trainer: Any, bare: Any, memory_mb: int) -> _Trial:
+    """What is tried before a run. Features are not kept where prompts can be shared in more parts without them."""
     trains_tower = any(weight.requires_grad for weight in bare.model.visual.parameters())
-    keeping = find_difference(trainer, bare, memory_mb, trains_tower=False) if memory_mb else None
-    if keeping is None and memory_mb and not trains_tower:
-        return None, True
+    keeping = find_difference(trainer, bare, memory_mb, trains_tower=False) if memory_mb else {}
+    if memory_mb and not keeping and not trains_tower:
+        return {}, None
     sharing = find_difference(trainer, bare, 0, trains_tower=trains_tower)
-    return (keeping, True) if sharing is None else (sharing, False)
+    return sharing, next((reason for part, reason in keeping.items() if part not in sharing), None)
+
+
+def _join_trials(trials: list[_Trial]) -> _Trial:
+    """What holds for all processes, in the words of the first that found it."""
+    unlike: dict[str, str] = {}
+    for found, _ in trials:
+        unlike = found | unlike
+    return unlike, next((unkept for _, unkept in trials if unkept is not None), None)
 
 
 def _releases() -> str:
