@@ -17,7 +17,8 @@ from trl import GRPOTrainer
 from differad.errors import InputWarning, OptionError
 from differad.locators import transformers_hooks
 from differad.locators.miniature import VOCABULARY
-from differad.training import grouped, rl, sequence
+from differad.locators import grouped
+from differad.training import rl, sequence
 from differad.training.localization import Outcomes
 from differad.training.probe import find_difference, find_other_loss
 from differad.training.rl import DifficultyAwareTrainer, train_rl

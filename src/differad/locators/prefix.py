@@ -6,15 +6,17 @@ places as in a prompt that is encoded whole, so that logits equal those up to ro
 Knows nothing of pictures, of texts or of boxes. Raises nothing of its own.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from differad.locators import transformers_hooks as hooks
+from differad.locators.grouped import can_group, decoding_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +97,12 @@ def generate_after(
     )
     cache = hooks.empty_cache(model)
     everyone = torch.zeros(rows, dtype=torch.long, device=ids.device)
-    capacity = ids.shape[1] + int(config.max_new_tokens or 0)
     for number, states in enumerate(prefix.layers):
         cache.update(*states, number)
-    hooks.with_capacity(cache, everyone, capacity)
+    if records(model, cache):
+        cache.reorder_cache(everyone)
+    else:
+        hooks.with_capacity(cache, everyone, ids.shape[1] + int(config.max_new_tokens or 0))
     model(
         input_ids=ids[:, :-1],
         attention_mask=full_mask[:, :-1],
@@ -109,15 +113,71 @@ def generate_after(
         use_cache=True,
         logits_to_keep=1,
         **hooks.cache_input(model, cache),
-        **hooks.without_balance(model),
     )
-    hooks.set_rope_deltas(model, deltas)
-    found = model.generate(
-        input_ids=full_ids,
-        attention_mask=full_mask,
-        generation_config=config,
-        logits_processor=processors,
+    return _decode(model, cache, full_ids, full_mask, deltas, config, processors)
+
+
+def generate_whole(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    types: Tensor,
+    patches: Tensor,
+    grids: Tensor,
+    config: GenerationConfig,
+    processors: list[Any],
+    *,
+    fixed: bool | None = None,
+) -> Tensor:
+    """As `generate` for prompts (B, L), pads on their left; returns the new tokens (B, C). Steps are recorded on a GPU.
+
+    `fixed`: in buffers of one size wherever it runs, as a recorded step needs them.
+    """
+    cache = hooks.empty_cache(model)
+    _, deltas = model.model.get_rope_index(
+        input_ids=ids, mm_token_type_ids=types, image_grid_thw=grids, attention_mask=mask
+    )
+    model(
+        input_ids=ids[:, :-1],
+        attention_mask=mask[:, :-1],
+        mm_token_type_ids=types[:, :-1],
+        pixel_values=patches,
+        image_grid_thw=grids,
+        use_cache=True,
+        logits_to_keep=1,
         **hooks.cache_input(model, cache),
-        **hooks.without_balance(model),
     )
-    return found[:, full_ids.shape[1] :]
+    return _decode(model, cache, ids, mask, deltas, config, processors, fixed=fixed)
+
+
+def records(model: Any, cache: DynamicCache) -> bool:
+    """Whether steps of decoding are recorded: on a GPU, for a model whose attention can be replaced and whose cache holds all."""
+    return bool(model.device.type == "cuda") and hooks.holds_all(cache) and can_group(model, cache)
+
+
+def _decode(
+    model: Any,
+    cache: DynamicCache,
+    ids: Tensor,
+    mask: Tensor,
+    deltas: Tensor,
+    config: GenerationConfig,
+    processors: list[Any],
+    *,
+    fixed: bool | None = None,
+) -> Tensor:
+    """New tokens (B, C) behind prompts (B, L), of which `cache` holds all tokens but the last."""
+    hooks.set_rope_deltas(model, deltas)
+    with ExitStack() as stack:
+        if fixed or records(model, cache):
+            room = int(config.max_new_tokens or 0)
+            # Each row is a group of its own.
+            stack.enter_context(decoding_groups(model, cache, mask[:, :-1], 1, room, fixed=True))
+        found: Tensor = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=processors,
+            **hooks.cache_input(model, cache),
+        )
+    return found[:, ids.shape[1] :]

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from differad.locators import transformers_hooks as hooks
-from differad.training.grouped import can_group, decoding_groups, members_of
+from differad.locators.grouped import can_group, decoding_groups, members_of
 from differad.training.pictures import Batch, PictureMemory, Row, is_random, picture_inputs
 
 # Tokens that a cache has room for where nothing says how many will come.

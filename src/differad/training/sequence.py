@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from differad.locators.transformers_hooks import takes_masks, text_attention, without_balance
-from differad.training.grouped import added
+from differad.locators.grouped import added
 from differad.training.pictures import PictureMemory, picture_inputs
 from differad.training.prefix import Answered, places
 

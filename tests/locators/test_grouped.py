@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 from transformers import AutoModelForImageTextToText, GenerationConfig  # noqa: E402
 
 from differad.locators.transformers_hooks import GroupCacheLayer, cache_input, with_capacity  # noqa: E402
-from differad.training import grouped  # noqa: E402
-from differad.training.grouped import can_group, decoding_groups, members_of, who_sees_what  # noqa: E402
+from differad.locators import grouped  # noqa: E402
+from differad.locators.grouped import can_group, decoding_groups, members_of, who_sees_what  # noqa: E402
 from differad.training.pictures import Batch, Pictures  # noqa: E402
 from differad.training.prefix import encode_prompts, find_prompts, generate_shared  # noqa: E402
 from tolerance import assert_as_near  # noqa: E402
