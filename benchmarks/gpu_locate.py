@@ -6,7 +6,7 @@ bfloat16 ties differ. One reference: many targets against it, its part of the pr
 has one never shown before. Returning references: each pair has its own, shown before.
 
 The floor of a pair is the work that no way of computing it can spare, at the ceilings that `card` measured, one part after the
-other; preparing images is not in it, as the CPU can do that meanwhile:
+other; reading and preparing images is not in it, as the CPU can do that meanwhile:
 
     vision   2 x weights a patch + 4 x patches^2 x width x layers; of the target, and of a reference that is new
     prefill  2 x weights a token + 4 x (tokens before) x heads x head size x layers; or reading the weights, if that takes longer
@@ -106,6 +106,10 @@ class Kept(LiveLocator):
         """Tokens of the prompt up to the reference and behind it, without those of images."""
         before, between, after = self._prompt.split(self._image_token)
         return len(self._tokenizer(before)["input_ids"]), len(self._tokenizer(between + after)["input_ids"])
+
+    def _read(self, window: list[Pair]) -> Any:
+        with self.clock.part("reading") if self.clock else nullcontext():
+            return super()._read(window)
 
     def _look(self, pictures: list[Any]) -> tuple[Any, Any, list[int]]:
         with self.clock.part("images") if self.clock else nullcontext():
@@ -288,7 +292,7 @@ class Measurement:
         finally:
             clock.unfollow()
             locator.clock = None
-        names = ("images", "vision", "prefill", "decode", "other")
+        names = ("reading", "images", "vision", "prefill", "decode", "other")
         taken = {f"{name}_ms": 1e3 * clock.seconds[name] / self._case.pairs for name in names}
         return {"side": side, **taken, "peak_gib": self._context.peak_gib()}
 
