@@ -18,8 +18,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig, LogitsProcessor
 
-from differad.locators.transformers_hooks import cache_input
 from differad.locators.grouped import decoding_groups, who_sees_what
+from differad.locators.transformers_hooks import cache_input
 from differad.training.pictures import Batch, Pictures, join
 from differad.training.prefix import encode_prompts, generate_shared, places, prompts_of, split_answers
 from differad.training.sequence import lay_out

@@ -9,9 +9,10 @@ import pytest
 torch = pytest.importorskip("torch")
 from transformers import AutoModelForImageTextToText, GenerationConfig  # noqa: E402
 
-from differad.locators.transformers_hooks import GroupCacheLayer, cache_input, with_capacity  # noqa: E402
 from differad.locators import grouped  # noqa: E402
 from differad.locators.grouped import can_group, decoding_groups, members_of, who_sees_what  # noqa: E402
+from differad.locators.prefix import generate_whole  # noqa: E402
+from differad.locators.transformers_hooks import GroupCacheLayer, cache_input, with_capacity  # noqa: E402
 from differad.training.pictures import Batch, Pictures  # noqa: E402
 from differad.training.prefix import encode_prompts, find_prompts, generate_shared  # noqa: E402
 from tolerance import assert_as_near  # noqa: E402
@@ -220,3 +221,15 @@ def test_a_member_sees_its_prompt_but_for_pads_and_its_own_tokens():
 )
 def test_groups_are_told_by_their_rows(of_row, members):
     assert members_of(torch.tensor(of_row)) == members
+
+
+def test_whole_prompts_are_answered_by_fixed_steps_as_by_generate(model, prompts):
+    """The way that a locator takes on a GPU: each row is a group of its own."""
+    ids, mask, kinds, pictures = prompts
+    config = GenerationConfig(do_sample=False, max_new_tokens=4, pad_token_id=0, eos_token_id=None)
+    inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds}
+    inputs |= {"pixel_values": pictures.patches, "image_grid_thw": pictures.grids}
+    found = generate_whole(model, inputs, config, [], fixed=True)
+    expected = generate_plainly(model, Batch(ids, mask, kinds, pictures), config)
+    assert found.tolist() == expected[:, ids.shape[1] :].tolist()
+    assert len({tuple(row) for row in found.tolist()}) > 1

@@ -15,9 +15,8 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 from trl import GRPOTrainer
 
 from differad.errors import InputWarning, OptionError
-from differad.locators import transformers_hooks
+from differad.locators import grouped, transformers_hooks
 from differad.locators.miniature import VOCABULARY
-from differad.locators import grouped
 from differad.training import rl, sequence
 from differad.training.localization import Outcomes
 from differad.training.probe import find_difference, find_other_loss

@@ -154,6 +154,8 @@ class LocalLocator:
         one_by_one = self._processor is None and self._config.model_type != TINY_MODEL_TYPE
         # None until a reference comes again.
         self._keeps: bool | None = None if one_by_one and self.options.remember_prefixes > 0 else False
+        # None until a prompt is encoded whole on a GPU.
+        self._records: bool | None = None if one_by_one and str(self._device).startswith("cuda") else False
 
     def _can_keep(self) -> bool:
         if self._keeps is None:
@@ -161,6 +163,13 @@ class LocalLocator:
 
             self._keeps = can_keep(self._model)
         return self._keeps
+
+    def _can_record(self) -> bool:
+        if self._records is None:
+            from differad.locators.prefix_trial import can_record
+
+            self._records = can_record(self._model)
+        return self._records
 
     def locate(self, pair: Pair) -> Location:
         """Where the target is abnormal. Raises ImageError, LocatorError."""
@@ -217,8 +226,11 @@ class LocalLocator:
         """Pairs whose reference is shown again by itself, and all others; each by size, so that few pads are needed."""
         groups: dict[bytes | None, list[int]] = {}
         shown = Counter(item.key for item in window.values())
+        # Fewer would be answered in small batches, which costs more than the reference that they save.
+        enough = min(self.options.batch_size, len(window)) / 2
         for place, item in window.items():
-            again = (shown[item.key] > 1 or item.key in self._seen) and self._can_keep()
+            count = shown[item.key]
+            again = (count > 1 or item.key in self._seen) and count >= enough and self._can_keep()
             groups.setdefault(item.key if again else None, []).append(place)
         for key in shown:
             self._seen.keep(key, True)
@@ -294,6 +306,10 @@ class LocalLocator:
     def _whole(self, batch: list[Prepared], processors: list[Any]) -> Any:
         """New tokens (B, C) after prompts that are encoded whole."""
         inputs = self._laid_out(batch) if self._processor is None else self._processed(batch)
+        if self._can_record():
+            from differad.locators.prefix import generate_whole
+
+            return generate_whole(self._model, inputs, self._generation(), processors)
         inputs |= without_balance(self._model)
         output = self._model.generate(**inputs, generation_config=self._generation(), logits_processor=processors)
         return output[:, inputs["input_ids"].shape[1] :]

@@ -113,39 +113,30 @@ def generate_after(
         use_cache=True,
         logits_to_keep=1,
         **hooks.cache_input(model, cache),
+        **hooks.without_balance(model),
     )
     return _decode(model, cache, full_ids, full_mask, deltas, config, processors)
 
 
 def generate_whole(
-    model: Any,
-    ids: Tensor,
-    mask: Tensor,
-    types: Tensor,
-    patches: Tensor,
-    grids: Tensor,
-    config: GenerationConfig,
-    processors: list[Any],
-    *,
-    fixed: bool | None = None,
+    model: Any, inputs: dict[str, Tensor], config: GenerationConfig, processors: list[Any], *, fixed: bool | None = None
 ) -> Tensor:
-    """As `generate` for prompts (B, L), pads on their left; returns the new tokens (B, C). Steps are recorded on a GPU.
+    """As `generate(**inputs)`, pads on the left of prompts (B, L); returns the new tokens (B, C). Steps are recorded on a GPU.
 
     `fixed`: in buffers of one size wherever it runs, as a recorded step needs them.
     """
+    ids, mask, types = (inputs[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids"))
     cache = hooks.empty_cache(model)
     _, deltas = model.model.get_rope_index(
-        input_ids=ids, mm_token_type_ids=types, image_grid_thw=grids, attention_mask=mask
+        input_ids=ids, mm_token_type_ids=types, image_grid_thw=inputs["image_grid_thw"], attention_mask=mask
     )
     model(
-        input_ids=ids[:, :-1],
-        attention_mask=mask[:, :-1],
-        mm_token_type_ids=types[:, :-1],
-        pixel_values=patches,
-        image_grid_thw=grids,
+        **inputs
+        | {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], "mm_token_type_ids": types[:, :-1]}
+        | hooks.cache_input(model, cache)
+        | hooks.without_balance(model),
         use_cache=True,
         logits_to_keep=1,
-        **hooks.cache_input(model, cache),
     )
     return _decode(model, cache, ids, mask, deltas, config, processors, fixed=fixed)
 
@@ -179,5 +170,6 @@ def _decode(
             generation_config=config,
             logits_processor=processors,
             **hooks.cache_input(model, cache),
+            **hooks.without_balance(model),
         )
     return found[:, ids.shape[1] :]

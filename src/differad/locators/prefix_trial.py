@@ -1,10 +1,11 @@
-"""Whether the beginning of a prompt can be kept with the release of transformers at hand, tried before it is relied on.
+"""Whether a prompt's beginning can be kept, and a step be recorded, with the release of transformers at hand: tried beforehand.
 
-A miniature of the model answers two targets behind one kept reference and in prompts that are encoded whole; the logits of every
-token have to agree (`agreement`).
+A miniature of the model answers two targets in the way at hand and by plain `generate`; the logits of every token have to agree
+(`agreement`).
 """
 
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -13,36 +14,51 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from differad.errors import InputWarning
+from differad.locators import transformers_hooks as hooks
 from differad.locators.agreement import disagreement, size, sum_rounding
 from differad.locators.miniature import PAD, Sample, build_miniature, draw_sample, in_double, same_random_state
-from differad.locators.prefix import encode_prefix, generate_after, keeps_all, obstacle
+from differad.locators.prefix import encode_prefix, generate_after, generate_whole, keeps_all, obstacle, records
 
 _ANSWER = 4
+# Logits (2, V) of each token that a model answers a sample with.
+_Way = Callable[[Any, Sample], list[Tensor]]
 
 
 def can_keep(model: Any) -> bool:
     """Whether beginnings of a model's prompts can be kept; where a release is in the way, an InputWarning says how."""
+    if obstacle(model) is not None or not keeps_all(model):
+        return False
+    return _agrees(model, _behind_prefix, "remember_prefixes: prompts are encoded whole")
+
+
+def can_record(model: Any) -> bool:
+    """Whether a model's steps can be recorded on its device; where a release is in the way, an InputWarning says how."""
+    if obstacle(model) is not None or not records(model, hooks.empty_cache(model)):
+        return False
+    return _agrees(model, _recorded, "tokens are launched kernel by kernel")
+
+
+def _agrees(model: Any, way: _Way, instead: str) -> bool:
+    """Whether a way to answer agrees with plain `generate`; else a warning says what is done `instead`."""
     try:
-        if obstacle(model) is not None or not keeps_all(model):
-            return False
         with same_random_state(model.device), torch.no_grad():
-            reason = _try(model)
-    # A release may have changed anything, which shows as any exception; prompts are then encoded whole, and the user is told.
+            reason = _try(model, way)
+    # A release may have changed anything, which shows as any exception; the plain way is then taken, and the user is told.
     except Exception as error:  # noqa: BLE001
         reason = f"{type(error).__name__}: {error}"
     if reason is not None:
-        text = f"remember_prefixes: prompts are encoded whole: with transformers {version('transformers')} kept ones do not agree"
+        text = f"{instead}: with transformers {version('transformers')} the other way does not agree"
         warnings.warn(f"{text} ({' '.join(reason.split())[:200]})", InputWarning, stacklevel=2)
     return reason is None
 
 
-def _try(model: Any) -> str | None:
+def _try(model: Any, way: _Way) -> str | None:
     small = build_miniature(model).eval()
     precise = in_double(small)
     sample = draw_sample(small, 1, torch.Generator().manual_seed(0))
-    ways = zip(_behind_prefix(small, sample), _whole(small, sample), _whole(precise, sample), strict=True)
-    for step, (kept, whole, exact) in enumerate(ways):
-        if told := disagreement(f"logits of token {step}", kept, whole, exact, sum_rounding(small) * size(exact)):
+    ways = zip(way(small, sample), _whole(small, sample), _whole(precise, sample), strict=True)
+    for step, (other, whole, exact) in enumerate(ways):
+        if told := disagreement(f"logits of token {step}", other, whole, exact, sum_rounding(small) * size(exact)):
             return told
     return None
 
@@ -54,21 +70,31 @@ def _config() -> GenerationConfig:
 def _whole(model: Any, sample: Sample) -> list[Tensor]:
     """Logits (2, V) of each token that follows the second images behind the first one's beginning, prompts encoded whole."""
     logits: list[Tensor] = []
+    model.generate(**_inputs(model, sample), generation_config=_config(), logits_processor=[_Watch(logits)])
+    return logits
+
+
+def _recorded(model: Any, sample: Sample) -> list[Tensor]:
+    """The same by recorded steps."""
+    logits: list[Tensor] = []
+    generate_whole(model, _inputs(model, sample), _config(), [_Watch(logits)])
+    return logits
+
+
+def _inputs(model: Any, sample: Sample) -> dict[str, Tensor]:
+    """A model's inputs of two whole prompts and their images."""
     sample = sample.to(model.device)
     begin, ends = _cut(sample)
     ids, mask = _padded([begin + end for end in ends], sample)
     reference, targets = _images(sample)
     pairs = [image for target in targets for image in (reference, target)]
-    model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        mm_token_type_ids=(ids == sample.image_token).int(),
-        pixel_values=torch.cat([patches for patches, _ in pairs]),
-        image_grid_thw=torch.cat([grid for _, grid in pairs]),
-        generation_config=_config(),
-        logits_processor=[_Watch(logits)],
-    )
-    return logits
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "mm_token_type_ids": (ids == sample.image_token).int(),
+        "pixel_values": torch.cat([patches for patches, _ in pairs]),
+        "image_grid_thw": torch.cat([grid for _, grid in pairs]),
+    }
 
 
 def _behind_prefix(model: Any, sample: Sample) -> list[Tensor]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from differad.locators.transformers_hooks import takes_masks, text_attention, without_balance
 from differad.locators.grouped import added
+from differad.locators.transformers_hooks import takes_masks, text_attention, without_balance
 from differad.training.pictures import PictureMemory, picture_inputs
 from differad.training.prefix import Answered, places
 
