@@ -38,7 +38,6 @@ from differad.locators.checkpoints import (
 )
 from differad.locators.comparable import doubt_normal
 from differad.locators.remembered import Remembered
-from differad.locators.transformers_hooks import without_balance
 from differad.options import check_at_least, check_option, option
 
 if TYPE_CHECKING:
@@ -310,6 +309,8 @@ class LocalLocator:
             from differad.locators.prefix import generate_whole
 
             return generate_whole(self._model, inputs, self._generation(), processors)
+        from differad.locators.transformers_hooks import without_balance
+
         inputs |= without_balance(self._model)
         output = self._model.generate(**inputs, generation_config=self._generation(), logits_processor=processors)
         return output[:, inputs["input_ids"].shape[1] :]

@@ -26,21 +26,23 @@ _Way = Callable[[Any, Sample], list[Tensor]]
 
 def can_keep(model: Any) -> bool:
     """Whether beginnings of a model's prompts can be kept; where a release is in the way, an InputWarning says how."""
-    if obstacle(model) is not None or not keeps_all(model):
-        return False
-    return _agrees(model, _behind_prefix, "remember_prefixes: prompts are encoded whole")
+    return _agrees(model, keeps_all, _behind_prefix, "remember_prefixes: prompts are encoded whole")
 
 
 def can_record(model: Any) -> bool:
     """Whether a model's steps can be recorded on its device; where a release is in the way, an InputWarning says how."""
-    if obstacle(model) is not None or not records(model, hooks.empty_cache(model)):
-        return False
-    return _agrees(model, _recorded, "tokens are launched kernel by kernel")
+    return _agrees(model, _fits, _recorded, "tokens are launched kernel by kernel")
 
 
-def _agrees(model: Any, way: _Way, instead: str) -> bool:
-    """Whether a way to answer agrees with plain `generate`; else a warning says what is done `instead`."""
+def _fits(model: Any) -> bool:
+    return records(model, hooks.empty_cache(model))
+
+
+def _agrees(model: Any, allows: Callable[[Any], bool], way: _Way, instead: str) -> bool:
+    """Whether a model allows a way to answer, and it agrees with plain `generate`; else a warning says what is done `instead`."""
     try:
+        if obstacle(model) is not None or not allows(model):
+            return False
         with same_random_state(model.device), torch.no_grad():
             reason = _try(model, way)
     # A release may have changed anything, which shows as any exception; the plain way is then taken, and the user is told.

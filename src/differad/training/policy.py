@@ -38,8 +38,10 @@ class PairProcessor(Qwen2VLProcessor):
     """Image processor and tokenizer of a Qwen-VL checkpoint, without the video processor.
 
     All three classes lay image tokens out alike. It never stands in a saved folder: `AutoProcessor`, which does not know it,
-    would return a bare tokenizer without a word.
+    would return a bare tokenizer without a word. Patches that rows of a batch have in common are repeated on `device`.
     """
+
+    device: torch.device | str = "cpu"
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
@@ -71,17 +73,15 @@ class PairProcessor(Qwen2VLProcessor):
         ends = list(accumulate(map(len, distinct.values())))
         places = {key: slice(end - len(key), end) for key, end in zip(distinct, ends, strict=True)}
         order = [number for key in keys for number in range(places[key].start, places[key].stop)]
-        return _repeat_pictures(found, order), [texts[number] for number in order]
+        return _repeat_pictures(found, order, self.device), [texts[number] for number in order]
 
 
-def _repeat_pictures(found: dict[str, Any], order: list[int]) -> dict[str, Any]:
-    """Patches and grids, arrays or tensors, of the pictures in this order."""
+def _repeat_pictures(found: dict[str, Any], order: list[int], device: torch.device | str) -> dict[str, Any]:
+    """Patches, as a tensor on `device`, and grids of the pictures in this order."""
     grids = torch.as_tensor(found["image_grid_thw"])
-    parts = torch.split(torch.as_tensor(found["pixel_values"]), grids.prod(dim=1).tolist())
-    fresh = {"pixel_values": torch.cat([parts[number] for number in order]), "image_grid_thw": grids[order]}
-    if not isinstance(found["pixel_values"], torch.Tensor):
-        fresh = {name: value.numpy() for name, value in fresh.items()}
-    return {**found, **fresh}
+    # Each image goes to the device once: the repeated patches of a group are hundreds of megabytes.
+    parts = torch.split(torch.as_tensor(found["pixel_values"]).to(device), grids.prod(dim=1).tolist())
+    return {**found, "pixel_values": torch.cat([parts[number] for number in order]), "image_grid_thw": grids[order]}
 
 
 @dataclass(frozen=True, eq=False)

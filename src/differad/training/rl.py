@@ -269,10 +269,14 @@ def take_rows(fields: dict[str, Any], images: list[Any] | None, rows: list[int])
         starts = np.cumsum([0, *counts])
         of_images = [number for row in rows for number in range(starts[row], starts[row + 1])]
         return {name: _take(value, rows if len(value) == len(images) else of_images) for name, value in fields.items()}
-    tensors = {name: torch.as_tensor(np.asarray(fields[name])) for name in _BY_GRID}
+    tensors = {name: _as_tensor(fields[name]) for name in _BY_GRID}
     split = trl_utils.split_pixel_values_by_grid({**fields, **tensors, "num_images": counts})
     chosen = {name: _take(value, rows) for name, value in split.items() if name != "num_images"}
     return dict(trl_utils.unsplit_pixel_values_by_grid(chosen))
+
+
+def _as_tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
 
 
 def _take(value: Any, rows: list[int]) -> Any:
@@ -348,6 +352,7 @@ def build_trainer(
         grpo=recipe.grpo,
         reader=reader,
     )
+    source.processor.device = trainer.accelerator.device
     if getattr(source.processor, "by_row", False) and trainer.ref_model is not None:
         read_rows(trainer.accelerator.unwrap_model(trainer.ref_model))
     trainer.add_callback(FirstLine(trainer.sharing_line))
