@@ -1,10 +1,13 @@
 """differad: one-shot visual inspection. Show a good part and a part to inspect; get what is abnormal and where."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from differad.core import Location, Pair
 from differad.data.manifest import read_pairs
 from differad.locators import load_locator
 
 __all__ = ["Location", "Pair", "load_locator", "read_pairs"]
-__version__ = version("differad")
+try:
+    __version__ = version("differad")
+except PackageNotFoundError:  # a copied checkout on PYTHONPATH, as on a machine without internet
+    __version__ = "0+checkout"

@@ -7,10 +7,10 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, fields, is_dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import differad
 from differad.data.manifest import numbered_lines
 from differad.data.stamps import Stamp, content_hash, stamp_files
 from differad.errors import InputError, ManifestError
@@ -33,7 +33,7 @@ def describe_run(locator: Locator, manifests: Iterable[Path], earlier: Mapping[s
     recorded = {name: Stamp(*values) for name, values in (earlier or {}).get("weights", {}).items()}
     return {
         "format": FORMAT,
-        "differad": version("differad"),
+        "differad": differad.__version__,
         "model": _USER_INFO.sub("", locator.name),
         "revision": getattr(locator, "revision", None),
         "options": _plain(getattr(locator, "options", None)),

@@ -6,6 +6,7 @@ from trl import SFTConfig, SFTTrainer
 
 from differad.locators.tiny.model import DENSE_WEIGHT, Comparer, dense_loss
 from differad.locators.tiny.processor import EvidenceProcessor
+from differad.training.clock import FollowsClock
 from differad.training.coverage import WithCoverage
 from differad.training.data import build_dataset
 from differad.training.loop import EpochSampler, LoadsWholeWeights, epoch_of, run_phase, trainer_config
@@ -13,7 +14,7 @@ from differad.training.policy import Source, load_model, lora_config
 from differad.training.recipe import SftRecipe
 
 
-class PairSftTrainer(LoadsWholeWeights, SFTTrainer):
+class PairSftTrainer(FollowsClock, LoadsWholeWeights, SFTTrainer):
     """TRL's trainer; the loss is taken on the answers alone, and for the embedded policy on its map of changes too."""
 
     def compute_loss(
