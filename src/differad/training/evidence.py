@@ -4,6 +4,7 @@ Training computes what is missing by itself, one pair after the other; this is m
 a second run goes on where the first was stopped. The files are those that `data.evidence` names: see locators/tiny/processor.py.
 """
 
+import random
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ def compute_evidence(
     chosen = _device(device)
     rule = _rule(recipe.model)
     pairs = list(_pairs(recipe))
+    random.Random(recipe.data.seed).shuffle(pairs)  # a run that is cut short has some of every manifest
     tasks = (Task(p.reference, p.target, rule, folder, chosen is None) for p in pairs)
     until = None if minutes is None else began + 60 * minutes
     counts = _run(tasks, len(pairs), folder, workers or usable_cores(), until, chosen)
