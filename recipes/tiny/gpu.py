@@ -139,7 +139,8 @@ class Run:
         self.stage("evidence", self.evidence)
         self.stage("compare", lambda: self.train("compare", "sft", ()))
         comparer = self.policy("compare")
-        self.stage("sft", lambda: self.train("sft", "sft", (f"model.tiny.comparer={comparer or 'null'}",)))
+        own = (f"model.tiny.comparer={comparer or 'null'}", f"model.tiny.reading={self.reading()}")
+        self.stage("sft", lambda: self.train("sft", "sft", own))
         evaluated = self.start_evaluation("sft")
         self.stage("rl", self.reinforce)
         self.stage("evaluate sft", lambda: self.evaluated(evaluated))
@@ -232,12 +233,11 @@ class Run:
     def train(self, name: str, phase: str, more: Iterable[str]) -> dict[str, Any]:
         """A recipe for its share of the time; the model is published with every checkpoint."""
         seconds = self.budget(name)
-        batch = 128
         overrides = [
             *self.given(self.manifests(FRESH if phase == "rl" else TRAINED)),
             f"out={self.runs / name}",
             f"train.minutes={seconds / 60:.4f}",
-            f"train.batch_size={batch}",
+            "train.batch_size=128",
             f"train.workers={self.loaders() if phase == 'sft' else 0}",
             "train.steps=-1",
             "train.epochs=1000",
@@ -249,12 +249,14 @@ class Run:
         ]
         order = {"stage": phase, "recipe": str(HERE / f"{name}.yaml"), "overrides": overrides}
         try:
-            found = self.trainer.ask(order, seconds + self.grace(), lambda: self.publish(name))
+            return self.trainer.ask(order, seconds + self.grace(), lambda: self.publish(name))
         finally:
             self.publish(name)
-        pairs = found["steps"] * batch / max(found["seconds"], 1e-9)
-        rate = {"answers_per_s": round(pairs, 1)} if phase == "rl" else {"pairs_per_s": round(pairs, 1)}
-        return {**found, "steps_per_s": round(found["steps"] / max(found["seconds"], 1e-9), 3), **rate}
+
+    def reading(self) -> int:
+        """Steps of the reading lesson: what a third of the cold start's time allows, 400 at most."""
+        on_cpu = str((self.trainer.machine or {}).get("device", "CPU")).startswith("CPU")
+        return max(5, min(400, int(SHARES["sft"] * self.seconds / 3 / (0.25 if on_cpu else 0.03))))
 
     def reinforce(self) -> dict[str, Any]:
         """Reinforcement of the cold start, or of its last checkpoint."""

@@ -65,21 +65,31 @@ def _sft(order: dict[str, Any]) -> dict[str, Any]:
     from differad.training.recipe import SftRecipe, load_recipe
     from differad.training.sft import train_sft
 
-    return _trained(train_sft(load_recipe(order["recipe"], SftRecipe, order["overrides"]), resume=True))
+    recipe = load_recipe(order["recipe"], SftRecipe, order["overrides"])
+    return _trained(train_sft(recipe, resume=True), recipe, "pairs_per_s")
 
 
 def _rl(order: dict[str, Any]) -> dict[str, Any]:
     from differad.training.recipe import RlRecipe, load_recipe
     from differad.training.rl import train_rl
 
-    return _trained(train_rl(load_recipe(order["recipe"], RlRecipe, order["overrides"]), resume=True))
+    recipe = load_recipe(order["recipe"], RlRecipe, order["overrides"])
+    return _trained(train_rl(recipe, resume=True), recipe, "answers_per_s")
 
 
-def _trained(summary: dict[str, Any]) -> dict[str, Any]:
+def _trained(summary: dict[str, Any], recipe: Any, rate: str) -> dict[str, Any]:
+    """Figures of a run; `rate` names what a batch holds."""
     import torch
 
+    speed = summary["steps"] / max(summary["seconds"], 1e-9)
+    rows = round(speed * recipe.train.batch_size * recipe.train.accumulate, 1)
+
     peak = round(torch.cuda.max_memory_allocated() / 2**30, 3) if torch.cuda.is_available() else None
-    return {name: summary[name] for name in ("steps", "seconds", "resumed_from")} | {"peak_gib": peak}
+    return {name: summary[name] for name in ("steps", "seconds", "resumed_from")} | {
+        "steps_per_s": round(speed, 3),
+        rate: rows,
+        "peak_gib": peak,
+    }
 
 
 _STAGES = {"evidence": _evidence, "sft": _sft, "rl": _rl}

@@ -33,7 +33,7 @@ _FRAME = Frame(1000, 1000)
 
 
 def teach_reading(model: Any, tokenizer: Any, steps: int, seed: int) -> None:
-    """Train `model` on `steps` batches of made-up proposals, on an accelerator if there is one; the same seed gives the same weights."""
+    """Train `model` on `steps` batches of made-up proposals, on an accelerator if there is one; one seed, one result."""
     home = model.device
     model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else home)
     rng = np.random.default_rng(seed)
