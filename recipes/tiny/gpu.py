@@ -33,7 +33,9 @@ FRESH = ("fresh", "fresh_unaligned")
 # Held-out pairs for each minute of the run, 400 at most: about half a second of a core each.
 HELD_OUT_PER_MINUTE = 30
 # A stage may take this share of all the time beyond its own, for loading and writing, and at least so many seconds.
-GRACE, LEAST_GRACE = 0.05, 20.0
+GRACE, LEAST_GRACE = 0.05, 25.0
+# Seconds in which the process that trains must have loaded its libraries.
+STARTING = 180.0
 # Megabytes of a loader's process in shared memory: three batches of 128 pairs of evidence.
 _LOADER_MB = 300
 _MODEL_FILES = (
@@ -82,9 +84,9 @@ class Trainer:
     def ask(self, order: dict[str, Any], seconds: float, meanwhile: Any = None) -> dict[str, Any]:
         """What a stage found; `meanwhile` is called twice a second. Raises StageError, also after so many seconds."""
         self.start()
-        until = time.monotonic() + seconds
         if self.machine is None:
-            self.machine = self._answer(until, None)
+            self.machine = self._answer(time.monotonic() + STARTING, None)
+        until = time.monotonic() + seconds
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.write(json.dumps(order) + "\n")
         return self._answer(until, meanwhile)
@@ -127,13 +129,24 @@ class Run:
         self._environment = environment()
         self.trainer = Trainer(self.log, self._environment)
         self._published: Path | None = None
+        self._others: list[subprocess.Popen[Any]] = []
         self.rows: list[dict[str, Any]] = [
             {"stage": "run", "minutes": minutes, "workers": workers, "wall_seconds": 0.0}
         ]
         self._done = finished(self.out / "result.jsonl", self.rows[0])
 
     def go(self) -> bool:
-        """All stages; whether there is a model."""
+        """All stages; whether there is a model. No process outlives it."""
+        try:
+            self._go()
+        finally:
+            self.trainer.end()
+            for process in self._others:
+                end(process)
+            self.write()
+        return (self.out / "model" / "model.safetensors").is_file()
+
+    def _go(self) -> None:
         self.trainer.start()
         self.stage("pairs", self.draw)
         self.stage("evidence", self.evidence)
@@ -145,9 +158,6 @@ class Run:
         self.stage("rl", self.reinforce)
         self.stage("evaluate sft", lambda: self.evaluated(evaluated))
         self.stage("evaluate rl", lambda: self.evaluated(self.start_evaluation("rl")))
-        self.trainer.end()
-        self.write()
-        return (self.out / "model" / "model.safetensors").is_file()
 
     def stage(self, name: str, perform: Any) -> None:
         """Perform a stage unless it is done; its row, or the reason that it has none, is written at once."""
@@ -183,6 +193,7 @@ class Run:
         command = ["bash", str(HERE / "data.sh"), str(self.data), str(self.workers)]
         with self.log.open("a", encoding="utf-8") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=given, start_new_session=True)
+        self._others.append(process)
         try:
             code = process.wait(timeout=seconds + self.grace())
         except subprocess.TimeoutExpired:
@@ -238,7 +249,7 @@ class Run:
             f"out={self.runs / name}",
             f"train.minutes={seconds / 60:.4f}",
             "train.batch_size=128",
-            f"train.workers={self.loaders() if phase == 'sft' else 0}",
+            f"train.workers={self.loaders() if phase == 'sft' else min(4, self.loaders())}",
             "train.steps=-1",
             "train.epochs=1000",
             f"train.save_every={100 if phase == 'sft' else 20}",
@@ -299,9 +310,11 @@ class Run:
         command = [sys.executable, str(HERE / "gpu_stages.py"), str(model), str(manifest)]
         command += [str(self.runs / name / "held_out"), str(limit), str(self.workers)]
         with self.log.open("a", encoding="utf-8") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, text=True, env=self._environment, start_new_session=True
             )
+        self._others.append(process)
+        return process
 
     def evaluated(self, process: "subprocess.Popen[str] | None") -> dict[str, Any]:
         """The figures of an evaluation that was begun."""
@@ -401,6 +414,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.minutes <= 0 or arguments.workers < 1:
         parser.error("MINUTES and --workers: expected more than 0")
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # as `timeout` sends it: what is done is written, nothing lives on
     run = Run(arguments.out, arguments.minutes, arguments.workers, arguments.overrides)
     sys.exit(0 if run.go() else 1)
 

@@ -6,7 +6,9 @@ gives `{"found": {…}}` or `{"error": "…"}`. What libraries print goes to std
 
 import json
 import os
+import queue
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,14 +29,26 @@ def serve() -> None:
     """Answer every line until there are no more."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    orders: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     print(json.dumps({"found": _ready()}), file=answers)
-    for line in sys.stdin:
-        order = json.loads(line)
+    while True:
+        order = json.loads(orders.get())
         try:
             found = {"found": _STAGES[order["stage"]](order)}
         except DifferadError as error:
             found = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(found), file=answers)
+
+
+def _listen(orders: "queue.Queue[str]") -> None:
+    """Pass lines on; where there are no more, whoever gave them has ended, and so does this process, whatever it does."""
+    # Not sys.stdin: a process that is forked while a thread waits in it, as those that load batches are, waits for ever.
+    with os.fdopen(os.dup(0), "rb", buffering=0) as lines:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for line in iter(lines.readline, b""):
+            orders.put(line.decode())
+    os._exit(0)
 
 
 def _ready() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import cv2
 import torch
 from accelerate import PartialState
 from peft import PeftModel
@@ -130,6 +131,7 @@ def _run_phase(
         source = open_source(recipe.model, recipe.out, recipe.train.seed)
     if isinstance(source.processor.image_processor, EvidenceProcessor):
         source.processor.image_processor.cache = recipe.data.evidence
+        cv2.setNumThreads(1)  # processes that load batches are forked, where OpenCV's threads are not there to answer
     asking = _asking(recipe, source)
     earlier = None if start is None else read_run_info(start)
     clock = Clock(recipe.train.minutes, run, earlier)
