@@ -3,19 +3,41 @@
 #   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs; licences in their copyright files
 #   bash recipes/tiny/data.sh data/tiny [WORKERS]
 #   SHARE=0.005 bash recipes/tiny/data.sh data/look      # a first look: that share of every set, at least 16
-# Runs again where it was stopped. Evidence (the frozen backbone's comparison) is computed by the first epoch of training.
+#   MINUTES=10 bash recipes/tiny/data.sh data/tiny 16    # all sets side by side, as many pairs as that time allows
+# Runs again where it was stopped. Evidence (the frozen backbone's comparison) is computed by the first epoch of training, or
+# before it by `differad train evidence`. With MINUTES photographs may be missing; PYTHON names another interpreter.
 set -euo pipefail
 out=${1:?folder for the data}
 workers=${2:-2}
 share=${SHARE:-1}
+minutes=${MINUTES:-}
+python=${PYTHON:-python}
 mkdir -p "$out"
-[ -d "$out/photographs" ] || python "$(dirname "$0")/photographs.py" "$out/photographs" /usr/share/wallpapers /usr/share/backgrounds/mate/nature
+photographs=""
+if [ -d "$out/photographs" ] ||
+  "$python" "$(dirname "$0")/photographs.py" "$out/photographs" /usr/share/wallpapers /usr/share/backgrounds/mate/nature; then
+  photographs="--photographs $out/photographs"
+elif [ -z "$minutes" ]; then
+  exit 1
+else
+  rmdir "$out/photographs"
+  echo "data.sh: no photographs; parts are procedural" >&2
+fi
+running=()
 
-draw() { # name, count, seed, size, more options
-  local name=$1 count=$2 seed=$3 size=$4
-  shift 4
+draw() { # name, count, sixteenths of the workers, seed, size, more options
+  local name=$1 count=$2 sixteenths=$3 seed=$4 size=$5
+  shift 5
   count=$(awk -v count="$count" -v share="$share" 'BEGIN { n = int(count * share + 0.5); print (n < 16 ? 16 : n) }')
-  differad synthesize --workers "$workers" --normal-share 0.4 --count "$count" --seed "$seed" --size "$size" "$@" --out "$out/$name"
+  if [ -z "$minutes" ]; then
+    "$python" -m differad synthesize --workers "$workers" --normal-share 0.4 --count "$count" --seed "$seed" --size "$size" "$@" --out "$out/$name"
+    return
+  fi
+  # Only the held-out pairs have a number of their own: time sets that of the others.
+  [ "$name" = held_out ] || count=10000000
+  "$python" -m differad synthesize --workers $((workers * sixteenths > 16 ? workers * sixteenths / 16 : 1)) --minutes "$minutes" \
+    --normal-share 0.4 --count "$count" --seed "$seed" --size "$size" "$@" --out "$out/$name" &
+  running+=($!)
 }
 each() { # option, values: the option once for each
   local option=$1
@@ -25,16 +47,16 @@ each() { # option, values: the option once for each
 seen=$(each --categories brushed woven grain printed board machined striped tiled assembled)
 unseen=$(each --categories wood perforated lettered)
 laid_on=$(each --kinds texture shifted stained scratched pierced smeared missing duplicated turned shoved warped transplanted)
-photographs="--photographs $out/photographs"
 # shellcheck disable=SC2086
 {
-  draw held_out 400 91 448 --aspect 2.5 --siblings 0.5 $unseen $laid_on
-  draw small_siblings 3000 1 224 --aspect 2.5 --siblings 1 $seen $photographs
-  draw siblings 4000 2 448 --aspect 2.5 --siblings 1 $seen $photographs
-  draw same 3000 3 448 --aspect 2.5 $seen $photographs
-  draw large 1500 4 640 --aspect 2 $seen $photographs
-  draw natural 1500 5 448 --aspect 2.5 --natural-share 1 $photographs
-  draw unaligned 4000 6 448 --unaligned 1 $seen
-  draw fresh 1200 12 448 --aspect 2.5 --siblings 0.6 $seen $photographs
-  draw fresh_unaligned 800 13 448 --unaligned 1 $seen
+  draw held_out 400 1 91 448 --aspect 2.5 --siblings 0.5 $unseen $laid_on
+  draw small_siblings 3000 2 1 224 --aspect 2.5 --siblings 1 $seen $photographs
+  draw siblings 4000 3 2 448 --aspect 2.5 --siblings 1 $seen $photographs
+  draw same 3000 2 3 448 --aspect 2.5 $seen $photographs
+  draw large 1500 2 4 640 --aspect 2 $seen $photographs
+  [ -z "$photographs" ] || draw natural 1500 1 5 448 --aspect 2.5 --natural-share 1 $photographs
+  draw unaligned 4000 3 6 448 --unaligned 1 $seen
+  draw fresh 1200 1 12 448 --aspect 2.5 --siblings 0.6 $seen $photographs
+  draw fresh_unaligned 800 1 13 448 --unaligned 1 $seen
 }
+for one in "${running[@]:+${running[@]}}"; do wait "$one"; done

@@ -29,12 +29,22 @@ def _run(
         str, typer.Option("--format", help=f"{', '.join(FORMATS)}: PNG files with pairs.jsonl, or shards.")
     ] = "folder",
     shard_size: Annotated[int, typer.Option("--shard-size", help="Pairs in one shard.")] = SHARD_SIZE,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Stop after so long, with what is drawn by then.")
+    ] = None,
     as_json: AsJson = False,
     **drawn: Any,
 ) -> None:
     given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in drawn.items()}
     summary = synthesize(
-        DrawOptions(**given), count, out, workers=workers, engine=engine, format=format, shard_size=shard_size
+        DrawOptions(**given),
+        count,
+        out,
+        workers=workers,
+        engine=engine,
+        format=format,
+        shard_size=shard_size,
+        minutes=minutes,
     )
     if as_json:
         print_json(summary.to_dict())

@@ -9,6 +9,7 @@ import typer
 from differad.cli.options import AsJson, print_json
 from differad.cli.output import with_output_options
 from differad.errors import MissingExtraError, PeerError
+from differad.options import check_at_least, check_option
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train, and on what.")]
 Overrides = Annotated[
@@ -47,9 +48,44 @@ def rl_command(
     _run("rl", recipe, overrides, resume, check, as_json)
 
 
+def evidence_command(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; all cores unless told.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after so long.")] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="auto (an accelerator if there is one), cpu, or a name that torch knows.")
+    ] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Compute what the embedded policy sees of a recipe's pairs ahead of training, on an accelerator or on all cores.
+
+    Example: differad train evidence recipes/tiny/sft.yaml
+    """
+    check_at_least("workers", workers, 1)
+    check_option("minutes", minutes, minutes is None or minutes > 0, "more than 0")
+    try:
+        from differad.training.evidence import compute_evidence
+        from differad.training.recipe import load_any_recipe
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    found = compute_evidence(load_any_recipe(recipe, overrides or ()), workers=workers, minutes=minutes, device=device)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    typer.echo(
+        f"{found.pairs} pairs: {found.computed} computed in {found.seconds:.1f} s on {found.device}, "
+        f"{found.kept} were there: {found.folder}"
+    )
+
+
 train_app = typer.Typer(help="Train a policy: cold start (sft), then reinforcement (rl).", no_args_is_help=True)
-for _phase, _command in (("sft", sft_command), ("rl", rl_command)):
-    train_app.command(_phase)(with_output_options(_command, "--resume goes on from the last whole checkpoint"))
+for _phase, _command, _again in (
+    ("sft", sft_command, "--resume goes on from the last whole checkpoint"),
+    ("rl", rl_command, "--resume goes on from the last whole checkpoint"),
+    ("evidence", evidence_command, "the same command goes on"),
+):
+    train_app.command(_phase)(with_output_options(_command, _again))
 
 
 def _run(phase: str, path: Path, overrides: list[str] | None, resume: bool, check: bool, as_json: bool) -> None:

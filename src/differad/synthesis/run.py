@@ -63,16 +63,20 @@ def synthesize(
     engine: str = "process",
     format: str = "folder",
     shard_size: int = SHARD_SIZE,
+    minutes: float | None = None,
     progress: bool = True,
 ) -> Summary:
     """Draw pairs 0 to `count` - 1 of `options` into the folder `out`, on `workers` cores.
 
-    A second call goes on where the first stopped, or adds pairs where `count` is larger. `format` is folder (PNG files and
-    pairs.jsonl), webdataset or parquet (shards of `shard_size` pairs and shards.jsonl); `engine` is process or ray. Raises
-    OptionError, MissingExtraError, and InputError where `out` holds another set or a pair, which it names, cannot be drawn.
+    A second call goes on where the first stopped, or adds pairs where `count` is larger; `minutes` stop a call earlier.
+    `format` is folder (PNG files and pairs.jsonl), webdataset or parquet (shards of `shard_size` pairs and shards.jsonl);
+    `engine` is process or ray. Raises OptionError, MissingExtraError, and InputError where `out` holds another set or a pair,
+    which it names, cannot be drawn.
     """
     began = time.perf_counter()
     _check(count, workers, engine, format, shard_size)
+    check_option("minutes", minutes, minutes is None or minutes > 0, "more than 0")
+    until = None if minutes is None else began + 60 * minutes
     work = _plan(options, count, Path(out), format, shard_size)
     _make_folder(work.out)
     with sole_run(work.out):
@@ -85,7 +89,7 @@ def synthesize(
         _write_note(work, earlier)
         _sweep(work, tally.lines)
         kept = tally.pairs
-        _run(work, tally, workers, engine, progress)
+        _run(work, tally, workers, engine, until, progress)
     return _summary(str(out), format, tally, kept, time.perf_counter() - began)
 
 
@@ -272,8 +276,8 @@ def _sweep(work: Work, lines: int) -> None:
         half_note.unlink(missing_ok=True)
 
 
-def _run(work: Work, tally: _Tally, workers: int, engine: str, progress: bool) -> None:
-    """Perform what is left, noting each task in the manifest. Raises InputError with what stopped a task."""
+def _run(work: Work, tally: _Tally, workers: int, engine: str, until: float | None, progress: bool) -> None:
+    """Perform what is left, noting each task in the manifest, but none after a time. Raises InputError with what stopped one."""
     starts = range(tally.pairs, work.count, work.step)
     manifest = work.out / FORMATS[work.format].manifest
     with manifest.open("a", encoding="utf-8") as file, progress_bar(progress) as bar:
@@ -289,6 +293,8 @@ def _run(work: Work, tally: _Tally, workers: int, engine: str, progress: bool) -
                 bar.update(task, completed=tally.pairs)
                 if done.error is not None:
                     raise InputError(done.error)
+                if until is not None and time.perf_counter() >= until:
+                    return
 
 
 def _add(work: Work, tally: _Tally, done: Done) -> None:

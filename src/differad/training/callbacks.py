@@ -4,6 +4,7 @@ Each is a callback that reads the trainer; none touches its mathematics or its r
 """
 
 import html
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from differad.training.recipe import HeldOut
 from differad.training.shared_locator import SharedLocator
 
 _PICTURE_SIDE = 280
+CURVES = "curves.jsonl"
 LOGGED = ("miou", "acc_0.3", "f1_0.3", "detection_f1", "normal_accuracy", "valid")
 
 
@@ -42,6 +44,24 @@ class WholeCheckpoints(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_run_info(folder, self._run, state.global_step)
+
+
+class Curves(TrainerCallback):
+    """Appends what is logged to `curves.jsonl` in the run's folder, a line a time: numbers by name, and the step."""
+
+    def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        """Drop the lines of steps that a resumed run makes again."""
+        path = Path(args.output_dir) / CURVES
+        if state.is_world_process_zero and path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+            path.write_text("".join(kept if state.global_step else []), encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, *_: Any, logs: Mapping[str, Any] | None = None, **__: Any) -> None:
+        """Write the line."""
+        if state.is_world_process_zero and logs:
+            with (Path(args.output_dir) / CURVES).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
 class FirstLine(TrainerCallback):

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import cv2
 import torch
 from accelerate import PartialState
 from peft import PeftModel
@@ -16,13 +17,14 @@ from trl.trainer.utils import RepeatSampler
 from differad.data.locks import sole_run
 from differad.errors import DifferadError, OptionError
 from differad.locators.tiny.processor import EvidenceProcessor
-from differad.training.callbacks import HeldOutEvaluation, Samples, WholeCheckpoints
+from differad.training.callbacks import Curves, HeldOutEvaluation, Samples, WholeCheckpoints
+from differad.training.clock import Clock
 from differad.training.data import checksum
 from differad.training.inputs import read_inputs
 from differad.training.output import quiet_libraries, reporting
 from differad.training.peers import EndingTogether
 from differad.training.policy import Source, export, open_source
-from differad.training.provenance import describe_run, find_start, write_run_info
+from differad.training.provenance import describe_run, find_start, read_run_info, write_run_info
 from differad.training.recipe import Recipe
 
 MODEL_FOLDER = "model"
@@ -88,7 +90,7 @@ def trainer_config(kind: type[Config], recipe: Recipe, **own: Any) -> Config:
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "gradient_checkpointing": train.gradient_checkpointing,
-        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "bf16": _bf16() if train.bf16 is None else train.bf16,
         "dataloader_num_workers": train.workers,
         "seed": train.seed,
         "logging_steps": train.log_every,
@@ -129,8 +131,12 @@ def _run_phase(
         source = open_source(recipe.model, recipe.out, recipe.train.seed)
     if isinstance(source.processor.image_processor, EvidenceProcessor):
         source.processor.image_processor.cache = recipe.data.evidence
+        cv2.setNumThreads(1)  # processes that load batches are forked, where OpenCV's threads are not there to answer
     asking = _asking(recipe, source)
-    trainer = build(source, [WholeCheckpoints(run), *asking])
+    earlier = None if start is None else read_run_info(start)
+    clock = Clock(recipe.train.minutes, run, earlier)
+    trainer = build(source, [clock, WholeCheckpoints(run), Curves(), *asking])
+    trainer.clock = clock
     for callback in asking:
         callback.trainer = trainer
     for stock in (ProgressCallback, PrinterCallback):
@@ -142,6 +148,7 @@ def _run_phase(
     return {
         "model": str(recipe.out / MODEL_FOLDER),
         "steps": trainer.state.global_step,
+        "seconds": round(clock.spent, 3),
         "resumed_from": str(start) if start else None,
         "last": _last_values(trainer.state.log_history),
     }
@@ -193,6 +200,10 @@ def leave_group(trainer: Any) -> None:
     trainer.model_wrapped = trainer.callback_handler.model = trainer.model
     trainer.accelerator.free_memory()  # collects garbage too
     PartialState().destroy_process_group()
+
+
+def _bf16() -> bool:
+    return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
 
 
 def _on_cpu() -> bool:

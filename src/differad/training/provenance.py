@@ -18,7 +18,18 @@ from differad.training.recipe import Recipe
 RUN_INFO = "run_info.json"
 PACKAGES = ("differad", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 # What may differ when a run goes on: how long it lasts, and what watches it.
-_FREE_TRAIN = ("steps", "epochs", "log_every", "save_every", "keep", "report_to", "samples_every", "samples", "workers")
+_FREE_TRAIN = (
+    "steps",
+    "epochs",
+    "minutes",
+    "log_every",
+    "save_every",
+    "keep",
+    "report_to",
+    "samples_every",
+    "samples",
+    "workers",
+)
 _FREE = {"": ("out", "held_out"), "train.": _FREE_TRAIN}
 
 
@@ -42,6 +53,11 @@ def write_run_info(folder: Path, run: Mapping[str, Any], step: int) -> None:
         fresh.write_text(json.dumps({"step": step, **run}, indent=2) + "\n", encoding="utf-8")
 
 
+def read_run_info(folder: Path) -> dict[str, Any]:
+    """What a whole checkpoint came from. Raises OSError, ValueError."""
+    return dict(json.loads((folder / RUN_INFO).read_text(encoding="utf-8")))
+
+
 def whole_checkpoints(out: Path) -> list[Path]:
     """The checkpoints of a run that were written to the end, oldest first."""
     found = [folder for folder in out.glob("checkpoint-*") if (folder / RUN_INFO).is_file()]
@@ -62,7 +78,7 @@ def find_start(
     if not resume:
         raise OptionError(f"{out}: holds {checkpoints[-1].name} of an earlier run; pass --resume or another out=FOLDER")
     last = checkpoints[-1]
-    earlier = json.loads((last / RUN_INFO).read_text(encoding="utf-8"))
+    earlier = read_run_info(last)
     changed = [key for key in ("recipe", "data", "processes") if _fixed(earlier, key) != _fixed(run, key)]
     if changed:
         what = _first_change(earlier["recipe"], run["recipe"]) if changed[0] == "recipe" else changed[0]

@@ -33,7 +33,9 @@ _FRAME = Frame(1000, 1000)
 
 
 def teach_reading(model: Any, tokenizer: Any, steps: int, seed: int) -> None:
-    """Train `model` on `steps` batches of made-up proposals; the same seed gives the same weights."""
+    """Train `model` on `steps` batches of made-up proposals, on an accelerator if there is one; one seed, one result."""
+    home = model.device
+    model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else home)
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, betas=(0.9, 0.98))
     noise = torch.Generator().manual_seed(seed)
@@ -44,6 +46,7 @@ def teach_reading(model: Any, tokenizer: Any, steps: int, seed: int) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+    model.to(home)
 
 
 def make_up(rng: np.random.Generator, count: int) -> tuple[Tensor, list[NDArray[np.float64]]]:
@@ -84,14 +87,14 @@ def _loss(
     written = [format_answer(boxes, answer_format("qwen2-vl"), _FRAME, reasoning="") for boxes in truth]
     ids = tokenizer(
         [f"{prompt}{text}<|im_end|>" for text in written], add_special_tokens=False, return_tensors="pt"
-    ).input_ids
+    ).input_ids.to(model.device)
     visual, count = model.model.visual, len(ids)
-    like = torch.empty(1, 1, height, width)
-    target = torch.randn(count, height * width, visual.rank.embedding_dim, generator=noise)
-    tokens = torch.cat([visual.proposed(known), target + visual.placed(like)], dim=1)
+    like = torch.empty(1, 1, height, width, device=ids.device)
+    target = torch.randn(count, height * width, visual.rank.embedding_dim, generator=noise).to(ids.device)
+    tokens = torch.cat([visual.proposed(known.to(ids.device)), target + visual.placed(like)], dim=1)
     pictures = ids == model.config.image_token_id
     embedded = model.get_input_embeddings()(ids).masked_scatter(pictures[..., None], tokens)
-    grids = torch.tensor([REFERENCE_GRID, (1, MERGE * height, MERGE * width)] * count)
+    grids = torch.tensor([REFERENCE_GRID, (1, MERGE * height, MERGE * width)] * count, device=ids.device)
     everything = torch.ones_like(ids)
     places, _ = model.model.get_rope_index(
         input_ids=ids, mm_token_type_ids=pictures.int(), image_grid_thw=grids, attention_mask=everything

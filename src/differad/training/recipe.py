@@ -133,10 +133,16 @@ class HeldOut(Section):
 
 
 class Train(Section):
-    """The optimiser's loop. `batch_size` is per device; `more` goes to TRL's configuration as it stands."""
+    """The optimiser's loop. `batch_size` is per device; `more` goes to TRL's configuration as it stands.
+
+    `minutes` end the run where `steps` or `epochs` do not end it before. `bf16` runs the model under autocast; None: where the
+    device can.
+    """
 
     steps: Annotated[int, Field(ge=-1)] = -1
     epochs: NotNegative = 1.0
+    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    bf16: bool | None = None
     batch_size: Positive = 8
     accumulate: Positive = 1
     learning_rate: NotNegative = 1e-5
@@ -230,9 +236,23 @@ AnyRecipe = TypeVar("AnyRecipe", SftRecipe, RlRecipe)
 
 def load_recipe(path: str | Path, kind: type[AnyRecipe], overrides: Sequence[str] = ()) -> AnyRecipe:
     """The recipe at `path` with `key.key=value` overrides, values read as YAML. Raises OptionError naming the key."""
+    return _checked(path, kind, _values(path, overrides))
+
+
+def load_any_recipe(path: str | Path, overrides: Sequence[str] = ()) -> SftRecipe | RlRecipe:
+    """As `load_recipe`, of the phase that the recipe names. Raises OptionError naming the key."""
+    values = _values(path, overrides)
+    return _checked(path, RlRecipe, values) if values.get("phase") == "rl" else _checked(path, SftRecipe, values)
+
+
+def _values(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     values = _read(Path(path), ())
     for override in overrides:
         _override(values, override)
+    return values
+
+
+def _checked(path: str | Path, kind: type[AnyRecipe], values: Mapping[str, Any]) -> AnyRecipe:
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -24,6 +24,7 @@ from differad.locators.packed_images import into_strip, read_rows
 from differad.rewards import format_scores
 from differad.training.advantages import adaptive_weights, count_terms, is_uninformative, rows_of
 from differad.training.callbacks import FirstLine
+from differad.training.clock import FollowsClock
 from differad.training.context import vllm_context
 from differad.training.data import build_dataset
 from differad.training.localization import Outcomes, localize
@@ -91,7 +92,7 @@ def make_rewards(reader: AnswerReader, name: str) -> list[Reward]:
     return [format_reward, localization_reward]
 
 
-class DifficultyAwareTrainer(SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
+class DifficultyAwareTrainer(FollowsClock, SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
     """GRPO with group-wise resampling and adaptive reweighting (arXiv 2606.16601)."""
 
     beta: float  # TRL's

@@ -6,6 +6,7 @@ from trl import SFTConfig, SFTTrainer
 
 from differad.locators.tiny.model import DENSE_WEIGHT, Comparer, dense_loss
 from differad.locators.tiny.processor import EvidenceProcessor
+from differad.training.clock import FollowsClock
 from differad.training.coverage import WithCoverage
 from differad.training.data import build_dataset
 from differad.training.loop import EpochSampler, LoadsWholeWeights, epoch_of, run_phase, trainer_config
@@ -13,7 +14,7 @@ from differad.training.policy import Source, load_model, lora_config
 from differad.training.recipe import SftRecipe
 
 
-class PairSftTrainer(LoadsWholeWeights, SFTTrainer):
+class PairSftTrainer(FollowsClock, LoadsWholeWeights, SFTTrainer):
     """TRL's trainer; the loss is taken on the answers alone, and for the embedded policy on its map of changes too."""
 
     def compute_loss(
@@ -40,21 +41,22 @@ class PairSftTrainer(LoadsWholeWeights, SFTTrainer):
 
 def train_sft(recipe: SftRecipe, *, resume: bool = False) -> dict[str, Any]:
     """Run a cold start to its end; see `loop.run_phase`. Raises OptionError, ManifestError, ImageError."""
+    return run_phase(recipe, lambda source, callbacks: build_trainer(recipe, source, callbacks), resume=resume)
 
-    def build(source: Source, callbacks: list[Any]) -> PairSftTrainer:
-        # A prompt must not lose its picture slots to a length limit.
-        config = trainer_config(SFTConfig, recipe, max_length=None, completion_only_loss=True)
-        model = load_model(source, recipe.model)
-        trainer = PairSftTrainer(
-            model=model,
-            args=config,
-            train_dataset=build_dataset(recipe.data, source.speech, with_answer=True),
-            processing_class=source.processor,
-            peft_config=lora_config(recipe.model.lora, model),
-            callbacks=callbacks,
-        )
-        if isinstance(source.processor.image_processor, EvidenceProcessor):
-            trainer.data_collator = WithCoverage(trainer.data_collator)
-        return trainer
 
-    return run_phase(recipe, build, resume=resume)
+def build_trainer(recipe: SftRecipe, source: Source, callbacks: list[Any]) -> PairSftTrainer:
+    """The trainer of a recipe. Raises OptionError, ManifestError, ImageError."""
+    # A prompt must not lose its picture slots to a length limit.
+    config = trainer_config(SFTConfig, recipe, max_length=None, completion_only_loss=True)
+    model = load_model(source, recipe.model)
+    trainer = PairSftTrainer(
+        model=model,
+        args=config,
+        train_dataset=build_dataset(recipe.data, source.speech, with_answer=True),
+        processing_class=source.processor,
+        peft_config=lora_config(recipe.model.lora, model),
+        callbacks=callbacks,
+    )
+    if isinstance(source.processor.image_processor, EvidenceProcessor):
+        trainer.data_collator = WithCoverage(trainer.data_collator)
+    return trainer

@@ -31,7 +31,7 @@ FINE, COARSE = 40, 112
 # Half sides of the two windows around a place, as shares of height and width.
 REACHES = (0.1, 0.033)
 # Own neighbours within this share of the sides do not count when a reference patch is compared with its own picture.
-_SELF_REACH = 0.06
+SELF_REACH = 0.06
 # What each cell says beside its channels: whole, two windows, rarity, missing, and pixels laid on each other.
 DISTANCES = 6
 # Quantiles of the reference's own rarity, repeated in every cell: how varied a good part is.
@@ -40,7 +40,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 CELL_EXTRA = DISTANCES + len(QUANTILES) + 1
 WIDTH = 4 * (FINE + CELL_EXTRA) + COARSE + CELL_EXTRA
 # Distances are at most 2; squared differences of single channels are small and are brought to the same order.
-_CHANNEL_GAIN = 16.0
+CHANNEL_GAIN = 16.0
 # Pixels differ from three units of noise on; the logarithm of one more than that, by this, is of the order of a distance.
 _PIXEL_GAIN = 0.7
 
@@ -102,15 +102,15 @@ def _compare(target: Features, reference: ReferenceFeatures, pixels: Picture | N
                 if channels == FINE:
                     flat = part.reshape(len(own), -1).argmax(axis=1)
                     chosen = patches[beside[y]].reshape(-1, channels)[flat]
-        found[y, :, :channels] = _CHANNEL_GAIN * (own - chosen) ** 2
+        found[y, :, :channels] = CHANNEL_GAIN * (own - chosen) ** 2
     found[..., channels + 4] = cv2.resize(_distance(reverse), (target.shape[1], len(target)))
-    found[..., channels + 5] = 0.0 if pixels is None else _steepest(pixels, target.shape[:2])
+    found[..., channels + 5] = 0.0 if pixels is None else steepest(pixels, target.shape[:2])
     found[..., channels + DISTANCES : -1] = np.quantile(reference.rarity, QUANTILES)
     found[..., -1] = pixels is not None
     return found
 
 
-def _steepest(pixels: Picture, shape: tuple[int, ...]) -> Features:
+def steepest(pixels: Picture, shape: tuple[int, ...]) -> Features:
     """The largest difference within each of (h, w) cells, brought to the order of distances."""
     rows, columns = shape
     blocks = pixels.reshape(rows, len(pixels) // rows, columns, pixels.shape[1] // columns)
@@ -121,7 +121,7 @@ def _rarity(patches: Features) -> Features:
     """Distance (h, w) of each patch to the nearest of the same picture outside its own surroundings."""
     rows, columns, channels = patches.shape
     bank = np.ascontiguousarray(patches.reshape(-1, channels).T)
-    near_rows, near_columns = near(rows, rows, _SELF_REACH), near(columns, columns, _SELF_REACH)
+    near_rows, near_columns = near(rows, rows, SELF_REACH), near(columns, columns, SELF_REACH)
     result = np.empty((rows, columns), np.float32)
     for y, own in enumerate(patches):
         similar = (own @ bank).reshape(columns, rows, columns)

@@ -92,9 +92,8 @@ class Comparer(nn.Module):
 
     def forward(self, hidden_states: Tensor, grid_thw: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """Tokens as `pooler_output`; pictures come in pairs, reference first."""
-        lengths = [int(n) for n in grid_thw.prod(dim=1)]
-        targets = torch.split(hidden_states, lengths)[1::2]
-        grids = [(int(h), int(w)) for _, h, w in grid_thw[1::2]]
+        targets = torch.split(hidden_states, grid_thw.prod(dim=1).tolist())[1::2]
+        grids = [(height, width) for _, height, width in grid_thw[1::2].tolist()]
         tokens: list[Tensor] = [hidden_states] * len(targets)
         self.logits = [hidden_states] * len(targets)
         # Convolutions are run once for all pictures of one shape.
@@ -150,18 +149,19 @@ class TinyPolicy(Qwen2VLForConditionalGeneration):
 
 def dense_loss(logits: Sequence[Tensor], coverage: Tensor, grid_thw: Tensor) -> Tensor:
     """Mean of binary cross-entropy and, where anything changed, a fifth of the Dice loss (Milletari et al. 2016)."""
-    lengths = [int(n) for n in grid_thw.prod(dim=1)]
+    shares = torch.split(coverage, grid_thw.prod(dim=1).tolist())[1::2]
+    grids = [(height, width) for _, height, width in grid_thw[1::2].tolist()]
     losses = []
-    shares = torch.split(coverage, lengths)[1::2]
-    for own, share, (_, height, width) in zip(logits, shares, grid_thw[1::2].tolist(), strict=True):
-        truth = (_FULL_AT * _cells(share[None, :, :, None], (height, width))[0, 0]).clamp(max=1.0).to(own.dtype)
-        loss = nn.functional.binary_cross_entropy_with_logits(own, truth)
-        if truth.any():
-            chance = own.sigmoid()
-            overlap = (2 * (chance * truth).sum() + 1) / (chance.sum() + truth.sum() + 1)
-            loss = loss + 0.2 * (1 - overlap)
-        losses.append(loss)
-    return torch.stack(losses).mean()
+    for grid in sorted(set(grids)):
+        chosen = [number for number, other in enumerate(grids) if other == grid]
+        own = torch.stack([logits[number] for number in chosen])
+        parts = torch.stack([shares[number] for number in chosen])
+        truth = (_FULL_AT * _cells(parts[..., None], grid)[:, 0]).clamp(max=1.0).to(own.dtype)
+        loss = nn.functional.binary_cross_entropy_with_logits(own, truth, reduction="none").mean(dim=(1, 2))
+        chance, marked = own.sigmoid(), truth.sum(dim=(1, 2))
+        overlap = (2 * (chance * truth).sum(dim=(1, 2)) + 1) / (chance.sum(dim=(1, 2)) + marked + 1)
+        losses.append(loss + torch.where(marked > 0, 0.2 * (1 - overlap), 0.0))
+    return torch.cat(losses).mean()
 
 
 def unfold(rows: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

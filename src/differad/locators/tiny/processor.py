@@ -13,11 +13,10 @@ from transformers import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from differad.answers.resize import ResizeRule
-from differad.data.atomic import in_one_step
 from differad.images import RGB, digest
 from differad.locators.remembered import Remembered
 from differad.locators.tiny.evidence import AREA, PATCH, WIDTH, Evidence
-from differad.locators.tiny.pairs import PairEvidence, resized
+from differad.locators.tiny.pairs import PairEvidence, evidence_file, resized, write_evidence
 from differad.locators.tiny.proposals import PROPOSALS
 
 # One token stands for MERGE x MERGE patches.
@@ -75,15 +74,11 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
         """The evidence from the cache, or computed and put there; half precision, whether it was there or not."""
         if self.cache is None:
             return self._evidence(reference, target)
-        path = self.cache / f"{key.hex()}.npy"
         try:
-            return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
+            kept = np.load(evidence_file(self.cache, key), allow_pickle=False)
         except FileNotFoundError:
-            found = self._evidence(reference, target).astype(np.float16)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with in_one_step(path) as fresh, fresh.open("wb") as file:
-            np.save(file, found)
-        return found.astype(np.float32)
+            kept = write_evidence(self.cache, key, self._evidence(reference, target))
+        return np.asarray(kept, dtype=np.float32)
 
 
 def to_rows(found: Evidence) -> Evidence:

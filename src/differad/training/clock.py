@@ -1,0 +1,79 @@
+"""A run that lasts minutes: it stops after them, and its learning rate follows the time that is spent.
+
+A schedule over steps needs to know how many there will be; here the share of the run that is done is the share of its minutes,
+or of its steps where those end first. Where several processes train, the first one's clock counts. Knows nothing of models.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback
+
+from differad.errors import OptionError
+
+# A schedule's shape is read off at this many places.
+_PLACES = 100_000
+SECONDS = "seconds"
+
+
+class Clock(TrainerCallback):
+    """Seconds that a run has trained, `spent`, resumed ones included; stops it after `minutes`, None for never."""
+
+    def __init__(self, minutes: float | None, run: dict[str, Any], earlier: Mapping[str, Any] | None = None) -> None:
+        self.limit = None if minutes is None else 60.0 * minutes
+        self.spent = self._before = float((earlier or {}).get(SECONDS, 0.0))
+        self._run = run
+        self._began = time.monotonic()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Start counting."""
+        self._began = time.monotonic()
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Read the time: the rate of the next step and the end of the run go by it."""
+        self.spent = self._before + time.monotonic() - self._began
+        processes = PartialState()
+        if self.limit is not None and processes.num_processes > 1:
+            told = torch.tensor([self.spent], dtype=torch.float32, device=processes.device)
+            self.spent = float(broadcast(told)[0])
+        self._run[SECONDS] = round(self.spent, 3)
+
+    def on_step_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
+        """Stop where the time is up."""
+        if self.limit is not None and self.spent >= self.limit:
+            control.should_training_stop = True
+
+
+class FollowsClock:
+    """Mixin for a trainer whose `clock`, set before training, may limit its time."""
+
+    clock: Clock | None = None
+
+    def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As stock; with limited time the schedule's shape over the time. Raises OptionError where a shape needs the steps."""
+        clock: Clock | None = self.clock
+        if clock is None or clock.limit is None:
+            return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        stock = super().create_scheduler(_PLACES + warmup, optimizer)  # type: ignore[misc]
+        if type(stock) is not LambdaLR:
+            raise OptionError(
+                f"train.schedule={self.args.lr_scheduler_type}: not with train.minutes; expected cosine or linear"
+            )
+        stock.lr_lambdas = [_over_time(shape, clock, warmup, num_training_steps) for shape in stock.lr_lambdas]
+        return stock
+
+
+def _over_time(shape: Callable[[int], float], clock: Clock, warmup: int, steps: int) -> Callable[[int], float]:
+    """A schedule's factor after a step: warmed up over steps, then by the larger share of what was spent, time or steps."""
+
+    def factor(step: int) -> float:
+        share = max(clock.spent / (clock.limit or 1.0), step / steps)
+        return shape(step if step < warmup else warmup + int(min(share, 1.0) * _PLACES))
+
+    return factor
