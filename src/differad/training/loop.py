@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from peft import PeftModel
+from torch.utils.data import Sampler
 from transformers import AutoModelForImageTextToText, PrinterCallback, ProgressCallback
-from trl.trainer.utils import RepeatSampler
 
 from differad.data.locks import sole_run
 from differad.errors import DifferadError, OptionError
 from differad.locators.tiny.processor import EvidenceProcessor
-from differad.training.callbacks import HeldOutEvaluation, Samples, WholeCheckpoints
+from differad.training.callbacks import HeldOutEvaluation, OwnIntervals, Samples, WholeCheckpoints
 from differad.training.data import checksum
 from differad.training.inputs import read_inputs
 from differad.training.output import quiet_libraries, reporting
@@ -29,20 +29,23 @@ MODEL_FOLDER = "model"
 Config = TypeVar("Config")
 
 
-class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that depends on seed and epoch alone.
+class EpochSampler(Sampler[int]):
+    """A trainer's `stock` sampler with an order that depends on seed and epoch alone.
 
     The stock one carries its generator from epoch to epoch, so a run resumed in a later epoch would see the first one's
-    order again. `epoch` tells the epoch when iteration begins.
+    order again. One without a generator keeps its order. `epoch` tells the epoch when iteration begins.
     """
 
-    def __init__(self, *args: Any, epoch: Callable[[], int], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._epoch = epoch
+    def __init__(self, stock: Any, seed: int, epoch: Callable[[], int]) -> None:
+        self._stock, self._seed, self._epoch = stock, seed, epoch
 
     def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(self.seed + self._epoch())
-        yield from super().__iter__()
+        if hasattr(self._stock, "generator"):
+            self._stock.generator.manual_seed(self._seed + self._epoch())
+        yield from self._stock
+
+    def __len__(self) -> int:
+        return len(self._stock)
 
 
 class LoadsWholeWeights:
@@ -130,7 +133,7 @@ def _run_phase(
     if isinstance(source.processor.image_processor, EvidenceProcessor):
         source.processor.image_processor.cache = recipe.data.evidence
     asking = _asking(recipe, source)
-    trainer = build(source, [WholeCheckpoints(run), *asking])
+    trainer = build(source, [OwnIntervals(), WholeCheckpoints(run), *asking])
     for callback in asking:
         callback.trainer = trainer
     for stock in (ProgressCallback, PrinterCallback):
