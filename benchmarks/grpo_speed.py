@@ -1,14 +1,16 @@
 """One GRPO step with shared prompts beside the same step of stock TRL: seconds by part, memory, operations.
 
-    python benchmarks/grpo_speed.py [--quick | --one] [--threads 2] [--out docs/grpo_speed.md]
+    python benchmarks/grpo_speed.py [--family qwen3_5] [--quick | --one] [--threads 2] [--out docs/grpo_speed.md]
 
-Both sides train the same Qwen2-VL (8.5 million weights, frozen vision tower, float32) on the same pairs with the same answers'
-length (32 tokens, ends ignored). A step is what TRL does between two draws of answers: rollout, old and reference
+Both sides train the same model (a Qwen2-VL of 8.5 million weights, or a Qwen3.5, three of whose four layers are gated
+delta-nets; frozen vision tower, float32) on the same pairs with the same answers' length (32 tokens, ends ignored).
+A step is what TRL does between two draws of answers: rollout, old and reference
 log-probabilities, rewards, then one loss with its backward pass. Sides take turns, step by step, in one process, so that other
 work on the machine weighs on both alike; every step is a pair not seen before. Memory is measured in a process for each side.
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -26,18 +28,28 @@ import numpy as np
 import torch
 from peft import PeftModel
 from PIL import Image
-from transformers import Qwen2VLProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast, Qwen2VLProcessor
 from trl import GRPOTrainer
 
 from differad.training.policy import PairProcessor, open_source
 from differad.training.recipe import RlRecipe, Scratch
 from differad.training.rl import DifficultyAwareTrainer, build_trainer, make_rewards
+from differad.training.scratch import build_scratch, text_settings, token_ids
 from part_clock import PartClock
 
 SIDES = ("stock", "shared")
 PARTS = ("vision", "rollout", "log-probs", "loss and backward", "other")
 ANSWER = 32
 SCRATCH = Scratch(hidden_size=256, layers=7, heads=8, vision_depth=4, vision_size=192, vocabulary=1000)
+# The smallest part of a Qwen3.5 with its published mixture of layers.
+DELTA = Scratch(hidden_size=320, layers=4, heads=8, vision_depth=4, vision_size=192, vocabulary=1000)
+# Pixels along a token of a picture.
+SIDE = {"qwen2_vl": 28, "qwen3_5": 32}
+NAMES = {"qwen2_vl": "Qwen2-VL", "qwen3_5": "Qwen3.5"}
+SHARED = {
+    "qwen2_vl": "Prompts are shared in rollout, log-probabilities and loss",
+    "qwen3_5": "Prompts are shared in rollout and log-probabilities; the loss is TRL's own",
+}
 QUICK = Scratch(hidden_size=64, layers=2, heads=2, vision_depth=1, vision_size=64, vocabulary=1000)
 
 
@@ -45,6 +57,7 @@ QUICK = Scratch(hidden_size=64, layers=2, heads=2, vision_depth=1, vision_size=6
 class Case:
     """What one row of the table measures."""
 
+    family: str
     generations: int
     tokens: int
     scratch: Scratch
@@ -113,13 +126,49 @@ def write_pairs(folder: Path, side: int, count: int) -> Path:
     return path
 
 
+def write_checkpoint(folder: Path, case: Case) -> Path:
+    """The case's checkpoint, random weights; with the tokenizer of one from scratch."""
+    build_scratch(folder, case.scratch, 0)
+    if case.family == "qwen2_vl":
+        return folder
+    tokenizer, sizes = PreTrainedTokenizerFast.from_pretrained(folder), case.scratch
+    head = sizes.hidden_size // sizes.heads
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_interleaved": True}
+    text = text_settings(tokenizer, sizes.hidden_size, sizes.layers, sizes.heads, positions=8192) | {
+        "head_dim": head,
+        "layer_types": [
+            ("full" if layer % 4 == 3 or layer == sizes.layers - 1 else "linear") + "_attention"
+            for layer in range(sizes.layers)
+        ],
+        "rope_parameters": rope | {"mrope_section": [head // 4 - 2 * (head // 12), head // 12, head // 12]},
+        "linear_key_head_dim": head,
+        "linear_value_head_dim": head,
+        "linear_num_key_heads": sizes.heads // 2,
+        "linear_num_value_heads": sizes.heads,
+    }
+    vision = {"depth": sizes.vision_depth, "hidden_size": sizes.vision_size, "num_heads": sizes.heads}
+    vision |= {"intermediate_size": 2 * sizes.vision_size, "out_hidden_size": sizes.hidden_size}
+    settings = {"text_config": text, "vision_config": vision, "tie_word_embeddings": True, **token_ids(tokenizer)}
+    config = AutoConfig.for_model(case.family, **settings)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"patch_size": 16, "max_pixels": 512 * 512}))
+    return folder
+
+
 def make_trainer(case: Case, side: str, folder: Path, pairs: Path) -> Any:
     """One side's trainer; both read the checkpoint that the first of them made."""
+    start = folder / "model"
+    if not start.is_dir():
+        write_checkpoint(start, case)
     recipe = RlRecipe.model_validate(
         {
             "phase": "rl",
             "out": folder,
-            "model": {"scratch": case.scratch.model_dump(), "dtype": "float32"},
+            "model": {"checkpoint": str(start), "dtype": "float32", "max_pixels": 512 * 512},
             "data": {"pairs": [pairs], "question": "fixed"},
             "train": {
                 "steps": 2,
@@ -176,7 +225,7 @@ def measure(case: Case) -> dict[str, dict[str, float]]:
     torch.set_num_threads(case.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pairs = write_pairs(folder, 28 * round(case.tokens**0.5), case.steps + 1)
+        pairs = write_pairs(folder, SIDE[case.family] * round(case.tokens**0.5), case.steps + 1)
         trainers, clocks = {}, {side: Clock() for side in SIDES}
         for side in SIDES:
             trainers[side] = make_trainer(case, side, folder, pairs)
@@ -206,7 +255,7 @@ def memory_of(case: Case, side: str) -> float:
     """MiB that a step of one side adds to its process at its highest (Linux)."""
     torch.set_num_threads(case.threads)
     with tempfile.TemporaryDirectory() as name:
-        pairs = write_pairs(Path(name), 28 * round(case.tokens**0.5), 1)
+        pairs = write_pairs(Path(name), SIDE[case.family] * round(case.tokens**0.5), 1)
         trainer = make_trainer(case, side, Path(name), pairs)
         return added_memory(lambda: step(trainer, 0, Clock()))
 
@@ -263,12 +312,13 @@ def matmul_rate(threads: int) -> float:
     return 2 * 1024**3 / best / 1e9
 
 
-def cases(quick: bool, threads: int, steps: int) -> list[Case]:
+def cases(family: str, quick: bool, threads: int, steps: int) -> list[Case]:
     """The case in the middle first, then growth with G and with the pictures' size."""
     if quick:
-        return [Case(4, 64, QUICK, steps, threads)]
+        return [Case(family, 4, 64, QUICK, steps, threads)]
     sizes = [(8, 256), (4, 256), (16, 256), (8, 64)]
-    return [Case(generations, tokens, SCRATCH, steps, threads) for generations, tokens in sizes]
+    scratch = SCRATCH if family == "qwen2_vl" else DELTA
+    return [Case(family, generations, tokens, scratch, steps, threads) for generations, tokens in sizes]
 
 
 def parts_table(times: dict[str, dict[str, float]]) -> list[str]:
@@ -311,7 +361,7 @@ def report(arguments: argparse.Namespace) -> str:
     load = os.getloadavg()[0]
     rate = matmul_rate(arguments.threads)
     found = []
-    chosen = cases(arguments.quick, arguments.threads, arguments.steps)
+    chosen = cases(arguments.family, arguments.quick, arguments.threads, arguments.steps)
     for case in chosen[:1] if arguments.one else chosen:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
             memory = {side: pool.submit(memory_of, case, side).result() for side in SIDES}
@@ -319,13 +369,15 @@ def report(arguments: argparse.Namespace) -> str:
         print(f"G={case.generations}, {case.tokens} tokens a picture: measured", file=sys.stderr)
     case, times, _ = found[0]
     head = (
-        f"Qwen2-VL of {times['stock']['parameters'] / 1e6:.1f} million weights, G = {case.generations}, two pictures of "
-        f"{case.tokens} tokens, prompt of {times['stock']['prompt']:.0f} tokens, answers of {ANSWER}, float32, "
+        f"{NAMES[case.family]} of {times['stock']['parameters'] / 1e6:.1f} million weights, G = {case.generations}, two "
+        f"pictures of {case.tokens} tokens, prompt of {times['stock']['prompt']:.0f} tokens, answers of {ANSWER}, float32, "
         f"{arguments.threads} threads, median of {arguments.steps} steps; load of the machine {load:.1f} before, "
-        f"{os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores. The ratios hold where prompts are shared: not under ZeRO-3, "
-        "FSDP2 or dropout, and under vLLM in the loss alone; a run's first line says which."
+        f"{os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores. {SHARED[case.family]}. The ratios hold where they are: not "
+        "under ZeRO-3, FSDP2 or dropout, and under vLLM not in the rollout; a run's first line says which."
     )
-    blocks = [[head], parts_table(times), growth_table(found), operations_table(case, times, rate)]
+    blocks = [[head], parts_table(times), growth_table(found)]
+    if case.family == "qwen2_vl":  # whose operations are counted
+        blocks.append(operations_table(case, times, rate))
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
@@ -337,6 +389,7 @@ def write_page(path: Path, title: str, program: str, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=list(NAMES), default="qwen2_vl", help="what model is trained")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one case")
     parser.add_argument("--one", action="store_true", help="G = 8 and pictures of 256 tokens alone, no growth")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")

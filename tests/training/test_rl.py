@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("trl", reason="the train extra is not installed")
 import torch
+from torch.utils.data import SequentialSampler
 from transformers import AutoModelForImageTextToText
 
 from differad.errors import OptionError
@@ -19,7 +20,8 @@ from differad.training import trl_hooks
 from differad.training.advantages import group_advantages
 from differad.training.localization import localize
 from differad.training.recipe import RlRecipe
-from differad.training.rl import DifficultyAwareTrainer, drop_rows, grpo_config, take_rows
+from differad.training.rl import DifficultyAwareTrainer, drop_rows, grpo_config, take_rows, train_rl
+from differad.training.sft import train_sft
 from tolerance import assert_as_near, rounding
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -327,6 +329,24 @@ def test_a_moved_hook_is_named(monkeypatch):
     monkeypatch.setattr(trl_hooks, "moved_hooks", lambda: moved)
     with pytest.raises(OptionError, match=r"trl 1\..*_get_train_sampler is gone"):
         trl_hooks.check_hooks()
+
+
+def test_an_order_of_prompts_without_a_generator_is_named(make_recipe, monkeypatch):
+    """As if TRL had a sampler of another kind, which need not lie where the present one does."""
+    trainer = make_trainer(make_recipe("rl"))
+    monkeypatch.setattr(trl_hooks.GRPOTrainer, "_get_train_sampler", lambda self, dataset=None: SequentialSampler([1]))
+    with pytest.raises(
+        OptionError, match=r"trl 1\..*_get_train_sampler gives a SequentialSampler without a generator; install"
+    ):
+        trainer._get_train_sampler()
+    trainer.args.shuffle_dataset = False
+    assert list(trainer._get_train_sampler()) == [0]
+
+
+@pytest.mark.parametrize("train", [train_rl, train_sft])
+def test_prompts_may_keep_their_order(train, make_recipe):
+    more = ["train.more.shuffle_dataset=false"] * (train is train_rl)
+    assert train(make_recipe("rl" if more else "sft", *more, "train.steps=1", "train.save_every=1"))["steps"] == 1
 
 
 def test_a_checkpoint_between_two_draws_is_refused(make_recipe):

@@ -35,6 +35,21 @@ def changed(before, after):
     return {name for name in old if not torch.equal(old[name], new[name])}
 
 
+@pytest.mark.parametrize("train", [train_sft, train_rl])
+def test_a_resumed_run_logs_and_saves_as_it_is_now_told(train, make_recipe, capfd):
+    phase = "sft" if train is train_sft else "rl"
+    train(make_recipe(phase, "train.steps=4", "train.log_every=4", "train.save_every=4"))
+    capfd.readouterr()
+    recipe = make_recipe(phase, "train.steps=10", "train.log_every=2", "train.save_every=3", "train.keep=9")
+    train(recipe, resume=True)
+    assert {path.name for path in recipe.out.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (4, 6, 9, 10)}
+    history = json.loads((recipe.out / "checkpoint-10" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [4, 6, 8, 10]
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["6/10", "8/10", "10/10"]
+    assert not [line for line in lines if "trainer_state.json" in line]
+
+
 def test_a_cold_start_writes_what_it_should(make_recipe, pairs, start):
     recipe = make_recipe(
         "sft", f"held_out.pairs=[{pairs}]", "held_out.every=2", "train.samples_every=2", "train.report_to=[tensorboard]"

@@ -35,7 +35,7 @@ class _Absent:
             raise AttributeError(name)
 
 
-class ImagesAndText(ProcessorMixin):  # type: ignore[misc]
+class ImagesAndText(ProcessorMixin):
     """Mixin for a stock processor: its image processor and tokenizer, prompts padded on the left, and no other part.
 
     `by_row`: images that it packs end to end over all prompts are laid out one row a prompt; see `packed_images`.

@@ -169,7 +169,7 @@ def replaced_attention(model: Any, name: str, attention: Callable[..., Any]) -> 
         config._attn_implementation = stock
 
 
-class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc] # of unknown type
+class PreallocatedCacheLayer(DynamicLayer):
     """A layer of a cache with room for tokens to come: the stock one copies all that came before at every token."""
 
     def __init__(self, keys: Tensor, values: Tensor, of_row: Tensor, capacity: int) -> None:
@@ -194,7 +194,7 @@ class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc] # of unknown t
         self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
 
 
-class GroupCacheLayer(DynamicLayer):  # type: ignore[misc] # of unknown type
+class GroupCacheLayer(DynamicLayer):
     """A layer of a cache: keys and values (U, heads, P, size) of prompts, then those of all members, step by step."""
 
     def __init__(self, keys: Tensor, values: Tensor, members: int, capacity: int) -> None:

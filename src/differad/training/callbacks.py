@@ -64,6 +64,14 @@ class Curves(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
+class OwnIntervals(TrainerCallback):
+    """Logs and saves at the steps of the run's own recipe: a trainer that is resumed takes those of its checkpoint."""
+
+    def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        """Count by the trainer's arguments."""
+        state.compute_steps(args, state.max_steps)
+
+
 class FirstLine(TrainerCallback):
     """Says something about a run before its first step, on stderr. `line` is asked for when training begins."""
 

@@ -11,13 +11,13 @@ import cv2
 import torch
 from accelerate import PartialState
 from peft import PeftModel
+from torch.utils.data import Sampler
 from transformers import AutoModelForImageTextToText, PrinterCallback, ProgressCallback
-from trl.trainer.utils import RepeatSampler
 
 from differad.data.locks import sole_run
 from differad.errors import DifferadError, OptionError
 from differad.locators.tiny.processor import EvidenceProcessor
-from differad.training.callbacks import Curves, HeldOutEvaluation, Samples, WholeCheckpoints
+from differad.training.callbacks import Curves, HeldOutEvaluation, OwnIntervals, Samples, WholeCheckpoints
 from differad.training.clock import Clock
 from differad.training.data import checksum
 from differad.training.inputs import read_inputs
@@ -31,20 +31,23 @@ MODEL_FOLDER = "model"
 Config = TypeVar("Config")
 
 
-class EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that depends on seed and epoch alone.
+class EpochSampler(Sampler[int]):
+    """A trainer's `stock` sampler with an order that depends on seed and epoch alone.
 
     The stock one carries its generator from epoch to epoch, so a run resumed in a later epoch would see the first one's
-    order again. `epoch` tells the epoch when iteration begins.
+    order again. One without a generator keeps its order. `epoch` tells the epoch when iteration begins.
     """
 
-    def __init__(self, *args: Any, epoch: Callable[[], int], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._epoch = epoch
+    def __init__(self, stock: Any, seed: int, epoch: Callable[[], int]) -> None:
+        self._stock, self._seed, self._epoch = stock, seed, epoch
 
     def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(self.seed + self._epoch())
-        yield from super().__iter__()
+        if hasattr(self._stock, "generator"):
+            self._stock.generator.manual_seed(self._seed + self._epoch())
+        yield from self._stock
+
+    def __len__(self) -> int:
+        return len(self._stock)
 
 
 class LoadsWholeWeights:
@@ -135,7 +138,7 @@ def _run_phase(
     asking = _asking(recipe, source)
     earlier = None if start is None else read_run_info(start)
     clock = Clock(recipe.train.minutes, run, earlier)
-    trainer = build(source, [clock, WholeCheckpoints(run), Curves(), *asking])
+    trainer = build(source, [clock, OwnIntervals(), WholeCheckpoints(run), Curves(), *asking])
     trainer.clock = clock
     for callback in asking:
         callback.trainer = trainer

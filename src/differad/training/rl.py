@@ -33,7 +33,7 @@ from differad.training.policy import Source, load_model, lora_config
 from differad.training.probe import find_other_loss
 from differad.training.recipe import Grpo, RlRecipe
 from differad.training.sharing import SharesPrefixes
-from differad.training.trl_hooks import check_attributes, check_hooks, check_outputs, refuse_loss
+from differad.training.trl_hooks import check_attributes, check_hooks, check_outputs, check_sampler, refuse_loss
 
 Reward = Callable[..., list[float]]
 # Completion ids of each row, and the log-probabilities that they were drawn with where the engine tells them.
@@ -117,15 +117,9 @@ class DifficultyAwareTrainer(FollowsClock, SharesPrefixes, LoadsWholeWeights, GR
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         stock = super()._get_train_sampler(dataset)
-        return EpochSampler(
-            stock.data_source,
-            stock.mini_repeat_count,
-            stock.batch_size,
-            stock.repeat_count,
-            stock.shuffle,
-            seed=self.args.seed,
-            epoch=lambda: epoch_of(self.state),
-        )
+        if self.args.shuffle_dataset:
+            check_sampler(stock)
+        return EpochSampler(stock, self.args.seed, lambda: epoch_of(self.state))
 
     def _generate_single_turn(
         self,

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+from torch.utils.data import RandomSampler
 from trl import SFTConfig, SFTTrainer
 
 from differad.locators.tiny.model import DENSE_WEIGHT, Comparer, dense_loss
@@ -36,7 +38,8 @@ class PairSftTrainer(FollowsClock, LoadsWholeWeights, SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        return EpochSampler(dataset, 1, seed=self.args.seed, epoch=lambda: epoch_of(self.state))
+        stock = RandomSampler(dataset, generator=torch.Generator())
+        return EpochSampler(stock, self.args.seed, lambda: epoch_of(self.state))
 
 
 def train_sft(recipe: SftRecipe, *, resume: bool = False) -> dict[str, Any]:

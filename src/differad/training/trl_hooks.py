@@ -12,6 +12,7 @@ from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from trl import GRPOTrainer
 from trl.trainer import utils as trl_utils
 
@@ -60,6 +61,12 @@ def check_hooks() -> None:
 def check_attributes(trainer: Any) -> None:
     """Raise OptionError when a trainer lacks what `rl` reads of it."""
     _refuse([f"{type(trainer).__name__} has no {name}" for name in ATTRIBUTES if not hasattr(trainer, name)])
+
+
+def check_sampler(sampler: Any) -> None:
+    """Raise OptionError when TRL's order of prompts is not drawn by a generator of the sampler's own."""
+    if not isinstance(getattr(sampler, "generator", None), torch.Generator):
+        _refuse([f"_get_train_sampler gives a {type(sampler).__name__} without a generator"])
 
 
 def check_outputs(output: dict[str, Any]) -> None:
