@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig, LogitsProcessor
 
-from differad.locators.grouped import decoding_groups, who_sees_what
+from differad.locators.grouped import attend_in_steps, decoding_groups, who_sees_what
 from differad.locators.transformers_hooks import cache_input
 from differad.training.pictures import Batch, Pictures, join
 from differad.training.prefix import encode_prompts, generate_shared, places, prompts_of, split_answers
@@ -191,9 +191,9 @@ def attention_rows(context: Context) -> Iterator[Row]:
     keys = torch.randn(1, shape.kv_heads, columns, shape.head, device=device, dtype=dtype)
     mask = torch.zeros(sees.shape, device=device, dtype=dtype).masked_fill(~sees, -torch.inf)
     yield from kernels(context, "attention of a step of a rollout", step, keys, mask, {})
-    repeated = recorded(context, lambda: plain_attention(step, keys, mask))
     yield from attempt(
-        "attention of a step of a rollout, plain", lambda: {"ms": 1e3 * context.seconds(repeated, repeats=50)}
+        "attention of a step of a rollout, in steps",
+        lambda: timed(context, lambda: attend_in_steps(step, keys, keys, mask, None), step, keys, mask),
     )
     whole = sequence_mask(torch.ones(1, prompt - 1, device=device), MEMBERS, answer + 1)[:, None]
     length = whole.shape[-1]
@@ -203,21 +203,24 @@ def attention_rows(context: Context) -> Iterator[Row]:
 
 def kernels(context: Context, what: str, query: Tensor, keys: Tensor, mask: Tensor, more: Row) -> Iterator[Row]:
     """A row for each kernel that takes the mask."""
-    wide = mask if mask.dtype == torch.bool else mask.double()
-    exact = functional.scaled_dot_product_attention(query.double(), keys.double(), keys.double(), attn_mask=wide)
     for backend in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH):
 
         def run(backend: Any = backend) -> Tensor:
             with sdpa_kernel(backend):
                 return functional.scaled_dot_product_attention(query, keys, keys, attn_mask=mask)
 
-        def measure(run: Callable[[], Tensor] = run) -> Row:
-            far = distance(run(), exact)
-            many = 1 if context.tiny else 20
-            repeated = recorded(context, lambda: [run() for _ in range(many)])
-            return {"ms": 1e3 * context.seconds(repeated) / many, "to_float64": far} | more
+        yield from attempt(
+            f"{what}, {backend.name.lower()}", lambda run=run: timed(context, run, query, keys, mask) | more
+        )
 
-        yield from attempt(f"{what}, {backend.name.lower()}", measure)
+
+def timed(context: Context, run: Callable[[], Tensor], query: Tensor, keys: Tensor, mask: Tensor) -> Row:
+    """Milliseconds of an attention, and its distance."""
+    wide = mask if mask.dtype == torch.bool else mask.double()
+    exact = functional.scaled_dot_product_attention(query.double(), keys.double(), keys.double(), attn_mask=wide)
+    far, many = distance(run(), exact), 1 if context.tiny else 20
+    repeated = recorded(context, lambda: [run() for _ in range(many)])
+    return {"ms": 1e3 * context.seconds(repeated) / many, "to_float64": far}
 
 
 def recorded(context: Context, work: Callable[[], Any]) -> Callable[[], Any]:
@@ -230,16 +233,10 @@ def recorded(context: Context, work: Callable[[], Any]) -> Callable[[], Any]:
     return graph.replay
 
 
-def plain_attention(query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-    """The three steps of attention, scores in the precision of their inputs, weights summed in float32."""
-    scores = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5 + mask
-    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ keys
-
-
 def decoding_rows(context: Context) -> Iterator[Row]:
     """Milliseconds of a token for all members of a group, launched kernel by kernel and recorded, beside the floor."""
     shape = SHAPES["tiny"] if context.tiny else SHAPES["2B"]
-    if not context.has(20):
+    if not context.has(8):
         return
     gc.collect()
     model = build_model(context.folder / "large", shape, torch.bfloat16, context.device)

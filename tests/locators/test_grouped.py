@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from transformers import AutoModelForImageTextToText, GenerationConfig  # noqa: E402
 
 from differad.locators import grouped  # noqa: E402
-from differad.locators.grouped import can_group, decoding_groups, members_of, who_sees_what  # noqa: E402
+from differad.locators.grouped import attend_in_steps, can_group, decoding_groups, members_of, who_sees_what  # noqa: E402
 from differad.locators.prefix import generate_whole  # noqa: E402
 from differad.locators.transformers_hooks import GroupCacheLayer, cache_input, with_capacity  # noqa: E402
 from differad.training.pictures import Batch, Pictures  # noqa: E402
@@ -233,3 +233,20 @@ def test_whole_prompts_are_answered_by_fixed_steps_as_by_generate(model, prompts
     expected = generate_plainly(model, Batch(ids, mask, kinds, pictures), config)
     assert found.tolist() == expected[:, ids.shape[1] :].tolist()
     assert len({tuple(row) for row in found.tolist()}) > 1
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_attention_in_steps_is_as_near_to_float64_as_torchs_own(half):
+    random = torch.Generator().manual_seed(4)
+    query = torch.randn(2, 3, 6, 16, generator=random)
+    key, value = torch.randn(2, 2, 3, 40, 16, generator=random)
+    mask = torch.zeros(2, 1, 6, 40).masked_fill_(torch.rand(2, 1, 6, 40, generator=random) < 0.3, -torch.inf)
+    own = torch.nn.functional.scaled_dot_product_attention
+    exact = own(query.double(), key.double(), value.double(), attn_mask=mask.double())
+    if half:
+        query, key, value, mask = (each.bfloat16() for each in (query, key, value, mask))
+        exact = own(query.double(), key.double(), value.double(), attn_mask=mask.double())
+    found, expected = attend_in_steps(query, key, value, mask, None), own(query, key, value, attn_mask=mask)
+    terms, dtype = (1, "bfloat16") if half else (40, "float32")
+    assert_as_near(found, expected, exact, terms=terms, dtype=dtype)
+    assert found.dtype == expected.dtype

@@ -19,7 +19,7 @@ from transformers import Qwen2VLProcessor
 from differad.training import sharing
 from differad.training.recipe import RlRecipe
 from differad.training.rl import DifficultyAwareTrainer, train_rl
-from differad.training.sharing import gather_prompts
+from differad.training.sharing import adapters_as_computed, gather_prompts, lora_weights
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
@@ -611,3 +611,23 @@ def test_bfloat16_rounds_as_much_as_trls(build, passes, family, checkpointing):
     assert found[1] < 1.5 * expected[1]
     assert found[0] < 1.5 * expected[0] + 2**-8  # one number, whose own rounding may come out at nothing
     assert 1e-4 < expected[1] < 0.5  # it is bfloat16, and a gradient still
+
+
+def test_adapters_give_the_same_numbers_in_the_precision_of_autocast(build):
+    """Bit by bit: autocast would round the same weights in the same way."""
+    trainer = build("model.lora={rank: 4}", "model.dtype=bfloat16", family="qwen3_vl")
+    model = trainer.model.get_base_model()
+    weights = lora_weights(model)
+    assert weights
+    with torch.no_grad():
+        for weight in weights:
+            torch.nn.init.normal_(weight, std=0.1)
+    ids = torch.arange(5, 25)[None]
+    before = [weight.data.clone() for weight in weights]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = model(input_ids=ids).logits
+        with adapters_as_computed(model):
+            assert {weight.dtype for weight in weights} == {torch.bfloat16}
+            narrow = model(input_ids=ids).logits
+    assert torch.equal(plain, narrow)
+    assert all(torch.equal(weight, value) for weight, value in zip(weights, before, strict=True))

@@ -23,6 +23,8 @@ from differad.locators.recorded import RecordedStep, stepping
 
 # What the text model's attention is called meanwhile; masks of transformers are made for attentions of its own alone.
 ATTENTION = "differad_groups"
+# Whether products of half precision can be given in float32.
+_SUMS_WIDE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
 
 
 def members_of(of_row: Tensor) -> int | None:
@@ -122,6 +124,25 @@ class GroupAttention:
         # The G queries of every head that shares a key's: one matrix a group.
         queries = query[:, :, 0].view(groups, -1, shared, self.repeats, size).permute(0, 2, 3, 1, 4).flatten(2, 3)
         mask = self.mask[..., :length].to(query.dtype)
-        found = functional.scaled_dot_product_attention(queries, key, value, attn_mask=mask, scale=scaling)
+        if key.is_cuda and _SUMS_WIDE:
+            found = attend_in_steps(queries, key, value, mask, scaling)
+        else:
+            found = functional.scaled_dot_product_attention(queries, key, value, attn_mask=mask, scale=scaling)
         found = found.unflatten(2, (self.repeats, -1)).permute(0, 3, 1, 2, 4)
         return found.reshape(len(query), 1, -1, size), None
+
+
+def attend_in_steps(queries: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """Attention as products, softmax, products, with sums in float32; shapes as `scaled_dot_product_attention` takes them.
+
+    For few queries a GPU's fused kernels take twice as long: they give each head of the keys to one of its many processors,
+    however many keys there are (docs/gpu.md).
+    """
+    device = key.device.type
+    if torch.is_autocast_enabled(device):
+        half = torch.get_autocast_dtype(device)
+        queries, key, value = (each.to(half) for each in (queries, key, value))
+    rows, keys = queries.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)
+    products = torch.bmm(rows, keys, out_dtype=torch.float32) if key.is_cuda else torch.bmm(rows.float(), keys.float())
+    scores = products.unflatten(0, queries.shape[:2]) * (scaling or queries.shape[-1] ** -0.5) + mask
+    return scores.softmax(dim=-1).to(value.dtype) @ value

@@ -244,7 +244,7 @@ class Steps:
         self.taken = 0
 
 
-class FixedGroupCacheLayer(DynamicLayer):  # type: ignore[misc] # of unknown type
+class FixedGroupCacheLayer(DynamicLayer):
     """As `GroupCacheLayer`; keys and values always have all columns, and a mask has to hide those that are not written."""
 
     def __init__(self, keys: Tensor, values: Tensor, steps: Steps) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from trl.trainer import utils as trl_utils
@@ -143,13 +144,25 @@ class SharesPrefixes:
     def _plan(self: Any, bare: Any, answered: list[Answered]) -> Any:
         """How a model is to score batches; None for TRL's own way.
 
-        A pass that is differentiated takes whole sequences, where they pay: a cache would have to hand gradients back.
+        A pass that is differentiated takes whole sequences, where they pay: a cache would have to hand gradients back. So does
+        one whose prompts nobody else needs: it is one pass in place of two.
         """
         learns = torch.is_grad_enabled()
-        together = learns and (all(pays(bare, part) for part in answered) if self.together is None else self.together)
+        together = self._prefers_whole(bare, answered, learns)
         if self._tells(obstacle(bare, cached=not together, learns=learns), "scored"):
             return None
         return self._score_together if together else self._score_behind
+
+    def _prefers_whole(self: Any, bare: Any, answered: list[Answered], learns: bool) -> bool:
+        """Whether whole sequences are scored rather than answers behind a cache."""
+        if learns and self.together is not None:
+            return bool(self.together)
+        if not all(pays(bare, part) for part in answered):
+            return False
+        if learns:
+            return True
+        allowed = self._lets("loss") and obstacle(bare, cached=False, learns=True) is None
+        return allowed and not self._known(bare) and not any_prompt_again(answered)
 
     def _score_together(self: Any, model: Any, bare: Any, answered: Answered) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities and entropies (B, keep) of answers, each prompt and its answers as one sequence."""
@@ -197,7 +210,7 @@ class SharesPrefixes:
             if not self._shares(given, "drawn") or self._tells(obstacle(bare), "drawn"):
                 return stock(**inputs)
             # One context about all steps: weights that it turns into another precision are turned once a draw.
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), adapters_as_computed(bare):
                 return generate_shared(bare, as_batch(ids, mask, given), config, self._memory(bare), self._known(bare))
 
         bare.generate = generate
@@ -344,6 +357,38 @@ def _join_trials(trials: list[_Trial]) -> _Trial:
 
 def _releases() -> str:
     return f"trl {version('trl')} and transformers {version('transformers')}"
+
+
+def any_prompt_again(parts: list[Answered]) -> bool:
+    """Whether a prompt stands in more than one of some batches of the same width."""
+    ids, mask = (torch.cat([getattr(part.batch, name)[:, : part.start] for part in parts]) for name in ("ids", "mask"))
+    rows = [row for part in parts for row in part.batch.pictures.rows()]
+    return len(find_prompts(ids, mask, rows).first) < sum(len(part.prompts.first) for part in parts)
+
+
+@contextmanager
+def adapters_as_computed(model: Any) -> Iterator[None]:
+    """Meanwhile LoRA's weights are in the precision that autocast computes in.
+
+    The numbers are the same, and each layer is spared two changes of its inputs' precision a token.
+    """
+    device = model.device.type
+    wide = lora_weights(model) if torch.is_autocast_enabled(device) else []
+    values = [weight.data for weight in wide]
+    try:
+        for weight in wide:
+            weight.data = weight.data.to(torch.get_autocast_dtype(device))
+        yield
+    finally:
+        for weight, value in zip(wide, values, strict=True):
+            weight.data = value
+
+
+def lora_weights(model: Any) -> list[Any]:
+    """The float32 matrices of a model's LoRA adapters."""
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    matrices = [getattr(layer, name) for layer in layers for name in ("lora_A", "lora_B")]
+    return [weight for each in matrices for weight in each.parameters() if weight.dtype == torch.float32]
 
 
 def as_batch(ids: Tensor, mask: Tensor, given: dict[str, Any]) -> Batch:
