@@ -203,9 +203,10 @@ def test_draws_losses_and_gradients_equal_trls(build, passes, family, overrides)
     assert (found["prompt_mask"].sum(dim=1) < prompt).any()  # padded on the left
     pictured = found["prompt_ids"] == shared._bare(shared.model).config.image_token_id
     assert found["mm_token_type_ids"][:, :prompt].tolist() == pictured.int().tolist()
-    # Two pairs, eight answers: once by the policy, for its draw and its scores, and once by the reference.
-    assert [rows for rows, width in seen if width == prompt - 1] == [2, 2]
-    assert not [rows for rows, width in seen if width >= prompt]
+    # Two pairs, eight answers: once by the policy, for its draw and its scores, and once by the reference, answers behind them.
+    wide = [(rows, width) for rows, width in seen if width >= prompt - 1]
+    answer = found["completion_ids"].shape[1]
+    assert wide == [(2, prompt - 1), (2, prompt - 1 + G * (answer + 1))]
     assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
     assert len({tuple(row) for row in found["completion_ids"].tolist()}) > 2
     assert_log_probabilities(found, expected, stock)
@@ -235,7 +236,6 @@ def test_a_model_that_keeps_states_shares_what_is_not_differentiated(build, pass
     # By the policy, for its draw and its scores, and by the reference; then answers alone, each behind its prompt's last token.
     # What an index has chosen from is not kept from the draw to the scores.
     assert [rows for rows, width in seen if width == prompt - 1] == [3] * (3 if family == "qwen4_exp" else 2)
-    assert not [rows for rows, width in seen if width >= prompt]
     assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
     assert len({tuple(row) for row in found["completion_ids"].tolist()}) > 3
     assert_log_probabilities(found, expected, stock)
