@@ -177,9 +177,12 @@ class Run:
         self.write()
 
     def budget(self, name: str) -> float:
-        """Seconds of a stage, fewer where the run has less left."""
+        """Seconds of a stage: its share, or what loading has left of it beside the shares of later ones, but not under a third."""
+        own = SHARES[name] * self.seconds
+        names = list(SHARES)
+        later = sum(SHARES[other] for other in names[names.index(name) + 1 :]) * self.seconds
         left = self.seconds - (time.monotonic() - self.began)
-        return max(1.0, min(SHARES[name] * self.seconds, left))
+        return max(own / 3, min(own, left - later))
 
     def grace(self) -> float:
         """Seconds that a stage may take beyond its own."""
@@ -244,17 +247,19 @@ class Run:
     def train(self, name: str, phase: str, more: Iterable[str]) -> dict[str, Any]:
         """A recipe for its share of the time; the model is published with every checkpoint."""
         seconds = self.budget(name)
+        loaders = self.loaders() if phase == "sft" else min(4, self.loaders())
         overrides = [
             *self.given(self.manifests(FRESH if phase == "rl" else TRAINED)),
             f"out={self.runs / name}",
             f"train.minutes={seconds / 60:.4f}",
             "train.batch_size=128",
-            f"train.workers={self.loaders() if phase == 'sft' else min(4, self.loaders())}",
+            f"train.workers={loaders}",
             "train.steps=-1",
             "train.epochs=1000",
             f"train.save_every={100 if phase == 'sft' else 20}",
             "train.log_every=5",
             "train.report_to=[]",
+            *(["train.more={dataloader_persistent_workers: true}"] if loaders else []),
             *more,
             *self._overrides,
         ]
@@ -307,7 +312,9 @@ class Run:
         if model is None or not manifest.is_file() or f"evaluate {name}" in self._done:
             return None
         limit = max(16, min(400, round(HELD_OUT_PER_MINUTE * self.seconds / 60)))
-        command = [sys.executable, str(HERE / "gpu_stages.py"), str(model), str(manifest)]
+        # It runs beside reinforcement, which needs one core at once.
+        polite = ["nice", "-n", "10"] if shutil.which("nice") else []
+        command = [*polite, sys.executable, str(HERE / "gpu_stages.py"), str(model), str(manifest)]
         command += [str(self.runs / name / "held_out"), str(limit), str(self.workers)]
         with self.log.open("a", encoding="utf-8") as log:
             process = subprocess.Popen(
