@@ -177,7 +177,7 @@ class Run:
         self.write()
 
     def budget(self, name: str) -> float:
-        """Seconds of a stage: its share, or what loading has left of it beside the shares of later ones, but not under a third."""
+        """Seconds of a stage: its share, or what is left of it beside the shares of later ones, but not under a third."""
         own = SHARES[name] * self.seconds
         names = list(SHARES)
         later = sum(SHARES[other] for other in names[names.index(name) + 1 :]) * self.seconds
