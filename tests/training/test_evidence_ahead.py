@@ -1,6 +1,9 @@
 """Evidence ahead of training: the same files as training itself would write, on the CPU's processes and in batches."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +17,15 @@ from differad.data.manifest import read_pairs
 from differad.images import read_images
 from differad.locators.tiny.batched import BatchedEvidence
 from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, laid_on, steepest
+from differad.locators.tiny.known import INDEX, key_image, read_key
 from differad.locators.tiny.pairs import PairEvidence, resized
 from differad.synthesis.draw import DrawOptions
 from differad.synthesis.run import synthesize
+from differad.training.data import build_rows
 from differad.training.evidence import compute_evidence
 from differad.training.policy import open_source
 from differad.training.recipe import SftRecipe
+from differad.training.sft import build_trainer
 from tolerance import distance_rounding
 
 SMALL = {"hidden_size": 32, "heads": 2, "layers": 1, "channels": 8, "blocks": 1}
@@ -101,6 +107,59 @@ def test_shapes_of_reference_and_target_may_differ():
     assert rows.shape == (1, 4, 8, 4 * (FINE + CELL_EXTRA) + COARSE + CELL_EXTRA)
     assert_alike({0: rows[0]}, {0: PairEvidence()(reference, target, lay=False)})
     assert (rows[..., FINE + DISTANCES - 1] == 0).all()  # no pixels were aligned
+
+
+def collated(own, count):
+    """What the trainer is given of the first pairs."""
+    source = open_source(own.model, own.out, 0)
+    source.processor.image_processor.cache = own.data.evidence
+    trainer = build_trainer(own, source, [])
+    return trainer.data_collator([trainer.train_dataset[number] for number in range(count)])
+
+
+def test_training_sees_the_same_without_opening_an_image(manifest, tmp_path):
+    own = recipe(manifest, tmp_path / "evidence")
+    as_read = collated(own, 8)
+    assert len(stored(tmp_path / "evidence")) == 8
+    found = compute_evidence(own, workers=1, device="cpu")
+    assert (found.computed, found.kept) == (0, 8)
+    rows = list(build_rows(read_pairs(manifest), own.data, open_source(own.model, own.out, 0).speech))
+    assert all(row["evidence"] for row in rows)
+    known = collated(own, 8)
+    assert as_read.keys() == known.keys()
+    for name, value in as_read.items():
+        assert torch.equal(value, known[name]), name
+
+
+def test_a_file_that_changed_is_not_known(manifest, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(Path(manifest).parent, folder)
+    own = recipe(folder / "pairs.jsonl", tmp_path / "evidence")
+    compute_evidence(own, workers=1, device="cpu")
+    speech = open_source(own.model, own.out, 0).speech
+    pairs = list(read_pairs(folder / "pairs.jsonl"))
+    os.utime(pairs[0].target, ns=(1, 1))  # another file in its place
+    Path(pairs[1].reference).write_bytes(Path(pairs[2].reference).read_bytes() + b"\0")
+    (key,) = [row["evidence"] for row in build_rows([pairs[2]], own.data, speech)]
+    (tmp_path / "evidence" / f"{key}.npy").unlink()
+    known = [bool(row["evidence"]) for row in build_rows(pairs, own.data, speech)]
+    assert known == [False, False, False, *[True] * 5]
+
+
+def test_a_line_that_was_cut_off_is_passed_over(manifest, tmp_path):
+    own = recipe(manifest, tmp_path / "evidence")
+    compute_evidence(own, workers=1, device="cpu")
+    index = tmp_path / "evidence" / INDEX
+    index.write_text(index.read_text() + '["[[64, 163')
+    rows = list(build_rows(read_pairs(manifest), own.data, open_source(own.model, own.out, 0).speech))
+    assert all(row["evidence"] for row in rows)
+
+
+def test_no_image_is_taken_for_a_key():
+    key = bytes(range(16))
+    assert read_key(key_image(key)) == key
+    assert read_key(np.zeros((2, 6, 3), np.uint8)) is None
+    assert read_key(np.zeros((64, 64, 3), np.uint8)) is None
 
 
 def test_time_that_is_up_leaves_the_rest(manifest, tmp_path):
