@@ -38,6 +38,8 @@ GRACE, LEAST_GRACE = 0.05, 25.0
 STARTING = 180.0
 # Megabytes of a loader's process in shared memory: three batches of 128 pairs of evidence.
 _LOADER_MB = 300
+# More of them are no faster than the step: each gives some 250 pairs a second.
+MOST_LOADERS = 8
 _MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -291,7 +293,7 @@ class Run:
         """Processes that load batches: a core is left for the trainer, and batches must fit into shared memory."""
         shared = Path("/dev/shm")
         room = shutil.disk_usage(shared).free / 2**20 / _LOADER_MB if shared.is_dir() else self.workers
-        return max(0, min(self.workers - 1, int(room)))
+        return max(0, min(MOST_LOADERS, self.workers - 1, int(room)))
 
     def publish(self, name: str) -> None:
         """Make the newest policy of a run OUT/model: its weights come last but for where they are from."""
