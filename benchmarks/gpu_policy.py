@@ -29,6 +29,7 @@ from differad.images import read_images
 from differad.locators.threads import usable_cores
 from differad.locators.tiny.batched import BatchedEvidence
 from differad.locators.tiny.evidence import AREA, PATCH
+from differad.locators.tiny.known import write_known
 from differad.locators.tiny.pairs import resized
 from differad.locators.tiny.preparing import Task, own_processes, prepare
 from differad.synthesis.draw import DrawOptions
@@ -134,8 +135,11 @@ def _evidence_on_cores(
             tasks = [Task(p.reference, p.target, rule, folder / f"warm {whole}", whole) for p in pairs]
             list(pool.map(prepare, tasks[: 2 * cores]))
             start = time.perf_counter()
-            list(pool.map(prepare, [replace(task, cache=folder / f"timed {whole}") for task in tasks]))
+            cache = folder / f"timed {whole}"
+            outcomes = list(pool.map(prepare, [replace(task, cache=cache) for task in tasks]))
             seconds = time.perf_counter() - start
+            if whole:  # what is trained on below
+                write_known(cache, [(each.described, each.key) for each in outcomes if each.described])
             yield {"what": what, "cores": cores, "seconds": seconds, "pairs_per_s": len(pairs) / seconds}
 
 
@@ -159,12 +163,14 @@ def _loaders() -> int:
     """Processes that load batches, as many as shared memory has room for."""
     shared = Path("/dev/shm")
     room = int(shutil.disk_usage(shared).free / 2**20 / 300) if shared.is_dir() else 0
-    return max(0, min(usable_cores() - 1, room))
+    return max(0, min(8, usable_cores() - 1, room))
 
 
 def _step(sizes: Sizes, folder: Path, device: torch.device) -> dict[str, Any]:
     """One step of the cold start whose batch lies on the device: forward, backward, optimiser."""
-    recipe = load_recipe(RECIPES / "sft.yaml", SftRecipe, [*sizes.model, *_overrides(sizes, folder, "step")])
+    recipe = load_recipe(
+        RECIPES / "sft.yaml", SftRecipe, [*sizes.model, *_overrides(sizes, folder, f"{device.type}-step")]
+    )
     source = open_source(recipe.model, recipe.out, 0)
     source.processor.image_processor.cache = recipe.data.evidence
     trainer = build_trainer(recipe, source, [])
@@ -200,10 +206,10 @@ def _step(sizes: Sizes, folder: Path, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _cold_start(sizes: Sizes, folder: Path, _: torch.device) -> dict[str, Any]:
+def _cold_start(sizes: Sizes, folder: Path, device: torch.device) -> dict[str, Any]:
     """The recipe's cold start with its loader, evidence on disk."""
     loaders = 0 if sizes is TINY else _loaders()
-    own = [*sizes.model, *_overrides(sizes, folder, "sft"), f"train.workers={loaders}"]
+    own = [*sizes.model, *_overrides(sizes, folder, f"{device.type}-sft"), f"train.workers={loaders}"]
     summary = train_sft(load_recipe(RECIPES / "sft.yaml", SftRecipe, own))
     speed = summary["steps"] / summary["seconds"]
     return {
@@ -216,9 +222,12 @@ def _cold_start(sizes: Sizes, folder: Path, _: torch.device) -> dict[str, Any]:
     }
 
 
-def _reinforcement(sizes: Sizes, folder: Path, _: torch.device) -> dict[str, Any]:
+def _reinforcement(sizes: Sizes, folder: Path, device: torch.device) -> dict[str, Any]:
     """The recipe's reinforcement of that cold start, groups of eight."""
-    own = [f"model.checkpoint={folder / 'sft' / 'model'}", *_overrides(sizes, folder, "rl")]
+    own = [
+        f"model.checkpoint={folder / f'{device.type}-sft' / 'model'}",
+        *_overrides(sizes, folder, f"{device.type}-rl"),
+    ]
     recipe = load_recipe(RECIPES / "rl.yaml", RlRecipe, own)
     summary = train_rl(recipe)
     speed = summary["steps"] / summary["seconds"]
@@ -248,13 +257,8 @@ def _on_cpu(folder: Path, cores: int, seconds: float) -> Iterable[dict[str, Any]
 
 def main(folder: Path) -> None:
     """Measure training on the CPU, pairs and evidence being there; print a row a line."""
-    own = folder / "on_cpu"
-    own.mkdir(exist_ok=True)
-    for name in ("pairs", "timed True"):
-        if not (own / name).exists():
-            (own / name).symlink_to(folder / name)
     for measure in (_step, _cold_start, _reinforcement):
-        print(json.dumps(measure(FULL, own, torch.device("cpu"))), flush=True)
+        print(json.dumps(measure(FULL, folder, torch.device("cpu"))), flush=True)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ GRACE, LEAST_GRACE = 0.05, 25.0
 STARTING = 180.0
 # Megabytes of a loader's process in shared memory: three batches of 128 pairs of evidence.
 _LOADER_MB = 300
+# More of them are no faster than the step: each gives some 250 pairs a second.
+MOST_LOADERS = 8
 _MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -177,9 +179,12 @@ class Run:
         self.write()
 
     def budget(self, name: str) -> float:
-        """Seconds of a stage, fewer where the run has less left."""
+        """Seconds of a stage: its share, or what is left of it beside the shares of later ones, but not under a third."""
+        own = SHARES[name] * self.seconds
+        names = list(SHARES)
+        later = sum(SHARES[other] for other in names[names.index(name) + 1 :]) * self.seconds
         left = self.seconds - (time.monotonic() - self.began)
-        return max(1.0, min(SHARES[name] * self.seconds, left))
+        return max(own / 3, min(own, left - later))
 
     def grace(self) -> float:
         """Seconds that a stage may take beyond its own."""
@@ -244,17 +249,19 @@ class Run:
     def train(self, name: str, phase: str, more: Iterable[str]) -> dict[str, Any]:
         """A recipe for its share of the time; the model is published with every checkpoint."""
         seconds = self.budget(name)
+        loaders = self.loaders() if phase == "sft" else min(4, self.loaders())
         overrides = [
             *self.given(self.manifests(FRESH if phase == "rl" else TRAINED)),
             f"out={self.runs / name}",
             f"train.minutes={seconds / 60:.4f}",
             "train.batch_size=128",
-            f"train.workers={self.loaders() if phase == 'sft' else min(4, self.loaders())}",
+            f"train.workers={loaders}",
             "train.steps=-1",
             "train.epochs=1000",
             f"train.save_every={100 if phase == 'sft' else 20}",
             "train.log_every=5",
             "train.report_to=[]",
+            *(["train.more={dataloader_persistent_workers: true}"] if loaders else []),
             *more,
             *self._overrides,
         ]
@@ -286,7 +293,7 @@ class Run:
         """Processes that load batches: a core is left for the trainer, and batches must fit into shared memory."""
         shared = Path("/dev/shm")
         room = shutil.disk_usage(shared).free / 2**20 / _LOADER_MB if shared.is_dir() else self.workers
-        return max(0, min(self.workers - 1, int(room)))
+        return max(0, min(MOST_LOADERS, self.workers - 1, int(room)))
 
     def publish(self, name: str) -> None:
         """Make the newest policy of a run OUT/model: its weights come last but for where they are from."""
@@ -307,7 +314,9 @@ class Run:
         if model is None or not manifest.is_file() or f"evaluate {name}" in self._done:
             return None
         limit = max(16, min(400, round(HELD_OUT_PER_MINUTE * self.seconds / 60)))
-        command = [sys.executable, str(HERE / "gpu_stages.py"), str(model), str(manifest)]
+        # It runs beside reinforcement, which needs one core at once.
+        polite = ["nice", "-n", "10"] if shutil.which("nice") else []
+        command = [*polite, sys.executable, str(HERE / "gpu_stages.py"), str(model), str(manifest)]
         command += [str(self.runs / name / "held_out"), str(limit), str(self.workers)]
         with self.log.open("a", encoding="utf-8") as log:
             process = subprocess.Popen(

@@ -38,4 +38,7 @@ def main(out: Path, roots: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
+    try:
+        main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
+    except InputError as error:
+        sys.exit(f"photographs.py: {error}")

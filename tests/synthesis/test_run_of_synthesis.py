@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -20,7 +21,7 @@ from differad.errors import DifferadError, InputError, ManifestError, OptionErro
 from differad.images import read_image, write_image
 from differad.synthesis import run as run_module
 from differad.synthesis.draw import Drawer, DrawOptions
-from differad.synthesis.run import synthesize
+from differad.synthesis.run import CHUNK, synthesize
 
 OPTIONS = DrawOptions(seed=5, size=64)
 COUNT = 24
@@ -102,7 +103,7 @@ def test_ray_leaves_the_same_bytes(tmp_path, unbroken):
 KILLED = """
 from pathlib import Path
 from differad.synthesis.draw import DrawOptions
-from differad.synthesis.run import synthesize
+from differad.synthesis.run import CHUNK, synthesize
 if __name__ == "__main__":
     synthesize(DrawOptions(seed=5, size=64), {count}, {out!r}, workers={workers}, format={form!r}, shard_size=10, progress=False)
 """
@@ -340,3 +341,15 @@ def test_options_out_of_range(tmp_path):
     with pytest.raises(InputError, match="no pictures below it"):
         draw(tmp_path / "set", options=DrawOptions(normals=tmp_path / "nowhere"))
     assert not (tmp_path / "set").exists()
+
+
+def test_minutes_end_a_call_and_another_goes_on(tmp_path):
+    options, out = DrawOptions(seed=4, size=48), tmp_path / "set"
+    first = synthesize(options, 10_000, out, minutes=1e-6, progress=False)
+    assert first.pairs == CHUNK  # the task that was under way
+    unbroken = synthesize(options, 2 * CHUNK, tmp_path / "other", progress=False)
+    second = synthesize(options, 2 * CHUNK, out, progress=False)
+    assert (second.kept, second.drawn) == (CHUNK, CHUNK)
+    assert Path(second.manifest).read_bytes() == Path(unbroken.manifest).read_bytes()
+    with pytest.raises(OptionError, match="minutes=0"):
+        synthesize(options, 10, out, minutes=0, progress=False)

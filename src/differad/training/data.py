@@ -27,6 +27,7 @@ from differad.core import Pair
 from differad.data.manifest import read_pairs
 from differad.errors import InputWarning, ManifestError
 from differad.images import ImageSource, image_size, read_images
+from differad.locators.tiny.known import KnownEvidence, key_image
 from differad.training.recipe import Data
 
 # A group's answers share their pictures: the last few pairs stay decoded.
@@ -76,6 +77,7 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
 
     Raises ManifestError for a pair without boxes: it is not known to be normal. Raises ImageError.
     """
+    known = None if data.evidence is None or speech.rule is None else KnownEvidence(data.evidence, speech.rule)
     for pair in pairs:
         if pair.boxes is None:
             raise ManifestError(
@@ -93,6 +95,7 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
             "category": pair.category,
             "reference": str(pair.reference),
             "target": str(pair.target),
+            "evidence": _known_key(known, pair),
             "mask": "" if pair.mask is None else str(pair.mask),
             "boxes": boxes.tolist(),
             "question": prompt_text(speech.format, question),
@@ -160,8 +163,17 @@ def _largest(boxes: Boxes) -> Boxes:
     return boxes[[int(np.argmax(area(boxes)))]] if len(boxes) else boxes
 
 
+def _known_key(known: KnownEvidence | None, pair: Pair) -> str:
+    """The key of a pair's evidence, in hexadecimal digits; empty where its images have to be opened."""
+    key = None if known is None else known.key(pair.reference, pair.target)
+    return "" if key is None else key.hex()
+
+
 @lru_cache(maxsize=_KEPT_PAIRS)
-def _open(reference: ImageSource, target: ImageSource) -> tuple[Image.Image, Image.Image]:
+def _open(reference: ImageSource, target: ImageSource, key: str) -> tuple[Image.Image, Image.Image]:
+    """The two images, or what stands for them where their evidence is known."""
+    if key:
+        return Image.fromarray(key_image(bytes.fromhex(key))), Image.fromarray(key_image(bytes.fromhex(key)))
     first, second = read_images(reference, target)
     return Image.fromarray(first), Image.fromarray(second)
 
@@ -175,7 +187,9 @@ class _Opened:
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         opened: dict[str, list[Any]] = {
             "prompt": [prompt_messages(question) for question in rows["question"]],
-            "images": [list(_open(*paths)) for paths in zip(rows["reference"], rows["target"], strict=True)],
+            "images": [
+                list(_open(*paths)) for paths in zip(rows["reference"], rows["target"], rows["evidence"], strict=True)
+            ],
         }
         if self._with_answer:
             opened["completion"] = [_assistant(text) for text in rows["answer"]]

@@ -23,8 +23,9 @@ from differad.errors import OptionError
 from differad.locators.threads import usable_cores
 from differad.locators.tiny.batched import BatchedEvidence
 from differad.locators.tiny.evidence import AREA, PATCH
+from differad.locators.tiny.known import write_known
 from differad.locators.tiny.pairs import write_evidence
-from differad.locators.tiny.preparing import Prepared, Task, own_processes, prepare
+from differad.locators.tiny.preparing import Outcome, Prepared, Task, own_processes, prepare
 from differad.locators.tiny.processor import MERGE
 from differad.progress import track
 from differad.training.recipe import Model, Recipe
@@ -76,7 +77,7 @@ def compute_evidence(
     until = None if minutes is None else began + 60 * minutes
     counts = _run(tasks, len(pairs), folder, workers or usable_cores(), until, chosen)
     seconds = time.monotonic() - began
-    computed, kept = counts[True], counts[False]
+    kept, computed = counts[True], counts[False]
     return EvidenceSummary(
         str(folder), str(chosen or "cpu"), len(pairs), computed, kept, round(seconds, 3), round(computed / seconds, 2)
     )
@@ -115,26 +116,27 @@ def _pairs(recipe: Recipe) -> Iterator[Pair]:
 def _run(
     tasks: Iterator[Task], total: int, folder: Path, workers: int, until: float | None, device: torch.device | None
 ) -> dict[bool, int]:
-    """How many pairs were computed (True) and how many were there (False)."""
+    """How many pairs were there (True) and how many were computed (False)."""
     counts = {True: 0, False: 0}
+    known: list[tuple[str, bytes]] = []
     batches = None if device is None else _Batches(folder, device)
     with own_processes(workers) as pool, ThreadPoolExecutor(_WRITERS) as writers:
-        waiting: deque[Future[Prepared | bool]] = deque(
-            pool.submit(prepare, t) for t in islice(tasks, _AHEAD * workers)
-        )
+        waiting: deque[Future[Outcome]] = deque(pool.submit(prepare, t) for t in islice(tasks, _AHEAD * workers))
         for found in track(_results(waiting, tasks, pool, until), "evidence", total=total):
-            if isinstance(found, bool):
-                counts[found] += 1
-            elif batches is not None:
-                counts[True] += batches.add(found, writers)
+            counts[found.kept] += 1
+            if found.left is not None and batches is not None:
+                batches.add(found.key, found.left, writers)
+            if found.described is not None:
+                known.append((found.described, found.key))
         if batches is not None:
-            counts[True] += batches.finish(writers)
+            batches.finish(writers)
+    write_known(folder, known)
     return counts
 
 
 def _results(
-    waiting: "deque[Future[Prepared | bool]]", tasks: Iterator[Task], pool: Any, until: float | None
-) -> Iterator[Prepared | bool]:
+    waiting: "deque[Future[Outcome]]", tasks: Iterator[Task], pool: Any, until: float | None
+) -> Iterator[Outcome]:
     """What the workers give, in order, until the tasks or the time end."""
     while waiting:
         found = waiting.popleft().result()
@@ -148,34 +150,35 @@ class _Batches:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self._folder, self._evidence = folder, BatchedEvidence(device)
-        self._waiting: dict[tuple[tuple[int, ...], ...], list[Prepared]] = {}
+        self._waiting: dict[tuple[tuple[int, ...], ...], list[tuple[bytes, Prepared]]] = {}
         self._written: deque[Future[Any]] = deque()
         self._keys: set[bytes] = set()
 
-    def add(self, pair: Prepared, writers: ThreadPoolExecutor) -> int:
-        """How many pairs were computed now."""
-        if pair.key in self._keys:  # the same images once more
-            return 0
-        self._keys.add(pair.key)
+    def add(self, key: bytes, pair: Prepared, writers: ThreadPoolExecutor) -> None:
+        """Take a pair in."""
+        if key in self._keys:  # the same images once more
+            return
+        self._keys.add(key)
         group = self._waiting.setdefault((pair.reference.shape, pair.target.shape), [])
-        group.append(pair)
-        return self._compute(group, writers) if len(group) == BATCH else 0
+        group.append((key, pair))
+        if len(group) == BATCH:
+            self._compute(group, writers)
 
-    def finish(self, writers: ThreadPoolExecutor) -> int:
-        """How many pairs were left over; all are written afterwards."""
-        count = sum(self._compute(group, writers) for group in self._waiting.values() if group)
+    def finish(self, writers: ThreadPoolExecutor) -> None:
+        """Compute what is left over; all is written afterwards."""
+        for group in self._waiting.values():
+            if group:
+                self._compute(group, writers)
         for future in self._written:
             future.result()
-        return count
 
-    def _compute(self, group: list[Prepared], writers: ThreadPoolExecutor) -> int:
+    def _compute(self, group: list[tuple[bytes, Prepared]], writers: ThreadPoolExecutor) -> None:
+        pairs = [pair for _, pair in group]
         found = self._evidence(
-            [pair.reference for pair in group], [pair.target for pair in group], [pair.pixels for pair in group]
+            [pair.reference for pair in pairs], [pair.target for pair in pairs], [pair.pixels for pair in pairs]
         )
-        for pair, rows in zip(group, found, strict=True):
-            self._written.append(writers.submit(write_evidence, self._folder, pair.key, rows))
+        for (key, _), rows in zip(group, found, strict=True):
+            self._written.append(writers.submit(write_evidence, self._folder, key, rows))
         while len(self._written) > 64 * _WRITERS:
             self._written.popleft().result()
-        count = len(group)
         group.clear()
-        return count

@@ -19,6 +19,7 @@ from rich.progress import Progress, TextColumn
 from transformers import TrainerCallback
 
 from differad.progress import is_quiet, is_verbose, progress_bar
+from differad.training.clock import Clock
 
 # Figures of a line, as the trainer names them; of the held-out metrics the first that the pairs define.
 _TRAINING = ("loss", "reward", "kl")
@@ -39,8 +40,8 @@ class TrainingProgress(TrainerCallback):
     Held-out metrics join the line of their step. `s/step` leaves evaluation and checkpoints out; the time left does not.
     """
 
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
+    def __init__(self, bar: Progress, clock: Clock | None = None) -> None:
+        self._bar, self._clock = bar, clock
         self._figures: list[str] = []
         self._held_out = ""
 
@@ -85,7 +86,10 @@ class TrainingProgress(TrainerCallback):
     def _left(self, state: Any) -> str:
         done = state.global_step - self._first_step
         seconds = (time.monotonic() - self._began) / max(done, 1)
-        return f"{duration(seconds * (state.max_steps - state.global_step))} left"
+        left = seconds * (state.max_steps - state.global_step)
+        if self._clock is not None and self._clock.limit is not None:
+            left = min(left, max(0.0, self._clock.limit - self._clock.spent))
+        return f"{duration(left)} left"
 
     def _print(self, state: Any, columns: list[str]) -> None:
         self._held_out = ""
@@ -101,7 +105,7 @@ def reporting(trainer: Any, main: bool) -> Iterator[None]:
     columns = (TextColumn("{task.fields[figures]}"), TextColumn("{task.fields[left]}"))
     with progress_bar(main, seconds_between_lines=None, after_bar=columns, threaded=False) as bar:
         if main:
-            trainer.add_callback(TrainingProgress(bar))
+            trainer.add_callback(TrainingProgress(bar, trainer.clock))
         yield
 
 

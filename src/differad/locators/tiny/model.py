@@ -10,6 +10,7 @@ is the same without torch.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from transformers import (
     AutoModelForImageTextToText,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen2VLModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -144,7 +146,20 @@ class TinyPolicy(Qwen2VLForConditionalGeneration):
     def __init__(self, config: TinyConfig) -> None:
         super().__init__(config)
         self.model.visual = Comparer(config.vision_config)
+        self.model.get_rope_index = partial(_positions, self.model)
         self.post_init()
+
+
+def _positions(model: Any, *given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+    """Qwen2-VL's positions, worked out on the CPU: row by row in dozens of tiny steps, for each of which a GPU is waited for."""
+
+    def at_home(value: Any) -> Any:
+        return value.cpu() if isinstance(value, Tensor) else value
+
+    device = next(value.device for value in (*given, *named.values()) if isinstance(value, Tensor))
+    moved = {name: at_home(value) for name, value in named.items()}
+    found, deltas = Qwen2VLModel.get_rope_index(model, *map(at_home, given), **moved)
+    return found.to(device), deltas.to(device)
 
 
 def dense_loss(logits: Sequence[Tensor], coverage: Tensor, grid_thw: Tensor) -> Tensor:

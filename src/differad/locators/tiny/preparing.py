@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from differad.answers.resize import ResizeRule
 from differad.images import RGB, ImageSource, digest, read_images
 from differad.locators.threads import one_blas_thread
 from differad.locators.tiny.evidence import laid_on, steepest
+from differad.locators.tiny.known import describe
 from differad.locators.tiny.pairs import PairEvidence, evidence_file, resized, write_evidence
 
 # Strides of the backbone in pixels.
@@ -40,29 +41,40 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Two resized images, the key of their evidence, and how far pixels differ at both strides where they could be aligned."""
+    """Two resized images, and how far pixels differ at both strides where they could be aligned."""
 
-    key: bytes
     reference: RGB
     target: RGB
     pixels: tuple[NDArray[np.float32], NDArray[np.float32]] | None
 
 
-def prepare(task: Task) -> Prepared | bool:
-    """The pair made ready; True where its evidence was computed here, False where it was there already. Raises ImageError."""
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of a task: the key of its evidence, whether it was there before, what is left to compute, and what the
+    pair's files are called in the index of known ones."""
+
+    key: bytes
+    kept: bool
+    left: Prepared | None
+    described: str | None
+
+
+def prepare(task: Task) -> Outcome:
+    """A pair made ready, or its evidence computed. Raises ImageError."""
+    described = describe(task.reference, task.target, list(astuple(task.rule)))  # first: a file may change meanwhile
     reference, target = (resized(image, task.rule) for image in read_images(task.reference, task.target))
     key = digest(reference, target)
     if evidence_file(task.cache, key).exists():
-        return False
+        return Outcome(key, True, None, described)
     if task.whole:
         with one_blas_thread():
             write_evidence(task.cache, key, _evidence()(reference, target))
-        return True
+        return Outcome(key, False, None, described)
     pixels = laid_on(reference, target)
     if pixels is None:
-        return Prepared(key, reference, target, None)
+        return Outcome(key, False, Prepared(reference, target, None), described)
     fine, coarse = (steepest(pixels, (target.shape[0] // s, target.shape[1] // s)) for s in _STRIDES)
-    return Prepared(key, reference, target, (fine, coarse))
+    return Outcome(key, False, Prepared(reference, target, (fine, coarse)), described)
 
 
 @contextmanager

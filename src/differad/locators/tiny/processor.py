@@ -16,6 +16,7 @@ from differad.answers.resize import ResizeRule
 from differad.images import RGB, digest
 from differad.locators.remembered import Remembered
 from differad.locators.tiny.evidence import AREA, PATCH, WIDTH, Evidence
+from differad.locators.tiny.known import read_key
 from differad.locators.tiny.pairs import PairEvidence, evidence_file, resized, write_evidence
 from differad.locators.tiny.proposals import PROPOSALS
 
@@ -58,12 +59,19 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
         rows: list[Evidence] = []
         grids: list[tuple[int, int, int]] = []
         for reference, target in zip(pictures[::2], pictures[1::2], strict=True):
-            found = self._pair(*(resized(picture, rule) for picture in (reference, target)))
+            found = self._of(reference, target, rule)
             height, width = found.shape[:2]
             rows += [np.zeros((int(np.prod(REFERENCE_GRID)), WIDTH), np.float32), to_rows(found)]
             grids += [REFERENCE_GRID, (1, height, width)]
         data = {"pixel_values": np.concatenate(rows), "image_grid_thw": np.array(grids, dtype=np.int64)}
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _of(self, reference: RGB, target: RGB, rule: ResizeRule) -> Evidence:
+        """The evidence of a pair, or of what stands for one that is known: see `known`."""
+        key, cache = read_key(target), self.cache
+        if key is None or cache is None:
+            return self._pair(resized(reference, rule), resized(target, rule))
+        return self._pairs.recall(key, lambda: np.asarray(np.load(evidence_file(cache, key)), dtype=np.float32))
 
     def _pair(self, reference: RGB, target: RGB) -> Evidence:
         """The evidence of a pair of resized pictures, (h, w, WIDTH)."""
