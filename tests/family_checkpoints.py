@@ -8,10 +8,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast
 
@@ -19,6 +21,8 @@ from differad.answers.formats import FORMATS
 from differad.answers.prompts import PARAPHRASES, QUESTION, SYSTEM, prompt_text
 
 HIDDEN = 32
+# Before it, layers that choose tokens by an index do not repeat it with their rows; a run then says so and does not share.
+REPEATS_INDEX = Version(version("transformers")) >= Version("5.23")
 # A conversation with images in the words of no family: roles in brackets, one mark in place of each image.
 TEMPLATE = (
     "{% for message in messages %}[{{ message['role'] }}]"

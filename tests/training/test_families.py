@@ -28,14 +28,15 @@ from differad.training.localization import localize
 from differad.training.loop import run_phase
 from differad.training.rl import DifficultyAwareTrainer, build_trainer, can_take_rows, take_rows
 from differad.training.sft import train_sft
-from family_checkpoints import FAMILIES, build_family
+from family_checkpoints import FAMILIES, REPEATS_INDEX, build_family
 
 LIMIT = "model.max_pixels=null"
 # What transformers' own processors of these families need beyond what differad installs.
 NEEDS = {"mistral3": "torchvision", "lfm2_vl": "torchvision", "smolvlm": "num2words"}
 # What a run says first, where prompts are shared at all.
 SHARED = {"glm46v": "prompts are shared in rollout and loss\n"}
-SHARED |= dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen4_exp"), "prompts are shared in rollout; not shared in loss (")
+SHARED |= dict.fromkeys(("qwen3_5", "qwen3_5_moe"), "prompts are shared in rollout; not shared in loss (")
+SHARED["qwen4_exp"] = SHARED["qwen3_5"] if REPEATS_INDEX else "prompts are not shared in rollout ("
 
 
 def lacks(family):

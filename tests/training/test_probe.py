@@ -28,7 +28,7 @@ from scripted import make_trainer
 from tiny_models import build_checkpoint
 
 from family_checkpoints import FAMILIES as FURTHER
-from family_checkpoints import build_family
+from family_checkpoints import REPEATS_INDEX, build_family
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 TINY = (
@@ -171,7 +171,7 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe", "qwen4_exp"])
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe", *["qwen4_exp"] * REPEATS_INDEX])
 def test_a_model_whose_layers_keep_states_shares_in_the_rollout_alone(build, family):
     trainer = build(*["train.more.router_aux_loss_coef=0.0"] * (family != "qwen3_5"), family=family)
     assert difference(trainer) == {}

@@ -27,7 +27,7 @@ from scripted import make_trainer
 from tiny_models import HIDDEN, build_checkpoint
 
 from family_checkpoints import FAMILIES as FURTHER
-from family_checkpoints import build_family
+from family_checkpoints import REPEATS_INDEX, build_family
 from tolerance import EPS, FACTOR, assert_as_near, assert_gradients_as_near, flat_gradients, rounding
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -214,13 +214,14 @@ def test_draws_losses_and_gradients_equal_trls(build, passes, family, overrides)
     assert_as_trls(gradients(shared, inputs), stock, inputs)
 
 
-# Layers of linear attention beside others: a state in place of keys and values.
-WITH_STATES = ["qwen3_5", "qwen3_5_moe", "qwen4_exp"]
-
-
 @pytest.mark.parametrize(
     ("family", "overrides"),
-    [*((family, ()) for family in WITH_STATES), ("qwen3_5", ("model.lora={rank: 4, alpha: 8}",))],
+    [
+        ("qwen3_5", ()),
+        ("qwen3_5_moe", ()),
+        *[("qwen4_exp", ())] * REPEATS_INDEX,
+        ("qwen3_5", ("model.lora={rank: 4, alpha: 8}",)),
+    ],
 )
 def test_a_model_that_keeps_states_shares_what_is_not_differentiated(build, passes, family, overrides):
     """Three prompts of three lengths; in the loss, which is TRL's own to the last bit, they stand under each answer."""
