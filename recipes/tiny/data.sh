@@ -2,14 +2,24 @@
 # Draws what the embedded policy is trained on, below the folder given: 19,000 pairs, and 400 of kinds that are not among them.
 #   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs; licences in their copyright files
 #   bash recipes/tiny/data.sh data/tiny [WORKERS]
-#   SHARE=0.005 bash recipes/tiny/data.sh data/look      # a first look: that share of every set, at least 16
+#   PHOTOGRAPHS=~/photographs bash recipes/tiny/data.sh data/tiny    # those below a folder of your own instead
+#   SHARE=0.005 bash recipes/tiny/data.sh data/look      # a first look: that share of every set, at least 16; goes without photographs
 # Runs again where it was stopped. Evidence (the frozen backbone's comparison) is computed by the first epoch of training.
 set -euo pipefail
 out=${1:?folder for the data}
 workers=${2:-2}
 share=${SHARE:-1}
 mkdir -p "$out"
-[ -d "$out/photographs" ] || python "$(dirname "$0")/photographs.py" "$out/photographs" /usr/share/wallpapers /usr/share/backgrounds/mate/nature
+photographs="--photographs $out/photographs"
+natural="--natural-share 1"
+if ! [ -d "$out/photographs" ]; then
+  if [ -n "${PHOTOGRAPHS:-}" ]; then folders=("$PHOTOGRAPHS"); else folders=(/usr/share/wallpapers /usr/share/backgrounds/mate/nature); fi
+  if ! python "$(dirname "$0")/photographs.py" "$out/photographs" "${folders[@]}"; then
+    awk -v share="$share" 'BEGIN { exit !(share < 1) }' || exit 2
+    echo "differad: a first look goes on without photographs; parts are drawn in their place" >&2
+    photographs="" natural=""
+  fi
+fi
 
 draw() { # name, count, seed, size, more options
   local name=$1 count=$2 seed=$3 size=$4
@@ -25,7 +35,6 @@ each() { # option, values: the option once for each
 seen=$(each --categories brushed woven grain printed board machined striped tiled assembled)
 unseen=$(each --categories wood perforated lettered)
 laid_on=$(each --kinds texture shifted stained scratched pierced smeared missing duplicated turned shoved warped transplanted)
-photographs="--photographs $out/photographs"
 # shellcheck disable=SC2086
 {
   draw held_out 400 91 448 --aspect 2.5 --siblings 0.5 $unseen $laid_on
@@ -33,7 +42,7 @@ photographs="--photographs $out/photographs"
   draw siblings 4000 2 448 --aspect 2.5 --siblings 1 $seen $photographs
   draw same 3000 3 448 --aspect 2.5 $seen $photographs
   draw large 1500 4 640 --aspect 2 $seen $photographs
-  draw natural 1500 5 448 --aspect 2.5 --natural-share 1 $photographs
+  draw natural 1500 5 448 --aspect 2.5 $natural $photographs
   draw unaligned 4000 6 448 --unaligned 1 $seen
   draw fresh 1200 12 448 --aspect 2.5 --siblings 0.6 $seen $photographs
   draw fresh_unaligned 800 13 448 --unaligned 1 $seen

@@ -16,6 +16,7 @@ from PIL import Image
 
 import differad
 from differad.answers.resize import ResizeRule
+from differad.cli.main import run
 from differad.core import Location, Pair
 from differad.errors import DifferadError, ImageError, InputWarning, MissingExtraError, OptionError
 from differad.images import RGB, read_image, read_images
@@ -449,6 +450,17 @@ def test_a_device_that_is_not_there_is_refused(checkpoint: Checkpoint, device: s
 def test_limits_the_wrong_way_round_are_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(OptionError, match="min_pixels <= max_pixels"):
         LocalLocator(str(checkpoint("qwen2_vl")), cpu(min_pixels=60_000))
+
+
+def test_a_pipe_gets_no_bar_of_the_libraries(checkpoint: Checkpoint, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import logging
+
+    image = str(Path(__file__).parents[2] / "examples" / "board_good.png")
+    arguments = ["locate", image, image, "--model", str(checkpoint("qwen2_vl")), "-o", "device=cpu"]
+    capfd.readouterr()  # of writing the checkpoint
+    assert run(arguments) == 0
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled()  # the libraries are left as they were
 
 
 def test_importing_the_locators_loads_no_heavy_package() -> None:

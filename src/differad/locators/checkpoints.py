@@ -49,11 +49,14 @@ def resolve(checkpoint: str) -> str:
 
 @contextmanager
 def loading(source: str, what: str, remedy: str) -> Iterator[None]:
-    """Errors of the loaders, whose texts run over many lines, as one OptionError."""
+    """Errors of the loaders, whose texts run over many lines, as one OptionError; their bars only where a person is watching."""
     from safetensors import SafetensorError
 
+    from differad.locators.library_bars import bars_on_terminals_alone
+
     try:
-        yield
+        with bars_on_terminals_alone():
+            yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if package := _missing_package(str(error)):
             raise OptionError(f"{source}: {what} needs {package}; pip install {package}") from None

@@ -1,0 +1,43 @@
+"""Progress bars of transformers and of the hub, which write over each other's lines and into logs.
+
+Imports transformers, so it is imported where a checkpoint is loaded.
+"""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import transformers.utils.logging as transformers_logging
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from differad.progress import is_quiet
+
+
+@contextmanager
+def without_bars(*, downloads: bool = False) -> Iterator[None]:
+    """Meanwhile no bars of transformers, nor of the hub but where `downloads` from it are to be shown."""
+    of_hub = not are_progress_bars_disabled()
+    of_transformers = transformers_logging.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        # The hub's environment variable has the last word, and says so.
+        warnings.filterwarnings("ignore", message="Cannot (dis|en)able progress bars")
+        _show_bars(of_transformers=False, of_hub=downloads and of_hub)
+        try:
+            yield
+        finally:
+            _show_bars(of_transformers=of_transformers, of_hub=of_hub)
+
+
+@contextmanager
+def bars_on_terminals_alone() -> Iterator[None]:
+    """Meanwhile these bars are left out in a pipe or a file, and with `-q`."""
+    watched = sys.stderr.isatty() and not is_quiet()
+    with nullcontext() if watched else without_bars():
+        yield
+
+
+def _show_bars(*, of_transformers: bool, of_hub: bool) -> None:
+    # The hub's last: transformers switches them together with its own.
+    (transformers_logging.enable_progress_bar if of_transformers else transformers_logging.disable_progress_bar)()
+    (enable_progress_bars if of_hub else disable_progress_bars)()
