@@ -49,13 +49,13 @@ def resolve(checkpoint: str) -> str:
 
 @contextmanager
 def loading(source: str, what: str, remedy: str) -> Iterator[None]:
-    """Errors of the loaders, whose texts run over many lines, as one OptionError; their bars only where a person is watching."""
+    """Errors of the loaders, whose texts run over many lines, as one OptionError, and little else from them."""
     from safetensors import SafetensorError
 
-    from differad.locators.library_bars import bars_on_terminals_alone
+    from differad.locators.library_output import quiet_loading
 
     try:
-        with bars_on_terminals_alone():
+        with quiet_loading():
             yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if package := _missing_package(str(error)):

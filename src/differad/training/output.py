@@ -16,7 +16,7 @@ import datasets
 from rich.progress import Progress, TextColumn
 from transformers import TrainerCallback
 
-from differad.locators.library_bars import without_bars
+from differad.locators.library_output import without_bars
 from differad.progress import is_quiet, is_verbose, progress_bar
 
 # Figures of a line, as the trainer names them; of the held-out metrics the first that the pairs define.

@@ -1,8 +1,9 @@
-"""Progress bars of transformers and of the hub, which write over each other's lines and into logs.
+"""What transformers and the hub's client write to stderr while a checkpoint is loaded: bars, and each failed try at the hub.
 
 Imports transformers, so it is imported where a checkpoint is loaded.
 """
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 import transformers.utils.logging as transformers_logging
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from differad.progress import is_quiet
+from differad.progress import is_quiet, is_verbose
 
 
 @contextmanager
@@ -30,11 +31,28 @@ def without_bars(*, downloads: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def bars_on_terminals_alone() -> Iterator[None]:
-    """Meanwhile these bars are left out in a pipe or a file, and with `-q`."""
-    watched = sys.stderr.isatty() and not is_quiet()
-    with nullcontext() if watched else without_bars():
+def quiet_loading() -> Iterator[None]:
+    """Meanwhile bars are shown on terminals alone and not with `-q`; tries at the hub, which our own error sums up, with `-v`."""
+    is_watched = sys.stderr.isatty() and not is_quiet()
+    with nullcontext() if is_watched else without_bars(), nullcontext() if is_verbose() else _without_retries():
         yield
+
+
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    handlers = list(logging.getLogger("huggingface_hub").handlers)
+    for handler in handlers:
+        handler.addFilter(_is_no_retry)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_is_no_retry)
+
+
+def _is_no_retry(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not (message.startswith("Retrying in ") or " thrown while requesting " in message)
 
 
 def _show_bars(*, of_transformers: bool, of_hub: bool) -> None:
