@@ -17,6 +17,8 @@ part() { # of a count, at least 1
   awk -v count="$1" -v share="$share" 'BEGIN { n = int(count * share + 0.5); print (n < 1 ? 1 : n) }'
 }
 
+[ -z "${PHOTOGRAPHS:-}" ] || PHOTOGRAPHS=$(cd "$PHOTOGRAPHS" && pwd)
+export PHOTOGRAPHS=${PHOTOGRAPHS:-}
 mkdir -p "$folder"
 cd "$folder"
 SHARE=$share bash "$here/data.sh" data/tiny
