@@ -44,6 +44,14 @@ class WholeCheckpoints(TrainerCallback):
             write_run_info(folder, self._run, state.global_step)
 
 
+class OwnIntervals(TrainerCallback):
+    """A run that goes on logs and saves as often as its recipe says; the trainer would take the checkpoint's intervals."""
+
+    def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        """Set them, after the checkpoint's state was loaded."""
+        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps
+
+
 class FirstLine(TrainerCallback):
     """Says something about a run before its first step, on stderr. `line` is asked for when training begins."""
 

@@ -16,7 +16,7 @@ from trl.trainer.utils import RepeatSampler
 from differad.data.locks import sole_run
 from differad.errors import DifferadError, OptionError
 from differad.locators.tiny.processor import EvidenceProcessor
-from differad.training.callbacks import HeldOutEvaluation, Samples, WholeCheckpoints
+from differad.training.callbacks import HeldOutEvaluation, OwnIntervals, Samples, WholeCheckpoints
 from differad.training.data import checksum
 from differad.training.inputs import read_inputs
 from differad.training.output import quiet_libraries, reporting
@@ -130,7 +130,7 @@ def _run_phase(
     if isinstance(source.processor.image_processor, EvidenceProcessor):
         source.processor.image_processor.cache = recipe.data.evidence
     asking = _asking(recipe, source)
-    trainer = build(source, [WholeCheckpoints(run), *asking])
+    trainer = build(source, [WholeCheckpoints(run), OwnIntervals(), *asking])
     for callback in asking:
         callback.trainer = trainer
     for stock in (ProgressCallback, PrinterCallback):

@@ -26,8 +26,11 @@ _WIDTH = 6  # of a figure: "-0.012", "-4e-05"
 _LIBRARIES = ("transformers", "trl", "datasets", "accelerate", "peft", "huggingface_hub")
 # Warnings that a user can do nothing about, by the logger that gives them.
 _CHATTER = {
-    "transformers.trainer_utils": "mtime may not be reliable",  # checkpoints are ordered by their numbers then
-    "transformers.integrations.integration_utils": 'log a value of "None"',  # TRL's, where no answer was clipped
+    "transformers.trainer_utils": (
+        "mtime may not be reliable",  # checkpoints are ordered by their numbers then
+        "do not match the ones in the `trainer_state.json`",  # the recipe's intervals hold: OwnIntervals
+    ),
+    "transformers.integrations.integration_utils": ('log a value of "None"',),  # TRL's, where no answer was clipped
 }
 
 
@@ -136,7 +139,7 @@ def _without_chatter() -> Iterator[None]:
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        filters = {logging.getLogger(name): _Without(text) for name, text in _CHATTER.items()}
+        filters = {logging.getLogger(name): _Without(texts) for name, texts in _CHATTER.items()}
         for logger, unwanted in filters.items():
             logger.addFilter(unwanted)
         try:
@@ -147,14 +150,14 @@ def _without_chatter() -> Iterator[None]:
 
 
 class _Without(logging.Filter):
-    """Drops messages that hold a text."""
+    """Drops messages that hold one of some texts."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, texts: tuple[str, ...]) -> None:
         super().__init__()
-        self._text = text
+        self._texts = texts
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return self._text not in record.getMessage()
+        return not any(text in record.getMessage() for text in self._texts)
 
 
 @contextmanager
