@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -30,6 +31,31 @@ def test_lossless_formats_come_back_unchanged(tmp_path, suffix):
     Image.fromarray(two_tone()).save(path, **({"lossless": True} if suffix == ".webp" else {}))
     assert np.array_equal(read_image(path), two_tone())
     assert image_size(path) == (6, 4)
+
+
+@pytest.mark.parametrize(("channels", "planes"), [(3, "contig"), (3, "separate"), (2, "separate"), (2, "contig")])
+def test_what_opencv_4_does_not_decode_is_refused_with_the_remedy(tmp_path, channels, planes):
+    """Unsigned 32-bit integers in several channels; OpenCV 5 reads them."""
+    samples = np.full((4, 6, channels), 200, np.uint32)
+    stored = samples if planes == "contig" else np.moveaxis(samples, -1, 0)
+    kind, extra = ("rgb", None) if channels == 3 else ("minisblack", ["unassalpha"])
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.ascontiguousarray(stored), photometric=kind, planarconfig=planes, extrasamples=extra
+    )
+    if int(cv2.__version__.partition(".")[0]) >= 5:
+        shown = 200 if channels == 3 else round(255 - (255 - 200) * 200 / 255)  # grey 200, over white by alpha 200
+        assert np.abs(read_image(tmp_path / "a.tif").astype(int) - shown).max() <= 1
+        return
+    with pytest.raises(
+        ImageError, match=r"a\.tif: unsigned samples of 32 bits, .*; pip install 'opencv-python-headless>=5'"
+    ):
+        read_image(tmp_path / "a.tif")
+
+
+def test_unsigned_integers_are_not_taken_for_signed_ones(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((4, 6), 2**31 + 5, np.uint32))
+    with pytest.raises(ImageError, match=r"samples up to 2\.14748e\+09 are deeper than 16 bits"):
+        read_image(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -2,10 +2,11 @@
 # Draws what the embedded policy is trained on, below the folder given: 19,000 pairs, and 400 of kinds that are not among them.
 #   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs; licences in their copyright files
 #   bash recipes/tiny/data.sh data/tiny [WORKERS]
-#   SHARE=0.005 bash recipes/tiny/data.sh data/look      # a first look: that share of every set, at least 16
-#   MINUTES=10 bash recipes/tiny/data.sh data/tiny 16    # all sets side by side, as many pairs as that time allows
+#   PHOTOGRAPHS=~/photographs bash recipes/tiny/data.sh data/tiny    # those below a folder of your own instead
+#   SHARE=0.005 bash recipes/tiny/data.sh data/look      # a first look: that share of every set, at least 16; goes without photographs
+#   MINUTES=10 bash recipes/tiny/data.sh data/tiny 16    # all sets side by side, as many pairs as that time allows; likewise
 # Runs again where it was stopped. Evidence (the frozen backbone's comparison) is computed by the first epoch of training, or
-# before it by `differad train evidence`. With MINUTES photographs may be missing; PYTHON names another interpreter.
+# before it by `differad train evidence`. PYTHON names another interpreter.
 set -euo pipefail
 out=${1:?folder for the data}
 workers=${2:-2}
@@ -13,15 +14,15 @@ share=${SHARE:-1}
 minutes=${MINUTES:-}
 python=${PYTHON:-python}
 mkdir -p "$out"
-photographs=""
-if [ -d "$out/photographs" ] ||
-  "$python" "$(dirname "$0")/photographs.py" "$out/photographs" /usr/share/wallpapers /usr/share/backgrounds/mate/nature; then
-  photographs="--photographs $out/photographs"
-elif [ -z "$minutes" ]; then
-  exit 1
-else
-  rmdir "$out/photographs"
-  echo "data.sh: no photographs; parts are procedural" >&2
+photographs="--photographs $out/photographs"
+natural="--natural-share 1"
+if ! [ -d "$out/photographs" ]; then
+  if [ -n "${PHOTOGRAPHS:-}" ]; then folders=("$PHOTOGRAPHS"); else folders=(/usr/share/wallpapers /usr/share/backgrounds/mate/nature); fi
+  if ! "$python" "$(dirname "$0")/photographs.py" "$out/photographs" "${folders[@]}"; then
+    [ -n "$minutes" ] || awk -v share="$share" 'BEGIN { exit !(share < 1) }' || exit 2
+    echo "differad: goes on without photographs; parts are drawn in their place" >&2
+    photographs="" natural=""
+  fi
 fi
 running=()
 
@@ -54,7 +55,9 @@ laid_on=$(each --kinds texture shifted stained scratched pierced smeared missing
   draw siblings 4000 3 2 448 --aspect 2.5 --siblings 1 $seen $photographs
   draw same 3000 2 3 448 --aspect 2.5 $seen $photographs
   draw large 1500 2 4 640 --aspect 2 $seen $photographs
-  [ -z "$photographs" ] || draw natural 1500 1 5 448 --aspect 2.5 --natural-share 1 $photographs
+  if [ -n "$photographs" ] || [ -z "$minutes" ]; then
+    draw natural 1500 1 5 448 --aspect 2.5 $natural $photographs
+  fi
   draw unaligned 4000 3 6 448 --unaligned 1 $seen
   draw fresh 1200 1 12 448 --aspect 2.5 --siblings 0.6 $seen $photographs
   draw fresh_unaligned 800 1 13 448 --unaligned 1 $seen

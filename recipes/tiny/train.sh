@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The embedded policy from nothing: its pairs, comparer, cold start and reinforcement, by the recipes beside this file.
 #   pip install 'differad[train]'
-#   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs, see data.sh
+#   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs, see data.sh; a first look goes without
 #   bash recipes/tiny/train.sh work/tiny              # some four hours on two cores; the same command goes on after an interruption
 #   bash recipes/tiny/train.sh work/look 0.005        # a first look at the way: a two-hundredth of pairs and steps, some minutes; it learns nothing
 # Everything is written below the folder given; the policy is FOLDER/runs/tiny/rl/model:
@@ -17,6 +17,8 @@ part() { # of a count, at least 1
   awk -v count="$1" -v share="$share" 'BEGIN { n = int(count * share + 0.5); print (n < 1 ? 1 : n) }'
 }
 
+[ -z "${PHOTOGRAPHS:-}" ] || PHOTOGRAPHS=$(cd "$PHOTOGRAPHS" && pwd)
+export PHOTOGRAPHS=${PHOTOGRAPHS:-}
 mkdir -p "$folder"
 cd "$folder"
 SHARE=$share bash "$here/data.sh" data/tiny

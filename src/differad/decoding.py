@@ -26,6 +26,7 @@ _STRIP_PIXELS = 1 << 21
 # OpenCV 5 moved it. Both give the level before.
 _set_log_level: Callable[[int], int] = getattr(cv2.utils, "logging", cv2).setLogLevel
 _SILENT = 0
+_UNSIGNED = 1  # TIFF's sample format
 _DIFFERENCES = 2  # TIFF's predictor: each sample as its distance from the one before
 
 
@@ -80,6 +81,22 @@ def load(file: BinaryIO, header: Header, name: str, *, at_least: int | None = No
 
 def load_deep(file: BinaryIO, header: Header, name: str) -> Samples:
     """All samples of an image deeper than 8 bits or signed, (H, W, C) as stored, RGB, alpha last. Raises ImageError."""
+    try:
+        return _load_deep(file, header, name)
+    except ImageError:
+        if _is_unsigned_32(header) and int(cv2.__version__.partition(".")[0]) < 5:
+            raise ImageError(
+                f"{name}: unsigned samples of 32 bits, of which OpenCV {cv2.__version__} decodes a few kinds alone; "
+                "pip install 'opencv-python-headless>=5', or export it with 16 bits"
+            ) from None
+        raise
+
+
+def _is_unsigned_32(header: Header) -> bool:
+    return header.bits == 32 and header.page is not None and header.page.value(tiff.SAMPLE_FORMAT, 1) == _UNSIGNED
+
+
+def _load_deep(file: BinaryIO, header: Header, name: str) -> Samples:
     file.seek(0)
     content = file.read()
     try:
@@ -96,6 +113,7 @@ def load_deep(file: BinaryIO, header: Header, name: str) -> Samples:
         raise ImageError(f"{name}: broken or truncated image ({error}); export it again") from None
     if samples is None and header.channels == 1 and header.bits in (16, 32):
         samples = np.asarray(load(file, header, name))
+        samples = samples.view(np.uint32) if _is_unsigned_32(header) else samples  # to Pillow these are signed
     if samples is None or samples.shape[:2] != (header.height, header.width):
         raise ImageError(f"{name}: samples of {header.bits} bits that cannot be decoded; export it with 8 bits")
     if 8 < header.bits < 16 and samples.dtype == np.uint16:

@@ -1,6 +1,7 @@
 """A local checkpoint, run for real on tiny ones of the three classes."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from PIL import Image
 
 import differad
 from differad.answers.resize import ResizeRule
+from differad.cli.main import run
 from differad.core import Location, Pair
 from differad.errors import DifferadError, ImageError, InputWarning, MissingExtraError, OptionError
 from differad.images import RGB, read_image, read_images
+from differad.locators.checkpoints import loading
 from differad.locators.local import READ_AHEAD, LocalLocator, LocalOptions
 from tolerance import assert_as_near
 
@@ -449,6 +452,43 @@ def test_a_device_that_is_not_there_is_refused(checkpoint: Checkpoint, device: s
 def test_limits_the_wrong_way_round_are_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(OptionError, match="min_pixels <= max_pixels"):
         LocalLocator(str(checkpoint("qwen2_vl")), cpu(min_pixels=60_000))
+
+
+def test_a_pipe_gets_no_bar_of_the_libraries(checkpoint: Checkpoint, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils.logging import is_progress_bar_enabled
+
+    image = str(Path(__file__).parents[2] / "examples" / "board_good.png")
+    arguments = ["locate", image, image, "--model", str(checkpoint("qwen2_vl")), "-o", "device=cpu"]
+    capfd.readouterr()  # of writing the checkpoint
+    assert run(arguments) == 0
+    assert capfd.readouterr().err == ""
+    assert is_progress_bar_enabled()  # the libraries are left as they were
+
+
+def test_tries_at_the_hub_are_summed_up_by_our_own_error() -> None:
+    class Collecting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    def load() -> None:
+        with loading("owner/name", "config.json", "expected a folder"):
+            hub.getChild("utils").warning("'[Errno -2]' thrown while requesting HEAD https://hub/config.json")
+            hub.getChild("utils").warning("Retrying in 1s [Retry 1/5].")
+            hub.getChild("utils").warning("The disk is full.")
+            raise OSError("no route")
+
+    lines: list[str] = []
+    hub, handler = logging.getLogger("huggingface_hub"), Collecting()
+    hub.addHandler(handler)
+    try:
+        with pytest.raises(
+            OptionError, match=r"owner/name: config\.json cannot be loaded \(no route\); expected a folder"
+        ):
+            load()
+        hub.warning("Retrying in 2s")
+    finally:
+        hub.removeHandler(handler)
+    assert lines == ["The disk is full.", "Retrying in 2s"]
 
 
 def test_importing_the_locators_loads_no_heavy_package() -> None:

@@ -116,6 +116,18 @@ def test_a_run_leaves_the_libraries_as_it_found_them(make_recipe, level):
     assert state() == before
 
 
+def test_a_run_that_goes_on_logs_as_often_as_its_recipe_says(write_recipe, capfd):
+    assert (
+        run(["train", "sft", str(write_recipe("sft", "train.steps=2", "train.save_every=2", "train.log_every=2"))]) == 0
+    )
+    capfd.readouterr()
+    longer = write_recipe("sft", "train.steps=4", "train.save_every=3", "train.log_every=1")
+    assert run(["train", "sft", str(longer), "--resume"]) == 0
+    err = capfd.readouterr().err
+    assert re.findall("^step ([0-9/]+)  loss", err, re.MULTILINE) == ["3/4", "4/4"]
+    assert "do not match" not in err
+
+
 def test_an_interrupted_run_says_how_far_it_came(write_recipe):
     """Held-out pairs were located meanwhile: their bar is not the run's."""
     command = [sys.executable, "-m", "differad", "train", "sft", str(write_recipe("sft", "train.steps=2000"))]

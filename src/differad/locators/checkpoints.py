@@ -49,11 +49,14 @@ def resolve(checkpoint: str) -> str:
 
 @contextmanager
 def loading(source: str, what: str, remedy: str) -> Iterator[None]:
-    """Errors of the loaders, whose texts run over many lines, as one OptionError."""
+    """Errors of the loaders, whose texts run over many lines, as one OptionError, and little else from them."""
     from safetensors import SafetensorError
 
+    from differad.locators.library_output import quiet_loading
+
     try:
-        yield
+        with quiet_loading():
+            yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if package := _missing_package(str(error)):
             raise OptionError(f"{source}: {what} needs {package}; pip install {package}") from None

@@ -13,11 +13,10 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
 import datasets
-import transformers.utils.logging as transformers_logging
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from rich.progress import Progress, TextColumn
 from transformers import TrainerCallback
 
+from differad.locators.library_output import without_bars
 from differad.progress import is_quiet, is_verbose, progress_bar
 from differad.training.clock import Clock
 
@@ -28,8 +27,10 @@ _WIDTH = 6  # of a figure: "-0.012", "-4e-05"
 _LIBRARIES = ("transformers", "trl", "datasets", "accelerate", "peft", "huggingface_hub")
 # Warnings that a user can do nothing about, by the logger that gives them.
 _CHATTER = {
-    # Checkpoints are ordered by their numbers then; and logging and saving go by the recipe, see `OwnIntervals`.
-    "transformers.trainer_utils": ("mtime may not be reliable", "do not match the ones in the `trainer_state.json`"),
+    "transformers.trainer_utils": (
+        "mtime may not be reliable",  # checkpoints are ordered by their numbers then
+        "do not match the ones in the `trainer_state.json`",  # the recipe's intervals hold: OwnIntervals
+    ),
     "transformers.integrations.integration_utils": ('log a value of "None"',),  # TRL's, where no answer was clipped
 }
 
@@ -126,24 +127,13 @@ def quiet_libraries(main: bool) -> Iterator[None]:
 @contextmanager
 def _without_bars(downloads: bool) -> Iterator[None]:
     """No progress bars of libraries, but those of `downloads` from the hub, which take long and come before our own bar."""
-    of_hub = not are_progress_bars_disabled()
     of_datasets = datasets.utils.is_progress_bar_enabled()
-    of_transformers = transformers_logging.is_progress_bar_enabled()
-    with warnings.catch_warnings():
-        # The hub's and datasets' environment variables have the last word, and say so.
-        warnings.filterwarnings("ignore", message="Cannot (dis|en)able progress bars")
-        _show_bars(of_transformers=False, of_datasets=False, of_hub=downloads and of_hub)
+    with without_bars(downloads=downloads):
+        datasets.utils.disable_progress_bars()
         try:
             yield
         finally:
-            _show_bars(of_transformers=of_transformers, of_datasets=of_datasets, of_hub=of_hub)
-
-
-def _show_bars(*, of_transformers: bool, of_datasets: bool, of_hub: bool) -> None:
-    # The hub's last: transformers switches them together with its own.
-    (transformers_logging.enable_progress_bar if of_transformers else transformers_logging.disable_progress_bar)()
-    (datasets.utils.enable_progress_bars if of_datasets else datasets.utils.disable_progress_bars)()
-    (enable_progress_bars if of_hub else disable_progress_bars)()
+            (datasets.utils.enable_progress_bars if of_datasets else datasets.utils.disable_progress_bars)()
 
 
 @contextmanager
