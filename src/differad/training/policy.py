@@ -42,6 +42,7 @@ class PairProcessor(Qwen2VLProcessor):
     """
 
     device: torch.device | str = "cpu"
+    _kept: tuple[Any, Any, tuple[dict[str, Any], list[str]]] | None = None
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
@@ -62,25 +63,40 @@ class PairProcessor(Qwen2VLProcessor):
     def _process_images(self, images: list[list[Any]], **settings: Any) -> tuple[dict[str, Any], list[str]]:
         """As stock, but pictures that several rows hold in common, the answers of a group, are prepared once.
 
-        Rows as a whole, for an image processor may compare the pictures of one.
+        Rows as a whole, for an image processor may compare the pictures of one. A trainer asks twice for what it draws: what it
+        is given first it is given again.
         """
         rows = [row if isinstance(row, list) else [row] for row in images]
         keys = [tuple(map(id, row)) for row in rows]
         distinct = dict(zip(keys, rows, strict=True))
-        found, texts = super()._process_images(list(distinct.values()), **settings)
         if len(distinct) == len(rows):
-            return found, texts
+            found: tuple[dict[str, Any], list[str]] = super()._process_images(rows, **settings)
+            return found
         ends = list(accumulate(map(len, distinct.values())))
         places = {key: slice(end - len(key), end) for key, end in zip(distinct, ends, strict=True)}
         order = [number for key in keys for number in range(places[key].start, places[key].stop)]
-        return _repeat_pictures(found, order, self.device), [texts[number] for number in order]
+        patches, texts = self._prepare(distinct, settings | {"return_tensors": "pt"})
+        return _repeat_pictures(patches, order, self.device), [texts[number] for number in order]
+
+    def _prepare(
+        self, rows: dict[tuple[int, ...], list[Any]], settings: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The pictures of some rows as stock prepares them, once in every two times that it is asked in succession."""
+        asked = (list(rows), settings)
+        kept, self._kept = self._kept, None
+        if kept is not None and kept[0] == asked:
+            return kept[2]
+        found: tuple[dict[str, Any], list[str]] = super()._process_images(list(rows.values()), **settings)
+        # With the pictures themselves: by their identity they are known for as long as they are there.
+        self._kept = (asked, rows, found)
+        return found
 
 
 def _repeat_pictures(found: dict[str, Any], order: list[int], device: torch.device | str) -> dict[str, Any]:
     """Patches, as a tensor on `device`, and grids of the pictures in this order."""
-    grids = torch.as_tensor(found["image_grid_thw"])
+    grids = found["image_grid_thw"]
     # Each image goes to the device once: the repeated patches of a group are hundreds of megabytes.
-    parts = torch.split(torch.as_tensor(found["pixel_values"]).to(device), grids.prod(dim=1).tolist())
+    parts = torch.split(found["pixel_values"].to(device), grids.prod(dim=1).tolist())
     return {**found, "pixel_values": torch.cat([parts[number] for number in order]), "image_grid_thw": grids[order]}
 
 
