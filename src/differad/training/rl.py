@@ -102,6 +102,7 @@ class DifficultyAwareTrainer(FollowsClock, SharesPrefixes, LoadsWholeWeights, GR
         self.start_sharing(grpo.share_prefix, grpo.remember_pictures_mb)
         super().__init__(*args, reward_funcs=make_rewards(reader, grpo.reward), **kwargs)
         check_attributes(self)
+        self.processing_class.device = self.accelerator.device
         self._grpo = grpo
         self._reader = reader
         self._rows: list[dict[str, Any]] = []
@@ -347,7 +348,6 @@ def build_trainer(
         grpo=recipe.grpo,
         reader=reader,
     )
-    source.processor.device = trainer.accelerator.device
     if getattr(source.processor, "by_row", False) and trainer.ref_model is not None:
         read_rows(trainer.accelerator.unwrap_model(trainer.ref_model))
     trainer.add_callback(FirstLine(trainer.sharing_line))
