@@ -20,7 +20,7 @@ if [ -d "$out/photographs" ] ||
 elif [ -z "$minutes" ]; then
   exit 1
 else
-  rmdir "$out/photographs"
+  rmdir "$out/photographs" 2>/dev/null || true
   echo "data.sh: no photographs; parts are procedural" >&2
 fi
 running=()
