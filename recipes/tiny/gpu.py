@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 SHARES = {"pairs": 0.2, "evidence": 0.26, "compare": 0.06, "sft": 0.25, "rl": 0.1, "evaluate": 0.05}
 TRAINED = ("small_siblings", "siblings", "same", "large", "natural", "unaligned")
 FRESH = ("fresh", "fresh_unaligned")
+SETS = ("held_out", *TRAINED, *FRESH)
 # Held-out pairs for each minute of the run, 400 at most: about half a second of a core each.
 HELD_OUT_PER_MINUTE = 30
 # A stage may take this share of all the time beyond its own, for loading and writing, and at least so many seconds.
@@ -200,7 +201,8 @@ class Run:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=given, start_new_session=True)
         self._others.append(process)
         try:
-            code = process.wait(timeout=seconds + self.grace())
+            # All sets are started side by side, and each draws something whatever the time.
+            code = process.wait(timeout=seconds + self.grace() * max(1.0, len(SETS) / self.workers))
         except subprocess.TimeoutExpired:
             end(process)
             code = 0
@@ -228,7 +230,7 @@ class Run:
         return [str(path) for path in found]
 
     def evidence(self) -> dict[str, Any]:
-        """Evidence of all pairs that are trained on."""
+        """Evidence of all pairs that are trained on; on the cores alone where the accelerator fails."""
         pairs = self.manifests((*TRAINED, *FRESH))
         seconds = self.budget("evidence")
         order = {
@@ -237,10 +239,14 @@ class Run:
             "overrides": [*self.given(pairs), *self._overrides],
             "workers": self.workers,
             "minutes": seconds / 60,
+            "device": "auto",
         }
-        found = self.trainer.ask(order, seconds + self.grace())
+        try:
+            found = self.trainer.ask(order, seconds + self.grace())
+        except StageError as error:
+            found = self.trainer.ask({**order, "device": "cpu"}, seconds + self.grace()) | {"at_first": str(error)}
         machine = self.trainer.machine or {}
-        return {**found, **machine}
+        return {**found, "computed_on": found["device"], **machine}
 
     def given(self, pairs: list[str]) -> list[str]:
         """What every recipe is told of the data."""
@@ -311,7 +317,7 @@ class Run:
     def start_evaluation(self, name: str) -> "subprocess.Popen[str] | None":
         """Begin to evaluate a run's policy on held-out pairs; None where there is no policy."""
         model, manifest = self.policy(name), self.data / "held_out" / "pairs.jsonl"
-        if model is None or not manifest.is_file() or f"evaluate {name}" in self._done:
+        if model is None or not manifest.is_file() or not count_lines(manifest) or f"evaluate {name}" in self._done:
             return None
         limit = max(16, min(400, round(HELD_OUT_PER_MINUTE * self.seconds / 60)))
         # It runs beside reinforcement, which needs one core at once.

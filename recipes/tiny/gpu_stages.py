@@ -72,7 +72,10 @@ def _evidence(order: dict[str, Any]) -> dict[str, Any]:
     from differad.training.recipe import load_any_recipe
 
     recipe = load_any_recipe(order["recipe"], order["overrides"])
-    return compute_evidence(recipe, workers=order["workers"], minutes=order["minutes"]).to_dict()
+    found = compute_evidence(
+        recipe, workers=order["workers"], minutes=order["minutes"], device=order["device"]
+    ).to_dict()
+    return found | {"peak_gib": _peak_gib()}
 
 
 def _sft(order: dict[str, Any]) -> dict[str, Any]:
@@ -93,17 +96,25 @@ def _rl(order: dict[str, Any]) -> dict[str, Any]:
 
 def _trained(summary: dict[str, Any], recipe: Any, rate: str) -> dict[str, Any]:
     """Figures of a run; `rate` names what a batch holds."""
-    import torch
-
     speed = summary["steps"] / max(summary["seconds"], 1e-9)
     rows = round(speed * recipe.train.batch_size * recipe.train.accumulate, 1)
 
-    peak = round(torch.cuda.max_memory_allocated() / 2**30, 3) if torch.cuda.is_available() else None
     return {name: summary[name] for name in ("steps", "seconds", "resumed_from")} | {
         "steps_per_s": round(speed, 3),
         rate: rows,
-        "peak_gib": peak,
+        "peak_gib": _peak_gib(),
     }
+
+
+def _peak_gib() -> float | None:
+    """GiB that tensors took on the GPU at most since the last stage."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return round(peak, 3)
 
 
 _STAGES = {"evidence": _evidence, "sft": _sft, "rl": _rl}
