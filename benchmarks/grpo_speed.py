@@ -63,6 +63,7 @@ class Case:
     scratch: Scratch
     steps: int
     threads: int
+    cpu: bool
 
 
 class StockTrainer(GRPOTrainer):
@@ -204,7 +205,7 @@ def step(trainer: Any, pair: int, clock: Clock, optimizer: Any = None) -> float:
     """One step on one pair, and the optimiser's where one is given; its seconds."""
     rows = [trainer.train_dataset[pair] for _ in range(trainer.num_generations)]
     trainer._step = 0
-    start = time.perf_counter()
+    start = clock.now()
     with clock.part("other"):
         inputs = trainer._prepare_inputs(rows)
         # Groups that teach nothing are taken out by one side alone; here every answer teaches something.
@@ -217,7 +218,7 @@ def step(trainer: Any, pair: int, clock: Clock, optimizer: Any = None) -> float:
         if optimizer is not None:
             optimizer.step()
         trainer.model.zero_grad()
-    return time.perf_counter() - start
+    return clock.now() - start
 
 
 def measure(case: Case) -> dict[str, dict[str, float]]:
@@ -226,7 +227,7 @@ def measure(case: Case) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pairs = write_pairs(folder, SIDE[case.family] * round(case.tokens**0.5), case.steps + 1)
-        trainers, clocks = {}, {side: Clock() for side in SIDES}
+        trainers, clocks = {}, {side: Clock(cpu=case.cpu) for side in SIDES}
         for side in SIDES:
             trainers[side] = make_trainer(case, side, folder, pairs)
             clocks[side].watch(trainers[side])
@@ -257,7 +258,7 @@ def memory_of(case: Case, side: str) -> float:
     with tempfile.TemporaryDirectory() as name:
         pairs = write_pairs(Path(name), SIDE[case.family] * round(case.tokens**0.5), 1)
         trainer = make_trainer(case, side, Path(name), pairs)
-        return added_memory(lambda: step(trainer, 0, Clock()))
+        return added_memory(lambda: step(trainer, 0, Clock(cpu=case.cpu)))
 
 
 def added_memory(work: Callable[[], Any]) -> float:
@@ -312,13 +313,13 @@ def matmul_rate(threads: int) -> float:
     return 2 * 1024**3 / best / 1e9
 
 
-def cases(family: str, quick: bool, threads: int, steps: int) -> list[Case]:
+def cases(family: str, quick: bool, *settings: Any) -> list[Case]:
     """The case in the middle first, then growth with G and with the pictures' size."""
     if quick:
-        return [Case(family, 4, 64, QUICK, steps, threads)]
+        return [Case(family, 4, 64, QUICK, *settings)]
     sizes = [(8, 256), (4, 256), (16, 256), (8, 64)]
     scratch = SCRATCH if family == "qwen2_vl" else DELTA
-    return [Case(family, generations, tokens, scratch, steps, threads) for generations, tokens in sizes]
+    return [Case(family, generations, tokens, scratch, *settings) for generations, tokens in sizes]
 
 
 def parts_table(times: dict[str, dict[str, float]]) -> list[str]:
@@ -361,7 +362,7 @@ def report(arguments: argparse.Namespace) -> str:
     load = os.getloadavg()[0]
     rate = matmul_rate(arguments.threads)
     found = []
-    chosen = cases(arguments.family, arguments.quick, arguments.threads, arguments.steps)
+    chosen = cases(arguments.family, arguments.quick, arguments.steps, arguments.threads, arguments.cpu)
     for case in chosen[:1] if arguments.one else chosen:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
             memory = {side: pool.submit(memory_of, case, side).result() for side in SIDES}
@@ -371,7 +372,8 @@ def report(arguments: argparse.Namespace) -> str:
     head = (
         f"{NAMES[case.family]} of {times['stock']['parameters'] / 1e6:.1f} million weights, G = {case.generations}, two "
         f"pictures of {case.tokens} tokens, prompt of {times['stock']['prompt']:.0f} tokens, answers of {ANSWER}, float32, "
-        f"{arguments.threads} threads, median of {arguments.steps} steps; load of the machine {load:.1f} before, "
+        f"{arguments.threads} threads, median of {arguments.steps} steps, seconds "
+        f"{'of the processor' if arguments.cpu else 'by the clock'}; load of the machine {load:.1f} before, "
         f"{os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores. {SHARED[case.family]}. The ratios hold where they are: not "
         "under ZeRO-3, FSDP2 or dropout, and under vLLM not in the rollout; a run's first line says which."
     )
@@ -393,6 +395,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model, one case")
     parser.add_argument("--one", action="store_true", help="G = 8 and pictures of 256 tokens alone, no growth")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--cpu", action="store_true", help="seconds of the processor: where others use the machine too")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each side and case")
     parser.add_argument("--out", type=Path, help="write the tables to this Markdown file too")
     arguments = parser.parse_args()

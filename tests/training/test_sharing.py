@@ -248,6 +248,27 @@ def test_a_model_that_keeps_states_shares_what_is_not_differentiated(build, pass
     assert all(torch.equal(gradient, expected_gradients[name]) for name, gradient in own_gradients.items())
 
 
+def test_layers_that_slide_a_window_share_what_is_not_differentiated(build, tmp_path, passes):
+    """A window of 16 tokens, which every prompt is longer than."""
+    path = build_checkpoint(tmp_path / "qwen2_5_vl", "qwen2_5_vl", None) / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"] |= {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    config["text_config"] |= {"layer_types": ["full_attention", "sliding_attention"]}
+    path.write_text(json.dumps(config))
+    own = ("grpo.iterations=2", "train.save_every=2")
+    stock, shared = (build(*own, family="qwen2_5_vl", share=share) for share in (False, True))
+    for trainer in (stock, shared):
+        trainer._outcomes = informative
+    seen = passes(shared)
+    expected, found = draw(stock), draw(shared)
+    prompt = found["prompt_ids"].shape[1]
+    assert prompt > 16
+    assert {rows for rows, width in seen if width >= prompt - 1} == {2}
+    assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
+    assert_log_probabilities(found, expected, stock)
+    assert shared.sharing_line().startswith("prompts are shared in rollout; not shared in loss (")
+
+
 def test_no_warning_says_what_the_first_line_has_said(build):
     trainer = build("model.max_pixels=null", family="qwen3_5")
     inputs = teach(draw(trainer))

@@ -224,7 +224,7 @@ class SharesPrefixes:
         known = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)  # type: ignore[misc]
         fresh = self.model.training and self._buffered_inputs is not known
-        if not (fresh and self._lets("loss") and order_is_free(self.args) and not self._balances()):
+        if not (fresh and self._share and order_is_free(self.args)) or self._loss_obstacle():
             return inputs
         self._buffered_inputs = gather_prompts(self._buffered_inputs)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
@@ -278,9 +278,7 @@ class SharesPrefixes:
         reasons = {
             "rollout": always or (_OWN_ENGINE if self._draws_its_own_way() else self._unlike.get("rollout")),
             "loss": always
-            or (_BALANCED if self._balances() else None)
-            or obstacle(bare, cached=False, learns=True)
-            or self._unlike.get("loss")
+            or self._loss_obstacle()
             or ("flash attention takes no mask and gradient checkpointing no cache" if thrown else None),
         }
         self._told |= {reason for reason in reasons.values() if reason is not None}
@@ -292,9 +290,12 @@ class SharesPrefixes:
             said.append("image features are not kept")
         return f"prompts are {'; '.join(said)}"
 
-    def _balances(self: Any) -> bool:
-        """Whether TRL adds a loss by which experts get equal shares of a batch."""
-        return bool(getattr(self, "aux_loss_enabled", False))
+    def _loss_obstacle(self: Any) -> str | None:
+        """Why no loss of this model shares prompts; None where one can. Experts get equal shares by a loss that TRL adds."""
+        if getattr(self, "aux_loss_enabled", False):
+            return _BALANCED
+        unlike: str | None = self._unlike.get("loss")
+        return obstacle(self._bare(self.model), cached=False, learns=True) or unlike
 
     def _draws_its_own_way(self: Any) -> bool:
         return bool(self.use_vllm or self.use_transformers_continuous_batching)
