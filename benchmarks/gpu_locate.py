@@ -6,7 +6,7 @@ bfloat16 ties differ. One reference: many targets against it, its part of the pr
 has one never shown before. Returning references: each pair has its own, shown before.
 
 The floor of a pair is the work that no way of computing it can spare, at the ceilings that `card` measured, one part after the
-other; reading and preparing images is not in it, as the CPU can do that meanwhile:
+other; reading and preparing images is not in it, as the CPU does that meanwhile but for the first images of a turn:
 
     vision   2 x weights a patch + 4 x patches^2 x width x layers; of the target, and of a reference that is new
     prefill  2 x weights a token + 4 x (tokens before) x heads x head size x layers; or reading the weights, if that takes longer
@@ -41,6 +41,7 @@ from PIL import Image
 from differad.core import Pair
 from differad.errors import DifferadError
 from differad.locators import transformers_hooks as hooks
+from differad.locators.local import READ_AHEAD
 from differad.training.policy import LiveLocator, Source, open_source
 from differad.training.recipe import Model
 from gpu_context import Context, Row, attempt
@@ -70,8 +71,11 @@ class Case:
 
     @property
     def pairs(self) -> int:
-        """Pairs of a turn: a batch, but enough for a reference to come again."""
-        return max(2, self.batch)
+        """Pairs of a turn: two windows, of which the second is read while the first is answered.
+
+        Returning references are few enough to stay kept.
+        """
+        return self.batch if self.references == RETURNING else 2 * READ_AHEAD * self.batch
 
 
 def cases(tiny: bool) -> list[Case]:
@@ -81,12 +85,12 @@ def cases(tiny: bool) -> list[Case]:
         return [Case(shape, 4, 64, ONE, 0), Case(shape, 1, 64, ONE, 0), Case(shape, 4, 64, RETURNING, 0)]
     small, large = SHAPES["2B"], SHAPES["8B"]
     return [
-        Case(small, 16, 448, ONE, 12),
+        Case(small, 16, 448, ONE, 25),
         Case(small, 1, 448, ONE, 15),
-        Case(large, 16, 448, ONE, 20),
+        Case(large, 16, 448, ONE, 40),
         Case(large, 1, 448, ONE, 20),
-        Case(small, 16, 448, OWN, 12),
-        Case(small, 16, 1024, ONE, 20),
+        Case(small, 16, 448, OWN, 20),
+        Case(small, 16, 1024, ONE, 60),
         Case(small, 4, 448, RETURNING, 20),
     ]
 
@@ -107,13 +111,13 @@ class Kept(LiveLocator):
         before, between, after = self._prompt.split(self._image_token)
         return len(self._tokenizer(before)["input_ids"]), len(self._tokenizer(between + after)["input_ids"])
 
-    def _read(self, window: list[Pair]) -> Any:
+    def _collect(self, window: Any) -> Any:
         with self.clock.part("reading") if self.clock else nullcontext():
-            return super()._read(window)
+            return super()._collect(window)
 
-    def _look(self, pictures: list[Any]) -> tuple[Any, Any, list[int]]:
+    def _look(self, images: list[Any], ready: Any = ()) -> tuple[Any, Any, list[int]]:
         with self.clock.part("images") if self.clock else nullcontext():
-            return super()._look(pictures)
+            return super()._look(images, ready)
 
     def _decode(self, row: list[int]) -> str:
         return " ".join(map(str, row))
@@ -131,8 +135,8 @@ class Copied(Kept):
     https://huggingface.co/docs/transformers/kv_cache#prefill-a-cache-prefix-caching
     """
 
-    def _encode_prefix(self, reference: Any) -> Any:
-        patches, grids, counts = self._look([reference])
+    def _encode_prefix(self, item: Any) -> Any:
+        patches, grids, counts = self._look([item.reference], [item.reference_patches])
         ids, mask, types = self._encode([self._prompt.split(self._image_token)[0] + self._image_token * counts[0]])
         cache = hooks.empty_cache(self._model)
         self._model(
@@ -149,7 +153,7 @@ class Copied(Kept):
 
     def _after_prefix(self, batch: list[Any], processors: list[Any]) -> Any:
         begin, reference, kept = self._prefix(batch[0])
-        patches, grids, counts = self._look([item.target for item in batch])
+        patches, grids, counts = self._look([item.target for item in batch], [item.target_patches for item in batch])
         _, between, after = self._prompt.split(self._image_token)
         ends, mask, _ = self._encode([between + self._image_token * count + after for count in counts])
         rows = len(batch)
@@ -280,7 +284,11 @@ class Measurement:
         }
 
     def _parts(self, side: str) -> Row:
-        """Milliseconds a pair; waiting for the device after each part adds to them. GiB with the weights."""
+        """Milliseconds a pair; waiting for the device after each part adds to them. GiB with the weights.
+
+        `reading` is what the thread that drives the device waited for images to be read and prepared, `images` what it spent
+        itself to bring them to the device.
+        """
         locator, clock = self._locator(side), PartClock(self._context.synchronize)
         locator.clock = clock
         clock.follow("vision", self._loaded.model.model.visual)

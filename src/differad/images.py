@@ -40,7 +40,18 @@ def read_images(*sources: ImageSource, max_pixels: int | None = None) -> list[RG
 
     A dark target beside a bright reference from one camera would otherwise be brightened. Raises ImageError.
     """
-    return scaling.to_rgb([_decode(source, max_pixels) for source in sources])
+    return scaling.to_rgb([decode_image(source, max_pixels=max_pixels) for source in sources])
+
+
+def decode_image(source: ImageSource, *, max_pixels: int | None = None) -> Decoded:
+    """One image's samples in their own depth, for `scaling.to_rgb` of all that are to be compared. Raises ImageError."""
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _from_pil(source, pixel_limit(max_pixels))
+    name = str(source)
+    with opened(source, name, max_pixels) as (file, header):
+        return _from_file(file, header, name)
 
 
 def decode_images(*files: tuple[bytes, str]) -> list[RGB]:
@@ -111,16 +122,6 @@ def write_image(path: str | Path, pixels: RGB) -> None:
         Image.fromarray(pixels).save(path)
     except OSError as error:
         raise ImageError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
-
-
-def _decode(source: ImageSource, max_pixels: int | None) -> Decoded:
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, Image.Image):
-        return _from_pil(source, pixel_limit(max_pixels))
-    name = str(source)
-    with opened(source, name, max_pixels) as (file, header):
-        return _from_file(file, header, name)
 
 
 def _from_file(file: Any, header: Header, name: str) -> Decoded:

@@ -42,13 +42,18 @@ class Decoded:
     is_premultiplied: bool = False
     is_inverted: bool = False
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has 8 bits already, so that its RGB does not depend on the images that it is compared with."""
+        return bool(self.values.dtype == np.uint8)
+
 
 def to_rgb(images: Sequence[Decoded]) -> list[NDArray[np.uint8]]:
     """Each image as contiguous (H, W, 3) uint8; one that is so already comes back itself, not copied.
 
     Raises ImageError on samples that are no light intensities.
     """
-    ranges = [None if image.values.dtype == np.uint8 else _check(image) for image in images]
+    ranges = [None if image.is_plain else _check(image) for image in images]
     plain = [image.values for image, span in zip(images, ranges, strict=True) if span is None]
     rules = _rules([image for image, span in zip(images, ranges, strict=True) if span], [r for r in ranges if r], plain)
     following = iter(rules)

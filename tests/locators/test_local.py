@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from local_pairs import MODEL_TYPES, SHORT, Checkpoint, cpu, line, located, pairs, picture
 from numpy.testing import assert_allclose
 from PIL import Image
 
@@ -19,37 +20,11 @@ import differad
 from differad.answers.resize import ResizeRule
 from differad.cli.main import run
 from differad.core import Location, Pair
-from differad.errors import DifferadError, ImageError, InputWarning, MissingExtraError, OptionError
-from differad.images import RGB, read_image, read_images
+from differad.errors import ImageError, InputWarning, MissingExtraError, OptionError
+from differad.images import read_image, read_images
 from differad.locators.checkpoints import loading
 from differad.locators.local import READ_AHEAD, LocalLocator, LocalOptions
 from tolerance import assert_as_near
-
-Checkpoint = Callable[..., Path]
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-SHORT = {"max_new_tokens": 12, "dtype": "float32", "device": "cpu"}
-
-
-def picture(width: int, height: int, seed: int = 0) -> RGB:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def pairs() -> list[Pair]:
-    """Of sizes that differ, so that a batch has to be padded."""
-    sizes = [(200, 100), (96, 200), (150, 150), (64, 64), (300, 90)]
-    return [
-        Pair(picture(*size, seed=i), picture(*sizes[-1 - i], seed=10 + i), id=str(i)) for i, size in enumerate(sizes)
-    ]
-
-
-def located(outcome: Location | DifferadError) -> Location:
-    assert isinstance(outcome, Location), outcome
-    return outcome
-
-
-def cpu(**values: object) -> LocalOptions:
-    return LocalOptions(**{"device": "cpu", **values})  # type: ignore[arg-type]
-
 
 # The target is 200x100. Thousandths: 98/1000 * 200 = 19.6, 28/1000 * 100 = 2.8, 39.2, 11.2.
 # Qwen2.5-VL sees it as 196x112 (multiples of 28): 98 * 200/196 = 100, 28 * 100/112 = 25, 200, 100.
@@ -96,14 +71,6 @@ def test_a_batch_answers_like_one_pair_at_a_time(checkpoint: Checkpoint, model_t
     together = [located(outcome).answer for outcome in batched.locate_many(pairs())]
     assert together == [single.locate(pair).answer for pair in pairs()]
     assert len(set(together)) >= 3, "the answers must depend on the pictures for this test to say anything"
-
-
-def line(targets: int, *, sizes: bool = False) -> list[Pair]:
-    """One reference, targets of one size or of several, and in their midst two pairs of their own."""
-    reference = picture(200, 100, seed=99)
-    shapes = [(150, 150), (96, 200), (150, 150), (300, 90)] if sizes else [(150, 150)]
-    stream = [Pair(reference, picture(*shapes[i % len(shapes)], seed=i), id=str(i)) for i in range(targets)]
-    return [*stream[:3], *pairs()[:2], *stream[3:]]
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -221,7 +188,7 @@ def test_what_is_kept_is_bounded(checkpoint: Checkpoint, monkeypatch: pytest.Mon
 def test_the_embedded_policy_as_a_checkpoint_keeps_no_prefix() -> None:
     """Its tokens of a reference depend on the target."""
     weights = Path(differad.__file__).parent / "weights" / "tiny"
-    locator = LocalLocator(str(weights), cpu())
+    locator = LocalLocator(str(weights), cpu(workers=2))
     reference = picture(128, 128)
     outcomes = list(locator.locate_many([Pair(reference, picture(128, 128, seed=i)) for i in range(3)]))
     assert all(isinstance(outcome, Location) for outcome in outcomes)
@@ -434,6 +401,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, package: st
         ("seed", -1),
         ("min_pixels", 0),
         ("max_pixels", 0),
+        ("workers", -1),
         ("dtype", "int3"),
         ("family", "gpt"),
     ],

@@ -3,15 +3,15 @@
 Qwen-VL's image tokens are laid out here, from the image processor's grid; other models' inputs are made by their own processor
 (processors.py). Where targets are held against one reference, the prompt up to that reference is encoded once (prefix.py).
 
-Knows nothing of how a box is written; `answers` does.
+Images are read and prepared in threads (reading.py). Knows nothing of how a box is written; `answers` does.
 """
 
 import time
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from differad.answers.prompts import SYSTEM, prompt_text
 from differad.answers.resize import ResizeRule
 from differad.core import Location, Pair
 from differad.errors import DifferadError, ImageError, LocatorError, OptionError
-from differad.images import RGB, digest, read_images
+from differad.images import RGB, digest
 from differad.locators.base import Outcome
 from differad.locators.chat import Reply, to_location, user_content
 from differad.locators.checkpoints import (
@@ -37,6 +37,7 @@ from differad.locators.checkpoints import (
     template_options,
 )
 from differad.locators.comparable import doubt_normal
+from differad.locators.reading import ComputeOnce, PairReader, PairStream, Window, reading_threads
 from differad.locators.remembered import Remembered
 from differad.options import check_at_least, check_option, option
 
@@ -44,8 +45,10 @@ if TYPE_CHECKING:
     from differad.locators.constrain import Spelling
     from differad.locators.prefix import Prefix
 
-# Batches read ahead, from which pairs that go together are picked.
+# Batches that are read at once, from which pairs that go together are picked.
 READ_AHEAD = 2
+# Bytes of patches that may be prepared ahead for the pairs of READ_AHEAD batches.
+_PATCH_BYTES = 2 << 30
 # References of whose sight a note is kept: one that comes again, even pair by pair, is worth keeping encoded.
 _SEEN = 64
 
@@ -68,7 +71,10 @@ class LocalOptions:
     remember_prefixes: int = option(
         4, "references whose encoded part of the prompt is kept, for targets to come; 0 encodes every prompt whole"
     )
-
+    workers: int = option(
+        0,
+        "threads that read images while the model answers; 0: some beside an accelerator, none beside a model on the CPU",
+    )
     constrain: bool = option(
         False,
         "let the answer part hold nothing but a box of the family's format or the zero box, so that all can be read",
@@ -80,6 +86,7 @@ class LocalOptions:
         check_at_least("temperature", self.temperature, 0)
         check_at_least("seed", self.seed, 0)
         check_at_least("remember_prefixes", self.remember_prefixes, 0)
+        check_at_least("workers", self.workers, 0)
         check_at_least("min_pixels", self.min_pixels, 1)
         check_at_least("max_pixels", self.max_pixels, 1)
         dtypes = ("auto", "float32", "bfloat16", "float16")
@@ -89,8 +96,19 @@ class LocalOptions:
 
 
 @dataclass(frozen=True, eq=False)
+class Patches:
+    """What the image processor makes of images: values (P, D) and grids (M, 3), tensors on the CPU."""
+
+    values: Any
+    grids: Any
+
+
+@dataclass(frozen=True, eq=False)
 class Prepared:
-    """One pair, read: what its reference is known by, how large both pictures are to the model, the target's frame."""
+    """One pair, read: what its reference is known by, how large both images are to the model, the target's frame.
+
+    Patches of its images where they were made ahead.
+    """
 
     reference: RGB
     target: RGB
@@ -98,6 +116,8 @@ class Prepared:
     area: int
     frame: Frame
     seed: int
+    reference_patches: Patches | None = None
+    target_patches: Patches | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,11 +170,11 @@ class LocalLocator:
         self._seen: Remembered[bytes, bool] = Remembered(_SEEN)
         self._spelling: Spelling | None = None
         # The embedded policy's tokens of a reference depend on the target.
-        one_by_one = self._processor is None and self._config.model_type != TINY_MODEL_TYPE
+        self._one_by_one = self._processor is None and self._config.model_type != TINY_MODEL_TYPE
         # None until a reference comes again.
-        self._keeps: bool | None = None if one_by_one and self.options.remember_prefixes > 0 else False
+        self._keeps: bool | None = None if self._one_by_one and self.options.remember_prefixes > 0 else False
         # None until a prompt is encoded whole on a GPU.
-        self._records: bool | None = None if one_by_one and str(self._device).startswith("cuda") else False
+        self._records: bool | None = None if self._one_by_one and str(self._device).startswith("cuda") else False
 
     def _can_keep(self) -> bool:
         if self._keeps is None:
@@ -178,39 +198,38 @@ class LocalLocator:
         return outcome
 
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
-        """Locate a stream in order; READ_AHEAD batches are read ahead, and sorted by reference and by size.
+        """Locate a stream in order; READ_AHEAD batches are read at once, and sorted by reference and by size.
 
-        Seconds are the batch's, shared out evenly.
+        With `workers`, or beside an accelerator, the next ones are taken from the stream, and read, while the last of these is
+        answered. Seconds of a pair are its even share of its batch's and of what reading was waited for: what is read
+        meanwhile adds nothing.
         """
-        stream = iter(pairs)
-        while window := list(islice(stream, READ_AHEAD * self.options.batch_size)):
-            start = time.perf_counter()
-            read = self._read(window)
-            reading = (time.perf_counter() - start) / len(window)
-            outcomes: dict[int, Outcome] = {
-                place: item for place, item in read.items() if not isinstance(item, Prepared)
-            }
-            batches = iter(self._batches({place: item for place, item in read.items() if isinstance(item, Prepared)}))
-            for place in range(len(window)):
-                while place not in outcomes:
-                    outcomes |= self._outcomes(next(batches), reading)
-                yield outcomes.pop(place)
+        stream = PairStream(pairs, READ_AHEAD * self.options.batch_size)
+        threads, ahead = reading_threads(self.options.workers, str(self._device))
+        with PairReader(partial(self._make_ready, ahead=ahead), threads) as reader:
+            window = reader.start(stream.take())
+            while count := len(window):
+                start = time.perf_counter()
+                errors, items = self._collect(window)
+                waited = (time.perf_counter() - start) / count
+                outcomes: dict[int, Outcome] = dict(errors)
+                batches = deque(self._batches(items))
+                del items  # images go once their batch is answered
+                following = None
+                for place in range(count):
+                    while place not in outcomes:
+                        if ahead and len(batches) == 1:
+                            following = reader.start(stream.take_early(), ahead=True)
+                        outcomes |= self._outcomes(batches.popleft(), waited)
+                    yield outcomes.pop(place)
+                window = following or reader.start(stream.take())
 
-    def _read(self, window: list[Pair]) -> dict[int, Prepared | DifferadError]:
-        """Pairs by their places; a reference that several show is held once."""
-        references: dict[bytes, RGB] = {}
-        found: dict[int, Prepared | DifferadError] = {}
-        for place, pair in enumerate(window):
-            try:
-                item = self._prepare(*read_images(pair.reference, pair.target))
-            except DifferadError as error:
-                found[place] = error
-            else:
-                found[place] = replace(item, reference=references.setdefault(item.key, item.reference))
-        return found
+    def _collect(self, window: Window[Prepared]) -> tuple[dict[int, DifferadError], dict[int, Prepared]]:
+        """Errors and pairs of a window by their places; waits for them."""
+        return window.collect()
 
     def _outcomes(self, batch: _Batch, reading: float) -> dict[int, Outcome]:
-        """Answers by their places; `reading` are the seconds that reading took a pair."""
+        """Answers by their places; `reading` are the seconds a pair that reading was waited for."""
         start = time.perf_counter()
         answers = self._answer(list(batch.items.values()), batch.shares)
         share = reading + (time.perf_counter() - start) / len(answers)
@@ -245,13 +264,31 @@ class LocalLocator:
         """What a reply says, as it says it."""
         return to_location(reply, self._format, self.name, seconds)
 
-    def _prepare(self, reference: RGB, target: RGB) -> Prepared:
+    def _make_ready(self, reference: RGB, target: RGB, *, key: bytes, once: ComputeOnce, ahead: bool) -> Prepared:
+        """A pair read, in several threads at once; `ahead`: with patches, where those of a window fit into _PATCH_BYTES."""
+        item = self._prepare(reference, target, key)
+        share = _PATCH_BYTES // (READ_AHEAD * self.options.batch_size)
+        if not (ahead and self._one_by_one and item.area * self._bytes_a_pixel() <= share):
+            return item
+        # A reference whose part of the prompt is kept is not looked at again.
+        known = key in self._prefixes
+        return replace(
+            item,
+            reference_patches=None if known else once.get(("patches", key), lambda: self._patches([reference])),
+            target_patches=self._patches([target]),
+        )
+
+    def _bytes_a_pixel(self) -> int:
+        """Bytes of float32 patches: three channels, each frame."""
+        return 4 * 3 * int(self._image_processor.temporal_patch_size)
+
+    def _prepare(self, reference: RGB, target: RGB, key: bytes | None = None) -> Prepared:
         sizes = [(picture.shape[1], picture.shape[0]) for picture in (reference, target)]
         if self._rule is not None:
             sizes = [self._rule.resized(*size) for size in sizes]
         frame = Frame(target.shape[1], target.shape[0], resized=None if self._rule is None else sizes[1])
-        key = digest(reference)
-        seed = zlib.crc32(str(self.options.seed).encode(), zlib.crc32(target.tobytes(), zlib.crc32(key)))
+        key = digest(reference) if key is None else key
+        seed = zlib.crc32(str(self.options.seed).encode(), zlib.crc32(target.data, zlib.crc32(key)))
         area = sum(width * height for width, height in sizes)
         return Prepared(reference, target, key, area, frame, seed)
 
@@ -331,7 +368,10 @@ class LocalLocator:
 
     def _laid_out(self, batch: list[Prepared]) -> dict[str, Any]:
         """The model's inputs, image tokens laid out from the images' grids."""
-        patches, grids, counts = self._look([picture for item in batch for picture in (item.reference, item.target)])
+        patches, grids, counts = self._look(
+            [image for item in batch for image in (item.reference, item.target)],
+            [each for item in batch for each in (item.reference_patches, item.target_patches)],
+        )
         before, between, after = self._prompt.split(self._image_token)
         ids, mask, types = self._encode(
             [
@@ -352,27 +392,37 @@ class LocalLocator:
         from differad.locators.prefix import generate_after
 
         prefix = self._prefix(batch[0])
-        patches, grids, counts = self._look([item.target for item in batch])
+        patches, grids, counts = self._look([item.target for item in batch], [item.target_patches for item in batch])
         _, between, after = self._prompt.split(self._image_token)
         ids, mask, types = self._encode([between + self._image_token * count + after for count in counts])
         return generate_after(self._model, prefix, ids, mask, types, patches, grids, self._generation(), processors)
 
     def _prefix(self, item: Prepared) -> "Prefix":
-        return self._prefixes.recall(item.key, lambda: self._encode_prefix(item.reference))
+        return self._prefixes.recall(item.key, lambda: self._encode_prefix(item))
 
-    def _encode_prefix(self, reference: RGB) -> "Prefix":
+    def _encode_prefix(self, item: Prepared) -> "Prefix":
         from differad.locators.prefix import encode_prefix
 
-        patches, grids, counts = self._look([reference])
+        patches, grids, counts = self._look([item.reference], [item.reference_patches])
         ids, _, types = self._encode([self._prompt.split(self._image_token)[0] + self._image_token * counts[0]])
         return encode_prefix(self._model, ids, types, patches, grids)
 
-    def _look(self, pictures: list[RGB]) -> tuple[Any, Any, list[int]]:
-        """Patches (P, D) and grids (M, 3) of pictures, on the device, and how many tokens each takes."""
-        found = self._image_processor(images=pictures, return_tensors="pt", input_data_format="channels_last")
-        grids = found["image_grid_thw"]
-        counts = (grids.prod(dim=1) // self._image_processor.merge_size**2).tolist()
-        return found["pixel_values"].to(self._device, self._model.dtype), grids.to(self._device), counts
+    def _look(self, images: list[RGB], ready: Sequence[Patches | None] = ()) -> tuple[Any, Any, list[int]]:
+        """Patches (P, D) and grids (M, 3) of images, on the device, and how many tokens each takes; some may be made already."""
+        import torch
+
+        if any(ready):
+            made = [each or self._patches([image]) for image, each in zip(images, ready, strict=True)]
+        else:
+            made = [self._patches(images)]
+        counts = [int(grid.prod()) // self._image_processor.merge_size**2 for each in made for grid in each.grids]
+        values = [each.values.to(self._device) for each in made]
+        patches = values[0] if len(values) == 1 else torch.cat(values)
+        return patches.to(self._model.dtype), torch.cat([each.grids for each in made]).to(self._device), counts
+
+    def _patches(self, images: list[RGB]) -> Patches:
+        found = self._image_processor(images=images, return_tensors="pt", input_data_format="channels_last")
+        return Patches(found["pixel_values"], found["image_grid_thw"])
 
     def _encode(self, texts: list[str]) -> tuple[Any, Any, Any]:
         """Tokens, mask and types (1 for a picture's), each (B, L), on the device; pads stand on the left."""
