@@ -38,7 +38,6 @@ from differad.locators.checkpoints import (
 )
 from differad.locators.comparable import doubt_normal
 from differad.locators.remembered import Remembered
-from differad.locators.transformers_hooks import without_balance
 from differad.options import check_at_least, check_option, option
 
 if TYPE_CHECKING:
@@ -293,6 +292,8 @@ class LocalLocator:
 
     def _whole(self, batch: list[Prepared], processors: list[Any]) -> Any:
         """New tokens (B, C) after prompts that are encoded whole."""
+        from differad.locators.transformers_hooks import without_balance
+
         inputs = self._laid_out(batch) if self._processor is None else self._processed(batch)
         inputs |= without_balance(self._model)
         output = self._model.generate(**inputs, generation_config=self._generation(), logits_processor=processors)
