@@ -341,6 +341,8 @@ class LocalLocator:
 
     def _whole(self, batch: list[Prepared], processors: list[Any]) -> Any:
         """New tokens (B, C) after prompts that are encoded whole."""
+        from differad.locators.transformers_hooks import without_balance
+
         inputs = self._laid_out(batch) if self._processor is None else self._processed(batch)
         if self._can_record():
             from differad.locators.prefix import generate_whole
