@@ -348,7 +348,6 @@ class LocalLocator:
             from differad.locators.prefix import generate_whole
 
             return generate_whole(self._model, inputs, self._generation(), processors)
-        from differad.locators.transformers_hooks import without_balance
 
         inputs |= without_balance(self._model)
         output = self._model.generate(**inputs, generation_config=self._generation(), logits_processor=processors)
