@@ -169,6 +169,13 @@ def test_time_that_is_up_leaves_the_rest(manifest, tmp_path):
     assert found.computed == len(stored(folder)) == 4
 
 
+def test_batches_that_time_does_not_allow_are_left_out_and_not_known(manifest, tmp_path):
+    folder = tmp_path / "evidence"
+    found = compute_evidence(recipe(manifest, folder), workers=1, minutes=1e-6, device="cpu:0")
+    assert found.computed == len(stored(folder)) == 0  # four pairs were prepared, too few for a batch
+    assert (folder / INDEX).read_text() == ""
+
+
 def test_the_command_says_what_it_did(manifest, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe(manifest, tmp_path / "evidence").model_dump_json())

@@ -24,7 +24,7 @@ from differad.locators.threads import usable_cores
 from differad.locators.tiny.batched import BatchedEvidence
 from differad.locators.tiny.evidence import AREA, PATCH
 from differad.locators.tiny.known import write_known
-from differad.locators.tiny.pairs import write_evidence
+from differad.locators.tiny.pairs import evidence_file, write_evidence
 from differad.locators.tiny.preparing import Outcome, Prepared, Task, own_processes, prepare
 from differad.locators.tiny.processor import MERGE
 from differad.progress import track
@@ -129,8 +129,8 @@ def _run(
             if found.described is not None:
                 known.append((found.described, found.key))
         if batches is not None:
-            batches.finish(writers)
-    write_known(folder, known)
+            counts[False] -= batches.finish(writers, until)
+    write_known(folder, [(described, key) for described, key in known if evidence_file(folder, key).exists()])
     return counts
 
 
@@ -164,13 +164,17 @@ class _Batches:
         if len(group) == BATCH:
             self._compute(group, writers)
 
-    def finish(self, writers: ThreadPoolExecutor) -> None:
-        """Compute what is left over; all is written afterwards."""
-        for group in self._waiting.values():
-            if group:
+    def finish(self, writers: ThreadPoolExecutor, until: float | None) -> int:
+        """Compute what is left over while there is time; all is written afterwards. Returns how many pairs were left out."""
+        out = 0
+        for group in sorted(self._waiting.values(), key=len, reverse=True):
+            if until is not None and time.monotonic() >= until:
+                out += len(group)
+            elif group:
                 self._compute(group, writers)
         for future in self._written:
             future.result()
+        return out
 
     def _compute(self, group: list[tuple[bytes, Prepared]], writers: ThreadPoolExecutor) -> None:
         pairs = [pair for _, pair in group]

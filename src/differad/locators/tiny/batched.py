@@ -53,7 +53,8 @@ class BatchedEvidence:
         self, references: Sequence[RGB], targets: Sequence[RGB], pixels: Sequence[Steepest]
     ) -> NDArray[np.float16]:
         """Rows (N, H / 16, W / 16, WIDTH) of N pairs, all references (H', W', 3) and all targets (H, W, 3) of one shape."""
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        # cuDNN makes a plan for each shape of each convolution, which takes longer than the few batches of a shape do.
+        with torch.backends.cudnn.flags(enabled=False):
             patches = [self._patches(np.stack(images)) for images in (references, targets)]
         strides = []
         for number, (reference, target) in enumerate(zip(*patches, strict=True)):
@@ -82,11 +83,14 @@ class BatchedEvidence:
         return outputs
 
     def _convolve(self, convolution: Convolution, x: Tensor) -> Tensor:
-        top, left, bottom, right = convolution.pads
-        padded = functional.pad(x, (left, right, top, bottom)) if any(convolution.pads) else x
         weight, bias = (self._weights[f"{convolution.name}.{part}"] for part in ("weight", "bias"))
-        groups = convolution.channels_in if convolution.depthwise else 1
-        out = functional.conv2d(padded, weight, bias, stride=convolution.stride, groups=groups)
+        if convolution.kernel == convolution.stride == 1:
+            out = functional.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
+        else:
+            top, left, bottom, right = convolution.pads
+            padded = functional.pad(x, (left, right, top, bottom)) if any(convolution.pads) else x
+            groups = convolution.channels_in if convolution.depthwise else 1
+            out = functional.conv2d(padded, weight, bias, stride=convolution.stride, groups=groups)
         return out.clamp_(0, 6) if convolution.clipped else out
 
     def _told(self, pixels: Sequence[NDArray[np.float32] | None], like: Tensor) -> tuple[Tensor, Tensor]:
