@@ -203,7 +203,8 @@ def attention_rows(context: Context) -> Iterator[Row]:
 
 def kernels(context: Context, what: str, query: Tensor, keys: Tensor, mask: Tensor, more: Row) -> Iterator[Row]:
     """A row for each kernel that takes the mask."""
-    for backend in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH):
+    fused = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION) if context.device.type == "cuda" else ()
+    for backend in (*fused, SDPBackend.MATH):
 
         def run(backend: Any = backend) -> Tensor:
             with sdpa_kernel(backend):

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-STAGES = ("card", "locate")
+STAGES = ("card", "checks", "grpo", "locate", "policy")
 # Starts a worker, as a stage may, and stays where it is after two rows.
 STUCK = """
 import os, subprocess, sys, time
@@ -71,7 +71,17 @@ def test_stages_run_on_a_cpu_in_small(tmp_path):
     ceilings = {row["what"]: row for row in rows if row["stage"] == "card"}
     assert ceilings["bfloat16 product"]["tflops"] > 0
     assert ceilings["device copy"]["tb_per_s"] > 0
-    speeds = [row for row in rows if "pairs_per_s" in row]
+    distances = [row for row in rows if "shared_to_float64" in row]
+    assert len(distances) == 4
+    # Sums in another order are rounded otherwise: a few times the error of the other way, as `agreement` has it.
+    assert all(0 < row["shared_to_float64"] <= 4 * row["repeated_to_float64"] for row in distances)
+    assert {row["what"].partition(":")[0] for row in rows if row["stage"] == "grpo" and "step_s" in row} == {
+        "stock",
+        "shared",
+        "one step with its optimiser",
+    }
+    assert {row["device"] for row in rows if row["stage"] == "policy" and "device" in row} == {"cpu"}
+    speeds = [row for row in rows if "ms_a_pair" in row]
     assert {row["side"] for row in speeds} == {"plain generate", "kept prefix", "transformers' prompt cache"}
     for row in speeds:
         assert row["tokens"] == 32
