@@ -132,7 +132,14 @@ def test_an_interrupted_run_says_how_far_it_came(write_recipe):
     """Held-out pairs were located meanwhile: their bar is not the run's."""
     command = [sys.executable, "-m", "differad", "train", "sft", str(write_recipe("sft", "train.steps=2000"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        # A suite that was started in the background hands down an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         for line in process.stderr:
             if "3/2000" in line:
                 break
