@@ -4,6 +4,8 @@ The command line prints a `DifferadError` as that line and exits with its `exit_
 keeps its traceback in the library.
 """
 
+from typing import Self
+
 
 class DifferadError(Exception):
     """Base of every error that differad raises on purpose."""
@@ -30,6 +32,22 @@ class ManifestError(InputError):
 
 class OptionError(InputError):
     """A model name, an answer family or another option that does not exist or does not fit."""
+
+
+class OptionValueError(OptionError):
+    """An option with a value that does not fit."""
+
+    def __init__(self, name: str, value: object, expected: str) -> None:
+        super().__init__(f"option {name}={value!r}: expected {expected}")
+        self.name, self.value, self.expected = name, value, expected
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, object, str]]:
+        # Pickled with all three: an error may come from another process.
+        return type(self), (self.name, self.value, self.expected)
+
+    def of_part(self, part: str) -> Self:
+        """The same error about an option of a locator's part."""
+        return type(self)(f"{part}.{self.name}", self.value, self.expected)
 
 
 class MissingExtraError(InputError):

@@ -98,6 +98,15 @@ WRONG = [
     (["locate", str(GOOD), str(DEFECT), "--model", "openai:nonsense"], "openai:"),
     (["locate", str(GOOD), str(DEFECT), "-o", "nonsense=1"], "option 'nonsense'"),
     (["locate", str(GOOD), str(DEFECT), "-o", "nonsense"], "KEY=VALUE"),
+    (["locate", str(GOOD), str(DEFECT), "-o", "nonsense.tolerance=1"], "options of difference, features, tiny"),
+    (["locate", str(GOOD), str(DEFECT), "-o", "tiny.nonsense=1"], "it takes tiny.closer, tiny.margin, tiny.threshold"),
+    (
+        ["locate", str(GOOD), str(DEFECT), "-o", "difference.tolerance=99"],
+        "option difference.tolerance=99: expected 0 to",
+    ),
+    (["locate", str(GOOD), str(DEFECT), "-o", "difference.tolerance=x"], "option difference.tolerance='x' of auto: "),
+    (["locate", str(GOOD), str(DEFECT), "-o", "tiny=1"], "tiny.NAME=VALUE"),
+    (["locate", str(GOOD), str(DEFECT), "--model", "tiny", "-o", "difference.margin=0"], "'difference.margin'"),
     (["locate", str(GOOD), str(DEFECT), "--save", "x.nonsense"], "names no image format"),
     (["locate", str(GOOD), str(DEFECT), "--nonsense"], "--nonsense"),
     (["locate", "--pairs", "nowhere.jsonl", "--out", "p.jsonl"], "nowhere.jsonl: no such file"),
@@ -151,3 +160,29 @@ def test_models_lists_every_kind_with_explained_options(capsys):
     kinds = json.loads(capsys.readouterr().out)
     assert [kind["model"] for kind in kinds if kind["default"]] == ["auto"]
     assert all(option["help"] for kind in kinds for option in kind["options"])
+
+
+def test_models_lists_the_options_of_parts_with_their_defaults(capsys):
+    assert run(["models", "--json"]) == 0
+    options = {kind["model"]: kind["options"] for kind in json.loads(capsys.readouterr().out)}
+    defaults = {option["name"]: option["default"] for option in options["auto"]}
+    # What the whole sets (workers of all, max_boxes of features) is not there a second time.
+    parts = {"threshold", "tolerance", "margin", "max_boxes", "on_refusal", "max_side"}
+    assert {name for name in defaults if "." in name} == {
+        *(f"difference.{name}" for name in parts),
+        *(f"features.{name}" for name in ("threshold", "fuse", "runtime")),
+        *(f"tiny.{name}" for name in ("threshold", "closer", "margin")),
+    }
+    alone = {option["name"]: option["default"] for option in options["difference"]}
+    for name in parts - {"threshold"}:
+        assert defaults[f"difference.{name}"] == alone[name]
+    assert defaults["difference.threshold"] == 0  # features decides
+
+
+@pytest.mark.parametrize("where", ["command line", "environment"])
+def test_an_option_of_a_part_is_taken_from(where, capsys, monkeypatch):
+    if where == "environment":
+        monkeypatch.setenv("DIFFERAD_OPTIONS", "features.threshold=1 tiny.margin=0")
+    options = ["-o", "features.threshold=1", "-o", "tiny.margin=0"] if where == "command line" else []
+    assert run(["locate", str(GOOD), str(DEFECT), "--json", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["threshold"] == 1

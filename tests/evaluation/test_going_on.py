@@ -116,6 +116,13 @@ def test_other_options(go, first, second, message):
         refused(go, message, locator=load_locator("difference", **second))
 
 
+@pytest.mark.parametrize("model", ["auto", "features"])
+def test_other_options_of_a_part(go, model):
+    go(load_locator(model))
+    later = load_locator(model, **{"difference.tolerance": 3, "workers": 1})
+    refused(go, r"other options \(difference\.tolerance 1, now 3\)", locator=later)
+
+
 def test_other_weights(go, tmp_path):
     folder = tmp_path / "weights" / "model"
     folder.mkdir(parents=True)

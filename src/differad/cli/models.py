@@ -1,6 +1,6 @@
 """`differad models`: what `--model` accepts and the options of each kind."""
 
-from dataclasses import MISSING, fields
+from dataclasses import asdict
 from typing import Any
 
 import typer
@@ -9,10 +9,11 @@ from rich.table import Table
 
 from differad.cli.options import AsJson, print_json
 from differad.locators.registry import DEFAULT_MODEL, KINDS
+from differad.options import list_options
 
 
 def models_command(as_json: AsJson = False) -> None:
-    """List the kinds of model and the options that -o KEY=VALUE sets.
+    """List the kinds of model and the options that -o KEY=VALUE sets; those of a model's parts are named PART.NAME.
 
     Example: differad models
     """
@@ -34,12 +35,4 @@ def models_command(as_json: AsJson = False) -> None:
 
 
 def _options_of(kind: type) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": field.name,
-            "default": None if field.default is MISSING else field.default,
-            "help": str(field.metadata.get("help", "")),
-        }
-        for field in fields(kind)
-        if field.name != "family"
-    ]
+    return [asdict(option) for option in list_options(kind) if option.name != "family"]

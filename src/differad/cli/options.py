@@ -35,7 +35,8 @@ LocatorOptions = Annotated[
         "-o",
         metavar="KEY=VALUE",
         envvar="DIFFERAD_OPTIONS",
-        help="An option of the model; may be given several times (in the environment: separated by spaces).",
+        help="An option of the model, or PART.NAME=VALUE for a part of it (difference.tolerance=3 for auto); may be given "
+        "several times (in the environment: separated by spaces).",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]

@@ -6,7 +6,8 @@ Text among the options is kept as a hash only, since it may be a secret; the use
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, fields, is_dataclass
+from dataclasses import astuple, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from differad.data.manifest import numbered_lines
 from differad.data.stamps import Stamp, content_hash, stamp_files
 from differad.errors import InputError, ManifestError
 from differad.locators import Locator
+from differad.options import list_options
 
 FORMAT = "differad run 1"
 # Options that change how long an answer takes, not the answer.
@@ -102,7 +104,8 @@ def _plain(options: Any) -> dict[str, Any]:
         return {}
     if not is_dataclass(options):
         return {"": _hash(options)}
-    values = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in _SPEED}
+    named = (option.name for option in list_options(type(options)))
+    values = {name: attrgetter(name)(options) for name in named if name.rpartition(".")[2] not in _SPEED}
     return {name: one if isinstance(one, int | float | None) else _hash(one) for name, one in values.items()}
 
 

@@ -1,41 +1,62 @@
-"""`auto`, the embedded default: the pixels decide where two pictures lie on each other, the policy where they do not.
+"""`auto`, the embedded default: `features` where the reference can be aligned to the target, otherwise `tiny`.
 
-`features` is exact where the reference can be laid on the target, since `difference` then draws its boxes, and sees several
-defects; for parts in another pose `tiny` was trained. Which of them answers depends on the registration alone. Knows
-nothing of how either works.
+`features` is exact where the two can be aligned, since `difference` then draws its boxes, and sees several defects; for
+parts in another pose `tiny` was trained. Which of them answers depends on the registration alone. Knows nothing of how
+either works.
 """
 
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Self
 
-from differad.core import Location
+from differad.core import Location, Pair
 from differad.images import RGB
+from differad.locators.difference import DifferenceOptions
 from differad.locators.embedded import Embedded
-from differad.locators.features import FeaturesLocator, FeaturesOptions
+from differad.locators.features import FUSED, FeaturesLocator, FeaturesOptions
 from differad.locators.tiny import TinyLocator, TinyOptions
-from differad.options import check_option, option
+from differad.options import check_option, check_parts, option, replace_shared
+
+_DECIDING = ("features", "tiny")
 
 
 @dataclass(frozen=True)
 class AutoOptions:
-    """What a user may want other than the calibrated defaults."""
+    """What a user may want other than the calibrated defaults.
+
+    Options of `difference` start from `FUSED`, as in `AutoOptions(difference=replace(FUSED, tolerance=3))`.
+    """
 
     threshold: float | None = option(
         None,
-        "a target counts as abnormal from this probability on; none: what features and tiny were each calibrated to",
+        "a target counts as abnormal from this probability on; none: features.threshold and tiny.threshold",
     )
     max_boxes: int = option(5, "at most this many boxes, best first")
     workers: int = option(0, "threads; 0 takes one per usable core")
+    difference: DifferenceOptions = option(
+        FUSED, "how aligned images are compared; its threshold is 0: `features` decides", shared=("workers",)
+    )
+    features: FeaturesOptions = option(
+        FeaturesOptions(),
+        "what answers where the images can be aligned",
+        shared=("max_boxes", "workers", "difference"),
+    )
+    tiny: TinyOptions = option(TinyOptions(), "what answers where they cannot", shared=("workers",))
 
     def __post_init__(self) -> None:
+        check_parts(self)
         probable = self.threshold is None or 0 <= self.threshold <= 1
         check_option("threshold", self.threshold, probable, "a probability in [0, 1]")
         check_option("max_boxes", self.max_boxes, self.max_boxes >= 1, "at least 1")
         check_option("workers", self.workers, self.workers >= 0, "0 or more")
+        for name, default in (("features", FeaturesOptions.threshold), ("tiny", TinyOptions.threshold)):
+            threshold = getattr(self, name).threshold
+            alone = self.threshold is None or threshold == default
+            check_option(f"{name}.threshold", threshold, alone, f"none beside threshold={self.threshold} for both")
 
 
 class AutoLocator(Embedded):
-    """`features` where the reference can be laid on the target, `tiny` elsewhere."""
+    """`features` where the reference can be aligned to the target, `tiny` elsewhere."""
 
     name = "auto"
 
@@ -49,16 +70,23 @@ class AutoLocator(Embedded):
         return self._features.compare_aligned(reference, target) or self._tiny.compare(reference, target)
 
     def with_options(self, options: AutoOptions) -> Self:
-        """This locator with other options, sharing what it has loaded and what it remembers."""
+        """This locator with other options, sharing what it has loaded and its cache."""
         other = super().with_options(options)
         other._take(options)
         return other
 
+    def calibrate(self, normals: Iterable[Pair], false_alarms: float = 0.05) -> Self:
+        """As of every embedded locator; the one threshold found replaces those of `features` and `tiny`."""
+        features = replace(self.options.features, threshold=FeaturesOptions.threshold)
+        tiny = replace(self.options.tiny, threshold=TinyOptions.threshold)
+        shared = self.with_options(replace(self.options, features=features, tiny=tiny))
+        return super(AutoLocator, shared).calibrate(normals, false_alarms)
+
     def _take(self, options: AutoOptions) -> None:
         """Hand the options on to the two that answer."""
         self.options = options
-        own: dict[str, Any] = {"workers": options.workers}
+        features, tiny = (replace_shared(options, name) for name in _DECIDING)
         if options.threshold is not None:
-            own["threshold"] = options.threshold
-        self._features = self._features.with_options(FeaturesOptions(max_boxes=options.max_boxes, **own))
-        self._tiny = self._tiny.with_options(TinyOptions(**own))
+            features, tiny = (replace(one, threshold=options.threshold) for one in (features, tiny))
+        self._features = self._features.with_options(features)
+        self._tiny = self._tiny.with_options(tiny)

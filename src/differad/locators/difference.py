@@ -48,15 +48,20 @@ class DifferenceOptions:
     """What a user may want other than the calibrated defaults."""
 
     threshold: float = option(COMPARING.threshold, "a group counts as a defect from this probability on")
-    tolerance: int = option(COMPARING.tolerance, "an edge may lie this many pixels off without being a difference")
+    tolerance: int = option(
+        COMPARING.tolerance,
+        "an edge may be this far off without being a difference; in pixels of the target as it is compared: as given, "
+        "or shrunk to max_side",
+    )
     margin: float = option(
-        COMPARING.margin, "boxes grow by this share of the longer side: labels are drawn with a margin"
+        COMPARING.margin,
+        "boxes grow on each side by this share of the longer side of the target: labels are drawn with a margin",
     )
     max_boxes: int = option(20, "at most this many boxes, best first")
     on_refusal: Literal["refuse", "overlay"] = option(
         "refuse", "a reference that does not register: give no answer, or compare with the best guess all the same"
     )
-    max_side: int = option(2048, "longer pictures are shrunk to this: bounds time and memory")
+    max_side: int = option(2048, "in pixels: an image with a longer side is shrunk to it; bounds time and memory")
     workers: int = option(0, "threads of locate_many; 0 takes one per usable core")
 
     def __post_init__(self) -> None:

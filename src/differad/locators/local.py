@@ -65,8 +65,10 @@ class LocalOptions:
     max_new_tokens: int = option(512, "an answer is cut off after this many tokens")
     temperature: float = option(0.0, "0 takes the likeliest token, above it tokens are drawn")
     seed: int = option(0, "of the draw; a pair gets the same answer whatever its batch")
-    min_pixels: int | None = option(None, "smaller pictures are enlarged to this area; none: the checkpoint's own")
-    max_pixels: int | None = option(None, "larger pictures are shrunk to this area; none: the checkpoint's own")
+    min_pixels: int | None = option(
+        None, "smaller images are enlarged to this area in pixels; none: the checkpoint's own"
+    )
+    max_pixels: int | None = option(None, "larger images are shrunk to this area in pixels; none: the checkpoint's own")
     family: str | None = option(None, "the answer format; none: what the checkpoint's config implies")
     remember_prefixes: int = option(
         4, "references whose encoded part of the prompt is kept, for targets to come; 0 encodes every prompt whole"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from differad.errors import OptionError
+from differad.errors import OptionError, OptionValueError
 from differad.locators.auto import AutoLocator, AutoOptions
 from differad.locators.base import Locator
 from differad.locators.difference import DifferenceLocator, DifferenceOptions
@@ -18,6 +18,7 @@ from differad.locators.features import FeaturesLocator, FeaturesOptions
 from differad.locators.local import LocalLocator, LocalOptions
 from differad.locators.server import ServerLocator, ServerOptions, parse_server
 from differad.locators.tiny import TinyLocator, TinyOptions
+from differad.options import list_options, parts_of
 
 DEFAULT_MODEL = "auto"
 _EMBEDDED: dict[str, Callable[[Any], Locator]] = {
@@ -30,7 +31,7 @@ SERVER_SCHEME = "openai:"
 
 # What `--model` accepts, with the options that `-o key=value` sets; `differad models` prints it.
 KINDS: dict[str, tuple[type, str]] = {
-    "auto": (AutoOptions, "features where the reference can be laid on the target, tiny elsewhere; no download"),
+    "auto": (AutoOptions, "features where the reference can be aligned to the target, tiny elsewhere; no download"),
     "difference": (DifferenceOptions, "classical: register, compare, threshold; no training, no download"),
     "features": (FeaturesOptions, "frozen backbone, distance to the nearest patch; no training, no download"),
     "tiny": (TinyOptions, "the embedded policy, a small Qwen2-VL on the same backbone; no training, no download"),
@@ -45,8 +46,9 @@ def load_locator(model: str | Path | None = None, *, family: str | None = None, 
     """The locator that a `--model` value names; None gives the embedded default, `auto`.
 
     `family` overrides the answer format that a checkpoint's config implies. `options` are the fields of the kind's own
-    options dataclass. Raises OptionError for an unknown model, family or option, MissingExtraError where the kind needs
-    packages that are not installed.
+    options dataclass. Options of its parts are named PART.NAME (`**{"difference.tolerance": 3}`) or come as a mapping
+    (`difference={"tolerance": 3}`). Raises OptionError for an unknown model, family or option, MissingExtraError where
+    the kind needs packages that are not installed.
     """
     name = DEFAULT_MODEL if model is None else str(model)
     if name in _EMBEDDED:
@@ -63,14 +65,59 @@ def load_locator(model: str | Path | None = None, *, family: str | None = None, 
 
 
 def build_options(kind: type[Options], values: Mapping[str, Any], model: str) -> Options:
-    """`values` as the options dataclass `kind`, text converted to each field's type. Raises OptionError."""
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    for name in values:
+    """`values` as the options dataclass `kind`, text converted to each field's type; see `load_locator` for its parts.
+
+    Raises OptionError.
+    """
+    own, of_parts = _by_part(kind, values, model)
+    known = {*(option.name for option in list_options(kind)), *parts_of(kind)}
+    for name in (*own, *(f"{part}.{name}" for part, inner in of_parts.items() for name in inner)):
         if name not in known:
-            raise OptionError(f"option {name!r}: {model} has none of that name; it takes {', '.join(sorted(known))}")
+            raise OptionError(f"option {name!r}: {model} has none of that name; {_what_there_is(kind, name)}")
+    for part, inner in of_parts.items():
+        default = own.get(part, parts_of(kind)[part])
+        start = {field.name: getattr(default, field.name) for field in fields(default)}
+        own[part] = _validated(type(default), {**start, **inner}, model, part)
+    return _validated(kind, own, model)
+
+
+def _by_part(kind: type, values: Mapping[str, Any], model: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The values of the whole's own options (a part's dataclass among them), and for each part those of its options."""
+    own: dict[str, Any] = {}
+    of_parts: dict[str, dict[str, Any]] = {}
+    parts = parts_of(kind)
+    for name, value in values.items():
+        part, dot, inner = name.partition(".")
+        if part not in parts or (not dot and isinstance(value, type(parts[part]))):
+            own[name] = value
+        elif dot:
+            of_parts.setdefault(part, {})[inner] = value
+        elif isinstance(value, Mapping):
+            of_parts[part] = {**value, **of_parts.get(part, {})}
+        else:
+            raise OptionError(f"option {name}={value!r} of {model}: expected an option of it, as in {part}.NAME=VALUE")
+    return own, of_parts
+
+
+def _what_there_is(kind: type, name: str) -> str:
+    """The options that an unknown `name` may have been meant for."""
+    part, _, inner = name.partition(".")
+    known = sorted(option.name for option in list_options(kind))
+    parts = parts_of(kind)
+    if inner in known and part in parts:
+        return f"{inner} is set for the whole"
+    if part in parts:
+        return f"of {part} it takes {', '.join(one for one in known if one.startswith(f'{part}.'))}"
+    own = f"it takes {', '.join(one for one in known if '.' not in one)}"
+    return f"{own}, and PART.NAME for options of {', '.join(parts)}" if parts else own
+
+
+def _validated(kind: type[Options], values: Mapping[str, Any], model: str, part: str = "") -> Options:
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = ".".join(filter(None, (part, *map(str, first["loc"]))))
         raise OptionError(f"option {field}={first['input']!r} of {model}: {first['msg']}") from None
+    except OptionValueError as error:
+        raise (error.of_part(part) if part else error) from None

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import cv2
 import numpy as np
@@ -30,25 +30,36 @@ from differad.locators.features.weights import BACKBONE
 from differad.locators.odds import SURE, logistic, logit
 from differad.locators.remembered import Remembered
 from differad.locators.threads import usable_cores
-from differad.options import check_option, option
+from differad.options import check_option, check_parts, option, replace_shared
 
 # References remembered: a line shows one good part beside thousands of others. Under 1 MB each.
 _REMEMBERED = 8
 
 
+# `difference` as a part: every group that it finds is a box; how likely each is a defect is decided here.
+FUSED = DifferenceOptions(threshold=0.0)
+
+
 @dataclass(frozen=True)
 class FeaturesOptions:
-    """What a user may want other than the calibrated defaults."""
+    """What a user may want other than the calibrated defaults.
+
+    Options of `difference` start from `FUSED`, as in `FeaturesOptions(difference=replace(FUSED, tolerance=3))`.
+    """
 
     threshold: float = option(DECIDING.threshold, "a region counts as a defect from this probability on")
     max_boxes: int = option(5, "at most this many boxes, best first")
-    fuse: bool = option(True, "where the reference can be laid on the target, let `difference` draw the boxes")
+    fuse: bool = option(True, "where the reference can be aligned to the target, let `difference` draw the boxes")
     runtime: Literal["auto", "opencv", "onnxruntime"] = option(
         "auto", "opencv, onnxruntime (faster, an extra), or auto: the faster one installed"
     )
     workers: int = option(0, "threads; 0 takes one per usable core")
+    difference: DifferenceOptions = option(
+        FUSED, "how `difference` finds the boxes; its threshold is 0: `features` decides", shared=("workers",)
+    )
 
     def __post_init__(self) -> None:
+        check_parts(self)
         check_option("threshold", self.threshold, 0 <= self.threshold <= 1, "a probability in [0, 1]")
         check_option("max_boxes", self.max_boxes, self.max_boxes >= 1, "at least 1")
         known = ("auto", "opencv", "onnxruntime")
@@ -77,9 +88,19 @@ class FeaturesLocator(Embedded):
         self.scoring = scoring
         self.deciding = deciding
         self._backbone = Backbone(self.options.runtime)
-        self._difference = DifferenceLocator(DifferenceOptions(threshold=0.0))
+        self._difference = DifferenceLocator(replace_shared(self.options, "difference"))
         self._further = [self._patches(pixels) for pixels in read_images(*references)]
         self._remembered: Remembered[bytes, list[Features]] = Remembered(_REMEMBERED)
+
+    def with_options(self, options: FeaturesOptions) -> Self:
+        """This locator with other options, sharing what it has loaded and, with the same runtime, its cache."""
+        other = super().with_options(options)
+        other._difference = self._difference.with_options(replace_shared(options, "difference"))
+        if options.runtime != self.options.runtime:
+            # Another runtime's features are the same only within rounding.
+            other._backbone = Backbone(options.runtime)
+            other._remembered = Remembered(_REMEMBERED)
+        return other
 
     def compare(self, reference: RGB, target: RGB) -> Location:
         """Where the target differs from the reference."""
@@ -95,7 +116,8 @@ class FeaturesLocator(Embedded):
         aligned = self._difference.compare(reference, target)
         if not aligned.valid:
             return None
-        return self._fused(aligned, self.score(reference, target), (target.shape[1], target.shape[0]))
+        score, size = self.score(reference, target), (target.shape[1], target.shape[0])
+        return self._fused(aligned, score, size) if self.options.fuse else self._alone(score, size)
 
     def anomaly_map(self, pair: Pair) -> NDArray[np.float32]:
         """How far each target pixel is from the reference, (H, W), 0 the same and about 1 unrelated. Raises ImageError.

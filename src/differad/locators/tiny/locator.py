@@ -46,10 +46,13 @@ class TinyOptions:
 
     threshold: float = option(DECIDING.threshold, "a target counts as abnormal from this probability on")
     closer: bool = option(
-        True, "look twice more, closely, and take the middle of three boxes; off: a third of the time"
+        True,
+        "look twice more, at 0.4 and 0.65 of each side of both images, and take the middle of three boxes; off: a third "
+        "of the time",
     )
     margin: float = option(
-        COMPARING.margin, "boxes grow by this share of the longer side: labels are drawn with a margin"
+        COMPARING.margin,
+        "boxes grow on each side by this share of the longer side of the target: labels are drawn with a margin",
     )
     workers: int = option(0, "threads; 0 takes one per usable core")
 
