@@ -21,7 +21,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from differad.locators.grouped import attend_in_steps, decoding_groups, who_sees_what
 from differad.locators.transformers_hooks import cache_input
 from differad.training.pictures import Batch, Pictures, join
-from differad.training.prefix import encode_prompts, generate_shared, places, prompts_of, split_answers
+from differad.training.prefix import Answered, encode_prompts, generate_shared, places, prompts_of, split_answers
 from differad.training.sequence import lay_out
 from differad.training.sequence import who_sees_what as sequence_mask
 from gpu_context import Context, Row, attempt
@@ -48,15 +48,15 @@ def distances(context: Context) -> Iterator[Row]:
     model = build_model(
         context.folder / "small", SHAPES["tiny"] if context.tiny else _SMALL, torch.float32, context.device
     )
-    batch = make_batch(model, side=8 if context.tiny else 28, prompts=2, answer=4 if context.tiny else 24)
+    answered = make_batch(model, side=8 if context.tiny else 28, prompts=2, answer=4 if context.tiny else 24)
     exact = copy.deepcopy(model).double()
     for name in ("float32", "bfloat16"):
-        given = (context, model, exact, batch, name)
+        given = (context, model, exact, answered, name)
         yield from attempt(f"logits of drawn tokens, {name}", lambda given=given: logits(*given))
         yield from attempt(f"loss and gradients, {name}", lambda given=given: gradients(*given))
 
 
-def make_batch(model: Any, side: int, prompts: int, answer: int) -> Batch:
+def make_batch(model: Any, side: int, prompts: int, answer: int) -> Answered:
     """Prompts of different length with two images of side x side patches, each with MEMBERS answers."""
     random, device = torch.Generator().manual_seed(0), model.device
     vision, image = model.config.vision_config, model.config.image_token_id
@@ -77,7 +77,8 @@ def make_batch(model: Any, side: int, prompts: int, answer: int) -> Batch:
     grids = torch.tensor([[1, side, side]], device=device).repeat(2 * count, 1)
     whole = torch.tensor(ids, device=device)
     pictures = Pictures(torch.cat(patches).to(device, model.dtype), grids, [2] * count)
-    return Batch(whole, torch.tensor(mask, device=device), (whole == image).int(), pictures)
+    batch = Batch(whole, torch.tensor(mask, device=device), (whole == image).int(), pictures)
+    return split_answers(batch, answer)
 
 
 def precision(context: Context, name: str) -> AbstractContextManager[None]:
@@ -101,10 +102,10 @@ class Say(LogitsProcessor):  # type: ignore[misc] # of unknown type
 
 
 @torch.no_grad()
-def logits(context: Context, model: Any, exact: Any, batch: Batch, name: str) -> Row:
+def logits(context: Context, model: Any, exact: Any, answered: Answered, name: str) -> Row:
     """Distances of the logits that each token is drawn by."""
-    answer = int(batch.ids.shape[1]) - _prompt(batch)
-    said, prompt = batch.ids[:, -answer:], batch.until(_prompt(batch))
+    batch, answer = answered.batch, answered.keep
+    said, prompt = batch.ids[:, answered.start :], batch.until(answered.start)
     config = GenerationConfig(max_new_tokens=answer, do_sample=False, pad_token_id=0, eos_token_id=None)
     given: dict[str, Any] = {
         "logits_processor": [Say(said, prompt.ids.shape[1])],
@@ -120,13 +121,6 @@ def logits(context: Context, model: Any, exact: Any, batch: Batch, name: str) ->
         shared = generate_shared(model, prompt, config, **given).logits
     found = {side: torch.stack(each, dim=1) for side, each in (("repeated", repeated), ("shared", shared))}
     return {f"{side}_to_float64": distance(each, true) for side, each in found.items()}
-
-
-def _prompt(batch: Batch) -> int:
-    """Where answers begin: behind the longest prompt."""
-    images = int((batch.types[-1] == 1).sum())
-    text = 200 + 9 * (len(batch.ids) // MEMBERS - 1)
-    return images + text
 
 
 def in_double(batch: Batch) -> Batch:
@@ -146,10 +140,10 @@ def whole_logits(model: Any, batch: Batch, answer: int) -> Tensor:
     return output.logits[:, :-1]
 
 
-def gradients(context: Context, model: Any, exact: Any, batch: Batch, name: str) -> Row:
+def gradients(context: Context, model: Any, exact: Any, answered: Answered, name: str) -> Row:
     """Distances of a policy loss, and of its gradients for the language model's weights, all together."""
-    answer = int(batch.ids.shape[1]) - _prompt(batch)
-    said = batch.ids[:, -answer:]
+    batch, answer = answered.batch, answered.keep
+    said = batch.ids[:, answered.start :]
     weights = torch.linspace(-1, 1, len(said), device=said.device, dtype=torch.float64)[:, None]
 
     def apart(policy: Any, rows: Batch) -> Tensor:
@@ -241,8 +235,8 @@ def decoding_rows(context: Context) -> Iterator[Row]:
         return
     gc.collect()
     model = build_model(context.folder / "large", shape, torch.bfloat16, context.device)
-    batch = make_batch(model, side=8 if context.tiny else 64, prompts=1, answer=1)
-    prompt = batch.until(_prompt(batch))
+    answered = make_batch(model, side=8 if context.tiny else 64, prompts=1, answer=1)
+    prompt = answered.batch.until(answered.start)
     tokens = 4 if context.tiny else 48
     copied = context.earlier("card", "device copy") or {}
     read = 2 * (shape.text_weights() + shape.head_weights())

@@ -20,10 +20,9 @@ import torch
 from differad.training.data import build_dataset
 from differad.training.policy import open_source
 from differad.training.recipe import RlRecipe
-from differad.training.rl import DifficultyAwareTrainer, build_trainer
 from gpu_context import Context, Row, attempt
 from gpu_models import SHAPES, TOKEN, Shape, write_checkpoint
-from grpo_speed import PARTS, SIDES, Clock, StockProcessor, StockTrainer, step, write_pairs
+from grpo_speed import PARTS, SIDES, Clock, build_side, step, step_recipe, write_pairs
 
 TIMED = 2
 PROFILE = "grpo_profile.txt"
@@ -138,7 +137,7 @@ class Bench:
         self.trainers: dict[str, Any] = {}
         self.weights: dict[str, float] = {}
         self.key: Any = None
-        self.speech: Any = None
+        self.clocks: dict[str, Clock] = {}
         self.datasets: dict[int, Any] = {}
 
     def use(self, case: Case) -> Row:
@@ -185,7 +184,7 @@ class Bench:
         set_sizes(trainer, case)
         trainer.train_dataset = self._dataset(case)
         torch.manual_seed(pair)
-        clock = trainer.clock
+        clock = self.clocks[side]
         clock.seconds.clear()
         self.context.reset_peak()
         before = self.context.held_gib()
@@ -232,7 +231,7 @@ class Bench:
         trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-6)
         self.context.reset_peak()
-        seconds = [step(trainer, pair, trainer.clock, optimizer) for pair in range(2)]
+        seconds = [step(trainer, pair, self.clocks["shared"], optimizer) for pair in range(2)]
         count = sum(weight.numel() for weight in trained)
         return {"step_s": seconds[-1], "trained_millions": count / 1e6, "peak_gib": self.context.peak_gib()}
 
@@ -245,48 +244,19 @@ class Bench:
         checkpoint.mkdir(exist_ok=True)
         write_checkpoint(checkpoint, shape, torch.bfloat16, self.context.device)
         recipe = self._recipe(case, checkpoint)
-        source = open_source(recipe.model, recipe.out, 0)
-        self.speech = source.speech
-        kind: Any = DifficultyAwareTrainer
-        if side == "stock":
-            kind, own = StockTrainer, source.processor
-            source = replace(source, processor=StockProcessor(own.image_processor, own.tokenizer, own.chat_template))
-        trainer = build_trainer(recipe, source, [], kind)
-        trainer.current_gradient_accumulation_steps = 1
+        trainer = build_side(side, recipe)
         # As `train` does: the model is put on its device, and its forward into the recipe's precision.
         trainer.model = trainer.model_wrapped = trainer.accelerator.prepare_model(trainer.model)
         trainer.model.train()
-        trainer.clock = Clock(self.context.synchronize)
-        trainer.clock.watch(trainer)
+        self.clocks[side] = Clock(self.context.synchronize)
+        self.clocks[side].watch(trainer)
         return trainer
 
     def _recipe(self, case: Case, checkpoint: Path) -> RlRecipe:
-        pairs = self._pairs(case)
         lora = {"rank": 32, "alpha": 64} if case.lora else None
-        return RlRecipe.model_validate(
-            {
-                "phase": "rl",
-                "out": self.context.folder / "run",
-                "model": {"checkpoint": str(checkpoint), "dtype": "bfloat16" if case.lora else "float32", "lora": lora},
-                "data": {"pairs": [pairs], "question": "fixed"},
-                "train": {
-                    "steps": 2,
-                    "batch_size": case.generations,
-                    "gradient_checkpointing": case.checkpointing,
-                    "save_every": 2,
-                    "report_to": [],
-                    "more": {"generation_kwargs": {"min_new_tokens": case.answer}},
-                },
-                # Two iterations, so that the log-probabilities of the draw are computed as well.
-                "grpo": {
-                    "generations": case.generations,
-                    "max_new_tokens": case.answer,
-                    "resamples": 0,
-                    "iterations": 2,
-                    "mask_truncated": False,
-                },
-            }
-        )
+        model = {"checkpoint": str(checkpoint), "dtype": "bfloat16" if case.lora else "float32", "lora": lora}
+        out, pairs = self.context.folder / "run", self._pairs(case)
+        return step_recipe(model, out, pairs, case.generations, case.answer, checkpointing=case.checkpointing)
 
     def _pairs(self, case: Case) -> Path:
         folder = self.context.folder / f"{case.side}"
@@ -298,7 +268,8 @@ class Bench:
         """The pairs of a case in a trainer's form."""
         if case.side not in self.datasets:
             recipe = self._recipe(case, self.folder / case.shape)
-            self.datasets[case.side] = build_dataset(recipe.data, self.speech, with_answer=False)
+            speech = open_source(recipe.model, recipe.out, 0).speech
+            self.datasets[case.side] = build_dataset(recipe.data, speech, with_answer=False)
         return self.datasets[case.side]
 
 

@@ -165,30 +165,44 @@ def make_trainer(case: Case, side: str, folder: Path, pairs: Path) -> Any:
     start = folder / "model"
     if not start.is_dir():
         write_checkpoint(start, case)
-    recipe = RlRecipe.model_validate(
+    model = {"checkpoint": str(start), "dtype": "float32", "max_pixels": 512 * 512}
+    trainer = build_side(side, step_recipe(model, folder, pairs, case.generations, ANSWER))
+    trainer.model.train()
+    return trainer
+
+
+def step_recipe(
+    model: dict[str, Any], out: Path, pairs: Path, generations: int, answer: int, *, checkpointing: bool = False
+) -> RlRecipe:
+    """The recipe of a step on one pair, whose answers all have `answer` tokens."""
+    return RlRecipe.model_validate(
         {
             "phase": "rl",
-            "out": folder,
-            "model": {"checkpoint": str(start), "dtype": "float32", "max_pixels": 512 * 512},
+            "out": out,
+            "model": model,
             "data": {"pairs": [pairs], "question": "fixed"},
             "train": {
                 "steps": 2,
-                "batch_size": case.generations,
-                "gradient_checkpointing": False,
+                "batch_size": generations,
+                "gradient_checkpointing": checkpointing,
                 "save_every": 2,
                 "report_to": [],
-                "more": {"generation_kwargs": {"min_new_tokens": ANSWER}},
+                "more": {"generation_kwargs": {"min_new_tokens": answer}},
             },
             # Two iterations, so that the log-probabilities of the draw are computed as well.
             "grpo": {
-                "generations": case.generations,
-                "max_new_tokens": ANSWER,
+                "generations": generations,
+                "max_new_tokens": answer,
                 "resamples": 0,
                 "iterations": 2,
                 "mask_truncated": False,
             },
         }
     )
+
+
+def build_side(side: str, recipe: RlRecipe) -> Any:
+    """The trainer of a recipe, ours or stock TRL's."""
     source = open_source(recipe.model, recipe.out, 0)
     kind: Any = DifficultyAwareTrainer
     if side == "stock":
@@ -197,7 +211,6 @@ def make_trainer(case: Case, side: str, folder: Path, pairs: Path) -> Any:
         source = replace(source, processor=processor)
     trainer = build_trainer(recipe, source, [], kind)
     trainer.current_gradient_accumulation_steps = 1
-    trainer.model.train()
     return trainer
 
 

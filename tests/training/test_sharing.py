@@ -17,9 +17,11 @@ from PIL import Image
 from transformers import Qwen2VLProcessor
 
 from differad.training import sharing
+from differad.training.pictures import Batch, Pictures
+from differad.training.prefix import split_answers
 from differad.training.recipe import RlRecipe
 from differad.training.rl import DifficultyAwareTrainer, train_rl
-from differad.training.sharing import adapters_as_computed, gather_prompts, lora_weights
+from differad.training.sharing import adapters_as_computed, any_prompt_again, gather_prompts, lora_weights
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
@@ -655,3 +657,14 @@ def test_adapters_give_the_same_numbers_in_the_precision_of_autocast(build):
             narrow = model(input_ids=ids).logits
     assert torch.equal(plain, narrow)
     assert all(torch.equal(weight, value) for weight, value in zip(weights, before, strict=True))
+
+
+@pytest.mark.parametrize(("second", "again"), [([5, 6], True), ([5, 7], False)])
+def test_a_prompt_that_two_batches_hold_is_found(second, again):
+    """Two rows each, with the answers 8 and 9; the pictures are alike, so that the words decide."""
+    ids = torch.tensor([[*prompt, answer] for prompt in ([5, 6], second) for answer in (8, 9)])
+    pictures = Pictures(torch.ones(16, 3), torch.tensor([[1, 2, 2]]).repeat(4, 1), [1] * 4)
+    whole = Batch(ids, torch.ones_like(ids), torch.zeros_like(ids), pictures)
+    parts = [split_answers(whole.take(slice(start, start + 2)), 1) for start in (0, 2)]
+    assert any_prompt_again(parts) is again
+    assert not any_prompt_again(parts[:1])

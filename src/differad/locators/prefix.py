@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from differad.locators import transformers_hooks as hooks
-from differad.locators.grouped import can_group, decoding_groups
+from differad.locators.grouped import decoding_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ def generate_whole(
 
 def records(model: Any, cache: DynamicCache) -> bool:
     """Whether steps of decoding are recorded: on a GPU, for a model whose attention can be replaced and whose cache holds all."""
-    return bool(model.device.type == "cuda") and hooks.holds_all(cache) and can_group(model, cache)
+    return bool(model.device.type == "cuda") and hooks.holds_all(cache) and hooks.takes_masks(model)
 
 
 def _decode(

@@ -23,7 +23,7 @@ from differad.errors import InputWarning
 from differad.locators.prefix import obstacle
 from differad.locators.transformers_hooks import takes_masks
 from differad.training.peers import join_shares
-from differad.training.pictures import Batch, PictureMemory, Pictures, drops_out, same_tower, state_of
+from differad.training.pictures import Batch, PictureMemory, Pictures, Row, drops_out, same_tower, state_of
 from differad.training.prefix import (
     Answered,
     PromptMemory,
@@ -362,9 +362,20 @@ def _releases() -> str:
 
 def any_prompt_again(parts: list[Answered]) -> bool:
     """Whether a prompt stands in more than one of some batches of the same width."""
-    ids, mask = (torch.cat([getattr(part.batch, name)[:, : part.start] for part in parts]) for name in ("ids", "mask"))
-    rows = [row for part in parts for row in part.batch.pictures.rows()]
-    return len(find_prompts(ids, mask, rows).first) < sum(len(part.prompts.first) for part in parts)
+    if len(parts) == 1:
+        return False
+    # Each batch knows its own prompts already: only the first row of each is held against the others'.
+    ids, mask = (
+        torch.cat([getattr(part.batch, name)[part.prompts.first, : part.start] for part in parts])
+        for name in ("ids", "mask")
+    )
+    rows = [pictured for part in parts for pictured in _first_rows(part)]
+    return find_prompts(ids, mask, rows).shared
+
+
+def _first_rows(part: Answered) -> list[Row]:
+    rows = part.batch.pictures.rows()
+    return [rows[number] for number in part.prompts.first.tolist()]
 
 
 @contextmanager
