@@ -25,40 +25,31 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import cv2
 import numpy as np
 
 from differad.boxes import iou
-from differad.locators.calibration import COMPARING, REGISTERING, Comparing
-from differad.locators.comparison import (
-    Group,
-    bend,
-    displace,
-    edge_noise,
-    equalise,
-    excess,
-    group,
-    inside,
-    noise,
-    soften,
-)
-from differad.locators.difference import unit_of_noise
-from differad.locators.registration import register, warp
+from differad.locators.calibration import COMPARING, REGISTERING
+from differad.locators.comparison import Group, flat, group
+from differad.locators.difference import DifferenceOptions, unit_of_noise
+from differad.locators.levels import levels, residual
+from differad.locators.registration import grey, register
+from differad.locators.resolution import at_common_resolution
 from differad.synthesis.camera import Nuisance
 from differad.synthesis.pairs import SyntheticPair, make_pair
 from differad.synthesis.textures import TEXTURES
 
 CATEGORIES = ("board", "board", "board", "board", *TEXTURES)
 UNLIKE_ITSELF = ("board", "grain", "printed")
-TOLERANCES = (1,)
-FLOORS = (4.0,)
+SIDE = 640
+SIZES = (320, 448, 640, 960, 1280)
+TOLERANCE = 1
 EDGES = (0.25, 0.5, 1.0)
 CONTRASTS = (0.0, 0.1, 0.2)
 LOWS = (3.0, 4.5, 6.0)
 HIGH_RATIOS = (1.0, 1.5)
-GAPS = (0.008,)
 # A box where a defect is more likely than not.
 THRESHOLD = 0.5
 LABEL_MARGIN = 1 / 64
@@ -66,72 +57,75 @@ MARGINS = np.arange(0, 17) / 1024
 RIDGE = 1.0
 
 
-def draw(seed: int, nuisance: Nuisance | None = None, category: str | None = None) -> SyntheticPair:
-    """Pair number `seed`: categories take turns, every other round is normal."""
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A group's features, its box (4,) at a side of SIDE, and whether it touches the defect."""
+
+    features: list[float]
+    box: np.ndarray
+    touches: bool
+
+
+def draw(seed: int, category: str | None = None) -> SyntheticPair:
+    """Pair number `seed`: categories take turns, every other round is normal, sizes change from round to round.
+
+    A part may shift, bend and be etched off by a share of its size; blur and noise are the camera's, in pixels.
+    """
     category = category or CATEGORIES[seed % len(CATEGORIES)]
-    anomalous = (seed // len(CATEGORIES)) % 2 == 0
-    return make_pair(np.random.default_rng(seed), category, anomalous=anomalous, nuisance=nuisance)
-
-
-def grey(picture: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    turn = seed // len(CATEGORIES)
+    size = SIZES[turn // 2 % len(SIZES)]
+    usual, share = Nuisance(), size / SIDE
+    nuisance = replace(usual, shift=usual.shift * share, wobble=usual.wobble * share, etch=usual.etch * share)
+    return make_pair(np.random.default_rng(seed), category, anomalous=turn % 2 == 0, size=size, nuisance=nuisance)
 
 
 def registration_of(seed: int) -> dict[str, float | None]:
     """Qualities of pair `seed` as it is and of its target with another part's reference."""
     cv2.setNumThreads(1)
     pair = draw(seed)
-    own = register(grey(pair.reference), grey(pair.target))
+    own = _quality(pair.reference, pair.target)
     other = None
     if pair.category in UNLIKE_ITSELF:
-        stranger = draw(seed + 100_000, category=pair.category)
-        other = register(grey(stranger.reference), grey(pair.target)).quality
-    return {"own": own.quality, "other": other}
+        other = _quality(draw(seed + 100_000, category=pair.category).reference, pair.target)
+    return {"own": own, "other": other}
 
 
-def groups_of(seed: int) -> list[tuple[tuple, list[Group], list[bool], np.ndarray]]:
-    """For each setting of the grid: the groups of pair `seed`, whether each touches the defect, and the true box."""
+def _quality(reference: np.ndarray, target: np.ndarray) -> float:
+    reference, target = at_common_resolution(reference, target, DifferenceOptions.max_side)
+    return register(grey(reference), grey(target)).quality
+
+
+def groups_of(seed: int) -> list[tuple[tuple, list[Found], np.ndarray]]:
+    """For each setting of the grid: what is found in pair `seed` at any level, and the true box, both at a side of SIDE."""
     cv2.setNumThreads(1)
     pair = draw(seed)
-    registration = register(grey(pair.reference), grey(pair.target))
+    side = len(pair.target)
+    reference, target = at_common_resolution(*flat(pair.reference, pair.target), DifferenceOptions.max_side)
+    registration = register(grey(reference), grey(target))
     if not registration.accepted:
         return []
-    moved, covered = warp(pair.reference, registration.matrix, pair.target.shape[:2])
-    here, there = soften(pair.target, moved)
-    there = equalise(there, here, covered)
-    there = displace(there, bend(there, here, covered))
-    spread, sd = noise(here - there, covered), float(there.std())
-    result = []
-    for tolerance in TOLERANCES:
-        over = excess(here, there, tolerance)
-        over[~inside(covered, tolerance + 1)] = 0
-        edges = edge_noise(over, there, covered)
-        for floor, edge, contrast, low, ratio, gap in itertools.product(
-            FLOORS, EDGES, CONTRASTS, LOWS, HIGH_RATIOS, GAPS
-        ):
-            constants = replace(COMPARING, floor=floor, edge=edge, contrast=contrast)
-            found = group(
-                over / unit_of_noise(constants, spread, edges, sd),
-                low=low,
-                high=low * ratio,
-                grow=tolerance,
-                gap=max(1, round(gap * 640)),
-            )
-            found = sorted(found, key=lambda g: -g.mass)[:30]
-            result.append(
-                (
-                    (tolerance, floor, edge, contrast, low, ratio, gap),
-                    found,
-                    [touches(g, pair.mask) for g in found],
-                    pair.boxes,
+    found: dict[tuple, list[Found]] = {}
+    start = None
+    for level in levels(reference, target, registration.matrix):
+        left = residual(level, TOLERANCE, start, workers=1)
+        start = 2 * left.field
+        scale = SIDE / len(level.target)
+        for edge, contrast in itertools.product(EDGES, CONTRASTS):
+            constants = replace(COMPARING, edge=edge, contrast=contrast)
+            score = left.over / np.float32(unit_of_noise(constants, left.spread, left.edges, left.contrast))
+            for low, ratio in itertools.product(LOWS, HIGH_RATIOS):
+                groups = group(score, low=low, high=low * ratio, grow=TOLERANCE, gap=COMPARING.gap)
+                groups = sorted(groups, key=lambda g: -g.mass)[:30]
+                found.setdefault((edge, contrast, low, ratio), []).extend(
+                    Found(features(g), g.box * scale, touches(g.box * side / len(level.target), pair.mask))
+                    for g in groups
                 )
-            )
-    return result
+    return [(setting, groups, pair.boxes * SIDE / side) for setting, groups in found.items()]
 
 
-def touches(group: Group, mask: np.ndarray) -> bool:
-    x1, y1, x2, y2 = (int(v) for v in group.box)
-    return bool(mask[y1:y2, x1:x2].any())
+def touches(box: np.ndarray, mask: np.ndarray) -> bool:
+    x1, y1, x2, y2 = np.round(box).astype(int)
+    return bool(mask[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)].any())
 
 
 def features(group: Group) -> list[float]:
@@ -170,27 +164,27 @@ def fit_monotone(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def to_pair_odds(weights: np.ndarray, rows: list) -> np.ndarray:
     """The same curve, moved and scaled so that the best group's chance is the chance that the pair is abnormal."""
-    scored = [(row, max(np.dot(features(g), weights) for g in row[1])) for row in rows if row[1]]
-    abnormal = np.array([len(row[3]) > 0 for row, _ in scored], dtype=float)
+    scored = [(truth, max(np.dot(one.features, weights) for one in found)) for _, found, truth in rows if found]
+    abnormal = np.array([len(truth) > 0 for truth, _ in scored], dtype=float)
     move, stretch = fit_logistic(np.array([[1.0, logit] for _, logit in scored]), abnormal)
     return weights * stretch + np.array([move, 0.0, 0.0, 0.0])
 
 
 def judge(rows: list) -> tuple[dict[str, float], np.ndarray, list]:
     """mIoU, normal accuracy and their mean for one setting, with its fitted weights and first boxes."""
-    x = np.array([features(g) for _, found, _, _ in rows for g in found]).reshape(-1, 4)
-    y = np.array([hit for _, _, hits, _ in rows for hit in hits], dtype=float)
+    x = np.array([one.features for _, found, _ in rows for one in found]).reshape(-1, 4)
+    y = np.array([one.touches for _, found, _ in rows for one in found], dtype=float)
     if not 0 < y.sum() < len(y):
         return {"score": 0.0, "miou": 0.0}, np.zeros(4), []
     weights = to_pair_odds(fit_monotone(x, y), rows)
     chances = [
-        1 / (1 + np.exp(-(np.array([features(g) for g in found]).reshape(-1, 4) @ weights))) for _, found, _, _ in rows
+        1 / (1 + np.exp(-(np.array([o.features for o in found]).reshape(-1, 4) @ weights))) for _, found, _ in rows
     ]
     best = np.array([c.max() if len(c) else 0.0 for c in chances])
     normal = np.array([len(truth) == 0 for *_, truth in rows])
     firsts = [
         (found[int(c.argmax())].box, truth[0]) if len(c) and c.max() >= THRESHOLD else (None, truth[0])
-        for (_, found, _, truth), c in zip(rows, chances, strict=True)
+        for (_, found, truth), c in zip(rows, chances, strict=True)
         if len(truth)
     ]
     accuracy = float((best[normal] < THRESHOLD).mean())
@@ -210,10 +204,10 @@ def judge(rows: list) -> tuple[dict[str, float], np.ndarray, list]:
 
 def label_overlaps(firsts: list, margin: float) -> np.ndarray:
     """IoU of each first box, grown by `margin` of the side, with the labels (N,) that the stated prior expects."""
-    size, grow = 640, np.array([-1.0, -1.0, 1.0, 1.0])
-    labels = np.linspace(0, LABEL_MARGIN, 11)[:, None] * size
+    grow = np.array([-1.0, -1.0, 1.0, 1.0])
+    labels = np.linspace(0, LABEL_MARGIN, 11)[:, None] * SIDE
     return np.array(
-        [0.0 if box is None else iou(box + margin * size * grow, truth + labels * grow).mean() for box, truth in firsts]
+        [0.0 if box is None else iou(box + margin * SIDE * grow, truth + labels * grow).mean() for box, truth in firsts]
     )
 
 
@@ -252,14 +246,15 @@ def calibrate_detection(pool: ProcessPoolExecutor, seeds: range) -> Iterator[tup
     setting = max(equal, key=lambda s: judged[s][0]["miou"])
     metrics, weights, firsts = judged[setting]
     margin, curve = best_margin(firsts)
-    tolerance, floor, edge, contrast, low, ratio, gap = setting
+    edge, contrast, low, ratio = setting
     bias, peak, mass, thickness = (round(float(w), 3) for w in weights)
-    chosen = Comparing(
-        *(tolerance, floor, edge, contrast, low, low * ratio, gap, margin),
-        *(bias, peak, mass, thickness, THRESHOLD),
+    chosen = replace(
+        COMPARING,
+        **{"edge": edge, "contrast": contrast, "low": low, "high": low * ratio, "margin": margin},
+        **{"bias": bias, "peak": peak, "mass": mass, "thickness": thickness, "threshold": THRESHOLD},
     )
     yield "metrics", metrics
-    yield "margin_curve", {f"{m * 640:.1f} px": round(v, 3) for m, v in curve.items()}
+    yield "margin_curve", {f"{m * SIDE:.1f} px": round(v, 3) for m, v in curve.items()}
     yield "comparing", asdict(chosen)
 
 

@@ -27,20 +27,19 @@ from dataclasses import asdict, replace
 import cv2
 import numpy as np
 
+from calibrate_difference import draw, touches
 from differad.boxes import iou
 from differad.evaluation.metrics import auroc
-from differad.locators.difference import DifferenceLocator, DifferenceOptions
+from differad.locators.difference import DifferenceLocator
 from differad.locators.features.backbone import Backbone, fit
 from differad.locators.features.calibration import DECIDING, SCORING, Scoring
-from differad.locators.features.locator import FeaturesLocator, evidence, peak_within
+from differad.locators.features.locator import FUSED, FeaturesLocator, FeaturesOptions, evidence
 from differad.locators.features.nearest import distances, scored, solitude
 from differad.locators.features.regions import regions
 from differad.locators.odds import logit
-from differad.synthesis.pairs import SyntheticPair, make_pair
-from differad.synthesis.textures import TEXTURES
+from differad.synthesis.pairs import SyntheticPair
 from differad.synthesis.unaligned import draw_unaligned
 
-ALIGNED = ("board", "board", "board", "board", *TEXTURES)
 # Seeds of the unaligned pairs start here, far from those of other programs.
 FIRST = 20_000
 CHANGES = {
@@ -107,22 +106,15 @@ def border_of(score: np.ndarray) -> np.ndarray:
 def fused_of(seed: int) -> tuple[list[tuple[float, float]], list[bool], bool] | None:
     """Evidence of each box of an aligned pair, whether each touches the defect, and whether the pair is abnormal."""
     cv2.setNumThreads(1)
-    anomalous = (seed // len(ALIGNED)) % 2 == 0
-    pair = make_pair(np.random.default_rng(seed), ALIGNED[seed % len(ALIGNED)], anomalous=anomalous)
-    laid_on = DifferenceLocator(DifferenceOptions(threshold=0.0)).locate(pair.as_pair())
-    if not laid_on.valid:
+    pair = draw(seed)
+    locator = FeaturesLocator(FeaturesOptions(workers=1))
+    found = DifferenceLocator(replace(FUSED, workers=1)).align(pair.reference, pair.target)
+    if not found.registration.accepted:
         return None
-    score = FeaturesLocator().score(pair.reference, pair.target)
-    size = pair.target.shape[1::-1]
-    rows = [
-        (logit(chance), float(np.log(peak_within(score, box, size))))
-        for box, chance in zip(laid_on.boxes, laid_on.scores, strict=True)
-    ]
-    touches = []
-    for box in laid_on.boxes:
-        x1, y1, x2, y2 = (int(v) for v in box)
-        touches.append(bool(pair.mask[y1:y2, x1:x2].any()))
-    return rows, touches, anomalous
+    peaks = locator.peaks(found, locator.score(pair.reference, pair.target))
+    candidates = found.candidates[: FUSED.max_boxes]
+    rows = [(logit(one.probability), float(np.log(peak))) for one, peak in zip(candidates, peaks, strict=False)]
+    return rows, [touches(one.box * found.stretch, pair.mask) for one in candidates], len(pair.boxes) > 0
 
 
 def fit_logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -198,33 +190,36 @@ def calibrate_fusion(rows: list[tuple[list[tuple[float, float]], list[bool], boo
     return weights * stretch + np.array([move, 0.0, 0.0]), metrics
 
 
-def calibrate(pool: ProcessPoolExecutor, pairs: int) -> dict[str, object]:
-    drawn = list(pool.map(alone_of, range(2 * pairs), chunksize=2))
-    judged, curve = calibrate_alone(drawn[:pairs])
-    bias, peak, contrast = (round(float(w), 3) for w in curve)
-    fused, fused_metrics = calibrate_fusion([r for r in pool.map(fused_of, range(pairs), chunksize=2) if r])
-    a, b, c = (round(float(w), 3) for w in fused)
-    deciding = replace(
-        DECIDING, bias=bias, peak=peak, contrast=contrast, fused_bias=a, fused_difference=b, fused_peak=c
-    )
-    return {
-        "in_use": {"scoring": asdict(SCORING), "deciding": asdict(DECIDING)},
-        "changed": judged,
-        "border": np.exp(np.nanmean([d[3] for d in drawn[:pairs] if not d[1]], axis=0)).round(3).tolist(),
-        "further": check_further(drawn[pairs:], curve),
-        "fused": fused_metrics,
-        "deciding": asdict(deciding),
-    }
+def calibrate(pool: ProcessPoolExecutor, pairs: int, only: str | None) -> dict[str, object]:
+    report: dict[str, object] = {"in_use": {"scoring": asdict(SCORING), "deciding": asdict(DECIDING)}}
+    deciding = DECIDING
+    if only != "fused":
+        drawn = list(pool.map(alone_of, range(2 * pairs), chunksize=2))
+        judged, curve = calibrate_alone(drawn[:pairs])
+        bias, peak, contrast = (round(float(w), 3) for w in curve)
+        deciding = replace(deciding, bias=bias, peak=peak, contrast=contrast)
+        normal_borders = [d[3] for d in drawn[:pairs] if not d[1]]
+        report |= {
+            "changed": judged,
+            "border": np.exp(np.nanmean(normal_borders, axis=0)).round(3).tolist(),
+            "further": check_further(drawn[pairs:], curve),
+        }
+    if only != "alone":
+        fused, report["fused"] = calibrate_fusion([r for r in pool.map(fused_of, range(pairs), chunksize=2) if r])
+        a, b, c = (round(float(w), 3) for w in fused)
+        deciding = replace(deciding, fused_bias=a, fused_difference=b, fused_peak=c)
+    return report | {"deciding": asdict(deciding)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=240, help="synthetic pairs of each kind, half of them normal")
+    parser.add_argument("--only", choices=["alone", "fused"], help="one half of the work")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parser.parse_args()
     with ProcessPoolExecutor(arguments.workers) as pool:
-        report = calibrate(pool, arguments.pairs)
+        report = calibrate(pool, arguments.pairs, arguments.only)
     if arguments.json:
         print(json.dumps(report, indent=1))
         return

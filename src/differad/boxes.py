@@ -63,6 +63,13 @@ def iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
     return np.asarray(np.divide(intersection, union, out=np.zeros_like(union), where=union > 0))
 
 
+def overlap_share(a: Boxes, b: Boxes) -> NDArray[np.float64]:
+    """Intersection of `a` with `b` over the smaller of the two areas, broadcast to shape (...,); 0 where that is empty."""
+    sides = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0)
+    intersection, smaller = sides[..., 0] * sides[..., 1], np.minimum(area(a), area(b))
+    return np.asarray(np.divide(intersection, smaller, out=np.zeros_like(intersection), where=smaller > 0))
+
+
 def is_degenerate(boxes: Boxes) -> NDArray[np.bool_]:
     """True where a box holds no area (x2 <= x1 or y2 <= y1), shape (...,)."""
     return np.asarray((boxes[..., 2] <= boxes[..., 0]) | (boxes[..., 3] <= boxes[..., 1]))

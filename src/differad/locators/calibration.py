@@ -10,26 +10,26 @@ from dataclasses import dataclass
 class Registering:
     """What decides between the motions that may lay a reference on a target; qualities are tile correlations."""
 
-    accept: float = 0.59
-    enough: float = 0.91
+    accept: float = 0.56
+    enough: float = 0.83
 
 
 @dataclass(frozen=True)
 class Comparing:
-    """What decides which differences count; lengths are shares of the longer side unless they say pixels."""
+    """What decides which differences count; `tolerance` and `gap` are pixels, `margin` a share of the longer side."""
 
     tolerance: int = 1
     floor: float = 4.0
-    edge: float = 0.5
-    contrast: float = 0.2
+    edge: float = 1.0
+    contrast: float = 0.1
     low: float = 3.0
-    high: float = 4.5
-    gap: float = 0.008
-    margin: float = 0.0078125
-    bias: float = -13.274
-    peak: float = 2.369
-    mass: float = 0.797
-    thickness: float = 3.089
+    high: float = 3.0
+    gap: int = 5
+    margin: float = 0.0068359375
+    bias: float = -5.17
+    peak: float = 0.0
+    mass: float = 0.329
+    thickness: float = 4.402
     threshold: float = 0.5
 
 

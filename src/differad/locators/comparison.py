@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from differad.images import RGB
 
-Picture = NDArray[np.float32]
+Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 # Both pictures are softened by this before they are compared: single noisy pixels and JPEG ripples are no difference.
@@ -25,10 +25,13 @@ _FLAT = 25.0
 # Bending: windows of a fifth of the longer side, at most 3 pixels; residuals beyond 40 levels pull no harder, and where
 # edges are weaker than a level per pixel (squared, mean over the window) nothing bends.
 _BEND_WINDOW, _BEND_REACH, _BEND_CLIP, _BEND_RIDGE = 5, 3.0, 40.0, 1.0
+# It is fitted at no more than this side: windows so wide place it to a small part of a pixel.
+_BEND_SIDE = 1024
 
 # Pixels are edges from this share of the steepest step on, and from this many grey levels; of them this quantile is noise,
 # what lies above may be defect.
 _EDGE_SHARE, _EDGE_LEAST, _EDGE_QUANTILE = 0.25, 10.0, 0.98
+_EDGE_SAMPLES = 500_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,37 +48,67 @@ class Group:
     thickness: float
 
 
-def soften(*pictures: RGB) -> tuple[Picture, ...]:
-    """Float pictures, lightly blurred; (H, W) where all of them are grey, which costs a third, else (H, W, 3)."""
-    grey = all(np.array_equal(p[..., 0], p[..., 1]) and np.array_equal(p[..., 0], p[..., 2]) for p in pictures)
-    chosen = (np.ascontiguousarray(p[..., 0]) if grey else p for p in pictures)
-    return tuple(np.asarray(cv2.GaussianBlur(p, (0, 0), _SOFTEN), dtype=np.float32) for p in chosen)
+@dataclass(frozen=True, eq=False)
+class Light:
+    """What makes the reference as bright as the target: a gain and an offset for each place, both (h, w) or (h, w, 3)."""
+
+    gain: Image
+    offset: Image
+
+    def on(self, there: Image, height: int, top: int = 0) -> Image:
+        """Rows of the reference (h, W[, 3]), the first of them `top` of `height`, in the target's light."""
+        gain, offset = (enlarged(part, there.shape[:2], height, top) for part in (self.gain, self.offset))
+        return np.asarray(gain * there + offset, dtype=np.float32)
 
 
-def equalise(there: Picture, here: Picture, covered: Mask) -> Picture:
-    """`there` with its light made that of `here`: a local gain and offset, fitted over windows far wider than a defect.
+def flat(reference: RGB, target: RGB) -> tuple[RGB, RGB]:
+    """The images (H, W) where both of them are grey, which costs a third, else themselves, (H, W, 3)."""
+    # A few rows decide for nearly all that are not.
+    for step in (64, 1):
+        rows = [image[::step] for image in (reference, target)]
+        if any((r[..., 0] != r[..., 1]).any() or (r[..., 0] != r[..., 2]).any() for r in rows):
+            return reference, target
+    return np.ascontiguousarray(reference[..., 0]), np.ascontiguousarray(target[..., 0])
+
+
+def soften(image: RGB) -> Image:
+    """The image (H, W) or (H, W, 3) lightly blurred, in floats."""
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), _SOFTEN), dtype=np.float32)
+
+
+def enlarged(small: Image, shape: tuple[int, ...], height: int, top: int = 0) -> Image:
+    """Rows from `top` on, of `shape` (h, W), of a map (h', w'[, C]) that is stretched to (`height`, W)."""
+    rows, width = shape
+    if rows == height:
+        return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR))
+    x, y = small.shape[1] / width, small.shape[0] / height
+    back = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2 + top * y]])
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(small, back, (width, rows), flags=how, borderMode=cv2.BORDER_REPLICATE))
+
+
+def fit_light(there: Image | RGB, here: Image | RGB, covered: Mask) -> Light:
+    """The light that makes `there` most like `here`, both (H, W[, 3]): fitted over windows far wider than a defect.
 
     He, Sun, Tang, "Guided image filtering" (2013), with the reference as the guide, weighted by what it covers. Fitted
     twice: what the first fit leaves far off has no say in the second, or a large defect would cast a halo around itself.
     """
     height, width = here.shape[:2]
     small = max(1, width // _LIGHT_SHRINK), max(1, height // _LIGHT_SHRINK)
-    guide, seen, weight = (_small(p, small) for p in (there, here, covered.astype(np.float32)))
+    guide, seen, weight = (_small(p, small).astype(np.float32) for p in (there, here, covered.astype(np.float32)))
     gain, offset = _fit_light(guide, seen, weight)
     off = np.abs(seen - gain * guide - offset)
     off = off if off.ndim == 2 else off.max(axis=2)
     bound = max(_LIGHT_LEAST_OFF, _LIGHT_OFF * noise(off, weight > 0))
-    gain, offset = _fit_light(guide, seen, weight * (off < bound))
-    gain, offset = (cv2.resize(p, (width, height), interpolation=cv2.INTER_LINEAR) for p in (gain, offset))
-    return np.asarray(gain * there + offset, dtype=np.float32)
+    return Light(*_fit_light(guide, seen, weight * (off < bound)))
 
 
-def _fit_light(guide: Picture, seen: Picture, weight: Picture) -> tuple[Picture, Picture]:
+def _fit_light(guide: Image, seen: Image, weight: Image) -> tuple[Image, Image]:
     """Gain and offset at each pixel that make `guide` most like `seen` over the window around it."""
     window = max(3, max(guide.shape[:2]) // _LIGHT_WINDOW)
     weight = weight if guide.ndim == 2 else weight[..., None]
 
-    def total(p: Picture) -> Picture:
+    def total(p: Image) -> Image:
         summed = cv2.blur(p, (window, window), borderType=cv2.BORDER_CONSTANT)
         return np.asarray(summed if summed.ndim == p.ndim else summed[..., None])
 
@@ -87,17 +120,23 @@ def _fit_light(guide: Picture, seen: Picture, weight: Picture) -> tuple[Picture,
     return gain, np.asarray(seen_mean - gain * guide_mean, dtype=np.float32)
 
 
-def bend(there: Picture, here: Picture, covered: Mask) -> Picture:
-    """The smooth displacement (H, W, 2) in pixels that still separates `there` from `here` after registration.
+def bend(there: Image | RGB, here: Image | RGB, covered: Mask, light: Light, start: Image | None = None) -> Image:
+    """The smooth displacement (h, w, 2), in pixels of `here` (H, W[, 3]), that still separates the two after registration.
 
-    Lucas and Kanade's least squares over wide windows, twice, at half the size. Only edges of the reference count, over
-    windows several times a defect: what the target has and the reference has not pulls at nothing.
+    Lucas and Kanade's least squares over wide windows, twice, at half the size or less. Only edges of the reference count, over
+    windows several times a defect: what the target has and the reference has not pulls at nothing. It departs from
+    `start`, the displacement of the same two images at another size, by at most _BEND_REACH pixels.
     """
     height, width = here.shape[:2]
-    small = max(1, width // 2), max(1, height // 2)
-    source, sink, weight = (_small(_flat(p), small) for p in (there, here, covered.astype(np.float32)))
+    shrink = max(2.0, max(height, width) / _BEND_SIDE)
+    small = max(1, int(width / shrink)), max(1, int(height / shrink))
+    lit = light.on(_small(there, small).astype(np.float32), small[1])
+    source, sink, weight = (_grey(_small(p, small)) for p in (lit, here, covered.astype(np.float32)))
     window = max(3, max(small) // _BEND_WINDOW)
-    field = np.zeros((*source.shape, 2), np.float32)
+    first = np.zeros((*source.shape, 2), np.float32)
+    if start is not None:
+        first = enlarged(start, source.shape, small[1]) / np.float32(shrink)
+    field = first
     for _ in range(2):
         moved = displace(source, field)
         dx, dy = (cv2.Sobel(moved, cv2.CV_32F, i, 1 - i, scale=1 / 8) for i in (1, 0))
@@ -108,28 +147,28 @@ def bend(there: Picture, here: Picture, covered: Mask) -> Picture:
         xx, yy, xy, xo, yo = sums
         xx, yy = xx + _BEND_RIDGE, yy + _BEND_RIDGE
         scale = 1 / (xx * yy - xy * xy)
-        field += np.stack([(yy * xo - xy * yo) * scale, (xx * yo - xy * xo) * scale], axis=-1)
-        field = np.clip(field, -_BEND_REACH / 2, _BEND_REACH / 2)
-    return np.asarray(2 * cv2.resize(field, (width, height), interpolation=cv2.INTER_LINEAR))
+        field = field + np.stack([(yy * xo - xy * yo) * scale, (xx * yo - xy * xo) * scale], axis=-1)
+        field = np.clip(field, first - _BEND_REACH / shrink, first + _BEND_REACH / shrink)
+    return np.asarray(shrink * field, dtype=np.float32)
 
 
-def displace(picture: Picture, field: Picture) -> Picture:
-    """`picture` read at each pixel plus `field` (H, W, 2)."""
-    looked = field.astype(np.float32)
-    looked[..., 0] += np.arange(field.shape[1], dtype=np.float32)
-    looked[..., 1] += np.arange(field.shape[0], dtype=np.float32)[:, None]
-    return np.asarray(cv2.remap(picture, looked, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+def displace(image: Image, field: Image) -> Image:
+    """`image` (H, W[, 3]) read at each pixel plus `field` (H, W, 2)."""
+    places = field.astype(np.float32)
+    places[..., 0] += np.arange(field.shape[1], dtype=np.float32)
+    places[..., 1] += np.arange(field.shape[0], dtype=np.float32)[:, None]
+    return np.asarray(cv2.remap(image, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
 
-def _small(picture: Picture, size: tuple[int, int]) -> Picture:
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+def _small(image: Image | RGB, size: tuple[int, int]) -> Image:
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
 
-def _flat(picture: Picture) -> Picture:
-    return picture if picture.ndim == 2 else np.asarray(picture.mean(axis=2))
+def _grey(image: Image | RGB) -> Image:
+    return np.asarray(image if image.ndim == 2 else image.mean(axis=2), dtype=np.float32)
 
 
-def excess(here: Picture, there: Picture, tolerance: int) -> Picture:
+def excess(here: Image, there: Image, tolerance: int) -> Image:
     """How far (H, W) either picture leaves the other's range within `tolerance` pixels; the largest of the channels.
 
     One direction finds what was added, the other what is missing, however thin it was.
@@ -148,31 +187,47 @@ def inside(covered: Mask, reach: int) -> Mask:
     return np.asarray(eroded > 0)
 
 
-def noise(residual: Picture, covered: Mask) -> float:
+def noise(residual: Image, covered: Mask) -> float:
     """Robust standard deviation of what light and pose do not explain, in grey levels; every other row will do."""
     values = residual[::2][covered[::2]]
+    return robust_deviation(values)
+
+
+def robust_deviation(values: Image) -> float:
+    """The standard deviation of normally distributed values about 0, by their median; 0 of none."""
     return 1.4826 * float(np.median(np.abs(values))) if values.size else 0.0
 
 
-def edge_noise(over: Picture, there: Picture, covered: Mask) -> float:
-    """What moved and ragged edges leave in this pair, in grey levels: a high quantile of `over` along its edges.
+def steepness(there: Image) -> Image:
+    """Range (H, W) of grey levels within 3 x 3 pixels of (H, W[, 3])."""
+    return np.asarray(cv2.morphologyEx(_grey(there), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
 
-    A defect holds a small share of a picture's edges, so it hardly moves the quantile. 0 where nothing has an edge.
+
+def edge_noise(over: Image, steep: Image, covered: Mask) -> float:
+    """What moved and ragged edges leave in this pair, in grey levels: a high quantile of `over` along edges of `steep`.
+
+    A defect holds a small share of an image's edges, so it hardly moves the quantile. 0 where nothing has an edge.
     """
-    grey = _flat(there)
-    steep = cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     at_edges = over[(steep > max(_EDGE_LEAST, _EDGE_SHARE * float(steep.max()))) & covered]
+    # Some hundred thousand of them tell the quantile within a thousandth.
+    at_edges = at_edges[:: max(1, at_edges.size // _EDGE_SAMPLES)]
     return float(np.quantile(at_edges, _EDGE_QUANTILE)) if at_edges.size else 0.0
 
 
-def group(score: Picture, *, low: float, high: float, grow: int, gap: int) -> list[Group]:
+def group(score: Image, *, low: float, high: float, grow: int, gap: int) -> list[Group]:
     """Connected regions over `low` that reach `high` somewhere, grown by `grow` pixels, joined over gaps of `gap`.
 
     The envelope takes `tolerance` pixels off every region; growing by as much gives them back.
     """
     weak = (score > low).astype(np.uint8)
-    if not weak.any():
+    x, y, width, height = cv2.boundingRect(weak)
+    if not width:
         return []
+    # What is far from anything need not be searched; the rim leaves room to grow.
+    rim = max(grow, gap) + 1
+    left, top = max(0, x - rim), max(0, y - rim)
+    part = np.s_[top : y + height + rim, left : x + width + rim]
+    weak, score = weak[part], score[part]
     depth = cv2.distanceTransform(weak, cv2.DIST_L2, 3)
     wide = cv2.dilate(weak, np.ones((2 * grow + 1, 2 * grow + 1), np.uint8))
     joined = cv2.dilate(wide, np.ones((gap + 1, gap + 1), np.uint8)) if gap else wide
@@ -183,7 +238,7 @@ def group(score: Picture, *, low: float, high: float, grow: int, gap: int) -> li
         own = (labels[rows, columns] == label) & (weak[rows, columns] > 0)
         values = score[rows, columns][own]
         if values.size and values.max() >= high:
-            box = np.array([columns.start, rows.start, columns.stop, rows.stop], np.float64)
+            box = np.array([columns.start + left, rows.start + top, columns.stop + left, rows.stop + top], np.float64)
             thickness = float(depth[rows, columns][own].max())
             groups.append(Group(box, float(values.max()), float(values.sum()), thickness))
     return groups

@@ -10,36 +10,27 @@ Knows nothing of materials or defect classes, and compares one pair at a time.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from differad.boxes import grow
+from differad.boxes import Boxes, grow, overlap_share
 from differad.core import Location
 from differad.images import RGB
 from differad.locators.calibration import COMPARING, Comparing
-from differad.locators.comparison import (
-    Group,
-    Picture,
-    bend,
-    displace,
-    edge_noise,
-    equalise,
-    excess,
-    group,
-    inside,
-    noise,
-    soften,
-)
+from differad.locators.comparison import Group, Image, flat, group
 from differad.locators.embedded import Embedded
+from differad.locators.levels import Level, Residual, levels, residual
 from differad.locators.odds import logistic
-from differad.locators.registration import Registration, grey, register, warp
+from differad.locators.registration import Registration, grey, register
+from differad.locators.resolution import at_common_resolution
 from differad.options import check_option, option
 
-# A long strip shrunk to fewer pixels of width than this would lose its defects without a word.
-_LEAST_SIDE = 64
+# Two boxes mark the same where this share of the smaller one lies in the other.
+_SAME = 0.5
 _REMEDY = "No answer; --model features compares parts that do not lie on each other."
 
 
@@ -61,7 +52,7 @@ class DifferenceOptions:
     on_refusal: Literal["refuse", "overlay"] = option(
         "refuse", "a reference that does not register: give no answer, or compare with the best guess all the same"
     )
-    max_side: int = option(2048, "in pixels: an image with a longer side is shrunk to it; bounds time and memory")
+    max_side: int = option(8192, "in pixels: an image with a longer side is shrunk to it; bounds time and memory")
     workers: int = option(0, "threads of locate_many; 0 takes one per usable core")
 
     def __post_init__(self) -> None:
@@ -85,78 +76,120 @@ class DifferenceLocator(Embedded):
 
     def compare(self, reference: RGB, target: RGB) -> Location:
         """Where the target differs from the reference; not comparable where the two cannot be aligned."""
+        found = self.align(reference, target)
+        return self._answer(found, (target.shape[1], target.shape[0]))
+
+    def align(self, reference: RGB, target: RGB) -> "Comparison":
+        """All that differs, before any threshold, at the resolution that both images have."""
+        reference, target = flat(reference, target)
         height, width = target.shape[:2]
-        reference, _ = _bounded(reference, self.options.max_side)
-        target, factor = _bounded(target, self.options.max_side)
+        reference, target = at_common_resolution(reference, target, self.options.max_side)
         registration = register(grey(reference), grey(target))
-        if not registration.accepted and self.options.on_refusal == "refuse":
-            return Location(comparable=False, reasoning=f"{_told(registration)} {_REMEDY}")
-        score = self.difference(reference, target, registration)
-        groups = self._groups(score)
-        return self._answer(groups, registration, (width, height), factor)
+        stretch = np.array([width / target.shape[1], height / target.shape[0]] * 2)
+        candidates: list[Candidate] = []
+        if registration.accepted or self.options.on_refusal == "overlay":
+            candidates = distinct(list(self._candidates(reference, target, registration)))
+        return Comparison(reference, target, registration, candidates, stretch)
 
-    def difference(self, reference: RGB, target: RGB, registration: Registration) -> Picture:
-        """How far each target pixel is off, (H, W), in units of the pair's own noise.
+    def _candidates(self, reference: RGB, target: RGB, registration: Registration) -> "Iterator[Candidate]":
+        """Groups of differences of every level, in pixels of the target (H, W[, 3])."""
+        height, width = target.shape[:2]
+        start = None
+        for level in levels(reference, target, registration.matrix):
+            found = residual(level, self.options.tolerance, start, self.options.workers)
+            start = found.field * 2
+            stretch = np.array([width / level.target.shape[1], height / level.target.shape[0]] * 2)
+            for one in self._groups(self._in_units(found, registration)):
+                yield Candidate(one.box * stretch, self._probability(one), level.share)
 
-        Where edges moved or are ragged, what that leaves counts as noise too; see `unit_of_noise`. Not where the
-        reference does not register: there nothing lies on its place, and noise measured from it would explain all away.
+    def difference(self, reference: RGB, target: RGB, registration: Registration) -> Image:
+        """How far each target pixel is off, (H, W), in units of the pair's own noise, at the images' own size."""
+        reference, target = flat(reference, target)
+        level = Level(reference, target, registration.matrix, 1.0)
+        return self._in_units(residual(level, self.options.tolerance, workers=self.options.workers), registration)
+
+    def _in_units(self, found: Residual, registration: Registration) -> Image:
+        """Where edges moved or are ragged, what that leaves counts as noise too; see `unit_of_noise`.
+
+        Not where the reference does not register: there nothing lies on its place, and noise measured from it would explain
+        all away.
         """
-        tolerance = self.options.tolerance
-        moved, covered = warp(reference, registration.matrix, target.shape[:2])
-        here, there = soften(target, moved)
-        there = equalise(there, here, covered)
-        there = displace(there, bend(there, here, covered))
-        over = excess(here, there, tolerance)
-        over[~inside(covered, tolerance + 1)] = 0
-        spread, edges = 0.0, 0.0
-        if registration.accepted:
-            spread, edges = noise(here - there, covered), edge_noise(over, there, covered)
-        return over / np.float32(unit_of_noise(self.constants, spread, edges, float(there.std())))
+        spread, edges = (found.spread, found.edges) if registration.accepted else (0.0, 0.0)
+        return found.over / np.float32(unit_of_noise(self.constants, spread, edges, found.contrast))
 
-    def _groups(self, score: Picture) -> list[Group]:
-        gap = max(1, round(self.constants.gap * max(score.shape)))
-        found = group(score, low=self.constants.low, high=self.constants.high, grow=self.options.tolerance, gap=gap)
-        return sorted(found, key=lambda group: -self._chance(group))
+    def _groups(self, score: Image) -> list[Group]:
+        c = self.constants
+        return group(score, low=c.low, high=c.high, grow=self.options.tolerance, gap=c.gap)
 
-    def _chance(self, group: Group) -> float:
+    def _probability(self, group: Group) -> float:
         """How likely a group is a defect, by the logistic curve fitted on synthetic groups."""
         c = self.constants
         logit = c.bias + c.peak * math.log(group.peak) + c.mass * math.log(group.mass)
         return logistic(logit + c.thickness * math.log(group.thickness))
 
-    def _answer(
-        self, groups: list[Group], registration: Registration, size: tuple[int, int], factor: float
-    ) -> Location:
-        chances = np.array([self._chance(group) for group in groups])
-        kept = np.flatnonzero(chances >= self.options.threshold)[: self.options.max_boxes]
-        boxes = grow(np.array([groups[i].box / factor for i in kept]).reshape(-1, 4), self.options.margin, *size)
-        found = f"{len(kept)} region(s) differ." if len(kept) else "Nothing differs beyond noise."
+    def boxes(self, found: "Comparison", size: tuple[int, int]) -> Boxes:
+        """Boxes (N, 4) of all candidates, with the margin that labels have, in pixels of a target of (width, height)."""
+        boxes = np.array([one.box for one in found.candidates]).reshape(-1, 4)
+        return grow(boxes * found.stretch, self.options.margin, *size)
+
+    def _answer(self, found: "Comparison", size: tuple[int, int]) -> Location:
+        accepted = found.registration.accepted
+        if not accepted and self.options.on_refusal == "refuse":
+            return Location(comparable=False, reasoning=f"{found.described} {_REMEDY}")
+        probabilities = np.array([one.probability for one in found.candidates])
+        kept = np.flatnonzero(probabilities >= self.options.threshold)[: self.options.max_boxes]
+        counted = f"{len(kept)} region(s) differ." if len(kept) else "Nothing differs beyond noise."
         return Location(
-            boxes=boxes,
-            scores=chances[kept],
-            confidence=float(chances.max(initial=0.0)) if registration.accepted else None,
-            reasoning=f"{_told(registration)} {found}",
+            boxes=self.boxes(found, size)[kept],
+            scores=probabilities[kept],
+            confidence=float(probabilities.max(initial=0.0)) if accepted else None,
+            reasoning=f"{found.described} {counted}",
             threshold=self.options.threshold,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A region that differs: its box (4,) in pixels of the compared target, how likely it is a defect, and the size of the level
+    that it was found at as a share of that target's."""
+
+    box: NDArray[np.float64]
+    probability: float
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two images (H, W[, 3]) at their common resolution, how they register, and the candidates, most likely first.
+
+    `stretch` (4,) brings their boxes to pixels of the target as it was given.
+    """
+
+    reference: RGB
+    target: RGB
+    registration: Registration
+    candidates: list[Candidate]
+    stretch: NDArray[np.float64]
+
+    @property
+    def described(self) -> str:
+        """How the reference was aligned, or that it could not be, in a sentence."""
+        quality, model = f"{self.registration.quality:.2f}", self.registration.model
+        if self.registration.accepted:
+            return f"The reference was aligned by {model} (edge correlation {quality})."
+        return f"The reference does not register with the target (best edge correlation {quality}, by {model})."
+
+
+def distinct(candidates: list[Candidate]) -> list[Candidate]:
+    """The candidates, most likely first, without those that mostly lie in a likelier one or hold it."""
+    kept: list[Candidate] = []
+    for one in sorted(candidates, key=lambda c: -c.probability):
+        boxes = np.array([other.box for other in kept]).reshape(-1, 4)
+        if not (overlap_share(one.box, boxes) > _SAME).any():
+            kept.append(one)
+    return kept
 
 
 def unit_of_noise(constants: Comparing, spread: float, edges: float, contrast: float) -> float:
     """Grey levels that count as one unit: the largest of what this pair shows on plain areas, along edges, at all."""
     return max(spread, constants.floor, constants.edge * edges, constants.contrast * contrast)
-
-
-def _told(registration: Registration) -> str:
-    quality = f"edge correlation {registration.quality:.2f}"
-    if registration.accepted:
-        return f"The reference was laid on by {registration.model} ({quality})."
-    return f"The reference does not register with the target (best {quality}, by {registration.model})."
-
-
-def _bounded(picture: RGB, max_side: int) -> tuple[RGB, float]:
-    """The image no longer than `max_side`, and the factor that it was shrunk by; a strip keeps `_LEAST_SIDE` pixels of width."""
-    height, width = picture.shape[:2]
-    factor = max(max_side / max(height, width), _LEAST_SIDE / min(height, width))
-    if factor >= 1:
-        return picture, 1.0
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA)), factor

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 import cv2
+import numpy as np
 
 from differad.core import Location, Pair
 from differad.errors import LocatorError
@@ -19,6 +20,7 @@ from differad.images import RGB, read_images
 from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.comparable import doubt_normal, why_incomparable
 from differad.locators.conformal import conformal_threshold
+from differad.locators.resolution import matched, without_repeats
 from differad.locators.threads import one_thread_each, usable_cores
 
 
@@ -37,8 +39,16 @@ class Embedded:
             location = Location(comparable=False, reasoning=reason)
         else:
             with _naming(pair):
-                location = doubt_normal(self.compare(reference, target), reference, target)
+                location = doubt_normal(self._compare_alike(reference, target), reference, target)
         return replace(location, model=self.name, seconds=time.perf_counter() - start)
+
+    def _compare_alike(self, reference: RGB, target: RGB) -> Location:
+        """As `compare`, of images that show as much detail; boxes in pixels of the target as it is given."""
+        height, width = target.shape[:2]
+        reference, target = matched(without_repeats(reference), without_repeats(target))
+        location = self.compare(reference, target)
+        stretch = np.array([width / target.shape[1], height / target.shape[0]] * 2)
+        return location if target.shape[:2] == (height, width) else replace(location, boxes=location.boxes * stretch)
 
     def compare(self, reference: RGB, target: RGB) -> Location:
         """Where the target (H, W, 3) is abnormal, without `model` and `seconds`, which `locate` fills in."""

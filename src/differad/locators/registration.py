@@ -56,15 +56,15 @@ def register(reference: Grey, target: Grey, limits: Registering = REGISTERING) -
     quality 0, and accepted where both are plain (but for a defect in the target), or of the same size.
     """
     down_reference, down_target = _shrink(reference), _shrink(target)
-    scale = _resizing(reference.shape, down_reference.shape)
-    unscale = np.linalg.inv(_resizing(target.shape, down_target.shape))
+    scale = resizing(reference.shape, down_reference.shape)
+    unscale = np.linalg.inv(resizing(target.shape, down_target.shape))
     found = _register_small(down_reference, down_target, limits)
     return Registration(unscale @ found.matrix @ scale, found.model, found.quality, found.accepted)
 
 
-def grey(picture: RGB) -> Grey:
-    """A picture (H, W, 3) in grey levels (H, W), as `register` takes it."""
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+def grey(image: RGB) -> Grey:
+    """An image (H, W, 3) or (H, W) in grey levels (H, W), as `register` takes it."""
+    return image if image.ndim == 2 else np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
 
 def warp(
@@ -84,14 +84,14 @@ def warp(
 
 def _register_small(reference: Grey, target: Grey, limits: Registering) -> Registration:
     """As `register`, on pictures of working size; motions are sought between edges at half of that."""
-    resize = _resizing(reference.shape, target.shape)
+    resize = resizing(reference.shape, target.shape)
     if min(*reference.shape, *target.shape) < _LEAST_SIDE:
         return Registration(resize, "size", 0.0, reference.shape == target.shape)
     if _contrast(reference, np.std) < _PLAIN:
         return Registration(resize, "size", 0.0, _contrast(target, _robust_spread) < _PLAIN)
     there, here = _halve(_edges(reference)), _halve(_edges(target))
-    down = _resizing(reference.shape, there.shape)
-    up = np.linalg.inv(_resizing(target.shape, here.shape))
+    down = resizing(reference.shape, there.shape)
+    up = np.linalg.inv(resizing(target.shape, here.shape))
     rough = (np.linalg.inv(up) @ matrix @ np.linalg.inv(down) for matrix in _from_features(reference, target))
     best = Registration(resize, "size", -1.0, False)
     for model, matrix, stop in _ladder(there, here, rough, limits):
@@ -109,7 +109,7 @@ def _ladder(
     there: Edges, here: Edges, rough: Iterable[Matrix], limits: Registering
 ) -> Iterator[tuple[str, Matrix, float]]:
     """Motions from simple to free, each with the quality at which dearer ones need not be computed."""
-    resize = _resizing(there.shape, here.shape)
+    resize = resizing(there.shape, here.shape)
     yield "size", resize, math.inf
     # Stretched edges are a copy of their own, and `phaseCorrelate` writes into what it is given: see `_shift`.
     stretched = _lay(there, resize, here.shape)
@@ -162,7 +162,7 @@ def _robust_spread(values: Edges) -> float:
     return 1.4826 * float(np.median(np.abs(values)))
 
 
-def _resizing(source: tuple[int, ...], sink: tuple[int, ...]) -> Matrix:
+def resizing(source: tuple[int, ...], sink: tuple[int, ...]) -> Matrix:
     """The map of pixel centres that stretches `source` (H, W) to `sink` (H, W)."""
     y, x = sink[0] / source[0], sink[1] / source[1]
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
@@ -218,8 +218,8 @@ def _refine(there: Edges, here: Edges, matrix: Matrix, motion: int, *, near: boo
     """
     own = there, here
     for small_there, small_here in (own,) if near else ((_halve(there), _halve(here)), own):
-        down = _resizing(there.shape, small_there.shape)
-        up = _resizing(small_here.shape, here.shape)
+        down = resizing(there.shape, small_there.shape)
+        up = resizing(small_here.shape, here.shape)
         found = _ecc(small_there, small_here, np.linalg.inv(up) @ matrix @ np.linalg.inv(down), motion)
         if found is None or not _is_sane(found, small_there.shape, small_here.shape):
             return None

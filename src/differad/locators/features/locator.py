@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from differad.boxes import Boxes
 from differad.core import Location, Pair
 from differad.images import RGB, ImageSource, digest, read_images
-from differad.locators.difference import DifferenceLocator, DifferenceOptions
+from differad.locators.difference import Candidate, Comparison, DifferenceLocator, DifferenceOptions
 from differad.locators.embedded import Embedded
 from differad.locators.features.backbone import Backbone, Features, fit
 from differad.locators.features.calibration import DECIDING, SCORING, Deciding, Scoring
+from differad.locators.features.efficientnet import MULTIPLE
 from differad.locators.features.nearest import distances, scored, solitude
 from differad.locators.features.regions import Map, Region, regions
 from differad.locators.features.weights import BACKBONE
@@ -34,6 +35,9 @@ from differad.options import check_option, check_parts, option, replace_shared
 
 # References remembered: a line shows one good part beside thousands of others. Under 1 MB each.
 _REMEMBERED = 8
+# Candidates of levels with a longer side than this are looked up in a crop of the other side, both in pixels of their level, but
+# no more than so many: each takes as long as the whole images.
+_WHOLE, _CROP, _CROPS = 960, 640, 3
 
 
 # `difference` as a part: every group that it finds is a box; how likely each is a defect is decided here.
@@ -105,19 +109,18 @@ class FeaturesLocator(Embedded):
     def compare(self, reference: RGB, target: RGB) -> Location:
         """Where the target differs from the reference."""
         with ThreadPoolExecutor(self.options.workers or usable_cores()) as pool:
-            difference = pool.submit(self._difference.compare, reference, target) if self.options.fuse else None
+            difference = pool.submit(self._difference.align, reference, target) if self.options.fuse else None
             score = self._score(reference, target, pool)
-            aligned = difference.result() if difference else None
-        size = target.shape[1], target.shape[0]
-        return self._fused(aligned, score, size) if aligned and aligned.valid else self._alone(score, size)
+            found = difference.result() if difference else None
+        return self._decide(found, score, (target.shape[1], target.shape[0]))
 
     def compare_aligned(self, reference: RGB, target: RGB) -> Location | None:
         """As `compare` where the reference can be aligned to the target, None where it cannot."""
-        aligned = self._difference.compare(reference, target)
-        if not aligned.valid:
+        found = self._difference.align(reference, target)
+        if not self._is_answer(found):
             return None
         score, size = self.score(reference, target), (target.shape[1], target.shape[0])
-        return self._fused(aligned, score, size) if self.options.fuse else self._alone(score, size)
+        return self._decide(found if self.options.fuse else None, score, size)
 
     def anomaly_map(self, pair: Pair) -> NDArray[np.float32]:
         """How far each target pixel is from the reference, (H, W), 0 the same and about 1 unrelated. Raises ImageError.
@@ -134,12 +137,15 @@ class FeaturesLocator(Embedded):
             return self._score(reference, target, pool)
 
     def _score(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor) -> Map:
-        s = self.scoring
-        seen = pool.submit(self._patches, target)
+        own = pool.submit(self._patches, target)
         banks = [self._reference(reference), *self._further]
+        return self._map(own.result(), banks, pool)
+
+    def _map(self, target: list[Features], banks: Sequence[list[Features]], pool: ThreadPoolExecutor) -> Map:
+        s = self.scoring
         strides = [
             (patches, [bank[stride] for bank in banks], pool.submit(solitude, patches, s.reach))
-            for stride, patches in enumerate(seen.result())
+            for stride, patches in enumerate(target)
         ]
         found = [(*distances(patches, own, s.reach), alone.result()) for patches, own, alone in strides]
         return np.asarray(cv2.GaussianBlur(scored(found, s), (0, 0), s.smooth))
@@ -151,32 +157,69 @@ class FeaturesLocator(Embedded):
     def _patches(self, picture: RGB) -> list[Features]:
         return self._backbone.patches(fit(picture, self.scoring.side))
 
+    def _is_answer(self, found: Comparison) -> bool:
+        return found.registration.accepted or self.options.difference.on_refusal == "overlay"
+
+    def _decide(self, found: Comparison | None, score: Map, size: tuple[int, int]) -> Location:
+        return self._fused(found, score, size) if found and self._is_answer(found) else self._alone(score, size)
+
     def _alone(self, score: Map, size: tuple[int, int]) -> Location:
         """The answer of the map alone."""
         d = self.deciding
         found = regions(score, size, cut=d.cut, gap=d.gap, most=self.options.max_boxes)
         chances = np.array([self._chance(region) for region in found])
-        told = (
-            f"The reference was not laid on; patches were compared with the nearest of it (peak {found[0].peak:.2f})."
+        message = (
+            f"The reference was not aligned; patches were compared with the nearest of it (peak {found[0].peak:.2f})."
         )
-        return self._answer(np.array([region.box for region in found]), chances, told)
+        return self._answer(np.array([region.box for region in found]), chances, message)
 
     def _chance(self, region: Region) -> float:
         d = self.deciding
         peak, contrast = evidence(region)
         return logistic(d.bias + d.peak * peak + d.contrast * contrast)
 
-    def _fused(self, laid_on: Location, score: Map, size: tuple[int, int]) -> Location:
-        """The answer where the reference registers: boxes of `difference`, chances of both."""
+    def _fused(self, found: Comparison, score: Map, size: tuple[int, int]) -> Location:
+        """The answer where the reference can be aligned: boxes of `difference`, probabilities of both."""
         d = self.deciding
-        peaks = [peak_within(score, box, size) for box in laid_on.boxes]
-        chances = [
-            logistic(d.fused_bias + d.fused_difference * logit(chance) + d.fused_peak * math.log(peak))
-            for chance, peak in zip(laid_on.scores, peaks, strict=True)
+        most = self.options.difference.max_boxes
+        boxes, peaks = self._difference.boxes(found, size)[:most], self.peaks(found, score)[:most]
+        probabilities = [
+            logistic(d.fused_bias + d.fused_difference * logit(one.probability) + d.fused_peak * math.log(peak))
+            for one, peak in zip(found.candidates, peaks, strict=False)
         ]
-        # Its first sentence says how the reference was laid on; what follows counts with another threshold.
-        told = f"{laid_on.reasoning.partition('). ')[0]})."
-        return self._answer(laid_on.boxes, np.array(chances), told)
+        return self._answer(boxes, np.array(probabilities), found.described)
+
+    def peaks(self, found: Comparison, score: Map) -> list[float]:
+        """The highest value of a map within each candidate's box.
+
+        Of the whole images' map (h, w), `score`; the likeliest candidates of levels too large for it are looked up in the map
+        of a crop at their level's size.
+        """
+        height, width = found.target.shape[:2]
+        result = []
+        for number, one in enumerate(found.candidates):
+            if number < _CROPS and one.share * max(height, width) > _WHOLE:
+                result.append(self._peak_in_crop(found, one))
+            else:
+                result.append(peak_within(score, one.box, (width, height)))
+        return result
+
+    def _peak_in_crop(self, found: Comparison, candidate: Candidate) -> float:
+        height, width = found.target.shape[:2]
+        left, top, right, bottom = _window(candidate.box, round(_CROP / candidate.share), (width, height))
+        target = found.target[top:bottom, left:right]
+        there = np.linalg.inv(found.registration.matrix)
+        corners = np.array([[[left, top], [right, top], [right, bottom], [left, bottom]]], np.float64)
+        moved = cv2.perspectiveTransform(corners, there)[0]
+        low, high = np.floor(moved.min(axis=0)).astype(int), np.ceil(moved.max(axis=0)).astype(int)
+        low, high = np.maximum(low, 0), np.minimum(high, found.reference.shape[1::-1])
+        if (high - low < 2 * MULTIPLE).any():
+            # The reference does not show this place.
+            return 1.0
+        reference = found.reference[low[1] : high[1], low[0] : high[0]]
+        with ThreadPoolExecutor(self.options.workers or usable_cores()) as pool:
+            score = self._map(self._patches(_rgb(target)), [self._patches(_rgb(reference))], pool)
+        return peak_within(score, candidate.box - [left, top, left, top], (right - left, bottom - top))
 
     def _answer(self, boxes: Boxes, chances: NDArray[np.float64], told: str) -> Location:
         order = np.argsort(-chances, kind="stable")
@@ -202,3 +245,14 @@ def peak_within(score: Map, box: NDArray[np.float64], size: tuple[int, int]) -> 
     left, top = int(box[0] * x), int(box[1] * y)
     right, bottom = max(left + 1, math.ceil(box[2] * x)), max(top + 1, math.ceil(box[3] * y))
     return max(SURE, float(score[top:bottom, left:right].max(initial=0.0)))
+
+
+def _window(box: NDArray[np.float64], side: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A square of `side` pixels around a box (4,), larger where twice the box is, within (width, height): x1, y1, x2, y2."""
+    sides = np.minimum(np.maximum(side, 2 * (box[2:] - box[:2])), size).round()
+    low = np.clip((box[:2] + box[2:] - sides) / 2, 0, size - sides).round()
+    return int(low[0]), int(low[1]), int(low[0] + sides[0]), int(low[1] + sides[1])
+
+
+def _rgb(image: RGB) -> RGB:
+    return np.asarray(image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), dtype=np.uint8)

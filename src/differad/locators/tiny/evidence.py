@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from differad.images import RGB
-from differad.locators.comparison import Picture
+from differad.locators.comparison import Image
 from differad.locators.difference import DifferenceLocator
 from differad.locators.features.backbone import Backbone, Features
 from differad.locators.features.nearest import near
@@ -58,7 +58,7 @@ def reference_features(backbone: Backbone, picture: RGB) -> list[ReferenceFeatur
     return [ReferenceFeatures(patches, _rarity(patches)) for patches in backbone.patches(picture)]
 
 
-def laid_on(reference: RGB, target: RGB) -> Picture | None:
+def laid_on(reference: RGB, target: RGB) -> Image | None:
     """How far each pixel of the target (H, W, 3) is from the reference on its place, (H, W), in units of the pair's noise.
 
     None where no motion lays the reference on the target.
@@ -68,7 +68,7 @@ def laid_on(reference: RGB, target: RGB) -> Picture | None:
 
 
 def evidence(
-    target: Sequence[Features], reference: Sequence[ReferenceFeatures], pixels: Picture | None = None
+    target: Sequence[Features], reference: Sequence[ReferenceFeatures], pixels: Image | None = None
 ) -> Evidence:
     """Rows (H / 16, W / 16, WIDTH) of a target whose `backbone.patches` are `target`, `pixels` its `laid_on`."""
     fine, coarse = (_compare(own, other, pixels) for own, other in zip(target, reference, strict=True))
@@ -77,7 +77,7 @@ def evidence(
     return np.concatenate([cells.reshape(height, width, -1), coarse], axis=-1)
 
 
-def _compare(target: Features, reference: ReferenceFeatures, pixels: Picture | None) -> Evidence:
+def _compare(target: Features, reference: ReferenceFeatures, pixels: Image | None) -> Evidence:
     """(h, w, C + CELL_EXTRA) of one stride."""
     patches = reference.patches
     rows, columns, channels = patches.shape
@@ -110,7 +110,7 @@ def _compare(target: Features, reference: ReferenceFeatures, pixels: Picture | N
     return found
 
 
-def steepest(pixels: Picture, shape: tuple[int, ...]) -> Features:
+def steepest(pixels: Image, shape: tuple[int, ...]) -> Features:
     """The largest difference within each of (h, w) cells, brought to the order of distances."""
     rows, columns = shape
     blocks = pixels.reshape(rows, len(pixels) // rows, columns, pixels.shape[1] // columns)

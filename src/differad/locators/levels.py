@@ -1,0 +1,147 @@
+"""A reference and a target compared at several sizes: large and faint defects show at the small ones, specks at the large.
+
+Each level is half as large as the next. The smooth displacement found at one is where the next starts from, and large levels
+are compared in strips, so that memory stays bounded. Knows nothing of probabilities or boxes.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from differad.images import RGB
+from differad.locators.comparison import (
+    Image,
+    Light,
+    Mask,
+    bend,
+    displace,
+    edge_noise,
+    enlarged,
+    excess,
+    fit_light,
+    inside,
+    robust_deviation,
+    soften,
+    steepness,
+)
+from differad.locators.registration import Matrix, resizing, warp
+from differad.locators.resolution import shrink
+from differad.locators.threads import one_thread_each, usable_cores
+
+# Levels are halved while their longer side is above this many pixels.
+SMALLEST = 640
+# Strips hold about this many pixels ...
+_STRIP = 1 << 19
+# ... and as many rows more at each end as blurring and bending look beyond it.
+_SOFTEN_REACH = 4
+# Values from which a median is taken.
+_NOISE_SAMPLES = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """The two images at one size. `matrix` (3, 3) maps reference pixels to target pixels, `share` is the level's size by the
+    largest one's. Images are (H, W) where both are grey, else (H, W, 3).
+    """
+
+    reference: RGB
+    target: RGB
+    matrix: Matrix
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """What is left at one level: how far each target pixel is off, (H, W), in grey levels, and the pair's own noise.
+
+    `spread` is that of plain areas, `edges` what is usual along edges, `contrast` the reference's standard deviation; `field` is
+    the displacement that was found.
+    """
+
+    over: Image
+    spread: float
+    edges: float
+    contrast: float
+    field: Image
+
+
+def levels(reference: RGB, target: RGB, matrix: Matrix) -> Iterator[Level]:
+    """The images at each level, smallest first."""
+    halvings = max(0, math.ceil(math.log2(max(target.shape[:2]) / SMALLEST)))
+    found = [Level(reference, target, matrix, 1.0)]
+    for _ in range(halvings):
+        last = found[-1]
+        smaller, small = shrink(last.reference, 0.5), shrink(last.target, 0.5)
+        there, here = resizing(last.reference.shape, smaller.shape), resizing(last.target.shape, small.shape)
+        found.append(Level(smaller, small, here @ last.matrix @ np.linalg.inv(there), last.share / 2))
+    yield from reversed(found)
+
+
+def residual(level: Level, tolerance: int, start: Image | None = None, workers: int = 0) -> Residual:
+    """What differs at a level; `start` is the displacement (h, w, 2) found at the level before."""
+    moved, covered = warp(level.reference, level.matrix, level.target.shape[:2])
+    light = fit_light(moved, level.target, covered)
+    field = bend(moved, level.target, covered, light, start)
+    height = level.target.shape[0]
+    rows = [(top, min(top + count, height)) for count in [_rows(level.target)] for top in range(0, height, count)]
+
+    def compare(span: tuple[int, int]) -> "_Strip":
+        return _strip(moved, level.target, covered, light, field, tolerance, span)
+
+    strips = list(_map(compare, rows, workers or usable_cores()))
+    over, steep = (np.concatenate([getattr(s, name) for s in strips]) for name in ("over", "steep"))
+    over[~inside(covered, tolerance + 1)] = 0
+    values = np.concatenate([s.off for s in strips])
+    count, total, squares = (sum(getattr(s, name) for s in strips) for name in ("count", "total", "squares"))
+    contrast = max(0.0, squares / count - (total / count) ** 2) ** 0.5
+    return Residual(over, robust_deviation(values), edge_noise(over, steep, covered), contrast, field)
+
+
+@dataclass(frozen=True, eq=False)
+class _Strip:
+    """What one strip gives: `over` and `steep` (h, W), a sample of residuals, and sums over the aligned reference."""
+
+    over: Image
+    steep: Image
+    off: Image
+    count: int
+    total: float
+    squares: float
+
+
+def _strip(
+    moved: RGB, target: RGB, covered: Mask, light: Light, field: Image, tolerance: int, span: tuple[int, int]
+) -> _Strip:
+    height, width = target.shape[:2]
+    top, bottom = span
+    reach = _SOFTEN_REACH + tolerance + 1 + math.ceil(float(np.abs(field[..., 1]).max()))
+    first, last = max(0, top - reach), min(height, bottom + reach)
+    here, there = soften(target[first:last]), soften(moved[first:last])
+    there = light.on(there, height, first)
+    there = displace(there, enlarged(field, there.shape[:2], height, first))
+    own = np.s_[top - first : bottom - first]
+    over, steep = excess(here, there, tolerance)[own], steepness(there)[own]
+    here, there = here[own], there[own]
+    every = max(1, target.shape[0] * width // _NOISE_SAMPLES)
+    off = (here[::2, ::every] - there[::2, ::every])[covered[top:bottom:2, ::every]]
+    return _Strip(
+        over, steep, off, there.size, float(there.sum(dtype=np.float64)), float((there**2).sum(dtype=np.float64))
+    )
+
+
+def _rows(image: RGB) -> int:
+    """Rows of a strip: an even number, since every other row is sampled."""
+    return max(64, int(_STRIP // image.shape[1] // 2 * 2))
+
+
+def _map(function: Callable[[Any], Any], items: list[Any], workers: int) -> Iterator[Any]:
+    workers = min(workers, len(items))
+    if workers == 1:
+        yield from map(function, items)
+        return
+    with one_thread_each(workers), ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(function, items)
