@@ -112,9 +112,9 @@ def groups_of(seed: int) -> list[tuple[tuple, list[Found], np.ndarray]]:
         scale = SIDE / len(level.target)
         for edge, contrast in itertools.product(EDGES, CONTRASTS):
             constants = replace(COMPARING, edge=edge, contrast=contrast)
-            score = left.over / np.float32(unit_of_noise(constants, left.spread, left.edges, left.contrast))
+            unit = unit_of_noise(constants, left.spread, left.edges, left.contrast)
             for low, ratio in itertools.product(LOWS, HIGH_RATIOS):
-                groups = group(score, low=low, high=low * ratio, grow=TOLERANCE, gap=COMPARING.gap)
+                groups = group(left.over, unit, low=low, high=low * ratio, grow=TOLERANCE, gap=COMPARING.gap)
                 groups = sorted(groups, key=lambda g: -g.mass)[:30]
                 found.setdefault((edge, contrast, low, ratio), []).extend(
                     Found(features(g), g.box * scale, touches(g.box * side / len(level.target), pair.mask))

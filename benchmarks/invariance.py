@@ -4,8 +4,8 @@
     python benchmarks/invariance.py --manifest PAIRS.jsonl … --limit 12
 
 Without a manifest the pairs are drawn: boards and surfaces whose reference can be aligned, at several sizes, and two parts
-of one kind that cannot be. An answer holds where the verdict stays ("not comparable" is one of them) and the first box moves with the
-image: IoU of at least 0.7 with the first box of the unchanged pair. Printed is the share of pairs that hold, by change.
+of one kind that cannot be. An answer holds where the verdict stays ("not comparable" is one of them) and the first box moves
+with the image: IoU of at least 0.7 with the first box of the unchanged pair. Printed is the share of pairs that hold.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def same(image: Image) -> Image:
     return image
 
 
-def unmoved(boxes: Boxes, size: tuple[int, int]) -> Boxes:
+def unmoved(boxes: Boxes, _size: tuple[int, int]) -> Boxes:
     return boxes
 
 
@@ -85,7 +85,7 @@ def resized(image: Image, factor: float, how: int) -> Image:
     return cv2.resize(image, None, fx=factor, fy=factor, interpolation=how)
 
 
-def scaled(boxes: Boxes, size: tuple[int, int], factor: float) -> Boxes:
+def scaled(boxes: Boxes, _size: tuple[int, int], factor: float) -> Boxes:
     return boxes * factor
 
 

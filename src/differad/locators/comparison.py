@@ -3,7 +3,9 @@
 Pure functions on arrays. Knows nothing of registration, options or probabilities.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,6 +34,8 @@ _BEND_SIDE = 1024
 # what lies above may be defect.
 _EDGE_SHARE, _EDGE_LEAST, _EDGE_QUANTILE = 0.25, 10.0, 0.98
 _EDGE_SAMPLES = 500_000
+# Standard deviations of a normal distribution by the median of absolute values.
+_DEVIATION = 1.4826
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +59,10 @@ class Light:
     gain: Image
     offset: Image
 
-    def on(self, there: Image, height: int, top: int = 0) -> Image:
-        """Rows of the reference (h, W[, 3]), the first of them `top` of `height`, in the target's light."""
+    def on(self, there: Image | RGB, height: int, top: int = 0, depth: int = cv2.CV_32F) -> Any:
+        """Rows of the reference (h, W[, 3]), the first of them `top` of `height`, in the target's light, in OpenCV's `depth`."""
         gain, offset = (enlarged(part, there.shape[:2], height, top) for part in (self.gain, self.offset))
-        return np.asarray(gain * there + offset, dtype=np.float32)
+        return cv2.add(cv2.multiply(there, gain, dtype=cv2.CV_32F), offset, dtype=depth)
 
 
 def flat(reference: RGB, target: RGB) -> tuple[RGB, RGB]:
@@ -71,9 +75,9 @@ def flat(reference: RGB, target: RGB) -> tuple[RGB, RGB]:
     return np.ascontiguousarray(reference[..., 0]), np.ascontiguousarray(target[..., 0])
 
 
-def soften(image: RGB) -> Image:
-    """The image (H, W) or (H, W, 3) lightly blurred, in floats."""
-    return np.asarray(cv2.GaussianBlur(image, (0, 0), _SOFTEN), dtype=np.float32)
+def soften(image: RGB) -> RGB:
+    """The image (H, W) or (H, W, 3) lightly blurred."""
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), _SOFTEN), dtype=np.uint8)
 
 
 def enlarged(small: Image, shape: tuple[int, ...], height: int, top: int = 0) -> Image:
@@ -95,11 +99,12 @@ def fit_light(there: Image | RGB, here: Image | RGB, covered: Mask) -> Light:
     """
     height, width = here.shape[:2]
     small = max(1, width // _LIGHT_SHRINK), max(1, height // _LIGHT_SHRINK)
-    guide, seen, weight = (_small(p, small).astype(np.float32) for p in (there, here, covered.astype(np.float32)))
+    guide, seen, weight = (_small(p, small).astype(np.float32) for p in (there, here, _shown(covered)))
+    weight /= 255
     gain, offset = _fit_light(guide, seen, weight)
     off = np.abs(seen - gain * guide - offset)
     off = off if off.ndim == 2 else off.max(axis=2)
-    bound = max(_LIGHT_LEAST_OFF, _LIGHT_OFF * noise(off, weight > 0))
+    bound = max(_LIGHT_LEAST_OFF, _LIGHT_OFF * robust_deviation(off[weight > 0]))
     return Light(*_fit_light(guide, seen, weight * (off < bound)))
 
 
@@ -131,8 +136,9 @@ def bend(there: Image | RGB, here: Image | RGB, covered: Mask, light: Light, sta
     shrink = max(2.0, max(height, width) / _BEND_SIDE)
     small = max(1, int(width / shrink)), max(1, int(height / shrink))
     lit = light.on(_small(there, small).astype(np.float32), small[1])
-    source, sink, weight = (_grey(_small(p, small)) for p in (lit, here, covered.astype(np.float32)))
-    window = max(3, max(small) // _BEND_WINDOW)
+    source, sink, weight = (_grey(_small(p, small).astype(np.float32)) for p in (lit, here, _shown(covered)))
+    weight /= 255
+    window = max(3, round(max(small) / _BEND_WINDOW / math.sqrt(2)))
     first = np.zeros((*source.shape, 2), np.float32)
     if start is not None:
         first = enlarged(start, source.shape, small[1]) / np.float32(shrink)
@@ -141,8 +147,10 @@ def bend(there: Image | RGB, here: Image | RGB, covered: Mask, light: Light, sta
         moved = displace(source, field)
         dx, dy = (cv2.Sobel(moved, cv2.CV_32F, i, 1 - i, scale=1 / 8) for i in (1, 0))
         off = np.clip(sink - moved, -_BEND_CLIP, _BEND_CLIP)
+        # Twice a box: a box alone has negative frequencies, by which repeated steps would run away.
         sums = [
-            cv2.blur(weight * a * b, (window, window)) for a, b in ((dx, dx), (dy, dy), (dx, dy), (dx, off), (dy, off))
+            cv2.blur(cv2.blur(weight * a * b, (window, window)), (window, window))
+            for a, b in ((dx, dx), (dy, dy), (dx, dy), (dx, off), (dy, off))
         ]
         xx, yy, xy, xo, yo = sums
         xx, yy = xx + _BEND_RIDGE, yy + _BEND_RIDGE
@@ -152,12 +160,22 @@ def bend(there: Image | RGB, here: Image | RGB, covered: Mask, light: Light, sta
     return np.asarray(shrink * field, dtype=np.float32)
 
 
-def displace(image: Image, field: Image) -> Image:
+def displace(image: NDArray[Any], field: Image) -> NDArray[Any]:
     """`image` (H, W[, 3]) read at each pixel plus `field` (H, W, 2)."""
-    places = field.astype(np.float32)
-    places[..., 0] += np.arange(field.shape[1], dtype=np.float32)
-    places[..., 1] += np.arange(field.shape[0], dtype=np.float32)[:, None]
+    places = field + _grid(field.shape[:2])
     return np.asarray(cv2.remap(image, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+
+
+def _grid(shape: tuple[int, ...]) -> Image:
+    """The place (H, W, 2) of each pixel: x, y."""
+    rows, columns = shape
+    across = np.broadcast_to(np.arange(columns, dtype=np.float32), shape)
+    down = np.broadcast_to(np.arange(rows, dtype=np.float32)[:, None], shape)
+    return np.asarray(cv2.merge([across, down]))
+
+
+def _shown(covered: Mask) -> RGB:
+    return covered.view(np.uint8) * np.uint8(255)
 
 
 def _small(image: Image | RGB, size: tuple[int, int]) -> Image:
@@ -165,45 +183,54 @@ def _small(image: Image | RGB, size: tuple[int, int]) -> Image:
 
 
 def _grey(image: Image | RGB) -> Image:
-    return np.asarray(image if image.ndim == 2 else image.mean(axis=2), dtype=np.float32)
+    """Mean (H, W) of the channels, in the image's own type."""
+    return np.asarray(image if image.ndim == 2 else cv2.transform(image, np.full((1, 3), 1 / 3, np.float32)))
 
 
-def excess(here: Image, there: Image, tolerance: int) -> Image:
-    """How far (H, W) either picture leaves the other's range within `tolerance` pixels; the largest of the channels.
+def excess(here: RGB, there: RGB, tolerance: int) -> RGB:
+    """How far (H, W) either image leaves the other's range within `tolerance` pixels; the largest of the channels.
 
     One direction finds what was added, the other what is missing, however thin it was.
     """
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * tolerance + 1, 2 * tolerance + 1))
-    added = np.maximum(here - cv2.dilate(there, disc), cv2.erode(there, disc) - here)
-    missing = np.maximum(there - cv2.dilate(here, disc), cv2.erode(here, disc) - there)
-    over = np.maximum(np.maximum(added, missing), 0)
-    return np.asarray(over if over.ndim == 2 else over.max(axis=2))
+    # Subtraction stops at 0: what lies within the other's range is no difference.
+    over = cv2.subtract(here, cv2.dilate(there, disc))
+    cv2.max(over, cv2.subtract(cv2.erode(there, disc), here), over)
+    cv2.max(over, cv2.subtract(there, cv2.dilate(here, disc)), over)
+    cv2.max(over, cv2.subtract(cv2.erode(here, disc), there), over)
+    if over.ndim == 2:
+        return np.asarray(over)
+    red, green, blue = cv2.split(over)
+    return np.asarray(cv2.max(cv2.max(red, green), blue))
 
 
 def inside(covered: Mask, reach: int) -> Mask:
     """Pixels whose whole neighbourhood the reference covers: nearer the rim an edge may have come in from outside."""
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
-    eroded = cv2.erode(covered.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return np.asarray(eroded > 0)
+    eroded = cv2.erode(covered.view(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return np.asarray(eroded.view(np.bool_))
 
 
-def noise(residual: Image, covered: Mask) -> float:
-    """Robust standard deviation of what light and pose do not explain, in grey levels; every other row will do."""
-    values = residual[::2][covered[::2]]
-    return robust_deviation(values)
+def robust_deviation(values: NDArray[Any]) -> float:
+    """The standard deviation of normally distributed values about 0, by their median; 0 of none.
+
+    Whole numbers stand for all that rounds to them, or the median would move in steps.
+    """
+    if not values.size:
+        return 0.0
+    size = np.abs(values)
+    if size.dtype.kind == "f":
+        return _DEVIATION * float(np.median(size))
+    shares = np.cumsum(np.bincount(size.ravel())) / size.size
+    return _DEVIATION * float(np.interp(0.5, [0.0, *shares], [0.0, *(np.arange(len(shares)) + 0.5)]))
 
 
-def robust_deviation(values: Image) -> float:
-    """The standard deviation of normally distributed values about 0, by their median; 0 of none."""
-    return 1.4826 * float(np.median(np.abs(values))) if values.size else 0.0
-
-
-def steepness(there: Image) -> Image:
+def steepness(there: RGB) -> RGB:
     """Range (H, W) of grey levels within 3 x 3 pixels of (H, W[, 3])."""
     return np.asarray(cv2.morphologyEx(_grey(there), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
 
 
-def edge_noise(over: Image, steep: Image, covered: Mask) -> float:
+def edge_noise(over: RGB, steep: RGB, covered: Mask) -> float:
     """What moved and ragged edges leave in this pair, in grey levels: a high quantile of `over` along edges of `steep`.
 
     A defect holds a small share of an image's edges, so it hardly moves the quantile. 0 where nothing has an edge.
@@ -214,12 +241,12 @@ def edge_noise(over: Image, steep: Image, covered: Mask) -> float:
     return float(np.quantile(at_edges, _EDGE_QUANTILE)) if at_edges.size else 0.0
 
 
-def group(score: Image, *, low: float, high: float, grow: int, gap: int) -> list[Group]:
-    """Connected regions over `low` that reach `high` somewhere, grown by `grow` pixels, joined over gaps of `gap`.
+def group(over: RGB | Image, unit: float, *, low: float, high: float, grow: int, gap: int) -> list[Group]:
+    """Connected regions over `low` units that reach `high` somewhere, grown by `grow` pixels, joined over gaps of `gap`.
 
     The envelope takes `tolerance` pixels off every region; growing by as much gives them back.
     """
-    weak = (score > low).astype(np.uint8)
+    weak = (over > low * unit).view(np.uint8)
     x, y, width, height = cv2.boundingRect(weak)
     if not width:
         return []
@@ -227,7 +254,7 @@ def group(score: Image, *, low: float, high: float, grow: int, gap: int) -> list
     rim = max(grow, gap) + 1
     left, top = max(0, x - rim), max(0, y - rim)
     part = np.s_[top : y + height + rim, left : x + width + rim]
-    weak, score = weak[part], score[part]
+    weak, over = weak[part], over[part]
     depth = cv2.distanceTransform(weak, cv2.DIST_L2, 3)
     wide = cv2.dilate(weak, np.ones((2 * grow + 1, 2 * grow + 1), np.uint8))
     joined = cv2.dilate(wide, np.ones((gap + 1, gap + 1), np.uint8)) if gap else wide
@@ -236,7 +263,7 @@ def group(score: Image, *, low: float, high: float, grow: int, gap: int) -> list
     groups = []
     for label, (rows, columns) in enumerate(_slices(labels, count), start=1):
         own = (labels[rows, columns] == label) & (weak[rows, columns] > 0)
-        values = score[rows, columns][own]
+        values = over[rows, columns][own] / unit
         if values.size and values.max() >= high:
             box = np.array([columns.start + left, rows.start + top, columns.stop + left, rows.stop + top], np.float64)
             thickness = float(depth[rows, columns][own].max())

@@ -99,27 +99,24 @@ class DifferenceLocator(Embedded):
             found = residual(level, self.options.tolerance, start, self.options.workers)
             start = found.field * 2
             stretch = np.array([width / level.target.shape[1], height / level.target.shape[0]] * 2)
-            for one in self._groups(self._in_units(found, registration)):
+            c, unit = self.constants, self._unit(found, registration)
+            for one in group(found.over, unit, low=c.low, high=c.high, grow=self.options.tolerance, gap=c.gap):
                 yield Candidate(one.box * stretch, self._probability(one), level.share)
 
     def difference(self, reference: RGB, target: RGB, registration: Registration) -> Image:
         """How far each target pixel is off, (H, W), in units of the pair's own noise, at the images' own size."""
         reference, target = flat(reference, target)
         level = Level(reference, target, registration.matrix, 1.0)
-        return self._in_units(residual(level, self.options.tolerance, workers=self.options.workers), registration)
+        found = residual(level, self.options.tolerance, workers=self.options.workers)
+        return found.over.astype(np.float32) / np.float32(self._unit(found, registration))
 
-    def _in_units(self, found: Residual, registration: Registration) -> Image:
-        """Where edges moved or are ragged, what that leaves counts as noise too; see `unit_of_noise`.
+    def _unit(self, found: Residual, registration: Registration) -> float:
+        """Grey levels of a unit of noise; see `unit_of_noise`.
 
-        Not where the reference does not register: there nothing lies on its place, and noise measured from it would explain
-        all away.
+        Where the reference does not register, nothing lies on its place, and noise measured from it would explain all away.
         """
         spread, edges = (found.spread, found.edges) if registration.accepted else (0.0, 0.0)
-        return found.over / np.float32(unit_of_noise(self.constants, spread, edges, found.contrast))
-
-    def _groups(self, score: Image) -> list[Group]:
-        c = self.constants
-        return group(score, low=c.low, high=c.high, grow=self.options.tolerance, gap=c.gap)
+        return unit_of_noise(self.constants, spread, edges, found.contrast)
 
     def _probability(self, group: Group) -> float:
         """How likely a group is a defect, by the logistic curve fitted on synthetic groups."""

@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from differad.images import RGB
 from differad.locators.comparison import (
@@ -35,7 +37,7 @@ from differad.locators.threads import one_thread_each, usable_cores
 # Levels are halved while their longer side is above this many pixels.
 SMALLEST = 640
 # Strips hold about this many pixels ...
-_STRIP = 1 << 19
+STRIP_PIXELS = 1 << 19
 # ... and as many rows more at each end as blurring and bending look beyond it.
 _SOFTEN_REACH = 4
 # Values from which a median is taken.
@@ -62,7 +64,7 @@ class Residual:
     the displacement that was found.
     """
 
-    over: Image
+    over: RGB
     spread: float
     edges: float
     contrast: float
@@ -95,22 +97,19 @@ def residual(level: Level, tolerance: int, start: Image | None = None, workers: 
     strips = list(_map(compare, rows, workers or usable_cores()))
     over, steep = (np.concatenate([getattr(s, name) for s in strips]) for name in ("over", "steep"))
     over[~inside(covered, tolerance + 1)] = 0
-    values = np.concatenate([s.off for s in strips])
-    count, total, squares = (sum(getattr(s, name) for s in strips) for name in ("count", "total", "squares"))
-    contrast = max(0.0, squares / count - (total / count) ** 2) ** 0.5
-    return Residual(over, robust_deviation(values), edge_noise(over, steep, covered), contrast, field)
+    spread = robust_deviation(np.concatenate([s.off for s in strips]))
+    return Residual(over, spread, edge_noise(over, steep, covered), _deviation(strips), field)
 
 
 @dataclass(frozen=True, eq=False)
 class _Strip:
-    """What one strip gives: `over` and `steep` (h, W), a sample of residuals, and sums over the aligned reference."""
+    """What one strip gives: `over` and `steep` (h, W), a sample of residuals, and the sums (3,) of the aligned reference's
+    samples: their number, they, and their squares."""
 
-    over: Image
-    steep: Image
-    off: Image
-    count: int
-    total: float
-    squares: float
+    over: RGB
+    steep: RGB
+    off: NDArray[np.int16]
+    sums: NDArray[np.float64]
 
 
 def _strip(
@@ -121,21 +120,29 @@ def _strip(
     reach = _SOFTEN_REACH + tolerance + 1 + math.ceil(float(np.abs(field[..., 1]).max()))
     first, last = max(0, top - reach), min(height, bottom + reach)
     here, there = soften(target[first:last]), soften(moved[first:last])
-    there = light.on(there, height, first)
     there = displace(there, enlarged(field, there.shape[:2], height, first))
+    there = light.on(there, height, first, cv2.CV_8U)
     own = np.s_[top - first : bottom - first]
     over, steep = excess(here, there, tolerance)[own], steepness(there)[own]
     here, there = here[own], there[own]
-    every = max(1, target.shape[0] * width // _NOISE_SAMPLES)
-    off = (here[::2, ::every] - there[::2, ::every])[covered[top:bottom:2, ::every]]
+    every = max(1, height * width // _NOISE_SAMPLES)
+    shown = covered[top:bottom:2, ::every]
+    off = np.subtract(here[::2, ::every], there[::2, ::every], dtype=np.int16)[shown]
+    mean, deviation = (values.ravel() for values in cv2.meanStdDev(there))
     return _Strip(
-        over, steep, off, there.size, float(there.sum(dtype=np.float64)), float((there**2).sum(dtype=np.float64))
+        over, steep, off, there.shape[0] * width * np.array([len(mean), mean.sum(), (mean**2 + deviation**2).sum()])
     )
+
+
+def _deviation(strips: list[_Strip]) -> float:
+    """The standard deviation of all samples of the aligned reference."""
+    count, total, squares = np.sum([s.sums for s in strips], axis=0)
+    return math.sqrt(max(0.0, squares / count - (total / count) ** 2))
 
 
 def _rows(image: RGB) -> int:
     """Rows of a strip: an even number, since every other row is sampled."""
-    return max(64, int(_STRIP // image.shape[1] // 2 * 2))
+    return max(64, int(STRIP_PIXELS // image.shape[1] // 2 * 2))
 
 
 def _map(function: Callable[[Any], Any], items: list[Any], workers: int) -> Iterator[Any]:

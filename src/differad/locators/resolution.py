@@ -29,6 +29,7 @@ _TILES, _TILE = 8, 192
 _CENTERS = (0, 1)
 # Enlargements by nearest neighbour under this factor repeat too few rows to tell them from chance.
 _LEAST_REPEAT = 1.2
+_LEAST_DIFFERENT = 0.5
 
 
 def resolved_share(image: RGB) -> float:
@@ -86,9 +87,11 @@ def without_repeats(image: RGB) -> RGB:
     """
     height, width = image.shape[:2]
     rows, columns = (_changes(image, axis) for axis in (0, 1))
-    if min(rows.sum(), columns.sum()) < 2 or max(rows.mean(), columns.mean()) > 1 / _LEAST_REPEAT:
+    if max(rows.mean(), columns.mean()) > 1 / _LEAST_REPEAT:
         return image
-    for small in range(_LEAST_SHORT, int(height / _LEAST_REPEAT) + 1):
+    # Rows of a plain area are equal in themselves: most rows of the original must differ.
+    most = min(height / _LEAST_REPEAT, rows.sum() / _LEAST_DIFFERENT, columns.sum() / _LEAST_DIFFERENT * height / width)
+    for small in range(_LEAST_SHORT, int(most) + 1):
         across = round(width * small / height)
         for center in _CENTERS:
             sources = [_Source(count, own, center) for count, own in ((small, height), (across, width))]
@@ -104,6 +107,8 @@ def _edge_blur(image: RGB) -> float:
         steep.append(_squared_gradient(tile))
         soft.append(_squared_gradient(cv2.GaussianBlur(tile, (0, 0), _REBLUR)))
     before, after = np.concatenate(steep), np.concatenate(soft)
+    if not before.size:
+        return SHARP
     chosen = before >= max(1.0, float(np.quantile(before, 1 - _STEEPEST)))
     if not chosen.any():
         return SHARP
@@ -118,7 +123,12 @@ def _tiles(image: RGB) -> list[NDArray[np.float32]]:
     height, width = image.shape[:2]
     tops, lefts = (_starts(length) for length in (height, width))
     tiles = [image[y : y + _span(height), x : x + _span(width)] for y in tops for x in lefts]
-    return [(t if t.ndim == 2 else t.mean(axis=2)).astype(np.float32) for t in tiles]
+    return [_mean(tile.astype(np.float32)) for tile in tiles]
+
+
+def _mean(tile: NDArray[np.float32]) -> NDArray[np.float32]:
+    mean = tile if tile.ndim == 2 else cv2.transform(tile, np.full((1, 3), 1 / 3, np.float32))
+    return np.asarray(mean, dtype=np.float32)
 
 
 def _span(length: int) -> int:
