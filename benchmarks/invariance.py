@@ -11,6 +11,7 @@ with the image: IoU of at least 0.7 with the first box of the unchanged pair. Pr
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ Image = NDArray[np.generic]
 HOLDS = 0.7
 # Each kind of pair, and the sides of those whose reference can be aligned.
 KINDS = ("board", "board", "board", *TEXTURES, "unaligned")
-SIZES = (640, 448, 960)
+SIZES = (448, 640)
 BORDER = 0.1
 
 
@@ -200,13 +201,14 @@ def main() -> None:
                 shares.setdefault(source, {})[model] = {
                     name: sum(r[name] for r in results) / len(results) for name in arguments.changes
                 }
+                print(f"{source}: {model} done", file=sys.stderr, flush=True)
+                if arguments.out:
+                    arguments.out.write_text(json.dumps(shares, indent=1) + "\n")
             print(f"\n{source}, {len(pairs)} pairs\n\n| change | {' | '.join(arguments.models)} |")
             print("|---|" + "---|" * len(arguments.models))
             for name in arguments.changes:
                 cells = (f"{shares[source][model][name]:.3f}" for model in arguments.models)
                 print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(shares, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ file raises `ImageError`. Knows nothing about pairs or boxes.
 """
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,12 @@ def read_images(*sources: ImageSource, max_pixels: int | None = None) -> list[RG
 
     A dark target beside a bright reference from one camera would otherwise be brightened. Raises ImageError.
     """
-    return scaling.to_rgb([decode_image(source, max_pixels=max_pixels) for source in sources])
+    decode = partial(decode_image, max_pixels=max_pixels)
+    if len(sources) < 2 or not all(isinstance(source, str | Path) for source in sources):
+        return scaling.to_rgb([decode(source) for source in sources])
+    # Decoders run outside of Python's lock, and files of many megapixels take most of the time of an answer.
+    with ThreadPoolExecutor(len(sources)) as pool:
+        return scaling.to_rgb(list(pool.map(decode, sources)))
 
 
 def decode_image(source: ImageSource, *, max_pixels: int | None = None) -> Decoded:

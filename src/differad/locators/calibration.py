@@ -24,7 +24,7 @@ class Comparing:
     contrast: float = 0.2
     low: float = 3.0
     high: float = 3.0
-    gap: int = 5
+    gap: int = 9
     margin: float = 0.0078125
     bias: float = -5.866
     peak: float = 0.278

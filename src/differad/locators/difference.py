@@ -1,10 +1,11 @@
-"""`difference`: the classical locator. Lay the reference on the target, equalise the light, see what is left.
+"""`difference`: the classical locator. Align the reference to the target, equalise the light, see what is left.
 
-A target pixel is different by how far it leaves the range of reference values within a tolerance around it, and the
-other way round, so that an edge that moved by a pixel is no difference while a missing wire is one. What is left is
-counted in units of the pair's own noise, thresholded with hysteresis and grouped; each group's chance of being a defect
-comes from a logistic curve that was fitted on synthetic pairs, like every constant here (`calibration`). A reference
-that does not lie on the target in any pose is refused, and the reasoning says so.
+Both images are brought to the resolution that they show, then compared at several sizes (levels.py). A target pixel is
+different by how far it leaves the range of reference values within a tolerance around it, and the other way round, so that an
+edge that moved by a pixel is no difference while a missing wire is one. What is left is counted in units of the pair's own
+noise, thresholded and grouped; each group's probability of being a defect comes from a logistic curve that was fitted on
+synthetic pairs, like every constant here (`calibration`). A reference that cannot be aligned to the target is refused, and
+the reasoning says so.
 
 Knows nothing of materials or defect classes, and compares one pair at a time.
 """
@@ -41,8 +42,8 @@ class DifferenceOptions:
     threshold: float = option(COMPARING.threshold, "a group counts as a defect from this probability on")
     tolerance: int = option(
         COMPARING.tolerance,
-        "an edge may be this far off without being a difference; in pixels of the target as it is compared: as given, "
-        "or shrunk to max_side",
+        "an edge may be this far off without being a difference; in pixels of the target as it is compared: shrunk to what its "
+        "edges resolve, so that it grows with an enlarged image",
     )
     margin: float = option(
         COMPARING.margin,
@@ -52,7 +53,7 @@ class DifferenceOptions:
     on_refusal: Literal["refuse", "overlay"] = option(
         "refuse", "a reference that does not register: give no answer, or compare with the best guess all the same"
     )
-    max_side: int = option(8192, "in pixels: an image with a longer side is shrunk to it; bounds time and memory")
+    max_side: int = option(8192, "in pixels: a target with a longer side is shrunk to it; bounds time and memory")
     workers: int = option(0, "threads of locate_many; 0 takes one per usable core")
 
     def __post_init__(self) -> None:

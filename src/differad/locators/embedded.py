@@ -20,7 +20,7 @@ from differad.images import RGB, read_images
 from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.comparable import doubt_normal, why_incomparable
 from differad.locators.conformal import conformal_threshold
-from differad.locators.resolution import matched, without_repeats
+from differad.locators.resolution import common_margins, matched, without_repeats
 from differad.locators.threads import one_thread_each, usable_cores
 
 
@@ -45,10 +45,16 @@ class Embedded:
     def _compare_alike(self, reference: RGB, target: RGB) -> Location:
         """As `compare`, of images that show as much detail; boxes in pixels of the target as it is given."""
         height, width = target.shape[:2]
-        reference, target = matched(without_repeats(reference), without_repeats(target))
-        location = self.compare(reference, target)
+        reference, target = without_repeats(reference), without_repeats(target)
         stretch = np.array([width / target.shape[1], height / target.shape[0]] * 2)
-        return location if target.shape[:2] == (height, width) else replace(location, boxes=location.boxes * stretch)
+        reference, target, corner = common_margins(reference, target)
+        whole = target.shape[:2]
+        reference, target = matched(reference, target)
+        location = self.compare(reference, target)
+        if target.shape[:2] == (height, width):
+            return location
+        shrunk = np.array([whole[1] / target.shape[1], whole[0] / target.shape[0]] * 2)
+        return replace(location, boxes=(location.boxes * shrunk + np.array(corner * 2)) * stretch)
 
     def compare(self, reference: RGB, target: RGB) -> Location:
         """Where the target (H, W, 3) is abnormal, without `model` and `seconds`, which `locate` fills in."""

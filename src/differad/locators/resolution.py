@@ -100,6 +100,38 @@ def without_repeats(image: RGB) -> RGB:
     return image
 
 
+def common_margins(reference: RGB, target: RGB) -> tuple[RGB, RGB, tuple[int, int]]:
+    """Both images without the margins in which each has one colour alone, and where the target's rest begins: x, y.
+
+    As much is cut from either, in shares of its sides, as is plain in both: that says nothing of the part.
+    """
+    cuts = [(*_plain_rows(image), *_plain_rows(image.transpose(1, 0, 2))) for image in (reference, target)]
+    shares = [
+        min(cut / image.shape[side // 2] for cut, image in zip(both, (reference, target), strict=True))
+        for side, both in enumerate(zip(*cuts, strict=True))
+    ]
+    kept = [_inside(image.shape, shares) for image in (reference, target)]
+    if any(min(rows.stop - rows.start, columns.stop - columns.start) < _LEAST_SHORT for rows, columns in kept):
+        return reference, target, (0, 0)
+    first, second = (image[rows, columns] for image, (rows, columns) in zip((reference, target), kept, strict=True))
+    return np.ascontiguousarray(first), np.ascontiguousarray(second), (kept[1][1].start, kept[1][0].start)
+
+
+def _plain_rows(image: RGB) -> tuple[int, int]:
+    """How many rows at the top and at the bottom of (H, W, C) have the colour of their first pixel alone."""
+    found = []
+    for rows in (image, image[::-1]):
+        other = next((y for y, row in enumerate(rows) if (row != rows[0, 0]).any()), 0)
+        found.append(other)
+    return found[0], found[1]
+
+
+def _inside(shape: tuple[int, ...], shares: list[float]) -> tuple[slice, slice]:
+    """The rows and columns that are left of (H, W) where shares of them go at the top, the bottom, the left and the right."""
+    top, bottom, left, right = (round(share * shape[side // 2]) for side, share in enumerate(shares))
+    return slice(top, shape[0] - bottom), slice(left, shape[1] - right)
+
+
 def _edge_blur(image: RGB) -> float:
     """Standard deviation in pixels of the blur of the image's steepest edges."""
     steep, soft = [], []
