@@ -26,10 +26,10 @@ class Comparing:
     high: float = 3.0
     gap: int = 9
     margin: float = 0.0078125
-    bias: float = -5.866
-    peak: float = 0.278
-    mass: float = 0.321
-    thickness: float = 5.143
+    bias: float = -6.028
+    peak: float = 0.803
+    mass: float = 0.127
+    thickness: float = 5.349
     threshold: float = 0.5
 
 
