@@ -1,0 +1,271 @@
+"""Frames that a camera or a link did not deliver whole: lines of one colour, repeated lines, seams, hardly any contrast.
+
+A sensor's noise never gives two equal lines. Lines that repeat in the target are a fault where nothing repeats in the reference, or
+where the reference, aligned to the rest of the target, shows something else there. Knows nothing of any locator.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from differad.images import RGB
+from differad.locators.registration import grey, register, warp
+
+Lines = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+# Equal lines are told by at most so many pixels of each.
+_SAMPLES = 128
+# JPEG repeats lines of plain areas within its blocks of 8: fewer in a row say nothing, and neither does a band of fewer than a
+# fiftieth of all lines, which a locator leaves out at a border anyhow.
+_LEAST_RUN, _LEAST_SHARE = 8, 1 / 50
+# A drawing without noise has straight parts: there fewer than this share of all lines in a row say nothing either.
+_DRAWN = 1 / 20
+# Lines beside a band that compression may mix with it.
+_BLOCK = 16
+# Lines of an image with noise that may be equal all the same: clipped ones.
+_NOISY = 1 / 100
+# Outside the band the target must have noise too: compression that wipes it out repeats lines everywhere.
+_LIVE = 1 / 10
+# Light is a factor: a fifth more of it clips what was above this, a background that is then one colour without any fault. What is
+# above read noise is never brought to black.
+_CLIPPED, _NEAR = 204, 3
+# A colour in another light is at most so many grey levels off; areas of a colour are sought in images of at most so many pixels.
+_NEAR_LIGHT, _SMALL = 64, 256
+# Of a view that differs by light alone, a band shows about the contrast that the rest shows; a margin shows noise.
+_STRUCTURE = 1 / 8
+# Lines off an edge of the band that the pose and a bend may reach.
+_REACH = 4
+# Of a defect of 20 grey levels, the least that anybody labels, an eighth of the contrast leaves read noise.
+_LEAST_CONTRAST = 1 / 8
+# A lens with the blur that images are compared at leaves 3/4 of an edge's highest step to the two steps beside it.
+_SEAM, _BESIDE = 2.0, 0.25
+# Grey levels of a step that count as one, and the correlation from which on a line continues another.
+_STEP, _ALIKE = 8.0, 0.7
+_SIDES = (("rows", "at the top", "at the bottom"), ("columns", "at the left", "at the right"))
+
+
+def frame_fault(reference: RGB, target: RGB) -> str | None:
+    """Why the target (H, W, 3) is no whole frame of what the reference (H', W', 3) shows, as "the target …"; None if it is one."""
+    if _spread(target) < _LEAST_CONTRAST * _spread(reference):
+        return "has hardly any contrast left (another exposure?)"
+    pairs = [(_Axis(reference, axis), _Axis(target, axis)) for axis in (0, 1)]
+    noisy = all(own.lost.mean() <= _NOISY for own, _ in pairs)
+    steepest = max(own.steps.max(initial=0.0) for own, _ in pairs)
+    for own, other in pairs:
+        band = other.band()
+        if other.lost.sum() - own.lost.mean() * len(other.lost) >= other.least:
+            impossible = noisy and _cannot_be_seen(own, other)
+            if impossible or (band is not None and _shows_more(reference, target, other.axis, band)):
+                return other.described(band)
+        if noisy and (seam := other.seam(steepest)) is not None:
+            return f"has a seam at {_SIDES[other.axis][0][:-1]} {seam} that the reference does not have (shifted or mixed lines)"
+    return None
+
+
+class _Axis:
+    """The lines of an image (H, W, 3) along one axis: its rows (0) or its columns (1)."""
+
+    def __init__(self, image: RGB, axis: int) -> None:
+        self.image, self.axis = image, axis
+        across = max(1, image.shape[1 - axis] // _SAMPLES)
+        sampled = image[:, ::across] if axis == 0 else image[::across].transpose(1, 0, 2)
+        self.lines: Lines = np.ascontiguousarray(sampled)
+        self.least = max(_LEAST_RUN, _LEAST_SHARE * len(self.lines))
+
+    @cached_property
+    def repeated(self) -> Mask:
+        """Which lines (N,) equal an earlier one."""
+        flat = self.lines.reshape(len(self.lines), -1)
+        words = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8))).view(np.uint64)
+        weights = np.random.default_rng(0).integers(2**63, size=words.shape[1], dtype=np.uint64) * 2 + 1
+        _, first, place = np.unique((words * weights).sum(axis=1), return_index=True, return_inverse=True)
+        return np.asarray(first[place] < np.arange(len(flat)))
+
+    @cached_property
+    def constant(self) -> Mask:
+        """Which lines (N,) have one colour."""
+        first, few = self.lines[:, 0], self.lines[:, :: max(1, self.lines.shape[1] // 4)]
+        constant = (few == first[:, None]).all(axis=(1, 2))
+        constant[constant] = (self.lines[constant] == first[constant, None]).all(axis=(1, 2))
+        return np.asarray(constant)
+
+    @cached_property
+    def lost(self) -> Mask:
+        """Which lines (N,) have one colour or stand in a long run of repeated ones."""
+        lost = self.constant.copy()
+        for start, stop in _runs(self.repeated):
+            lost[start:stop] |= stop - start >= _LEAST_RUN
+        return lost
+
+    @cached_property
+    def is_noisy(self) -> bool:
+        """Whether most pixels differ from their neighbours, as a sensor's noise makes them; a drawing's are mostly equal."""
+        return bool((self.lines[1:] == self.lines[:-1]).all(axis=2).mean() <= 0.5)
+
+    @cached_property
+    def levels(self) -> NDArray[np.float32]:
+        """Grey levels (N, S)."""
+        return grey(self.lines).astype(np.float32)
+
+    @cached_property
+    def steps(self) -> NDArray[np.float64]:
+        """Mean change (N - 1,) in grey levels from each line to the next."""
+        return np.asarray(np.abs(self.levels[1:] - self.levels[:-1]).mean(axis=1), dtype=np.float64)
+
+    def band(self) -> tuple[int, int] | None:
+        """Start and end of the longest run of lost lines, where it is long enough."""
+        longest = max(_runs(self.lost), key=lambda run: run[1] - run[0], default=(0, 0))
+        return longest if longest[1] - longest[0] >= self.least else None
+
+    def seam(self, steepest: float) -> int | None:
+        """The line that does not continue the one before, by a step far above `steepest` and sharper than a lens draws one."""
+        steps = self.steps
+        if len(steps) < 3:
+            return None
+        at = int(steps.argmax())
+        over = np.maximum(steps - np.median(steps), 0)
+        beside = float(over[max(0, at - 1)] + over[min(len(over) - 1, at + 1)])
+        sharp = 0 < at < len(over) - 1 and beside <= _BESIDE * over[at]
+        others = np.delete(steps, slice(at - 1, at + 2) if at else slice(0, 2))
+        if not sharp or steps[at] < max(_STEP, _SEAM * steepest, _SEAM * float(others.max(initial=0.0))):
+            return None
+        return at + 1 if self._continues(at) else None
+
+    def _continues(self, at: int) -> bool:
+        """Whether the line after `at` shows what `at` shows as well as neighbours do, displaced or in another light."""
+        before, first, second, after = (_standard(self.levels[place]) for place in range(at - 1, at + 3))
+        usual = min(float(before @ first), float(second @ after))
+        spectrum = np.fft.rfft(first).conj() * np.fft.rfft(second)
+        return usual >= _ALIKE and float(np.fft.irfft(spectrum, len(first)).max()) >= _ALIKE * usual
+
+    def described(self, band: tuple[int, int] | None) -> str:
+        """What is wrong with the lost lines, after "the target"."""
+        name, first, last = _SIDES[self.axis]
+        if band is None:
+            return f"lost {int(self.lost.sum())} of its {len(self.lines)} {name} (a frame that broke off?)"
+        where = first if band[0] <= 1 else last if band[1] == len(self.lines) else f"from {band[0]} on"
+        what = "of one colour" if self.constant[band[0] : band[1]].all() else "that repeat others"
+        return f"has {band[1] - band[0]} {name} {where} {what}, which the reference does not have (a frame that broke off?)"
+
+
+def _runs(mask: Mask) -> list[tuple[int, int]]:
+    """Start and end of each run of True in (N,)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
+
+
+def _standard(line: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A line (S,) without its mean, of unit length."""
+    centered = line - line.mean()
+    return np.asarray(centered / max(float(np.linalg.norm(centered)), 1e-6))
+
+
+def _spread(image: RGB) -> float:
+    """Standard deviation in grey levels of up to about 512 x 512 pixels of an image."""
+    rows, columns = (max(1, side // 256) for side in image.shape[:2])
+    return float(cv2.meanStdDev(grey(np.ascontiguousarray(image[::rows, ::columns])))[1].item())
+
+
+def _cannot_be_seen(reference: _Axis, target: _Axis) -> bool:
+    """Whether no view of a part whose every line has noise can have these lost lines."""
+    live = ~target.lost
+    if not reference.is_noisy and max((stop - start for start, stop in _runs(target.lost)), default=0) < _DRAWN * len(live):
+        return False
+    if not live.any() or target.repeated[live].mean() > _LIVE:
+        return False
+    constant, stuck = target.constant, target.lost & ~target.constant
+    if stuck.sum() >= target.least and _roughness(target.lines[stuck]) >= _roughness(target.lines[live]) / 2:
+        return True
+    if constant.sum() < target.least:
+        return False
+    color = np.median(target.lines[constant], axis=(0, 1))
+    bright = float((reference.lines.min(axis=2) >= _CLIPPED).mean())
+    if _cut_off(target) and not (color.min() >= _CLIPPED and bright >= constant.mean() / 2):
+        return True
+    band = target.band()
+    return band is not None and _widest(reference.image, color, target.axis) < (band[1] - band[0]) / len(constant) / 3
+
+
+def _widest(image: RGB, color: NDArray[np.float64], axis: int) -> float:
+    """Radius of the widest disc of about one colour in an image, as a share of its side along an axis.
+
+    A view that shows a band of a colour, in whatever pose, is of a part that has a disc as wide as the band.
+    """
+    share = min(1.0, _SMALL / max(image.shape[:2]))
+    size = max(1, round(image.shape[1] * share)), max(1, round(image.shape[0] * share))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    near = (np.abs(small - color) <= _NEAR_LIGHT).all(axis=2)
+    if near.all():
+        return 1.0
+    return float(cv2.distanceTransform(near.astype(np.uint8), cv2.DIST_L2, 5).max()) / near.shape[axis]
+
+
+def _roughness(lines: Lines) -> float:
+    """Mean change in grey levels from pixel to pixel along lines (N, S, 3)."""
+    return float(np.abs(np.diff(lines.astype(np.int16), axis=1)).mean())
+
+
+def _cut_off(target: _Axis) -> bool:
+    """Whether lines of one colour end at once; a background of one colour goes on beside what stands before it."""
+    beside = []
+    for start, stop in _runs(target.constant):
+        color = target.lines[start, 0].astype(np.int16)
+        for place in (start - 1 - _BLOCK, stop + _BLOCK):
+            if 0 <= place < len(target.lines) and not target.constant[place]:
+                beside.append((np.abs(target.lines[place] - color) <= _NEAR).all(axis=1).mean())
+    return bool(beside) and float(np.median(beside)) < 0.5
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Lines from `start` to `stop` of `count`, as a share of any image's."""
+
+    start: int
+    stop: int
+    count: int
+
+    def of(self, image: NDArray[np.uint8], axis: int) -> tuple[NDArray[np.uint8], int]:
+        """The part of an image (H, W) and its first line."""
+        length = image.shape[axis]
+        start, stop = (round(place * length / self.count) for place in (self.start, self.stop))
+        return (image[start:stop] if axis == 0 else image[:, start:stop]), start
+
+
+def _shows_more(reference: RGB, target: RGB, axis: int, band: tuple[int, int]) -> bool:
+    """Whether the reference, aligned to the larger part of the target beside the band, shows something in the band."""
+    there, here = grey(reference), grey(target)
+    count = here.shape[axis]
+    rest = _Part(0, band[0], count) if band[0] >= count - band[1] else _Part(band[1], count, count)
+    (theirs, from_line), (ours, to_line) = rest.of(there, axis), rest.of(here, axis)
+    if min(*theirs.shape, *ours.shape) < 2 * _LEAST_RUN:
+        return False
+    found = register(np.ascontiguousarray(theirs), np.ascontiguousarray(ours))
+    if not found.accepted:
+        return False
+    matrix = _moved(axis, to_line) @ found.matrix @ _moved(axis, -from_line)
+    seen, covered = warp(there, matrix, here.shape)
+    margin = min(_REACH, (band[1] - band[0]) // 4)
+    inner = _Part(band[0] + margin, band[1] - margin, count)
+    hidden, within = inner.of(seen, axis)[0], inner.of(covered.astype(np.uint8), axis)[0] > 0
+    if within.mean() < 0.5:
+        return False
+    is_constant = bool((inner.of(here, axis)[0].std(axis=1 - axis) == 0).all())
+    other = _contrast(rest.of(seen, axis)[0], rest.of(covered.astype(np.uint8), axis)[0] > 0, axis, is_constant)
+    return other > 0 and _contrast(hidden, within, axis, is_constant) >= _STRUCTURE * other
+
+
+def _moved(axis: int, by: int) -> NDArray[np.float64]:
+    matrix = np.eye(3)
+    matrix[1 - axis, 2] = by
+    return matrix
+
+
+def _contrast(image: NDArray[np.uint8], covered: Mask, axis: int, whole: bool) -> float:
+    """Standard deviation of (H, W) where it is covered: of the whole, or from line to line alone."""
+    if whole:
+        return float(image[covered].std())
+    values = np.ma.masked_array(image.astype(np.float32), ~covered)
+    return float(np.sqrt(np.ma.var(values, axis=axis).mean()))
