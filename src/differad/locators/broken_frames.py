@@ -1,7 +1,7 @@
 """Frames that a camera or a link did not deliver whole: lines of one colour, repeated lines, seams, hardly any contrast.
 
-A sensor's noise never gives two equal lines. Lines that repeat in the target are a fault where nothing repeats in the reference, or
-where the reference, aligned to the rest of the target, shows something else there. Knows nothing of any locator.
+A sensor's noise never gives two equal lines. Lines that repeat in the target are a fault where nothing repeats in the reference,
+or where the reference, aligned to the rest of the target, shows something else there. Knows nothing of any locator.
 """
 
 from dataclasses import dataclass
@@ -29,6 +29,8 @@ _BLOCK = 16
 _NOISY = 1 / 100
 # Outside the band the target must have noise too: compression that wipes it out repeats lines everywhere.
 _LIVE = 1 / 10
+# A repeated line is as rough as the smoothest others, this share of them, or compression has smoothed it.
+_SMOOTHEST = 1 / 10
 # Light is a factor: a fifth more of it clips what was above this, a background that is then one colour without any fault. What is
 # above read noise is never brought to black.
 _CLIPPED, _NEAR = 204, 3
@@ -41,27 +43,31 @@ _REACH = 4
 # Of a defect of 20 grey levels, the least that anybody labels, an eighth of the contrast leaves read noise.
 _LEAST_CONTRAST = 1 / 8
 # A lens with the blur that images are compared at leaves 3/4 of an edge's highest step to the two steps beside it.
-_SEAM, _BESIDE = 2.0, 0.25
-# Grey levels of a step that count as one, and the correlation from which on a line continues another.
-_STEP, _ALIKE = 8.0, 0.7
+_SEAM, _BESIDE = 1.5, 0.25
+# A step is new where the aligned reference has less than half of it there (light is within a fifth), and all but a tenth of the
+# target's other steps too (threads of cloth are no seams).
+_NEW, _USUAL = 2.0, 0.9
+# Grey levels of a step that count as one.
+_STEP = 8.0
 _SIDES = (("rows", "at the top", "at the bottom"), ("columns", "at the left", "at the right"))
 
 
 def frame_fault(reference: RGB, target: RGB) -> str | None:
-    """Why the target (H, W, 3) is no whole frame of what the reference (H', W', 3) shows, as "the target …"; None if it is one."""
+    """Why the target (H, W, 3) is no whole frame of what the reference (H', W', 3) shows, after "The target"; None if it is."""
     if _spread(target) < _LEAST_CONTRAST * _spread(reference):
         return "has hardly any contrast left (another exposure?)"
     pairs = [(_Axis(reference, axis), _Axis(target, axis)) for axis in (0, 1)]
     noisy = all(own.lost.mean() <= _NOISY for own, _ in pairs)
-    steepest = max(own.steps.max(initial=0.0) for own, _ in pairs)
     for own, other in pairs:
         band = other.band()
         if other.lost.sum() - own.lost.mean() * len(other.lost) >= other.least:
             impossible = noisy and _cannot_be_seen(own, other)
             if impossible or (band is not None and _shows_more(reference, target, other.axis, band)):
                 return other.described(band)
-        if noisy and (seam := other.seam(steepest)) is not None:
-            return f"has a seam at {_SIDES[other.axis][0][:-1]} {seam} that the reference does not have (shifted or mixed lines)"
+    for own, other in pairs:
+        if (seam := _seam(own, other)) is not None:
+            name = _SIDES[other.axis][0][:-1]
+            return f"has a seam at {name} {seam} that the reference does not have (shifted lines, or of two frames?)"
     return None
 
 
@@ -120,26 +126,12 @@ class _Axis:
         longest = max(_runs(self.lost), key=lambda run: run[1] - run[0], default=(0, 0))
         return longest if longest[1] - longest[0] >= self.least else None
 
-    def seam(self, steepest: float) -> int | None:
-        """The line that does not continue the one before, by a step far above `steepest` and sharper than a lens draws one."""
-        steps = self.steps
-        if len(steps) < 3:
-            return None
-        at = int(steps.argmax())
-        over = np.maximum(steps - np.median(steps), 0)
-        beside = float(over[max(0, at - 1)] + over[min(len(over) - 1, at + 1)])
-        sharp = 0 < at < len(over) - 1 and beside <= _BESIDE * over[at]
-        others = np.delete(steps, slice(at - 1, at + 2) if at else slice(0, 2))
-        if not sharp or steps[at] < max(_STEP, _SEAM * steepest, _SEAM * float(others.max(initial=0.0))):
-            return None
-        return at + 1 if self._continues(at) else None
-
-    def _continues(self, at: int) -> bool:
-        """Whether the line after `at` shows what `at` shows as well as neighbours do, displaced or in another light."""
-        before, first, second, after = (_standard(self.levels[place]) for place in range(at - 1, at + 3))
-        usual = min(float(before @ first), float(second @ after))
-        spectrum = np.fft.rfft(first).conj() * np.fft.rfft(second)
-        return usual >= _ALIKE and float(np.fft.irfft(spectrum, len(first)).max()) >= _ALIKE * usual
+    @cached_property
+    def sharp_steps(self) -> NDArray[np.float64]:
+        """What each step (N - 1,) has over the two beside it, where it is sharper than a lens draws one; else 0."""
+        padded = np.pad(np.maximum(self.steps - np.median(self.steps), 0), 1, mode="edge")
+        beside = padded[:-2] + padded[2:]
+        return np.asarray(np.where(beside <= _BESIDE * padded[1:-1], padded[1:-1], 0.0))
 
     def described(self, band: tuple[int, int] | None) -> str:
         """What is wrong with the lost lines, after "the target"."""
@@ -157,12 +149,6 @@ def _runs(mask: Mask) -> list[tuple[int, int]]:
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
 
-def _standard(line: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A line (S,) without its mean, of unit length."""
-    centered = line - line.mean()
-    return np.asarray(centered / max(float(np.linalg.norm(centered)), 1e-6))
-
-
 def _spread(image: RGB) -> float:
     """Standard deviation in grey levels of up to about 512 x 512 pixels of an image."""
     rows, columns = (max(1, side // 256) for side in image.shape[:2])
@@ -172,7 +158,9 @@ def _spread(image: RGB) -> float:
 def _cannot_be_seen(reference: _Axis, target: _Axis) -> bool:
     """Whether no view of a part whose every line has noise can have these lost lines."""
     live = ~target.lost
-    if not reference.is_noisy and max((stop - start for start, stop in _runs(target.lost)), default=0) < _DRAWN * len(live):
+    if not reference.is_noisy and max((stop - start for start, stop in _runs(target.lost)), default=0) < _DRAWN * len(
+        live
+    ):
         return False
     if not live.any() or target.repeated[live].mean() > _LIVE:
         return False
@@ -182,40 +170,53 @@ def _cannot_be_seen(reference: _Axis, target: _Axis) -> bool:
     if constant.sum() < target.least:
         return False
     color = np.median(target.lines[constant], axis=(0, 1))
+    longest = max(stop - start for start, stop in _runs(constant)) / len(constant)
+    plain, alike = (_widest(one, target.axis) for one in _areas(reference.image, color))
+    if plain >= longest / 3:
+        return False
     bright = float((reference.lines.min(axis=2) >= _CLIPPED).mean())
-    if _cut_off(target) and not (color.min() >= _CLIPPED and bright >= constant.mean() / 2):
-        return True
-    band = target.band()
-    return band is not None and _widest(reference.image, color, target.axis) < (band[1] - band[0]) / len(constant) / 3
+    clipped = color.min() >= _CLIPPED and bright >= constant.mean() / 2
+    return (_cut_off(target) and not clipped) or alike < longest / 3
 
 
-def _widest(image: RGB, color: NDArray[np.float64], axis: int) -> float:
-    """Radius of the widest disc of about one colour in an image, as a share of its side along an axis.
-
-    A view that shows a band of a colour, in whatever pose, is of a part that has a disc as wide as the band.
-    """
+def _areas(image: RGB, color: NDArray[np.float64]) -> tuple[Mask, Mask]:
+    """Where an image, shrunk, is of one colour to the bit, and where it is about as bright as a colour in any light."""
     share = min(1.0, _SMALL / max(image.shape[:2]))
     size = max(1, round(image.shape[1] * share)), max(1, round(image.shape[0] * share))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    near = (np.abs(small - color) <= _NEAR_LIGHT).all(axis=2)
-    if near.all():
+    few = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_NEAREST))
+    mean = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+    same = np.zeros(few.shape[:2], np.bool_)
+    same[1:, 1:] = ((few[1:, 1:] == few[:-1, 1:]) & (few[1:, 1:] == few[1:, :-1])).all(axis=2)
+    same[0], same[:, 0] = same[min(1, len(same) - 1)], same[:, min(1, same.shape[1] - 1)]
+    near = np.asarray((np.abs(mean - color) <= _NEAR_LIGHT).all(axis=2))
+    return same & near, near
+
+
+def _widest(area: Mask, axis: int) -> float:
+    """Radius of the widest disc in an area (H, W), as a share of its side along an axis.
+
+    A view that shows a band, in whatever pose, is of a part that has a disc as wide as the band.
+    """
+    if area.all():
         return 1.0
-    return float(cv2.distanceTransform(near.astype(np.uint8), cv2.DIST_L2, 5).max()) / near.shape[axis]
+    return float(cv2.distanceTransform(area.astype(np.uint8), cv2.DIST_L2, 5).max()) / area.shape[axis]
 
 
 def _roughness(lines: Lines) -> float:
-    """Mean change in grey levels from pixel to pixel along lines (N, S, 3)."""
-    return float(np.abs(np.diff(lines.astype(np.int16), axis=1)).mean())
+    """Mean change in grey levels from pixel to pixel along lines (N, S, 3), of one that is among the smoothest."""
+    changes = np.abs(np.diff(lines.astype(np.int16), axis=1)).mean(axis=(1, 2))
+    return float(np.quantile(changes, _SMOOTHEST))
 
 
 def _cut_off(target: _Axis) -> bool:
     """Whether lines of one colour end at once; a background of one colour goes on beside what stands before it."""
-    beside = []
-    for start, stop in _runs(target.constant):
-        color = target.lines[start, 0].astype(np.int16)
-        for place in (start - 1 - _BLOCK, stop + _BLOCK):
-            if 0 <= place < len(target.lines) and not target.constant[place]:
-                beside.append((np.abs(target.lines[place] - color) <= _NEAR).all(axis=1).mean())
+    count = len(target.lines)
+    places = [(start, place) for start, stop in _runs(target.constant) for place in (start - 1 - _BLOCK, stop + _BLOCK)]
+    beside = [
+        (np.abs(target.lines[place] - target.lines[start, 0].astype(np.int16)) <= _NEAR).all(axis=1).mean()
+        for start, place in places
+        if 0 <= place < count and not target.constant[place]
+    ]
     return bool(beside) and float(np.median(beside)) < 0.5
 
 
@@ -234,27 +235,69 @@ class _Part:
         return (image[start:stop] if axis == 0 else image[:, start:stop]), start
 
 
+def _seam(reference: _Axis, target: _Axis) -> int | None:
+    """The line of the target that does not continue the one before although the reference, aligned to it, goes on there."""
+    sharp = target.sharp_steps
+    at = int(sharp.argmax()) if len(sharp) else 0
+    count = len(target.lines)
+    if not 2 * _REACH <= at + 1 <= count - 2 * _REACH:
+        return None
+    usual = float(np.quantile(target.steps, _USUAL))
+    if sharp[at] < max(_STEP, _SEAM * reference.sharp_steps.max(initial=0.0), _NEW * usual):
+        return None
+    rest = _Part(0, at + 1, count) if at + 1 >= count / 2 else _Part(at + 1, count, count)
+    aligned = _aligned(reference.image, target.image, target.axis, rest)
+    if aligned is None:
+        return None
+    near = _Part(at + 1 - 2 * _REACH, at + 1 + 2 * _REACH, count)
+    seen, covered, here = (near.of(one, target.axis)[0] for one in (*aligned, grey(target.image)))
+    inside = covered.all(axis=target.axis)
+    if inside.mean() < 0.5:
+        return None
+    theirs, ours = (_wide_steps(one if target.axis == 0 else one.T, inside) for one in (seen, here))
+    return at + 1 if ours[_REACH] >= max(_STEP, _NEW * theirs.max()) else None
+
+
+def _wide_steps(lines: NDArray[np.uint8], inside: Mask) -> NDArray[np.float64]:
+    """Mean change (2 REACH + 1,) from the mean of some lines (4 REACH, W) to that of as many after them.
+
+    No blur and no small shift moves it.
+    """
+    total = np.cumsum(np.pad(lines[:, inside], ((1, 0), (0, 0))).astype(np.float64), axis=0)
+    means = (total[_REACH:] - total[:-_REACH]) / _REACH
+    return np.asarray(np.abs(means[_REACH:] - means[:-_REACH]).mean(axis=1))
+
+
 def _shows_more(reference: RGB, target: RGB, axis: int, band: tuple[int, int]) -> bool:
     """Whether the reference, aligned to the larger part of the target beside the band, shows something in the band."""
-    there, here = grey(reference), grey(target)
-    count = here.shape[axis]
+    count = target.shape[axis]
     rest = _Part(0, band[0], count) if band[0] >= count - band[1] else _Part(band[1], count, count)
-    (theirs, from_line), (ours, to_line) = rest.of(there, axis), rest.of(here, axis)
-    if min(*theirs.shape, *ours.shape) < 2 * _LEAST_RUN:
+    aligned = _aligned(reference, target, axis, rest)
+    if aligned is None:
         return False
-    found = register(np.ascontiguousarray(theirs), np.ascontiguousarray(ours))
-    if not found.accepted:
-        return False
-    matrix = _moved(axis, to_line) @ found.matrix @ _moved(axis, -from_line)
-    seen, covered = warp(there, matrix, here.shape)
     margin = min(_REACH, (band[1] - band[0]) // 4)
     inner = _Part(band[0] + margin, band[1] - margin, count)
-    hidden, within = inner.of(seen, axis)[0], inner.of(covered.astype(np.uint8), axis)[0] > 0
+    (hidden, within), (other, beside) = ([part.of(one, axis)[0] for one in aligned] for part in (inner, rest))
     if within.mean() < 0.5:
         return False
-    is_constant = bool((inner.of(here, axis)[0].std(axis=1 - axis) == 0).all())
-    other = _contrast(rest.of(seen, axis)[0], rest.of(covered.astype(np.uint8), axis)[0] > 0, axis, is_constant)
-    return other > 0 and _contrast(hidden, within, axis, is_constant) >= _STRUCTURE * other
+    is_constant = bool((inner.of(grey(target), axis)[0].std(axis=1 - axis) == 0).all())
+    contrast = _contrast(other, beside > 0, axis, is_constant)
+    return contrast > 0 and _contrast(hidden, within > 0, axis, is_constant) >= _STRUCTURE * contrast
+
+
+def _aligned(
+    reference: RGB, target: RGB, axis: int, part: "_Part"
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+    """The reference in grey levels (H, W) as that part of the target registers with it, and where it covers the target."""
+    there, here = grey(reference), grey(target)
+    (theirs, from_line), (ours, to_line) = part.of(there, axis), part.of(here, axis)
+    if min(*theirs.shape, *ours.shape) < 2 * _LEAST_RUN:
+        return None
+    found = register(np.ascontiguousarray(theirs), np.ascontiguousarray(ours))
+    if not found.accepted:
+        return None
+    seen, covered = warp(there, _moved(axis, to_line) @ found.matrix @ _moved(axis, -from_line), here.shape)
+    return seen, covered.astype(np.uint8)
 
 
 def _moved(axis: int, by: int) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """Whether two images can be compared at all: "normal" is never the answer where there was nothing to see.
 
-Cheap looks at the pixels only: a shutter that stayed shut, light that fills every pixel, a frame that broke off. Knows nothing of any locator.
+Cheap looks at the pixels only: a shutter that stayed shut, light that fills every pixel, a frame that broke off. Knows nothing of
+any locator.
 """
 
 from dataclasses import replace
