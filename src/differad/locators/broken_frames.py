@@ -22,7 +22,9 @@ _SAMPLES = 128
 # fiftieth of all lines, which a locator leaves out at a border anyhow.
 _LEAST_RUN, _LEAST_SHARE = 8, 1 / 50
 # A drawing without noise has straight parts: there fewer than this share of all lines in a row say nothing either.
-_DRAWN = 1 / 20
+_DRAWN, _DRAWING = 1 / 20, 1 / 4
+# Compression that wipes out noise makes so many more pixels equal their neighbours, and whole lines of plain areas.
+_WIPED = 1 / 4
 # Lines beside a band that compression may mix with it.
 _BLOCK = 16
 # Lines of an image with noise that may be equal all the same: clipped ones.
@@ -56,6 +58,8 @@ def frame_fault(reference: RGB, target: RGB) -> str | None:
     """Why the target (H, W, 3) is no whole frame of what the reference (H', W', 3) shows, after "The target"; None if it is."""
     if _spread(target) < _LEAST_CONTRAST * _spread(reference):
         return "has hardly any contrast left (another exposure?)"
+    if min(*reference.shape[:2], *target.shape[:2]) < 2 * _LEAST_RUN:
+        return None  # too small to tell a band from its content
     pairs = [(_Axis(reference, axis), _Axis(target, axis)) for axis in (0, 1)]
     noisy = all(own.lost.mean() <= _NOISY for own, _ in pairs)
     for own, other in pairs:
@@ -107,9 +111,11 @@ class _Axis:
         return lost
 
     @cached_property
-    def is_noisy(self) -> bool:
-        """Whether most pixels differ from their neighbours, as a sensor's noise makes them; a drawing's are mostly equal."""
-        return bool((self.lines[1:] == self.lines[:-1]).all(axis=2).mean() <= 0.5)
+    def smooth(self) -> float:
+        """Share of pixels outside lost lines that equal the one in the line before: near 0 with a sensor's noise."""
+        both = ~(self.lost[1:] | self.lost[:-1])
+        same = (self.lines[1:][both] == self.lines[:-1][both]).all(axis=2)
+        return float(same.mean()) if same.size else 0.0
 
     @cached_property
     def levels(self) -> NDArray[np.float32]:
@@ -158,9 +164,11 @@ def _spread(image: RGB) -> float:
 def _cannot_be_seen(reference: _Axis, target: _Axis) -> bool:
     """Whether no view of a part whose every line has noise can have these lost lines."""
     live = ~target.lost
-    if not reference.is_noisy and max((stop - start for start, stop in _runs(target.lost)), default=0) < _DRAWN * len(
-        live
-    ):
+    if reference.smooth <= _DRAWING and target.smooth > reference.smooth + _WIPED:
+        return False
+    if reference.smooth > _DRAWING and max(
+        (stop - start for start, stop in _runs(target.lost)), default=0
+    ) < _DRAWN * len(live):
         return False
     if not live.any() or target.repeated[live].mean() > _LIVE:
         return False
@@ -185,9 +193,8 @@ def _areas(image: RGB, color: NDArray[np.float64]) -> tuple[Mask, Mask]:
     size = max(1, round(image.shape[1] * share)), max(1, round(image.shape[0] * share))
     few = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_NEAREST))
     mean = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-    same = np.zeros(few.shape[:2], np.bool_)
-    same[1:, 1:] = ((few[1:, 1:] == few[:-1, 1:]) & (few[1:, 1:] == few[1:, :-1])).all(axis=2)
-    same[0], same[:, 0] = same[min(1, len(same) - 1)], same[:, min(1, same.shape[1] - 1)]
+    equal = ((few[1:, 1:] == few[:-1, 1:]) & (few[1:, 1:] == few[1:, :-1])).all(axis=2)
+    same = np.pad(equal, ((1, 0), (1, 0)), constant_values=True)
     near = np.asarray((np.abs(mean - color) <= _NEAR_LIGHT).all(axis=2))
     return same & near, near
 
@@ -199,7 +206,8 @@ def _widest(area: Mask, axis: int) -> float:
     """
     if area.all():
         return 1.0
-    return float(cv2.distanceTransform(area.astype(np.uint8), cv2.DIST_L2, 5).max()) / area.shape[axis]
+    radius = float(cv2.distanceTransform(area.astype(np.uint8), cv2.DIST_L2, 5).max())
+    return radius / int(area.shape[axis])
 
 
 def _roughness(lines: Lines) -> float:
@@ -251,7 +259,7 @@ def _seam(reference: _Axis, target: _Axis) -> int | None:
         return None
     near = _Part(at + 1 - 2 * _REACH, at + 1 + 2 * _REACH, count)
     seen, covered, here = (near.of(one, target.axis)[0] for one in (*aligned, grey(target.image)))
-    inside = covered.all(axis=target.axis)
+    inside: Mask = np.asarray(covered.all(axis=target.axis))
     if inside.mean() < 0.5:
         return None
     theirs, ours = (_wide_steps(one if target.axis == 0 else one.T, inside) for one in (seen, here))
