@@ -75,6 +75,21 @@ def frame_fault(reference: RGB, target: RGB) -> str | None:
     return None
 
 
+def beside_band(reference: RGB, target: RGB) -> tuple[RGB, RGB, tuple[int, int]] | None:
+    """Both images without the widest band of lost lines of the target, and where the rest begins (x, y); None without one."""
+    axes = [axis for axis in (_Axis(target, 0), _Axis(target, 1)) if axis.band() is not None]
+    if not axes:
+        return None
+    start, stop = max((axis.band() or (0, 0) for axis in axes), key=lambda band: band[1] - band[0])
+    widest = next(axis for axis in axes if axis.band() == (start, stop))
+    count = len(widest.lines)
+    rest = _Part(0, start, count) if start >= count - stop else _Part(stop, count, count)
+    if rest.stop - rest.start < 2 * _LEAST_RUN:
+        return None
+    theirs, (ours, first) = rest.of(reference, widest.axis)[0], rest.of(target, widest.axis)
+    return np.ascontiguousarray(theirs), np.ascontiguousarray(ours), (0, first) if widest.axis == 0 else (first, 0)
+
+
 class _Axis:
     """The lines of an image (H, W, 3) along one axis: its rows (0) or its columns (1)."""
 
