@@ -1,6 +1,7 @@
 """Whether two images can be compared at all: "normal" is never the answer where there was nothing to see.
 
-Cheap looks at the pixels only: a shutter that stayed shut, light that fills every pixel. Knows nothing of any locator.
+Cheap looks at the pixels only: a shutter that stayed shut, light that fills every pixel, a frame that broke off. Knows nothing of
+any locator.
 """
 
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 
 from differad.core import Location
 from differad.images import RGB
+from differad.locators.broken_frames import frame_fault
 
 # Samples this near to either end of the scale hold no structure beyond read noise (of 256 levels) ...
 _END_LEVELS = 5
@@ -38,12 +40,15 @@ def why_incomparable(reference: RGB, target: RGB) -> str | None:
 
 
 def doubt_normal(location: Location, reference: RGB, target: RGB) -> Location:
-    """The location, or "not comparable" where it says normal of images in which nothing can be seen."""
+    """The location, or "not comparable" where it says normal of images in which nothing can be seen, or of a broken frame."""
     if location.anomalous or not location.valid:
         return location
     faults = [(name, visibility_fault(image)) for name, image in (("reference", reference), ("target", target))]
     sentence = " and ".join(f"the {name} {fault}" for name, fault in faults if fault is not None)
-    if not sentence:
+    if sentence:
+        reason = f"{sentence[0].upper()}{sentence[1:]}: there is nothing to compare; take the image again."
+    elif (broken := frame_fault(reference, target)) is not None:
+        reason = f"The target {broken}; take the image again."
+    else:
         return location
-    reason = f"{sentence[0].upper()}{sentence[1:]}: there is nothing to compare; take the image again."
     return replace(location, comparable=False, confidence=None, reasoning=reason)

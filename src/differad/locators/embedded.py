@@ -18,6 +18,7 @@ from differad.core import Location, Pair
 from differad.errors import LocatorError
 from differad.images import RGB, read_images
 from differad.locators.base import Outcome, locate_concurrently
+from differad.locators.broken_frames import beside_band
 from differad.locators.comparable import doubt_normal, why_incomparable
 from differad.locators.conformal import conformal_threshold
 from differad.locators.resolution import common_margins, matched, without_repeats
@@ -39,8 +40,23 @@ class Embedded:
             location = Location(comparable=False, reasoning=reason)
         else:
             with _naming(pair):
-                location = doubt_normal(self._compare_alike(reference, target), reference, target)
+                location = self._compare_whole(reference, target)
         return replace(location, model=self.name, seconds=time.perf_counter() - start)
+
+    def _compare_whole(self, reference: RGB, target: RGB) -> Location:
+        """As `compare`, but normal only of a whole frame; of a broken one what is left is compared once more."""
+        location = self._compare_alike(reference, target)
+        doubted = doubt_normal(location, reference, target)
+        rest = None if doubted is location else beside_band(reference, target)
+        if rest is None:
+            return doubted
+        there, here, (x, y) = rest
+        found = self._compare_alike(there, here)
+        if not found.anomalous:
+            return doubted
+        return replace(
+            found, boxes=found.boxes + np.array([x, y, x, y]), reasoning=f"{doubted.reasoning} {found.reasoning}"
+        )
 
     def _compare_alike(self, reference: RGB, target: RGB) -> Location:
         """As `compare`, of images that show as much detail; boxes in pixels of the target as it is given."""
