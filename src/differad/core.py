@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from differad.boxes import Boxes, as_boxes, no_boxes, to_list
-from differad.errors import InputError
+from differad.errors import InputError, shortened
 from differad.images import ImageSource
 
 
@@ -47,10 +47,10 @@ class Location:
     """What a locator says of a target: where it is abnormal, how sure it is, and why.
 
     `boxes` (N, 4) are pixels of the target as it lies on disk (EXIF orientation applied), best first; none means
-    normal. `scores` (N,) are in [0, 1]. `confidence` is how sure the locator is that the target is abnormal at all, in
-    [0, 1], given for normal targets too; None where the model tells nothing. `valid` is False when a model's answer
-    could not be read; it then has no boxes, and evaluation counts it as wrong. `comparable` is False where the two images
-    cannot be compared (another part, nothing to see): no answer either, so `valid` is False too. `threshold` is the
+    normal where `valid`. `scores` (N,) are in [0, 1]. `confidence` is how sure the locator is that the target is abnormal
+    at all, in [0, 1], given for normal targets too; None where the model tells nothing. `valid` is False when a model's
+    answer could not be read; it then has no boxes, and evaluation counts it as wrong. `comparable` is False where the two
+    images cannot be compared (another part, nothing to see): no answer either, so `valid` is False too. `threshold` is the
     confidence from which on the locator gave a box, None where it decides in another way.
     """
 
@@ -73,9 +73,14 @@ class Location:
             raise InputError(f"{len(self.scores)} scores for {len(self.boxes)} boxes: expected one each, or none")
 
     @property
-    def anomalous(self) -> bool:
-        """Whether any box was given."""
-        return len(self.boxes) > 0
+    def anomalous(self) -> bool | None:
+        """Whether any box was given; None where there is no answer (`valid` is False), which is never "normal"."""
+        return len(self.boxes) > 0 if self.valid else None
+
+    @property
+    def why_no_answer(self) -> str | None:
+        """The reason, in a line, where there is no answer; None where there is one."""
+        return None if self.valid else why_no_answer(self.reasoning, self.answer)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of `differad locate --json`."""
@@ -92,6 +97,13 @@ class Location:
             "model": self.model,
             "seconds": round(self.seconds, 4),
         }
+
+
+def why_no_answer(reasoning: str, answer: str) -> str:
+    """The reason, in a line, of a location that is not valid: what a model said and nobody could read, or its reasoning."""
+    if answer.strip():
+        return f"unreadable answer {shortened(answer)}"
+    return " ".join(reasoning.split()) or "no reason was given"
 
 
 def _storable(text: str) -> str:

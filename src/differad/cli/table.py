@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from differad.errors import NoAnswerError
+
 # Headings short enough that a row fits into 80 columns.
 COLUMNS = {
     "miou": "mIoU",
@@ -38,8 +40,30 @@ def print_metrics(metrics: dict[str, Any]) -> None:
         console.print(line)
 
 
+# Counts that are failures, with what is said of each; the first reason comes with it.
+_FAILURES = {
+    "errors": "pairs failed",
+    "no_answer": "pairs have no answer (not comparable, or unreadable), which counts as wrong",
+    "unpredicted": "pairs have no prediction, which counts as wrong",
+    "without_image": "targets could not be opened, so that they have no defect size and no baseline",
+}
+
+
+def check_answered(metrics: dict[str, Any]) -> None:
+    """Raise NoAnswerError where no pair has an answer: zeros that measure nothing."""
+    reasons = metrics["first_reasons"]
+    pairs = metrics["overall"]["pairs"]
+    if pairs and metrics["overall"]["valid"] == 0:
+        raise NoAnswerError(f"none of {pairs} pairs has an answer, the first: {next(iter(reasons.values()))}")
+
+
 def _footer(metrics: dict[str, Any]) -> Iterator[str]:
     overall = metrics["overall"]
+    for name, what in _FAILURES.items():
+        if metrics.get(name):
+            yield f"{metrics[name]} of {overall['pairs']} {what}; the first: {metrics['first_reasons'][name]}"
+    if metrics.get("unlabelled"):
+        yield f"{metrics['unlabelled']} pairs are unlabelled and left out"
     if overall["place_unknown"]:
         yield (
             f"{overall['place_unknown']} of {overall['anomalous']} anomalous pairs: place unknown, counted in det F1 and valid,"

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from differad.boxes import as_boxes, to_list
 from differad.core import Pair
 from differad.data.masks import boxes_from_mask, read_mask
-from differad.errors import ImageError, ManifestError
+from differad.errors import ImageError, ManifestError, shortened
 from differad.images import image_size
 
 
@@ -108,14 +108,9 @@ def parse_line(kind: type[Record], line: str, place: str) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "line"
-        value = "" if first["type"] == "missing" else f" {_short(first['input'])}:"
+        value = "" if first["type"] == "missing" else f" {shortened(first['input'])}:"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise ManifestError(f"{place}: {field}:{value} {first['msg']}{more}") from None
-
-
-def _short(value: object, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _to_pair(record: PairRecord, folder: Path) -> Pair:

@@ -4,12 +4,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from differad.boxes import to_list
-from differad.core import Location
+from differad.core import Location, why_no_answer
 from differad.data.atomic import in_one_step
 from differad.data.manifest import numbered_lines, parse_line
 from differad.errors import DifferadError, InputError, ManifestError
@@ -18,12 +17,16 @@ _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Prediction(BaseModel):
-    """One line: what was predicted for a pair, or the reason why nothing was. Boxes are pixels of the target."""
+    """One line: what was predicted for a pair, or the reason why nothing was. Boxes are pixels of the target.
+
+    `[]` says normal. A line without boxes, or with `"valid": false`, an error, or `"anomalous": null`, is no answer: `anomalous`
+    is None then, whatever the boxes are.
+    """
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     id: Annotated[str, Field(min_length=1)]
-    boxes: list[tuple[_Number, _Number, _Number, _Number]] = []
+    boxes: list[tuple[_Number, _Number, _Number, _Number]] | None = None
     scores: list[_Number] | None = None
     confidence: _Number | None = None
     answer: str = ""
@@ -32,21 +35,43 @@ class Prediction(BaseModel):
     error: str | None = None
     model: str = ""
     seconds: _Number | None = None
+    anomalous: bool | None = None
+
+    @model_validator(mode="after")
+    def _decide(self) -> Self:
+        """Take `anomalous` from the boxes; where the line gives it, it must repeat what they say."""
+        says_none = "anomalous" in self.model_fields_set and self.anomalous is None
+        if not self.valid or self.error is not None or self.boxes is None or says_none:
+            self.anomalous = None
+        elif self.anomalous not in (None, bool(self.boxes)):
+            raise ValueError(
+                f"anomalous {self.anomalous} beside {len(self.boxes)} boxes; expected boxes for an abnormal target, [] for a "
+                'normal one, "anomalous": null for no answer'
+            )
+        else:
+            self.anomalous = bool(self.boxes)
+        return self
 
     @property
     def is_valid(self) -> bool:
         """Whether an answer was given that could be read."""
-        return self.valid and self.error is None
+        return self.anomalous is not None
+
+    @property
+    def why_no_answer(self) -> str | None:
+        """The reason, in a line, where there is no answer; None where there is one."""
+        if self.is_valid:
+            return None
+        return self.error or why_no_answer(self.reasoning, self.answer)
 
 
 def to_line(pair_id: str, outcome: Location | DifferadError) -> str:
     """The line of a pair's outcome; an error is kept with its reason."""
     record: dict[str, Any] = {"id": pair_id}
     if isinstance(outcome, DifferadError):
-        record |= {"boxes": [], "valid": False, "error": str(outcome)}
+        record |= {"anomalous": None, "boxes": [], "valid": False, "error": str(outcome)}
     else:
-        record |= {key: value for key, value in outcome.to_dict().items() if key != "anomalous"}
-        record["boxes"] = to_list(outcome.boxes)
+        record |= outcome.to_dict()
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -7,7 +7,7 @@ as `score` does from the same files. Neither ever holds more than a few pairs.
 import json
 import statistics
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,11 +85,21 @@ def score(manifests: Sequence[str | Path], predictions: str | Path, *, seed: int
     """The metrics of stored predictions, without a model.
 
     Targets are opened for their size alone; where one is missing, its pair has no defect size and no baseline, which is
-    counted as `without_image`. Raises ManifestError.
+    counted as `without_image`. Raises ManifestError, also where the predictions hold nothing but failures for these pairs.
     """
     paths = [Path(manifest) for manifest in manifests]
     _check_manifests(paths, None)
-    return _score(_all_pairs(paths), Path(predictions), None, seed)[0]
+    metrics = _score(_all_pairs(paths), Path(predictions), None, seed)[0]
+    pairs = metrics["overall"]["pairs"]
+    if metrics["unpredicted"] == pairs:
+        first = metrics["first_reasons"]["unpredicted"]
+        raise ManifestError(
+            f"{predictions}: no prediction for any of {pairs} pairs, the first: {first}; expected their ids"
+        )
+    if metrics["unpredicted"] + metrics["errors"] == pairs:
+        first = metrics["first_reasons"]["errors"]
+        raise ManifestError(f"{predictions}: all of {metrics['errors']} predictions failed, the first: {first}")
+    return metrics
 
 
 def locate_to_file(
@@ -100,11 +110,12 @@ def locate_to_file(
     manifests: Sequence[str | Path] = (),
     total: int | None = None,
     progress: bool = True,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Append a prediction for each pair to `out`; pairs already there are skipped, failed ones tried again.
 
     `OUT.run.json` and `OUT.images.jsonl` beside it say what it was made with; `manifests` are the files that the pairs are
-    from. Returns how many were `located`, `kept` from an earlier run, and `failed` (kept in the file with their reason).
+    from. Returns how many were `located`, `kept` from an earlier run, and `failed` (kept in the file with their reason); where
+    there are any, how many of the located have `no_answer`, and the `first_reason` of a failure or a missing answer.
     Raises InputError when `out` holds anything else or another run, or one is at work; where every pair failed, with the
     first reason, InputError or LocatorError.
     """
@@ -126,7 +137,7 @@ def _locate(
     *,
     total: int | None,
     progress: bool,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """`locate_to_file` where the place is locked."""
     counts = _Counts()
     waiting: deque[tuple[str, Inputs]] = deque()
@@ -152,29 +163,32 @@ def _locate(
             if not isinstance(outcome, DifferadError):
                 record.add(pair_id, inputs)
             writer.write(pair_id, outcome)
-            counts.add(outcome)
+            counts.add(pair_id, outcome)
             bar.advance(task)
     counts.report()
-    return {"located": counts.located, "kept": counts.kept, "failed": counts.failed}
+    return counts.to_dict()
 
 
 @dataclass
 class _Counts:
-    """What became of the pairs of a run."""
+    """What became of the pairs of a run; of failures and of missing answers, the first with its reason."""
 
     located: int = 0
     kept: int = 0
     failed: int = 0
-    invalid: int = 0
+    no_answer: int = 0
     failure: DifferadError | None = None
+    reason: str = ""
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, pair_id: str, outcome: Outcome) -> None:
         if isinstance(outcome, DifferadError):
             self.failed += 1
             self.failure = self.failure or outcome
-        else:
-            self.located += 1
-            self.invalid += not outcome.valid
+            return
+        self.located += 1
+        if not outcome.valid:
+            self.no_answer += 1
+            self.reason = self.reason or f"pair {pair_id!r}: {outcome.why_no_answer}"
 
     def report(self) -> None:
         """Warn of what got no answer. Raises InputError or LocatorError where nothing at all was located."""
@@ -186,12 +200,21 @@ class _Counts:
             warnings.warn(
                 f"{self.failed} of {tried} pairs failed, the first: {self.failure}", InputWarning, stacklevel=4
             )
-        if self.located and self.invalid == self.located:
-            warnings.warn(
-                f"none of {self.located} pairs got an answer that counts; `reasoning` in the predictions says why",
-                InputWarning,
-                stacklevel=4,
+        if self.no_answer:
+            counted = (
+                f"none of {self.located} pairs got an answer that counts"
+                if self.no_answer == self.located
+                else f"{self.no_answer} of {self.located} pairs have no answer"
             )
+            warnings.warn(f"{counted}, the first: {self.reason}", InputWarning, stacklevel=4)
+
+    def to_dict(self) -> dict[str, Any]:
+        counts: dict[str, Any] = {"located": self.located, "kept": self.kept, "failed": self.failed}
+        if self.no_answer:
+            counts["no_answer"] = self.no_answer
+        if self.failure or self.reason:
+            counts["first_reason"] = str(self.failure or self.reason)
+        return counts
 
 
 def _check_manifests(paths: Sequence[Path], limit: int | None) -> int:
@@ -267,11 +290,15 @@ class _Tally:
     baselines: dict[str, list[PairResult]] = field(default_factory=lambda: {name: [] for name in BASELINES})
     seconds: list[float] = field(default_factory=list)
     unlabelled: int = 0
-    unpredicted: int = 0
-    errors: int = 0
-    without_image: int = 0
     boxes_cut: int = 0
     predictions_outside: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    first_reasons: dict[str, str] = field(default_factory=dict)
+
+    def count(self, name: str, reason: str) -> None:
+        """One more of the failures `name`; the first reason is kept."""
+        self.failures[name] += 1
+        self.first_reasons.setdefault(name, reason)
 
 
 def _score(pairs: Iterator[Pair], predictions: Path, limit: int | None, seed: int) -> tuple[dict[str, Any], Showcase]:
@@ -293,12 +320,11 @@ def _score(pairs: Iterator[Pair], predictions: Path, limit: int | None, seed: in
     }
     metrics |= {
         "unlabelled": tally.unlabelled,
-        "unpredicted": tally.unpredicted,
-        "errors": tally.errors,
-        "without_image": tally.without_image,
+        **{name: tally.failures[name] for name in ("unpredicted", "errors", "no_answer", "without_image")},
+        "first_reasons": tally.first_reasons,
         "boxes_cut": tally.boxes_cut,
         "predictions_outside": tally.predictions_outside,
-        "unknown_predictions": len(index) - (len(tally.results) - tally.unpredicted),
+        "unknown_predictions": len(index) - (len(tally.results) - tally.failures["unpredicted"]),
         "median_seconds": statistics.median(tally.seconds) if tally.seconds else None,
     }
     return metrics, showcase
@@ -315,7 +341,11 @@ def _warn_of_outside(tally: _Tally) -> None:
 
 
 def _add(tally: _Tally, showcase: Showcase, pair: Pair, prediction: Prediction | None) -> None:
-    size = _target_size(pair)
+    try:
+        size = image_size(pair.target)
+    except ImageError as error:
+        size = None
+        tally.count("without_image", str(error))
     truth = as_boxes(check_boxes(pair, size))
     predicted = as_boxes(prediction.boxes if prediction else None)
     valid = prediction is not None and prediction.is_valid
@@ -324,13 +354,15 @@ def _add(tally: _Tally, showcase: Showcase, pair: Pair, prediction: Prediction |
     )
     tally.results.append(result)
     tally.boxes_cut += int((truth != as_boxes(pair.boxes)).any(axis=-1).sum())
-    tally.unpredicted += prediction is None
-    tally.errors += prediction is not None and prediction.error is not None
+    if prediction is None:
+        tally.count("unpredicted", f"pair {pair.id!r}")
+    elif prediction.error is not None:
+        tally.count("errors", prediction.error)
+    elif not valid:
+        tally.count("no_answer", f"pair {pair.id!r}: {prediction.why_no_answer}")
     if prediction and prediction.seconds is not None:
         tally.seconds.append(prediction.seconds)
-    if size is None:
-        tally.without_image += 1
-    else:
+    if size is not None:
         tally.predictions_outside += bool(_outside(predicted[:1], *size).any())
         for name, predict in BASELINES.items():
             tally.baselines[name].append(_result(pair, truth, predict(*size), size, valid=True))
