@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from differad.core import Location, why_no_answer
 from differad.data.atomic import in_one_step
+from differad.data.keys import SlipFinder
 from differad.data.manifest import numbered_lines, parse_line
 from differad.errors import DifferadError, InputError, ManifestError
 
@@ -23,7 +24,7 @@ class Prediction(BaseModel):
     is None then, whatever the boxes are.
     """
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)
 
     id: Annotated[str, Field(min_length=1)]
     boxes: list[tuple[_Number, _Number, _Number, _Number]] | None = None
@@ -101,8 +102,11 @@ class PredictionWriter:
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
     """Stream a file of predictions. Raises ManifestError naming the line and the field."""
+    slips = SlipFinder(Prediction)
     for number, line in numbered_lines(path):
-        yield parse_line(Prediction, line, f"{path}:{number}")
+        prediction = parse_line(Prediction, line, f"{path}:{number}")
+        slips.check(prediction, f"{path}:{number}")
+        yield prediction
 
 
 def finished_ids(path: Path, *, begun: bool = False) -> set[str]:
@@ -156,11 +160,14 @@ class PredictionIndex:
         self._path = path
         self._offsets: dict[str, int] = {}
         offset = 0
+        slips = SlipFinder(Prediction)
         try:
             with path.open("rb") as file:
                 for number, raw in enumerate(file, start=1):
                     if raw.strip():
-                        self._offsets[_parse(raw, f"{path}:{number}").id] = offset
+                        prediction = _parse(raw, f"{path}:{number}")
+                        slips.check(prediction, f"{path}:{number}")
+                        self._offsets[prediction.id] = offset
                     offset += len(raw)
         except FileNotFoundError:
             raise ManifestError(f"{path}: no such file; expected one prediction a line") from None

@@ -29,6 +29,7 @@ from differad.evaluation.metrics import PairResult, pair_iou, size_name, summari
 from differad.evaluation.predictions import Prediction, PredictionIndex, PredictionWriter
 from differad.evaluation.report import Case, Showcase, write_report
 from differad.evaluation.run_record import Inputs, RunFiles, RunRecord, read_run
+from differad.evaluation.selection import labelled_pairs
 from differad.images import image_size
 from differad.locators import Locator
 from differad.locators.base import Outcome
@@ -46,22 +47,22 @@ def evaluate(
 ) -> dict[str, Any]:
     """Locate the labelled pairs of `manifests`, score them and write predictions.jsonl, metrics.json, report.html to `out`.
 
-    A second call with the same arguments goes on where the first stopped and tries failed pairs again. `limit` takes the
-    first pairs only; `seed` draws the bootstrap. Returns the metrics. Raises ManifestError before any work when a manifest
-    is wrong or a true box cannot be pixels of its target; InputError when `out` holds another run or one is at work there;
-    where no pair at all could be located, with the first reason, InputError or LocatorError: the predictions hold the
-    reasons, and nothing is scored.
+    A second call with the same arguments goes on where the first stopped and tries failed pairs again. `limit` takes a
+    spread of so many pairs (`selection.spread`); `seed` draws the bootstrap. Returns the metrics. Raises ManifestError
+    before any work when a manifest is wrong or a true box cannot be pixels of its target; InputError when `out` holds
+    another run or one is at work there; where no pair at all could be located, with the first reason, InputError or
+    LocatorError: the predictions hold the reasons, and nothing is scored.
     """
     paths = [Path(manifest) for manifest in manifests]
     check_readable(paths)
-    labelled = _check_manifests(paths, limit)
+    labelled, unlabelled = _check_manifests(paths, limit)
     out = Path(out)
     files = _files_in(out)
     total = labelled if limit is None else min(limit, labelled)
-    pairs = _first(_labelled_pairs(paths), limit)
     with sole_run(out):
-        _locate(pairs, locator, files, paths, total=total, progress=progress)
-        metrics, showcase = _score(_first(_all_pairs(paths), None), files.predictions, limit, seed)
+        _locate(labelled_pairs(paths, limit), locator, files, paths, total=total, progress=progress)
+        metrics, showcase = _score(labelled_pairs(paths, limit), files.predictions, seed)
+        metrics["unlabelled"] = unlabelled
         metrics = {"model": locator.name, **metrics}
         with in_one_step(out / "metrics.json") as fresh:
             fresh.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -88,8 +89,9 @@ def score(manifests: Sequence[str | Path], predictions: str | Path, *, seed: int
     counted as `without_image`. Raises ManifestError, also where the predictions hold nothing but failures for these pairs.
     """
     paths = [Path(manifest) for manifest in manifests]
-    _check_manifests(paths, None)
-    metrics = _score(_all_pairs(paths), Path(predictions), None, seed)[0]
+    _, unlabelled = _check_manifests(paths, None)
+    metrics = _score(labelled_pairs(paths), Path(predictions), seed)[0]
+    metrics["unlabelled"] = unlabelled
     pairs = metrics["overall"]["pairs"]
     if metrics["unpredicted"] == pairs:
         first = metrics["first_reasons"]["unpredicted"]
@@ -217,10 +219,10 @@ class _Counts:
         return counts
 
 
-def _check_manifests(paths: Sequence[Path], limit: int | None) -> int:
-    """Read every line once, and the headers of the first `limit` labelled pairs; return how many pairs are labelled.
+def _check_manifests(paths: Sequence[Path], limit: int | None) -> tuple[int, int]:
+    """Read every line, and the headers of the pairs that are evaluated; return how many pairs are labelled, how many not.
 
-    Raises ManifestError, on true boxes that cannot be pixels of their target too.
+    Warns of pairs that are not. Raises ManifestError, on true boxes that cannot be pixels of their target too.
     """
     seen: dict[str, Path] = {}
     labelled = 0
@@ -229,17 +231,21 @@ def _check_manifests(paths: Sequence[Path], limit: int | None) -> int:
             if pair.id in seen:
                 raise ManifestError(f"{path}: id {pair.id!r} stands in {seen[pair.id]} too; expected ids that differ")
             seen[pair.id] = path
-            if pair.anomalous is None:
-                continue
-            if limit is None or labelled < limit:
-                _check_truth(path, pair)
-            labelled += 1
+            if pair.anomalous is not None:
+                labelled += 1
+                if limit is None:
+                    _check_truth(path, pair)
     if not labelled:
         names = ", ".join(map(str, paths))
         raise ManifestError(
             f"{names}: no labelled pair; expected `boxes`, `mask` or `anomalous` on some line ([] says normal)"
         )
-    return labelled
+    for pair in labelled_pairs(paths, limit) if limit is not None else ():
+        _check_truth(seen[pair.id], pair)
+    unlabelled = len(seen) - labelled
+    if unlabelled:
+        warnings.warn(f"{unlabelled} of {len(seen)} pairs are unlabelled and left out", InputWarning, stacklevel=3)
+    return labelled, unlabelled
 
 
 def _check_truth(path: Path, pair: Pair) -> None:
@@ -266,22 +272,6 @@ def _make_folder(out: Path) -> None:
         raise InputError(f"{out}: cannot be made a folder ({error.strerror}); choose another --out") from None
 
 
-def _all_pairs(paths: Sequence[Path]) -> Iterator[Pair]:
-    for path in paths:
-        yield from read_pairs(path)
-
-
-def _labelled_pairs(paths: Sequence[Path]) -> Iterator[Pair]:
-    return (pair for pair in _all_pairs(paths) if pair.anomalous is not None)
-
-
-def _first(pairs: Iterator[Pair], limit: int | None) -> Iterator[Pair]:
-    for count, pair in enumerate(pairs):
-        if limit is not None and count >= limit:
-            return
-        yield pair
-
-
 @dataclass
 class _Tally:
     """What scoring gathers while the pairs stream by."""
@@ -289,7 +279,6 @@ class _Tally:
     results: list[PairResult] = field(default_factory=list)
     baselines: dict[str, list[PairResult]] = field(default_factory=lambda: {name: [] for name in BASELINES})
     seconds: list[float] = field(default_factory=list)
-    unlabelled: int = 0
     boxes_cut: int = 0
     predictions_outside: int = 0
     failures: Counter[str] = field(default_factory=Counter)
@@ -301,15 +290,10 @@ class _Tally:
         self.first_reasons.setdefault(name, reason)
 
 
-def _score(pairs: Iterator[Pair], predictions: Path, limit: int | None, seed: int) -> tuple[dict[str, Any], Showcase]:
+def _score(pairs: Iterator[Pair], predictions: Path, seed: int) -> tuple[dict[str, Any], Showcase]:
     index = PredictionIndex(predictions)
     tally, showcase = _Tally(), Showcase()
     for pair in pairs:
-        if pair.anomalous is None:
-            tally.unlabelled += 1
-            continue
-        if limit is not None and len(tally.results) >= limit:
-            break
         _add(tally, showcase, pair, index.get(pair.id))
     _warn_of_outside(tally)
     metrics = summarise(tally.results, seed)
@@ -319,7 +303,6 @@ def _score(pairs: Iterator[Pair], predictions: Path, limit: int | None, seed: in
         if results
     }
     metrics |= {
-        "unlabelled": tally.unlabelled,
         **{name: tally.failures[name] for name in ("unpredicted", "errors", "no_answer", "without_image")},
         "first_reasons": tally.first_reasons,
         "boxes_cut": tally.boxes_cut,
