@@ -8,9 +8,9 @@ import typer
 
 from differad.cli.options import AsJson, Family, LocatorOptions, Model, open_locator, print_json
 from differad.core import Location, Pair
-from differad.data.manifest import read_pairs
+from differad.data.manifest import check_readable, read_pairs
 from differad.drawing import draw_boxes, draw_no_answer
-from differad.errors import ImageError, NoAnswerError, OptionError
+from differad.errors import ImageError, ManifestError, NoAnswerError, OptionError
 from differad.evaluation.predictions import Prediction, read_predictions
 from differad.evaluation.run import locate_to_file
 from differad.images import RGB, check_ending, image_file, read_image, read_images, write_image
@@ -154,6 +154,9 @@ def _locate_manifest(
         raise OptionError(f"--save {save}: goes with one pair; `differad evaluate` draws a report of many")
     if out is None:
         raise OptionError("locate --pairs: --out is missing; expected the file to write predictions to")
+    check_readable([pairs])
+    if next(read_pairs(pairs), None) is None:
+        raise ManifestError(f"{pairs}: no pair; expected one JSON object a line")
     counts = locate_to_file(read_pairs(pairs), open_locator(model, family, option), out, manifests=[pairs])
     if as_json:
         print_json(counts)

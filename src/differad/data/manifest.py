@@ -90,6 +90,15 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
     return count
 
 
+def check_readable(paths: Iterable[Path]) -> None:
+    """Raise ManifestError for a file of lines that cannot be opened, or that can be read only once (a pipe)."""
+    for path in paths:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ManifestError(f"{path}: can be read only once; save it to a file and name that")
+        for _ in numbered_lines(path):
+            break
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a UTF-8 text file that hold anything, with their number from 1. Raises ManifestError."""
     try:

@@ -20,11 +20,10 @@ from differad.boxes import Boxes, as_boxes, clip, is_degenerate
 from differad.core import Pair
 from differad.data.atomic import in_one_step
 from differad.data.locks import sole_run
-from differad.data.manifest import read_pairs
+from differad.data.manifest import check_readable, read_pairs
 from differad.data.truth import check_boxes, check_mask, in_fractions
 from differad.errors import DifferadError, ImageError, InputError, InputWarning, LocatorError, ManifestError
 from differad.evaluation.baselines import BASELINES
-from differad.evaluation.identity import check_readable
 from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise
 from differad.evaluation.predictions import Prediction, PredictionIndex, PredictionWriter
 from differad.evaluation.report import Case, Showcase, write_report
@@ -89,6 +88,7 @@ def score(manifests: Sequence[str | Path], predictions: str | Path, *, seed: int
     counted as `without_image`. Raises ManifestError, also where the predictions hold nothing but failures for these pairs.
     """
     paths = [Path(manifest) for manifest in manifests]
+    check_readable([*paths, Path(predictions)])
     _, unlabelled = _check_manifests(paths, None)
     metrics = _score(labelled_pairs(paths), Path(predictions), seed)[0]
     metrics["unlabelled"] = unlabelled
