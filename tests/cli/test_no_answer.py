@@ -86,11 +86,14 @@ def test_of_many_pairs_each_says_null_and_the_first_reason_is_told(images, capsy
     assert {name: counts[name] for name in ("located", "kept", "failed", "no_answer")} == {
         "located": 3, "kept": 0, "failed": 1, "no_answer": 1
     }  # fmt: skip
-    assert "gone.png: no such file" in counts["first_reason"]
+    assert "gone.png: no such file" in counts["first_reasons"]["failed"]
+    assert counts["first_reasons"]["no_answer"].startswith("pair 'noise': The reference does not register")
     verdicts = {name: line["anomalous"] for name, line in stored(out).items()}
     assert verdicts == {"good": False, "noise": None, "defect": True, "gone": None}
     assert run([*command, "--quiet"]) == 0
-    assert "1 failed and 0 without an answer, the first: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "0 located, 3 already there, 1 failed: " in said
+    assert "  1 failed, the first: " in said
     assert run([*command, "--fail-on-anomaly"]) == 3
 
 

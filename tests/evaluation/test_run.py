@@ -274,7 +274,7 @@ def test_predictions_of_another_frame_are_said(tmp_path, box):
     manifest = make_pairs(tmp_path / "data", 3)
     predictions = tmp_path / "p.jsonl"
     predictions.write_text(json.dumps({"id": "p1", "boxes": [box]}) + "\n")
-    with pytest.warns(InputWarning, match="1 of 3 pairs: the predicted box lies outside"):
+    with pytest.warns(InputWarning, match="1 of 3 pairs: the predicted box lies outside.*the first: pair 'p1'"):
         assert score([manifest], predictions)["predictions_outside"] == 1
 
 

@@ -16,6 +16,8 @@ from differad.evaluation.run import locate_to_file
 from differad.images import RGB, check_ending, image_file, read_image, read_images, write_image
 from differad.locators.comparable import visibility_fault
 
+_UNANSWERED = {"failed": "failed", "no_answer": "located without an answer"}
+
 
 def locate_command(
     reference: Annotated[Path | None, typer.Argument(help="A picture of a good part.", show_default=False)] = None,
@@ -162,9 +164,6 @@ def _locate_manifest(
         print_json(counts)
     else:
         typer.echo(f"{counts['located']} located, {counts['kept']} already there, {counts['failed']} failed: {out}")
-        if "first_reason" in counts:
-            unanswered = counts.get("no_answer", 0)
-            typer.echo(
-                f"  {counts['failed']} failed and {unanswered} without an answer, the first: {counts['first_reason']}"
-            )
+        for name, reason in counts.get("first_reasons", {}).items():
+            typer.echo(f"  {counts[name]} {_UNANSWERED[name]}, the first: {reason}")
     return out

@@ -117,7 +117,7 @@ def locate_to_file(
 
     `OUT.run.json` and `OUT.images.jsonl` beside it say what it was made with; `manifests` are the files that the pairs are
     from. Returns how many were `located`, `kept` from an earlier run, and `failed` (kept in the file with their reason); where
-    there are any, how many of the located have `no_answer`, and the `first_reason` of a failure or a missing answer.
+    there are any, how many of the located have `no_answer`, and the `first_reasons` of either.
     Raises InputError when `out` holds anything else or another run, or one is at work; where every pair failed, with the
     first reason, InputError or LocatorError.
     """
@@ -214,8 +214,9 @@ class _Counts:
         counts: dict[str, Any] = {"located": self.located, "kept": self.kept, "failed": self.failed}
         if self.no_answer:
             counts["no_answer"] = self.no_answer
-        if self.failure or self.reason:
-            counts["first_reason"] = str(self.failure or self.reason)
+        reasons = {"failed": str(self.failure or ""), "no_answer": self.reason}
+        if any(reasons.values()):
+            counts["first_reasons"] = {name: reason for name, reason in reasons.items() if reason}
         return counts
 
 
@@ -272,6 +273,10 @@ def _make_folder(out: Path) -> None:
         raise InputError(f"{out}: cannot be made a folder ({error.strerror}); choose another --out") from None
 
 
+# What is counted as gone wrong, with the first reason of each.
+_FAILURES = ("unpredicted", "errors", "no_answer", "without_image", "predictions_outside")
+
+
 @dataclass
 class _Tally:
     """What scoring gathers while the pairs stream by."""
@@ -280,7 +285,6 @@ class _Tally:
     baselines: dict[str, list[PairResult]] = field(default_factory=lambda: {name: [] for name in BASELINES})
     seconds: list[float] = field(default_factory=list)
     boxes_cut: int = 0
-    predictions_outside: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     first_reasons: dict[str, str] = field(default_factory=dict)
 
@@ -303,10 +307,9 @@ def _score(pairs: Iterator[Pair], predictions: Path, seed: int) -> tuple[dict[st
         if results
     }
     metrics |= {
-        **{name: tally.failures[name] for name in ("unpredicted", "errors", "no_answer", "without_image")},
+        **{name: tally.failures[name] for name in _FAILURES},
         "first_reasons": tally.first_reasons,
         "boxes_cut": tally.boxes_cut,
-        "predictions_outside": tally.predictions_outside,
         "unknown_predictions": len(index) - (len(tally.results) - tally.failures["unpredicted"]),
         "median_seconds": statistics.median(tally.seconds) if tally.seconds else None,
     }
@@ -314,10 +317,12 @@ def _score(pairs: Iterator[Pair], predictions: Path, seed: int) -> tuple[dict[st
 
 
 def _warn_of_outside(tally: _Tally) -> None:
-    if tally.predictions_outside:
+    outside = tally.failures["predictions_outside"]
+    if outside:
         warnings.warn(
-            f"{tally.predictions_outside} of {len(tally.results)} pairs: the predicted box lies outside the target or within "
-            "0..1; expected pixels of the target as it is on disk, so these score as misses",
+            f"{outside} of {len(tally.results)} pairs: the predicted box lies outside the target or within 0..1; expected "
+            "pixels of the target as it is on disk, so these score as misses; the first: "
+            f"{tally.first_reasons['predictions_outside']}",
             InputWarning,
             stacklevel=2,
         )
@@ -346,7 +351,8 @@ def _add(tally: _Tally, showcase: Showcase, pair: Pair, prediction: Prediction |
     if prediction and prediction.seconds is not None:
         tally.seconds.append(prediction.seconds)
     if size is not None:
-        tally.predictions_outside += bool(_outside(predicted[:1], *size).any())
+        if _outside(predicted[:1], *size).any():
+            tally.count("predictions_outside", f"pair {pair.id!r}")
         for name, predict in BASELINES.items():
             tally.baselines[name].append(_result(pair, truth, predict(*size), size, valid=True))
     showcase.add(Case(pair, prediction, result))
