@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from differad.cli.options import AsJson, Family, LocatorOptions, Model, open_locator, print_json
-from differad.cli.table import check_answered, print_metrics
+from differad.cli.table import print_metrics
 from differad.evaluation.run import evaluate
 
 Manifests = Annotated[list[Path], typer.Argument(help="One or more pairs.jsonl.", show_default=False)]
@@ -34,4 +34,3 @@ def evaluate_command(
     else:
         print_metrics(metrics)
         typer.echo(f"report: {out / 'report.html'}")
-    check_answered(metrics)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from differad.cli.options import AsJson, print_json
-from differad.cli.table import check_answered, print_metrics
+from differad.cli.table import print_metrics
 from differad.evaluation.run import score
 
 
@@ -24,4 +24,3 @@ def score_command(
         print_json(metrics)
     else:
         print_metrics(metrics)
-    check_answered(metrics)

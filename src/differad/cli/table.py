@@ -6,8 +6,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from differad.errors import NoAnswerError
-
 # Headings short enough that a row fits into 80 columns.
 COLUMNS = {
     "miou": "mIoU",
@@ -47,14 +45,6 @@ _FAILURES = {
     "unpredicted": "pairs have no prediction, which counts as wrong",
     "without_image": "targets could not be opened, so that they have no defect size and no baseline",
 }
-
-
-def check_answered(metrics: dict[str, Any]) -> None:
-    """Raise NoAnswerError where no pair has an answer: zeros that measure nothing."""
-    reasons = metrics["first_reasons"]
-    pairs = metrics["overall"]["pairs"]
-    if pairs and metrics["overall"]["valid"] == 0:
-        raise NoAnswerError(f"none of {pairs} pairs has an answer, the first: {next(iter(reasons.values()))}")
 
 
 def _footer(metrics: dict[str, Any]) -> Iterator[str]:
