@@ -64,7 +64,9 @@ def test_what_is_no_answer_is_not_normal(fields, anomalous, reason, tmp_path):
     assert (prediction.anomalous, prediction.why_no_answer) == (anomalous, reason)
 
 
-@pytest.mark.parametrize("fields", [{"boxes": [], "anomalous": True}, {"boxes": [[1, 2, 3, 4]], "anomalous": False}])
+@pytest.mark.parametrize(
+    "fields", [{"boxes": [], "anomalous": True}, {"boxes": [[1, 2, 3, 4]], "anomalous": False}, {"anomalous": True}]
+)
 def test_a_line_that_contradicts_itself_is_refused(fields, tmp_path):
     (tmp_path / "p.jsonl").write_text(json.dumps({"id": "a"} | fields))
     with pytest.raises(ManifestError, match=r"p\.jsonl:1: .*anomalous (True|False) beside \d boxes"):

@@ -41,16 +41,15 @@ class Prediction(BaseModel):
     @model_validator(mode="after")
     def _decide(self) -> Self:
         """Take `anomalous` from the boxes; where the line gives it, it must repeat what they say."""
-        says_none = "anomalous" in self.model_fields_set and self.anomalous is None
-        if not self.valid or self.error is not None or self.boxes is None or says_none:
-            self.anomalous = None
-        elif self.anomalous not in (None, bool(self.boxes)):
+        said, given = "anomalous" in self.model_fields_set, None if self.boxes is None else bool(self.boxes)
+        if not self.valid or self.error is not None or (said and self.anomalous is None):
+            given = None
+        elif said and self.anomalous != given:
             raise ValueError(
-                f"anomalous {self.anomalous} beside {len(self.boxes)} boxes; expected boxes for an abnormal target, [] for a "
-                'normal one, "anomalous": null for no answer'
+                f"anomalous {self.anomalous} beside {len(self.boxes or [])} boxes; expected boxes for an abnormal target, [] for "
+                'a normal one, "anomalous": null for no answer'
             )
-        else:
-            self.anomalous = bool(self.boxes)
+        self.anomalous = given
         return self
 
     @property
