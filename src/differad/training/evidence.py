@@ -101,9 +101,9 @@ def _rule(model: Model) -> ResizeRule:
     if model.tiny is not None:
         low, high = AREA if model.min_pixels is None else model.min_pixels, model.max_pixels or AREA
         return ResizeRule(PATCH * MERGE, low, high, least_side=PATCH)
-    if model.checkpoint is None or not (Path(model.checkpoint) / "preprocessor_config.json").is_file():
+    if model.start is None or not (Path(model.start) / "preprocessor_config.json").is_file():
         raise OptionError("model: no embedded policy; expected model.tiny, or in model.checkpoint the folder of one")
-    own = ResizeRule.from_folder(Path(model.checkpoint))
+    own = ResizeRule.from_folder(Path(model.start))
     low, high = model.min_pixels or own.min_pixels, model.max_pixels or own.max_pixels
     return ResizeRule(own.factor, low, high, own.least_side)
 
