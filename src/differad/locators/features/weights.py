@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.errors import InputError
+from differad.errors import InputError, shortened
 
 # The folder that is shipped inside the package.
 BACKBONE = Path(__file__).parents[2] / "weights" / "efficientnet_lite0" / "model.safetensors"
@@ -38,8 +38,9 @@ def read_safetensors(path: Path, remedy: str = _AGAIN) -> dict[str, NDArray[np.f
             begin, end = (start + offset for offset in entry["data_offsets"])
             tensors[name] = _NUMBERS[entry["dtype"]](content[begin:end]).reshape(entry["shape"])
         except (KeyError, TypeError, ValueError):
+            kind = entry.get("dtype") if isinstance(entry, dict) else shortened(entry)
             raise InputError(
-                f"{path}: tensor {name} is cut short or no float32, float16 or bfloat16; {remedy}"
+                f"{path}: tensor {name} is {kind} or cut short; expected whole tensors of F32, F16 or BF16; {remedy}"
             ) from None
     return tensors
 
