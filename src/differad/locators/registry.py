@@ -63,7 +63,8 @@ def load_locator(model: Literal["tiny"], *, family: None = None, **options: Any)
 @overload
 def load_locator(model: str | Path | None, *, family: str | None = None, **options: Any) -> Locator: ...
 def load_locator(model: str | Path | None = None, *, family: str | None = None, **options: Any) -> Locator:
-    """The locator that a `--model` value names; None gives the embedded default, `auto`.
+    """The locator that a `--model` value names; None gives the embedded default, `auto`. A folder that holds an
+    embedded policy is `tiny@FOLDER`.
 
     `family` overrides the answer format that a checkpoint's config implies. `options` are the fields of the kind's own
     options dataclass. Options of its parts are named PART.NAME (`**{"difference.tolerance": 3}`) or come as a mapping

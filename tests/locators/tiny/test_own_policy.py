@@ -2,6 +2,7 @@
 that lacks something."""
 
 import json
+import pickle
 import shutil
 import struct
 import subprocess
@@ -71,6 +72,13 @@ def test_the_shipped_weights_answer_alike_from_a_folder(folder, drawn, spelling)
         same = ("answer", "confidence", "threshold", "reasoning", "valid")
         assert [getattr(found, name) for name in same] == [getattr(expected, name) for name in same]
         assert found.model == own.name
+
+
+def test_another_process_takes_it_from_its_folder(folder, drawn):
+    own = load_locator(folder, workers=1)
+    again = pickle.loads(pickle.dumps(own))
+    assert (again.name, again.options) == (own.name, own.options)
+    assert again.locate(drawn[0]).answer == own.locate(drawn[0]).answer
 
 
 def test_auto_takes_a_policy_of_ones_own_where_nothing_can_be_aligned(spoilt):
@@ -223,6 +231,31 @@ def test_weights_that_are_no_numbers_are_refused(spoilt):
     write_safetensors(spoilt / "model.safetensors", raw({**weights, name: np.full(1, np.nan, np.float32)}))
     with pytest.raises(OptionError, match=r"changed\.bias holds what is no number; take an earlier checkpoint"):
         load_locator(spoilt)
+
+
+def test_an_output_layer_of_its_own_is_refused(spoilt):
+    """The embedded policy reads its answers off the embeddings; a copy of them is the same."""
+    weights = read_safetensors(spoilt / "model.safetensors")
+    table = weights["model.language_model.embed_tokens.weight"]
+    write_safetensors(spoilt / "model.safetensors", raw({**weights, "lm_head.weight": table}))
+    Policy(spoilt)
+    write_safetensors(spoilt / "model.safetensors", raw({**weights, "lm_head.weight": 2 * table}))
+    with pytest.raises(OptionError, match=r"lm_head\.weight is not embed_tokens\.weight; expected a policy with tied"):
+        load_locator(spoilt)
+
+
+def test_a_folder_that_is_no_checkpoint_is_said_without_any_package(tmp_path):
+    program = f"""
+import sys
+sys.modules["torch"] = None
+from differad import load_locator
+try:
+    load_locator({str(tmp_path)!r})
+except Exception as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{tmp_path}: no config.json; expected the folder of a checkpoint\n"
 
 
 @pytest.mark.parametrize("kept", [0, 7, 200, 1_000_000])

@@ -310,6 +310,9 @@ def check_weights(path: Path, weights: Weights, expected: Mapping[str, Shape]) -
             )
         if not np.isfinite(weights[name]).all():
             raise OptionError(f"{path}: {name} holds what is no number; take an earlier checkpoint of its training")
+    table, head = weights["model.language_model.embed_tokens.weight"], weights.get("lm_head.weight")
+    if head is not None and not np.array_equal(head, table):
+        raise OptionError(f"{path}: lm_head.weight is not embed_tokens.weight; expected a policy with tied embeddings")
 
 
 def expected_shapes(vision: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:
