@@ -70,7 +70,8 @@ def load_locator(model: str | Path | None = None, *, family: str | None = None, 
     options dataclass. Options of its parts are named PART.NAME (`**{"difference.tolerance": 3}`) or come as a mapping
     (`difference={"tolerance": 3}`). The embedded locators have `options`, `with_options` and `calibrate` besides: a type
     checker knows it where the name is written out, else `isinstance(locator, Embedded)` tells. Raises OptionError for an
-    unknown model, family or option, MissingExtraError where the kind needs packages that are not installed.
+    unknown model, family or option, InputError for weights that cannot be read, MissingExtraError where the kind needs packages
+    that are not installed.
     """
     name = DEFAULT_MODEL if model is None else str(model)
     if name in _EMBEDDED:
