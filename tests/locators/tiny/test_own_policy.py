@@ -192,6 +192,7 @@ def change(path, *names, value=None):
         (("vision_config", "depth"), 4, r"safetensors: 6 weights are missing, model\.visual\.blocks\.3"),
         (("vision_config", "embed_dim"), 64, r"fine\.weight has the shape \(32, 56, 1, 1\).* expects \(64, 56, 1, 1\)"),
         (("text_config", "num_hidden_layers"), 5, r"12 weights are missing, model\.language_model\.layers\.4"),
+        (("text_config", "num_attention_heads"), 0, r"shares keys among 0 heads"),
         (("text_config", "num_key_value_heads"), 2, r"shares keys among 4 heads"),
         (("text_config", "rope_parameters"), None, r"no 'rope_parameters'"),
         (("text_config", "rope_parameters", "mrope_section"), [1, 2, 3], r"mrope_section \[1, 2, 3\] for heads of 32"),
@@ -203,6 +204,20 @@ def test_settings_that_do_not_fit_are_named(spoilt, names, value, message):
     change(spoilt / "config.json", *names, value=value)
     with pytest.raises(OptionError, match=message):
         load_locator(f"tiny@{spoilt}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("patch_size", 14, r"spoilt: .* multiples of 56 pixels; this policy expects 64"),
+        ("merge_size", 2, r"spoilt: .* multiples of 32 pixels; this policy expects 64"),
+        ("size", None, r"image processor settings without min_pixels, max_pixels"),
+    ],
+)
+def test_an_image_processor_of_another_model_is_refused(spoilt, name, value, message):
+    change(spoilt / "preprocessor_config.json", name, value=value)
+    with pytest.raises(OptionError, match=message):
+        load_locator(spoilt)
 
 
 def test_a_tokenizer_of_another_model_is_refused(spoilt):

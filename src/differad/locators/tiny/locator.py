@@ -19,6 +19,7 @@ from differad.answers.parsing import Frame, format_answer, parse_answer
 from differad.answers.resize import ResizeRule
 from differad.boxes import Boxes, area, centers, grow, no_boxes
 from differad.core import Location
+from differad.errors import OptionError
 from differad.images import RGB
 from differad.locators.calibration import COMPARING
 from differad.locators.chat import Reply
@@ -85,6 +86,11 @@ class TinyLocator(Embedded):
         self.weights = (self._folder, BACKBONE)
         self._policy = Policy(self._folder)
         self._rule = ResizeRule.from_folder(self._folder)
+        if self._rule.factor != self._policy.factor:
+            raise OptionError(
+                f"{self._folder}: the image processor's sides are multiples of {self._rule.factor} pixels; this policy expects "
+                f"{self._policy.factor} (patch_size times merge_size); copy preprocessor_config.json from the policy again"
+            )
         self._deciding = read_deciding(self._folder) if deciding is None else deciding
         self._evidence = PairEvidence()
         self.options = self._with_threshold(options or TinyOptions())

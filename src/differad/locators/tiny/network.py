@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from differad.errors import OptionError
-from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, WIDTH, Evidence
+from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, PATCH, WIDTH, Evidence
 from differad.locators.tiny.folder import CONFIG, TOKENIZER, WEIGHTS_FILE, read_policy
 from differad.locators.tiny.layers import (
     Array,
@@ -82,6 +82,11 @@ class Policy:
             self._between = token_ids(files.tokens, BETWEEN, count).tolist()
             self._numbers = token_ids(files.tokens, map(str, range(LARGEST + 1)), count)
 
+    @property
+    def factor(self) -> int:
+        """Pixels that both sides of an image must be multiples of: those of a token."""
+        return PATCH * self._comparer.cells // 2
+
     def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
         # Another process reads the weights from their folder instead of being sent them.
         return type(self), (self._folder,)
@@ -126,12 +131,17 @@ class Comparison:
         self._weights = weights
         self._blocks = int(settings["depth"])
 
+    @property
+    def cells(self) -> int:
+        """Cells of stride 8 along a token's side."""
+        return int(self._weights["merge.weight"].shape[2])
+
     def tokens(self, found: Evidence) -> tuple[Array, Array, Array]:
         """The map (2h, 2w), PROPOSALS tokens (PROPOSALS, hidden) and the target's (rows, columns, hidden)."""
         seen, logits = self._map(found)
         both = np.concatenate([seen, logits[..., None]], axis=-1)
         kernel = self._weights["merge.weight"]
-        merged = conv(both, kernel, self._weights["merge.bias"], stride=kernel.shape[2])
+        merged = conv(both, kernel, self._weights["merge.bias"], stride=self.cells)
         return logits, self._proposed(logits), self._norm(merged, "merge_norm") + self._placed(merged.shape)
 
     def _map(self, found: Evidence) -> tuple[Array, Array]:
@@ -293,7 +303,7 @@ def _naming(path: Path) -> Iterator[None]:
     """A key that a file lacks, or a value of another kind, is named. Raises OptionError."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise OptionError(f"{path}: not that of an embedded policy ({reason}); copy it from the policy again") from None
 
