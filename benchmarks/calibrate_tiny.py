@@ -1,43 +1,37 @@
-"""Find the constants of the `tiny` locator's decision on synthetic pairs, and print them with what they reach.
+"""Find the constants of the `tiny` locator's decision on labelled pairs, and print them with what they reach.
 
     differad synthesize --count 600 --seed 93 --size 448 --aspect 2.5 --siblings 0.7 --out runs/tiny/calibration
     python benchmarks/calibrate_tiny.py runs/tiny/calibration/pairs.jsonl
+    python benchmarks/calibrate_tiny.py my/calibration.jsonl --folder runs/tiny/own/model --write
 
 A logistic curve over the odds of a box in the policy's answer and the highest logit of its map, fitted to which pairs are
-abnormal; no weight is below 0. The threshold leaves a box on a tenth of the drawn normal pairs (judgement): drawn defects are
-plainer than real ones, so that the point where a drawn defect is more likely than not would be too high. The result
-belongs into src/differad/locators/tiny/calibration.py. Reads no real picture.
+abnormal; no weight is below 0. The threshold leaves a box on a tenth of the normal pairs (judgement): synthetic defects are
+plainer than real ones, so that the point where one is more likely than not would be too high. The result of the shipped policy
+belongs into src/differad/locators/tiny/calibration.py; `--write` puts that of another into decision.json of its folder, where
+`--model FOLDER` finds it. Pairs that the policy was trained on say too little: it is surer of them.
 """
 
 import argparse
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from calibrate_features import fit_logistic
 from differad.boxes import as_boxes
-from differad.core import Location
+from differad.core import Pair
 from differad.data.manifest import read_pairs
+from differad.errors import DifferadError, InputError
 from differad.evaluation.metrics import auroc, pair_iou
-from differad.locators.tiny.locator import WEIGHTS, SureReply, TinyLocator, TinyOptions
+from differad.images import read_images
+from differad.locators.threads import one_thread_each, usable_cores
+from differad.locators.tiny.calibration import Deciding, write_deciding
+from differad.locators.tiny.locator import WEIGHTS, TinyLocator, TinyOptions
 
 FALSE_ALARMS = 0.1
-
-
-class Recorder(TinyLocator):
-    """The locator, keeping what each decision is made from; every target gets its box.
-
-    Pairs are answered side by side, so what is kept is found by the location that it led to.
-    """
-
-    evidence: dict[int, tuple[float, float]]
-
-    def _decide(self, reply: SureReply, seconds: float) -> Location:
-        found = super()._decide(reply, seconds)
-        self.evidence[id(found)] = reply.odds, reply.peak
-        return found
 
 
 def judge(logits: np.ndarray, overlap: np.ndarray, abnormal: np.ndarray, least: float = 0.0) -> dict[str, float]:
@@ -50,36 +44,58 @@ def judge(logits: np.ndarray, overlap: np.ndarray, abnormal: np.ndarray, least: 
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "pairs", type=Path, nargs="+", help="pairs.jsonl of drawn pairs that the policy was not trained on"
-    )
-    parser.add_argument("--folder", type=Path, default=WEIGHTS, help="the policy; the shipped one unless told")
-    parser.add_argument("--once", action="store_true", help="without closer looks")
-    arguments = parser.parse_args()
-    # The truth of drawn pairs is tight.
-    locator = Recorder(TinyOptions(threshold=0.0, closer=not arguments.once, margin=0.0), folder=arguments.folder)
-    locator.evidence = {}
-    pairs = [pair for path in arguments.pairs for pair in read_pairs(path) if pair.boxes is not None]
-    outcomes: list[Any] = list(locator.locate_many(pairs))
-    x = np.array([locator.evidence[id(found)] for found in outcomes])
+def ask(locator: TinyLocator, pair: Pair) -> tuple[float, float, float]:
+    """Log odds of a box, highest logit of the map, and the IoU of the box. Raises ImageError."""
+    reply = locator.reply(*read_images(pair.reference, pair.target))
+    return reply.odds, reply.peak, pair_iou(locator.decide(reply).boxes, as_boxes(pair.boxes))
+
+
+def calibrate(folder: Path, pairs: list[Pair], *, closer: bool) -> tuple[Deciding, dict[str, object]]:
+    """The numbers for the policy in `folder`, and a report. Raises InputError, ImageError."""
     abnormal = np.array([len(as_boxes(pair.boxes)) > 0 for pair in pairs])
-    overlap = np.array(
-        [pair_iou(found.boxes, as_boxes(pair.boxes)) for pair, found in zip(pairs, outcomes, strict=True)]
-    )
+    if abnormal.all() or not abnormal.any():
+        raise InputError(f"{len(pairs)} labelled pairs, {abnormal.sum()} abnormal; expected normal and abnormal ones")
+    # The truth of synthetic pairs is tight. Every target gets its box.
+    locator = TinyLocator(TinyOptions(threshold=0.0, closer=closer, margin=0.0, workers=1), folder=folder)
+    workers = usable_cores()
+    with one_thread_each(workers), ThreadPoolExecutor(workers) as pool:
+        answers = np.array(list(pool.map(lambda pair: ask(locator, pair), pairs)))
+    x, overlap = answers[:, :2], answers[:, 2]
     weights = fit_logistic(x, abnormal.astype(float))
-    bias, answer, peak = (round(float(w), 3) for w in weights)
     logits = weights[0] + x @ weights[1:]
     least = float(np.quantile(logits[~abnormal], 1 - FALSE_ALARMS))
-    threshold = round(1 / (1 + float(np.exp(-least))), 3)
-    report = {
-        "deciding": {"bias": bias, "answer": answer, "peak": peak, "threshold": threshold},
+    threshold = 1 / (1 + float(np.exp(-least)))
+    deciding = Deciding(*(round(float(number), 3) for number in (*weights, threshold)))
+    return deciding, {
+        "deciding": asdict(deciding),
         "pairs": len(pairs),
         "calibrated": judge(logits, overlap, abnormal, least),
         "more_likely_than_not": judge(logits, overlap, abnormal),
         "answer_alone": judge(x[:, 0], overlap, abnormal),
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "pairs", type=Path, nargs="+", help="pairs.jsonl of labelled pairs that the policy was not trained on"
+    )
+    parser.add_argument("--folder", type=Path, default=WEIGHTS, help="the policy; the shipped one unless told")
+    parser.add_argument("--once", action="store_true", help="without the two crops")
+    parser.add_argument("--write", action="store_true", help="put the numbers into decision.json of --folder")
+    arguments = parser.parse_args()
+    if arguments.write and arguments.folder == WEIGHTS:
+        parser.error(
+            "--write: expected --folder FOLDER, a policy of your own; the shipped one's numbers stand in its source"
+        )
+    try:
+        pairs = [pair for path in arguments.pairs for pair in read_pairs(path) if pair.boxes is not None]
+        deciding, report = calibrate(arguments.folder, pairs, closer=not arguments.once)
+        if arguments.write:
+            report["written"] = str(write_deciding(arguments.folder, deciding))
+    except DifferadError as error:
+        print(f"calibrate_tiny.py: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     print(json.dumps(report, indent=1))
 
 

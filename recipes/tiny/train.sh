@@ -27,6 +27,8 @@ train() { # phase, recipe, overrides
   shift 2
   [ -d "runs/tiny/$name/model" ] || differad train "$phase" "$here/$name.yaml" --resume "$@"
 }
-train sft compare "train.steps=$(part 500)"
-train sft sft "model.tiny.reading=$(part 400)"
-train rl rl "train.steps=$(part 80)"
+# Their own last lines name folders as they are called from within FOLDER.
+train sft compare "train.steps=$(part 500)" >/dev/null
+train sft sft "model.tiny.reading=$(part 400)" >/dev/null
+train rl rl "train.steps=$(part 80)" >/dev/null
+echo "policy: $folder/runs/tiny/rl/model (differad locate --model takes it)"

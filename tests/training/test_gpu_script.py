@@ -79,7 +79,7 @@ def test_killed_and_run_again_it_leaves_a_policy(tmp_path):
     assert now["rl"]["answers_per_s"] > 0
     assert now["evaluate rl"]["pairs"] >= 8
     assert_carried(out / "back")
-    assert TinyLocator(folder=out / "model").name == "tiny"
+    assert TinyLocator(folder=out / "model").name == f"tiny@{out}/model"
 
 
 def assert_carried(back):

@@ -1,6 +1,7 @@
 """The embedded policy made from nothing: its tokenizer, its template, its start, and a cold start that teaches it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,10 @@ from differad.answers.parsing import Frame, format_answer
 from differad.cli.main import run
 from differad.data.manifest import read_pairs
 from differad.errors import OptionError
+from differad.locators import load_locator
+from differad.locators.features.weights import read_safetensors
 from differad.locators.local import LocalLocator, LocalOptions
+from differad.locators.tiny import WEIGHTS, TinyLocator
 from differad.locators.tiny.model import dense_loss
 from differad.locators.tiny.processor import MERGE
 from differad.locators.tiny.proposals import PROPOSALS
@@ -33,6 +37,7 @@ from tolerance import rounding
 
 SMALL = {"hidden_size": 32, "heads": 2, "layers": 1, "channels": 8, "blocks": 1}
 FORMAT = FORMATS["qwen2-vl"]
+RECIPES = Path(__file__).parents[2] / "recipes" / "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +180,36 @@ def test_a_cold_start_learns_and_writes_a_model(tmp_path, drawn, capsys):
     locator = LocalLocator(str(out / "model"), LocalOptions(device="cpu", max_new_tokens=16))
     location = locator.locate(next(read_pairs(drawn)))
     assert location.answer.startswith("<think></think><answer>(")  # the grammar is learnt first
+    own = load_locator(out / "model")  # what `--model` takes runs without torch
+    assert isinstance(own, TinyLocator)
+    assert 0 <= own.locate(next(read_pairs(drawn))).confidence <= 1
+    assert load_locator(out / "checkpoint-90").name == f"tiny@{out}/checkpoint-90"
+    with pytest.raises(OptionError, match=r"no checkpoint, but a training run's folder; pass its result, .*run.model"):
+        load_locator(out)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_shipped_policy_is_fine_tuned_by_its_recipe(tmp_path, drawn, monkeypatch, dtype):
+    """recipes/tiny/own.yaml in small: another policy of the same sizes, which the embedded locator takes."""
+    monkeypatch.chdir(tmp_path)
+    changed = ("train.steps=2", "train.save_every=2", "train.batch_size=4", f"model.dtype={dtype}")
+    own = load_recipe(
+        RECIPES / "own.yaml",
+        SftRecipe,
+        (f"data.pairs=[{drawn}]", "held_out.pairs=[]", "model.min_pixels=16384", "model.max_pixels=16384", *changed),
+    )
+    assert own.model.start == str(WEIGHTS)
+    out = Path(train_sft(own)["model"])
+    # The start is among what the run's identity knows.
+    assert str(WEIGHTS / "model.safetensors") in (own.out / "inputs.jsonl").read_text()
+    locator = load_locator(out)
+    assert isinstance(locator, TinyLocator)
+    before, after = (read_safetensors(folder / "model.safetensors") for folder in (WEIGHTS, out))
+    assert {name: values.shape for name, values in after.items()} == {
+        name: values.shape for name, values in before.items()
+    }
+    assert any(not np.array_equal(after[name], before[name]) for name in before)
+    assert locator.locate(next(read_pairs(drawn))).valid
 
 
 def test_a_step_in_two_parts_is_the_step_of_the_whole(tmp_path, drawn):

@@ -16,7 +16,7 @@ RUNS = sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name not 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_each_recipe_loads_and_its_header_runs_it(path):
-    phase = {"compare": "sft"}.get(path.stem, path.stem.partition("-")[0])
+    phase = {"compare": "sft", "own": "sft"}.get(path.stem, path.stem.partition("-")[0])
     recipe = load_recipe(path, KINDS[phase])
     assert recipe.phase == phase
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))

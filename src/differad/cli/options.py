@@ -16,8 +16,8 @@ Model = Annotated[
         "--model",
         "-m",
         envvar="DIFFERAD_MODEL",
-        help=f"{DEFAULT_MODEL} (the default), features, tiny, difference, a checkpoint folder or hub id, or "
-        "openai:NAME@http://HOST:PORT/v1; `differad models` lists them with their options.",
+        help=f"{DEFAULT_MODEL} (the default), features, tiny, difference, a checkpoint folder (tiny@FOLDER: an embedded "
+        "policy of your own) or hub id, or openai:NAME@http://HOST:PORT/v1; `differad models` lists them with their options.",
     ),
 ]
 Family = Annotated[

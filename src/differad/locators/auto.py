@@ -7,6 +7,7 @@ either works.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 from differad.core import Location, Pair
@@ -14,7 +15,7 @@ from differad.images import RGB
 from differad.locators.difference import DifferenceOptions
 from differad.locators.embedded import Embedded
 from differad.locators.features import FUSED, FeaturesLocator, FeaturesOptions
-from differad.locators.tiny import TinyLocator, TinyOptions
+from differad.locators.tiny import WEIGHTS, TinyLocator, TinyOptions
 from differad.options import check_option, check_parts, option, replace_shared
 
 _DECIDING = ("features", "tiny")
@@ -56,18 +57,20 @@ class AutoOptions:
 
 
 class AutoLocator(Embedded):
-    """`features` where the reference can be aligned to the target, `tiny` elsewhere."""
+    """`features` where the reference can be aligned to the target, `tiny` elsewhere, with the policy in `folder`."""
 
     name = "auto"
 
-    def __init__(self, options: AutoOptions | None = None) -> None:
-        self._features, self._tiny = FeaturesLocator(), TinyLocator()
+    def __init__(self, options: AutoOptions | None = None, *, folder: str | Path = WEIGHTS) -> None:
+        self._features, self._tiny = FeaturesLocator(), TinyLocator(folder=folder)
+        self.name = self._tiny.name.replace(TinyLocator.name, type(self).name, 1)
         self.weights = (*self._features.weights, *self._tiny.weights)
         self._take(options or AutoOptions())
 
     def compare(self, reference: RGB, target: RGB) -> Location:
         """The answer of `features` where the images can be aligned, else that of `tiny`."""
-        return self._features.compare_aligned(reference, target) or self._tiny.compare(reference, target)
+        aligned = self._features.compare_aligned(reference, target)
+        return self._tiny.compare(reference, target) if aligned is None else aligned
 
     def with_options(self, options: AutoOptions) -> Self:
         """This locator with other options, sharing what it has loaded and its cache."""

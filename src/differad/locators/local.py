@@ -136,8 +136,8 @@ class LocalLocator:
     def __init__(self, checkpoint: str, options: LocalOptions | None = None) -> None:
         self.name = str(checkpoint)
         self.options = options or LocalOptions()
+        source = resolve(self.name)  # first: a folder that is no checkpoint does not become one by installing anything
         require_packages()
-        source = resolve(self.name)
         self.weights = (Path(source),) if Path(source).is_dir() else ()
         self._config = load_config(source)
         # The commit of one from the hub.

@@ -6,7 +6,7 @@ Knows nothing of how any of them works; each comes with a dataclass of options, 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,7 +17,7 @@ from differad.locators.difference import DifferenceLocator, DifferenceOptions
 from differad.locators.features import FeaturesLocator, FeaturesOptions
 from differad.locators.local import LocalLocator, LocalOptions
 from differad.locators.server import ServerLocator, ServerOptions, parse_server
-from differad.locators.tiny import TinyLocator, TinyOptions
+from differad.locators.tiny import TinyLocator, TinyOptions, holds_policy, result_below
 from differad.options import list_options, parts_of
 
 DEFAULT_MODEL = "auto"
@@ -27,6 +27,11 @@ _EMBEDDED: dict[str, Callable[[Any], Locator]] = {
     "features": FeaturesLocator,
     "tiny": TinyLocator,
 }
+# Those whose policy may be one of one's own: NAME@FOLDER.
+_WITH_POLICY: dict[str, Callable[[Any, Path], Locator]] = {
+    "auto": lambda options, folder: AutoLocator(options, folder=folder),
+    "tiny": lambda options, folder: TinyLocator(options, folder=folder),
+}
 SERVER_SCHEME = "openai:"
 
 # What `--model` accepts, with the options that `-o key=value` sets; `differad models` prints it.
@@ -35,6 +40,10 @@ KINDS: dict[str, tuple[type, str]] = {
     "difference": (DifferenceOptions, "classical: register, compare, threshold; no training, no download"),
     "features": (FeaturesOptions, "frozen backbone, distance to the nearest patch; no training, no download"),
     "tiny": (TinyOptions, "the embedded policy, a small Qwen2-VL on the same backbone; no training, no download"),
+    "tiny@FOLDER": (
+        TinyOptions,
+        "an embedded policy of one's own, as `train` leaves it (FOLDER alone will do); auto@FOLDER puts it into auto",
+    ),
     "FOLDER or HUB/ID": (LocalOptions, "a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint run by transformers"),
     "openai:NAME@http://HOST:PORT/v1": (ServerOptions, "any OpenAI-compatible server: vLLM, SGLang, a cloud"),
 }
@@ -42,26 +51,68 @@ KINDS: dict[str, tuple[type, str]] = {
 Options = TypeVar("Options")
 
 
+# The embedded locators by their names, so that a type checker knows their options and `calibrate`.
+@overload
+def load_locator(model: Literal["auto"] | None = None, *, family: None = None, **options: Any) -> AutoLocator: ...
+@overload
+def load_locator(model: Literal["difference"], *, family: None = None, **options: Any) -> DifferenceLocator: ...
+@overload
+def load_locator(model: Literal["features"], *, family: None = None, **options: Any) -> FeaturesLocator: ...
+@overload
+def load_locator(model: Literal["tiny"], *, family: None = None, **options: Any) -> TinyLocator: ...
+@overload
+def load_locator(model: str | Path | None, *, family: str | None = None, **options: Any) -> Locator: ...
 def load_locator(model: str | Path | None = None, *, family: str | None = None, **options: Any) -> Locator:
-    """The locator that a `--model` value names; None gives the embedded default, `auto`.
+    """The locator that a `--model` value names; None gives the embedded default, `auto`. A folder that holds an
+    embedded policy is `tiny@FOLDER`.
 
     `family` overrides the answer format that a checkpoint's config implies. `options` are the fields of the kind's own
     options dataclass. Options of its parts are named PART.NAME (`**{"difference.tolerance": 3}`) or come as a mapping
-    (`difference={"tolerance": 3}`). Raises OptionError for an unknown model, family or option, MissingExtraError where
-    the kind needs packages that are not installed.
+    (`difference={"tolerance": 3}`). The embedded locators have `options`, `with_options` and `calibrate` besides: a type
+    checker knows it where the name is written out, else `isinstance(locator, Embedded)` tells. Raises OptionError for an
+    unknown model, family or option, InputError for weights that cannot be read, MissingExtraError where the kind needs packages
+    that are not installed.
     """
     name = DEFAULT_MODEL if model is None else str(model)
     if name in _EMBEDDED:
-        if family is not None:
-            raise OptionError(f"family {family!r}: {name} has no choice of answer formats; leave --family out")
+        _refuse_family(name, family)
         return _EMBEDDED[name](build_options(KINDS[name][0], options, name))
     if name.startswith(SERVER_SCHEME):
         server = build_options(ServerOptions, {**options, "family": family}, name)
         served_name, base_url = parse_server(name)
         return ServerLocator(served_name, base_url, server)
-    if "/" in name or Path(name).exists():
+    kind, at, place = name.partition("@")
+    if at and kind in _EMBEDDED:
+        return _with_policy(kind, place, family, options)
+    folder = _folder(name)
+    if holds_policy(folder):
+        return _with_policy("tiny", name, family, options)
+    if (result := result_below(folder)) is not None:
+        raise OptionError(f"model {name!r}: no checkpoint, but a training run's folder; pass its result, {result}")
+    if "/" in name or folder.exists():
         return LocalLocator(name, build_options(LocalOptions, {**options, "family": family}, name))
     raise OptionError(f"model {name!r} does not exist here; expected one of: {', '.join(KINDS)}")
+
+
+def _with_policy(kind: str, folder: str, family: str | None, options: Mapping[str, Any]) -> Locator:
+    """The embedded locator of a kind, with the policy in a folder. Raises OptionError."""
+    name = f"{kind}@{folder}"
+    if kind not in _WITH_POLICY or not folder:
+        raise OptionError(f"model {name!r}: expected {' or '.join(f'{one}@FOLDER' for one in _WITH_POLICY)}")
+    _refuse_family(name, family)
+    return _WITH_POLICY[kind](build_options(KINDS[kind][0], options, name), _folder(folder))
+
+
+def _folder(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # "~name" of nobody here
+        return Path(text)
+
+
+def _refuse_family(name: str, family: str | None) -> None:
+    if family is not None:
+        raise OptionError(f"family {family!r}: {name} has no choice of answer formats; leave --family out")
 
 
 def build_options(kind: type[Options], values: Mapping[str, Any], model: str) -> Options:

@@ -20,6 +20,7 @@ from differad.answers.resize import ResizeRule
 from differad.core import Pair
 from differad.data.manifest import read_pairs
 from differad.errors import OptionError
+from differad.evaluation.selection import labelled_pairs
 from differad.locators.threads import usable_cores
 from differad.locators.tiny.batched import BatchedEvidence
 from differad.locators.tiny.evidence import AREA, PATCH
@@ -100,16 +101,15 @@ def _rule(model: Model) -> ResizeRule:
     if model.tiny is not None:
         low, high = AREA if model.min_pixels is None else model.min_pixels, model.max_pixels or AREA
         return ResizeRule(PATCH * MERGE, low, high, least_side=PATCH)
-    if model.checkpoint is None or not (Path(model.checkpoint) / "preprocessor_config.json").is_file():
+    if model.start is None or not (Path(model.start) / "preprocessor_config.json").is_file():
         raise OptionError("model: no embedded policy; expected model.tiny, or in model.checkpoint the folder of one")
-    own = ResizeRule.from_folder(Path(model.checkpoint))
+    own = ResizeRule.from_folder(Path(model.start))
     low, high = model.min_pixels or own.min_pixels, model.max_pixels or own.max_pixels
     return ResizeRule(own.factor, low, high, own.least_side)
 
 
 def _pairs(recipe: Recipe) -> Iterator[Pair]:
-    for manifest in recipe.held_out.pairs:
-        yield from islice(read_pairs(manifest), recipe.held_out.limit)
+    yield from labelled_pairs(recipe.held_out.pairs, recipe.held_out.limit)
     yield from islice((pair for manifest in recipe.data.pairs for pair in read_pairs(manifest)), recipe.data.limit)
 
 

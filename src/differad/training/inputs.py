@@ -74,7 +74,7 @@ def _images(recipe: Recipe) -> Iterator[str]:
 
 def _weights(recipe: Recipe) -> Iterator[str]:
     comparer = recipe.model.tiny.comparer if recipe.model.tiny is not None else None
-    places = [Path(place).expanduser().absolute() for place in (recipe.model.checkpoint, comparer) if place is not None]
+    places = [Path(place).expanduser().absolute() for place in (recipe.model.start, comparer) if place is not None]
     yield from (str(path) for path in weight_files(place for place in places if place.exists()).values())
 
 

@@ -121,7 +121,7 @@ def open_source(model: Model, out: Path, seed: int) -> Source:
                 build_scratch(folder, model.scratch, seed)
         path = str(folder)
     else:
-        path = checkpoints.resolve(str(model.checkpoint))
+        path = checkpoints.resolve(str(model.start))
     config = checkpoints.load_config(path)
     spoken = answer_format(model.family or family_of(config.model_type))
     if not checkpoints.is_qwen(config):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from differad.answers.formats import FORMATS
 from differad.errors import OptionError
+from differad.locators.tiny import WEIGHTS, TinyLocator
 from differad.training.localization import DEFAULT_VARIANT, VARIANTS
 
 Positive = Annotated[int, Field(ge=1)]
@@ -81,7 +82,7 @@ class Lora(Section):
 
 
 class Model(Section):
-    """The policy that the run starts from: a checkpoint's folder, a hub id, or one made from scratch.
+    """The policy that the run starts from: a checkpoint's folder, a hub id, `tiny` (the shipped one), or one made from scratch.
 
     `family` is the format that it answers in, where its model type does not tell.
     """
@@ -96,6 +97,11 @@ class Model(Section):
     lora: Lora | None = None
     min_pixels: Positive | None = None
     max_pixels: Positive | None = None
+
+    @property
+    def start(self) -> str | None:
+        """The checkpoint's folder or hub id, that of the shipped policy for `tiny`; None for one made from scratch."""
+        return str(WEIGHTS) if self.checkpoint == TinyLocator.name else self.checkpoint
 
     @model_validator(mode="after")
     def _known_family(self) -> Self:

@@ -47,7 +47,7 @@ def test_at_threshold_zero_every_target_gets_a_box(untaught):
         assert (location.boxes <= [width, height, width, height]).all()
         assert 0 <= location.confidence <= 1
         assert location.scores.tolist() == [location.confidence]
-        assert (location.model, location.seconds > 0) == ("tiny", True)
+        assert (location.model, location.seconds > 0) == (f"tiny@{untaught}", True)
         read = parse_answer(location.answer, FORMATS["qwen2-vl"], Frame(width, height))
         assert_allclose(read.boxes, location.boxes)
 
@@ -149,7 +149,7 @@ def test_calibrate_bounds_false_alarms_and_refuses_too_few(untaught):
     found = list(strict.locate_many(normals))
     assert not any(outcome.anomalous for outcome in found)
     assert strict.options.threshold == math.nextafter(max(outcome.confidence for outcome in found), 1.0)
-    assert own.options.threshold == TinyOptions().threshold  # the one that was asked stays as it is
+    assert own.options.threshold == DECIDING.threshold  # the one that was asked stays as it is
     with pytest.raises(InputError, match=r"18 normal pairs with a confidence: .* at least 19"):
         own.calibrate(normals[:18], 0.05)
     with pytest.raises(OptionError, match=r"false_alarms=1\.5"):

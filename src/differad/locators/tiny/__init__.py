@@ -1,5 +1,6 @@
 """`tiny`: the embedded policy. See docs/tiny.md."""
 
-from differad.locators.tiny.locator import TinyLocator, TinyOptions
+from differad.locators.tiny.folder import holds_policy, result_below
+from differad.locators.tiny.locator import WEIGHTS, TinyLocator, TinyOptions
 
-__all__ = ["TinyLocator", "TinyOptions"]
+__all__ = ["WEIGHTS", "TinyLocator", "TinyOptions", "holds_policy", "result_below"]

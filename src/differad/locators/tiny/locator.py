@@ -7,8 +7,9 @@ box; the middle of the three boxes counts.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from differad.answers.parsing import Frame, format_answer, parse_answer
 from differad.answers.resize import ResizeRule
 from differad.boxes import Boxes, area, centers, grow, no_boxes
 from differad.core import Location
+from differad.errors import OptionError
 from differad.images import RGB
 from differad.locators.calibration import COMPARING
 from differad.locators.chat import Reply
@@ -25,7 +27,7 @@ from differad.locators.embedded import Embedded
 from differad.locators.features.weights import BACKBONE
 from differad.locators.odds import logistic, logit
 from differad.locators.threads import one_blas_thread, one_thread_each, usable_cores
-from differad.locators.tiny.calibration import DECIDING, Deciding
+from differad.locators.tiny.calibration import DECIDING, Deciding, read_deciding
 from differad.locators.tiny.evidence import PATCH
 from differad.locators.tiny.network import OPENING, Policy
 from differad.locators.tiny.pairs import PairEvidence, resized
@@ -44,7 +46,10 @@ Window = tuple[float, float, float, float]
 class TinyOptions:
     """What a user may want other than the calibrated defaults."""
 
-    threshold: float = option(DECIDING.threshold, "a target counts as abnormal from this probability on")
+    threshold: float | None = option(
+        None,
+        f"a target counts as abnormal from this probability on; none: the policy's own, {DECIDING.threshold} of the shipped one",
+    )
     closer: bool = option(
         True,
         "look twice more, at 0.4 and 0.65 of each side of both images, and take the middle of three boxes; off: a third "
@@ -57,38 +62,63 @@ class TinyOptions:
     workers: int = option(0, "threads; 0 takes one per usable core")
 
     def __post_init__(self) -> None:
-        check_option("threshold", self.threshold, 0 <= self.threshold <= 1, "a probability in [0, 1]")
+        probable = self.threshold is None or 0 <= self.threshold <= 1
+        check_option("threshold", self.threshold, probable, "a probability in [0, 1]")
         check_option("margin", self.margin, 0 <= self.margin <= 0.25, "a share in [0, 0.25]")
         check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
 class TinyLocator(Embedded):
-    """The policy in `folder` (the shipped one unless told) with a decision of its own."""
+    """The policy in `folder` (the shipped one unless told) with a decision of its own.
+
+    `deciding` are the numbers of the decision; None: those in the folder's decision.json, else the shipped ones. Raises
+    OptionError, InputError for a folder that is no embedded policy, naming what is missing.
+    """
 
     name = "tiny"
 
     def __init__(
-        self, options: TinyOptions | None = None, *, folder: str | Path = WEIGHTS, deciding: Deciding = DECIDING
+        self, options: TinyOptions | None = None, *, folder: str | Path = WEIGHTS, deciding: Deciding | None = None
     ) -> None:
-        self.options = options or TinyOptions()
-        self._folder, self._deciding = Path(folder), deciding
+        self._folder = Path(folder)
+        if self._folder != WEIGHTS:
+            self.name = f"{type(self).name}@{folder}"
         self.weights = (self._folder, BACKBONE)
         self._policy = Policy(self._folder)
         self._rule = ResizeRule.from_folder(self._folder)
+        if self._rule.factor != self._policy.factor:
+            raise OptionError(
+                f"{self._folder}: the image processor's sides are multiples of {self._rule.factor} pixels; this policy expects "
+                f"{self._policy.factor} (patch_size times merge_size); copy preprocessor_config.json from the policy again"
+            )
+        self._deciding = read_deciding(self._folder) if deciding is None else deciding
         self._evidence = PairEvidence()
+        self.options = self._with_threshold(options or TinyOptions())
+
+    def with_options(self, options: TinyOptions) -> Self:
+        """This locator with other options, sharing what it has loaded and its cache."""
+        return super().with_options(self._with_threshold(options))
 
     def compare(self, reference: RGB, target: RGB) -> Location:
         """Where the target is abnormal."""
-        if (self.options.workers or usable_cores()) == 1:
-            return self._compare(reference, target, None)
-        with ThreadPoolExecutor(1) as pool, one_blas_thread():
-            return self._compare(reference, target, pool)
+        return self.decide(self.reply(reference, target))
 
-    def _compare(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor | None) -> Location:
+    def reply(self, reference: RGB, target: RGB) -> "SureReply":
+        """What the policy says of a pair before anything is decided: a box, whatever the target, and how sure it is of it."""
+        if (self.options.workers or usable_cores()) == 1:
+            return self._reply(reference, target, None)
+        with ThreadPoolExecutor(1) as pool, one_blas_thread():
+            return self._reply(reference, target, pool)
+
+    def _reply(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor | None) -> "SureReply":
         reply = self._ask(reference, target, pool)
         windows = self._windows(reference, reply)
-        reply = _combined(reply, self._look_closely(reference, target, windows, pool, reply.laid), windows)
-        return self._decide(reply)
+        return _combined(reply, self._look_closely(reference, target, windows, pool, reply.laid), windows)
+
+    def _with_threshold(self, options: TinyOptions) -> TinyOptions:
+        """The options with the policy's own threshold where they have none."""
+        own = self._deciding.threshold
+        return replace(options, threshold=own) if options.threshold is None else options
 
     def _ask(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor | None, *, lay: bool = True) -> "SureReply":
         """One look: a box for any pair."""
@@ -129,7 +159,8 @@ class TinyLocator(Embedded):
         d = self._deciding
         return logistic(d.bias + d.answer * reply.odds + d.peak * reply.peak)
 
-    def _decide(self, reply: "SureReply") -> Location:
+    def decide(self, reply: "SureReply") -> Location:
+        """The box of a reply where it is sure enough, without `model` and `seconds`."""
         chance = self._chance(reply)
         frame = reply.frame
         boxes = parse_answer(reply.text, _FORMAT, frame).boxes if chance >= self.options.threshold else no_boxes()

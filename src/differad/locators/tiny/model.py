@@ -28,14 +28,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from differad.answers.formats import TINY_MODEL_TYPE
 from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE
-from differad.locators.tiny.network import GROUPS, LEAST_SPREAD, OCTAVES
+from differad.locators.tiny.network import GROUPS, LEAST_SPREAD, OCTAVES, PROPOSAL
 from differad.locators.tiny.processor import MERGE, EvidenceProcessor
 from differad.locators.tiny.proposals import PROPOSALS, proposals
 
 # Cells of stride 8 along a token's side.
 CELLS = 2 * MERGE
-# A proposal: four places, the logarithm of the odds at its peak, and the mean within.
-_PROPOSAL = 6
 # The parts of a comparer that lead to its map; the others turn map and features into tokens.
 COMPARISON = ("fine", "coarse", "enter", "down", "blocks", "context", "leave", "changed")
 # The dense loss beside the text's: changed or unchanged is what everything else is read off.
@@ -81,7 +79,7 @@ class Comparer(nn.Module):
         self.changed = nn.Conv2d(channels, 1, 1)
         self.merge = nn.Conv2d(channels + 1, hidden, CELLS, stride=CELLS)
         self.place = nn.Linear(4 * OCTAVES, hidden)
-        self.propose = nn.Linear(8 * OCTAVES + _PROPOSAL, hidden)
+        self.propose = nn.Linear(8 * OCTAVES + PROPOSAL, hidden)
         # The language model adds to what it is given: tokens of any size but its own would drown what it says of them.
         self.merge_norm, self.place_norm, self.propose_norm = (nn.LayerNorm(hidden) for _ in range(3))
         self.rank = nn.Embedding(PROPOSALS, hidden)

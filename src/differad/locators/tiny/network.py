@@ -5,17 +5,18 @@ of hundreds of megabytes is unwelcome. What an answer is made of is known, so on
 stands between them goes through the language model together with the number before it.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from differad.errors import OptionError
-from differad.locators.features.weights import read_safetensors
-from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, WIDTH, Evidence
+from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, PATCH, WIDTH, Evidence
+from differad.locators.tiny.folder import CONFIG, TOKENIZER, WEIGHTS_FILE, read_policy
 from differad.locators.tiny.layers import (
     Array,
     conv,
@@ -40,7 +41,11 @@ GROUPS = 4
 LEAST_SPREAD = 0.02
 LARGEST = 1000
 
+# A proposal: four places, the logarithm of the odds at its peak, and the mean within.
+PROPOSAL = 6
+
 Weights = Mapping[str, Array]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -60,17 +65,31 @@ class Policy:
     """The policy of a checkpoint's folder. Raises OptionError, InputError where it is none or of another evidence."""
 
     def __init__(self, folder: Path) -> None:
-        settings = _read_json(folder / "config.json")
-        weights = read_safetensors(folder / "model.safetensors")
-        spelling = _read_json(folder / "tokenizer.json")
-        known = spelling["model"]["vocab"] | {each["content"]: each["id"] for each in spelling["added_tokens"]}
-        self._comparer = Comparison(_below(weights, "model.visual."), settings["vision_config"])
-        self._language = Language(_below(weights, "model.language_model."), settings["text_config"])
-        self._begin = np.array([settings["vision_start_token_id"]])
-        self._end = np.array([settings["vision_end_token_id"]])
-        self._start = np.array([known["<|im_start|>"], known[OPENING]])
-        self._between = [known[text] for text in BETWEEN]
-        self._numbers = np.array([known[str(number)] for number in range(LARGEST + 1)])
+        self._folder = folder.absolute()
+        files = read_policy(folder)
+        settings, weights = files.settings, files.weights
+        with _naming(folder / CONFIG):
+            expected = dict(expected_shapes(settings["vision_config"], settings["text_config"]))
+        check_weights(folder / WEIGHTS_FILE, weights, expected)
+        with _naming(folder / CONFIG):
+            self._comparer = Comparison(_below(weights, "model.visual."), settings["vision_config"])
+            self._language = Language(_below(weights, "model.language_model."), settings["text_config"])
+            self._begin = np.array([int(settings["vision_start_token_id"])])
+            self._end = np.array([int(settings["vision_end_token_id"])])
+        with _naming(folder / TOKENIZER):
+            count = len(weights["model.language_model.embed_tokens.weight"])
+            self._start = token_ids(files.tokens, ("<|im_start|>", OPENING), count)
+            self._between = token_ids(files.tokens, BETWEEN, count).tolist()
+            self._numbers = token_ids(files.tokens, map(str, range(LARGEST + 1)), count)
+
+    @property
+    def factor(self) -> int:
+        """Pixels that both sides of an image must be multiples of: those of a token."""
+        return PATCH * self._comparer.cells // 2
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
+        # Another process reads the weights from their folder instead of being sent them.
+        return type(self), (self._folder,)
 
     def look(self, found: Evidence) -> Look:
         """The answer to one pair's evidence (h, w, WIDTH)."""
@@ -111,19 +130,18 @@ class Comparison:
     def __init__(self, weights: Weights, settings: Mapping[str, Any]) -> None:
         self._weights = weights
         self._blocks = int(settings["depth"])
-        expected = FINE + CELL_EXTRA + DISTANCES
-        if weights["fine.weight"].shape[1] != expected:
-            raise OptionError(
-                f"the policy takes {weights['fine.weight'].shape[1]} channels a cell, this version's evidence has "
-                f"{expected}; train it again"
-            )
+
+    @property
+    def cells(self) -> int:
+        """Cells of stride 8 along a token's side."""
+        return int(self._weights["merge.weight"].shape[2])
 
     def tokens(self, found: Evidence) -> tuple[Array, Array, Array]:
         """The map (2h, 2w), PROPOSALS tokens (PROPOSALS, hidden) and the target's (rows, columns, hidden)."""
         seen, logits = self._map(found)
         both = np.concatenate([seen, logits[..., None]], axis=-1)
         kernel = self._weights["merge.weight"]
-        merged = conv(both, kernel, self._weights["merge.bias"], stride=kernel.shape[2])
+        merged = conv(both, kernel, self._weights["merge.bias"], stride=self.cells)
         return logits, self._proposed(logits), self._norm(merged, "merge_norm") + self._placed(merged.shape)
 
     def _map(self, found: Evidence) -> tuple[Array, Array]:
@@ -176,7 +194,7 @@ class Language:
     def __init__(self, weights: Weights, settings: Mapping[str, Any]) -> None:
         self.layers = [_below(weights, f"layers.{number}.") for number in range(settings["num_hidden_layers"])]
         self.heads, self.epsilon = int(settings["num_attention_heads"]), float(settings["rms_norm_eps"])
-        if settings["num_key_value_heads"] != self.heads:
+        if int(settings["num_key_value_heads"]) != self.heads:
             raise OptionError(f"the policy shares keys among {self.heads} heads; expected keys for each")
         self._table, self._norm = weights["embed_tokens.weight"], weights["norm.weight"]
         rope = settings["rope_parameters"]
@@ -184,6 +202,8 @@ class Language:
         self._speeds = float(rope["rope_theta"]) ** (-np.arange(half) / half)
         # Which of time, row and column turns each pair of channels.
         self._turned_by = np.repeat(np.arange(3), rope["mrope_section"])
+        if len(self._turned_by) != half:
+            raise ValueError(f"mrope_section {rope['mrope_section']} for heads of {2 * half} channels")
 
     def embed(self, ids: Any) -> Array:
         """Embeddings (L, hidden) of tokens."""
@@ -270,10 +290,84 @@ def _below(weights: Weights, prefix: str) -> dict[str, Array]:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def _read_json(path: Path) -> Any:
+def token_ids(tokens: Mapping[str, int], texts: Iterable[str], count: int) -> NDArray[np.int64]:
+    """The ids (N,) of texts that are one token each, of `count` tokens. Raises KeyError, ValueError."""
+    ids = np.array([int(tokens[text]) for text in texts])
+    if ids.min() < 0 or ids.max() >= count:
+        raise ValueError(f"ids {ids.min()} to {ids.max()} of {count} tokens")
+    return ids
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A key that a file lacks, or a value of another kind, is named. Raises OptionError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise OptionError(f"{path.parent}: no {path.name}; expected the folder of an embedded policy") from None
-    except (OSError, ValueError) as error:
-        raise OptionError(f"{path}: cannot be read as JSON ({error}); copy it from the checkpoint") from None
+        yield
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise OptionError(f"{path}: not that of an embedded policy ({reason}); copy it from the policy again") from None
+
+
+def check_weights(path: Path, weights: Weights, expected: Mapping[str, Shape]) -> None:
+    """Raise OptionError unless all that is expected is there, in its shape and finite."""
+    missing = [name for name in expected if name not in weights]
+    if missing:
+        raise OptionError(f"{path}: {len(missing)} weights are missing, {missing[0]} first; copy or train it again")
+    for name, shape in expected.items():
+        if weights[name].shape != shape:
+            raise OptionError(
+                f"{path}: {name} has the shape {weights[name].shape}; this version expects {shape} by {CONFIG}; train it again"
+            )
+        if not np.isfinite(weights[name]).all():
+            raise OptionError(f"{path}: {name} holds what is no number; take an earlier checkpoint of its training")
+    table, head = weights["model.language_model.embed_tokens.weight"], weights.get("lm_head.weight")
+    if head is not None and not np.array_equal(head, table):
+        raise OptionError(f"{path}: lm_head.weight is not embed_tokens.weight; expected a policy with tied embeddings")
+
+
+def expected_shapes(vision: Mapping[str, Any], text: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:
+    """Name and shape of every weight of a policy with these settings. Raises KeyError, TypeError."""
+    channels, hidden = vision["embed_dim"], text["hidden_size"]
+    kernels = {
+        "fine": (channels, FINE + CELL_EXTRA + DISTANCES, 1),
+        "coarse": (channels, COARSE + CELL_EXTRA + DISTANCES, 1),
+        "enter": (channels, channels, 3),
+        "down": (2 * channels, channels, 3),
+        "leave": (channels, 3 * channels, 3),
+        "changed": (1, channels, 1),
+        "merge": (hidden, channels + 1, 2 * vision["spatial_merge_size"]),
+        **{
+            f"blocks.{number}.{part}": (2 * channels, 2 * channels, 3)
+            for number in range(vision["depth"])
+            for part in ("first", "second")
+        },
+    }
+    matrices = {
+        "context": (2 * channels, 4 * channels),
+        "place": (hidden, 4 * OCTAVES),
+        "propose": (hidden, 8 * OCTAVES + PROPOSAL),
+    }
+    norms = {
+        **{f"blocks.{number}.norm": 2 * channels for number in range(vision["depth"])},
+        **dict.fromkeys(("merge_norm", "place_norm", "propose_norm"), hidden),
+    }
+    shapes: dict[str, Shape] = {f"{name}.weight": (out, into, k, k) for name, (out, into, k) in kernels.items()}
+    shapes |= {f"{name}.weight": shape for name, shape in matrices.items()}
+    shapes |= {f"{name}.weight": (size,) for name, size in norms.items()}
+    shapes |= {name.replace(".weight", ".bias"): shape[:1] for name, shape in shapes.items()}
+    yield from ((f"model.visual.{name}", shape) for name, shape in shapes.items())
+    yield "model.visual.rank.weight", (PROPOSALS, hidden)
+    yield from ((f"model.language_model.{name}", shape) for name, shape in _language_shapes(text))
+
+
+def _language_shapes(text: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:
+    hidden, inner = text["hidden_size"], text["intermediate_size"]
+    yield "embed_tokens.weight", (text["vocab_size"], hidden)
+    yield "norm.weight", (hidden,)
+    for number in range(text["num_hidden_layers"]):
+        layer = f"layers.{number}"
+        yield from ((f"{layer}.{name}_layernorm.weight", (hidden,)) for name in ("input", "post_attention"))
+        yield from ((f"{layer}.mlp.{name}_proj.weight", (inner, hidden)) for name in ("gate", "up"))
+        yield f"{layer}.mlp.down_proj.weight", (hidden, inner)
+        yield from ((f"{layer}.self_attn.{name}_proj.weight", (hidden, hidden)) for name in "qkvo")
+        yield from ((f"{layer}.self_attn.{name}_proj.bias", (hidden,)) for name in "qkv")
