@@ -14,6 +14,7 @@ LAYERS = {
     "tiff": 1,
     "boxes": 1,
     "decoding": 1,
+    "files": 1,
     "scaling": 1,
     "headers": 1,
     "images": 1,

@@ -6,6 +6,7 @@ file raises `ImageError`. Knows nothing about pairs or boxes.
 """
 
 import hashlib
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from differad import scaling
 from differad.decoding import load, load_deep, opened, split_page, to_array, upright
 from differad.errors import ImageError
+from differad.files import make_folder, write_bytes
 from differad.headers import BROKEN, ORIENTATION, Header, check_pixels, pixel_limit
 from differad.scaling import Decoded
 
@@ -114,14 +116,19 @@ def check_ending(path: str | Path) -> None:
 
 
 def write_image(path: str | Path, pixels: RGB) -> None:
-    """Write (H, W, 3) uint8 RGB in the format that the file's ending names. Raises ImageError."""
+    """Write (H, W, 3) uint8 RGB in the format that the file's ending names, whole or not at all.
+
+    Raises ImageError for an ending that names none, or a format that cannot hold the image, and WriteError.
+    """
     path = Path(path)
     check_ending(path)
+    content = BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
+        Image.fromarray(pixels).save(content, Image.registered_extensions()[path.suffix.lower()])
+    except (OSError, ValueError) as error:  # too large for the format, for instance
+        raise ImageError(f"{path}: cannot be encoded ({error}); choose another ending, as .png") from None
+    make_folder(path.parent)
+    write_bytes(path, content.getvalue())
 
 
 def _from_file(file: Any, header: Header, name: str) -> Decoded:

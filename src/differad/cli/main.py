@@ -7,6 +7,7 @@ interrupted.
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -18,12 +19,20 @@ from differad.cli.evaluate import evaluate_command
 from differad.cli.exchange import export_command, import_command
 from differad.cli.locate import locate_command
 from differad.cli.models import models_command
-from differad.cli.output import AGAIN, escape_what_cannot_be_shown, log_lines, warnings_as_lines, with_output_options
+from differad.cli.output import (
+    AGAIN,
+    GoOn,
+    escape_what_cannot_be_shown,
+    log_lines,
+    warnings_as_lines,
+    with_output_options,
+)
 from differad.cli.score import score_command
 from differad.cli.split import check_leaks_command, split_command
 from differad.cli.synthesize import synthesize_command
 from differad.cli.train import train_app
-from differad.errors import DifferadError
+from differad.errors import DifferadError, InputError
+from differad.files import unwritable
 from differad.progress import LOGGER
 
 app = typer.Typer(
@@ -34,9 +43,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-# Each command, and how its work is continued after Ctrl-C.
-COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
-    "locate": (locate_command, "with --pairs the same command goes on from there"),
+# Each command, and how its work is continued after Ctrl-C or a full disk.
+COMMANDS: dict[str, tuple[Callable[..., Any], str | GoOn]] = {
+    "locate": (locate_command, lambda given: AGAIN if given["pairs"] is not None else ""),
     "evaluate": (evaluate_command, AGAIN),
     "score": (score_command, ""),
     "build": (build_command, "what it had made was removed; run it again"),
@@ -86,6 +95,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     with log_lines(), warnings_as_lines():
         try:
             code = app(args=arguments, prog_name="differad", standalone_mode=False)
+            sys.stdout.flush()
         except DifferadError as error:
             LOGGER.debug("origin:", exc_info=error)
             return _fail(str(error), error.exit_code)
@@ -94,10 +104,24 @@ def run(arguments: Sequence[str] | None = None) -> int:
         except (typer.Abort, KeyboardInterrupt):
             return _fail("interrupted", 130)
         except BrokenPipeError:
-            # Who reads has read enough (`| head`); Python would complain once more when it closes the stream.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Who reads has read enough (`| head`).
+            _close_stdout()
             return 1
+        except OSError as error:
+            LOGGER.debug("origin:", exc_info=error)
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _close_stdout()
+                return _fail(f"{unwritable(Path('stdout'), error)}", InputError.exit_code)
+            name = "" if error.filename is None else f"{error.filename}: "
+            return _fail(f"{name}{error.strerror or error}; see to that and run it again", InputError.exit_code)
     return code if isinstance(code, int) else 0
+
+
+def _close_stdout() -> None:
+    """Write no more to stdout; Python would complain once more when it closes the stream."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

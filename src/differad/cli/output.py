@@ -11,7 +11,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from differad.errors import DifferadError, InputWarning
+from differad.errors import DifferadError, InputWarning, WriteError
 from differad.progress import LOGGER, is_quiet, latest_position
 
 _QUIET = Annotated[
@@ -19,6 +19,8 @@ _QUIET = Annotated[
 ]
 _VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr; errors come with their origin.")]
 AGAIN = "the same command goes on from there"
+# From a command's arguments to how its work is continued.
+GoOn = Callable[[dict[str, Any]], str]
 
 
 class InterruptedRunError(DifferadError):
@@ -27,9 +29,13 @@ class InterruptedRunError(DifferadError):
     exit_code = 130
 
 
-def with_output_options(command: Callable[..., Any], go_on: str = "") -> Callable[..., Any]:
-    """The command with --quiet and --verbose; `go_on` says after Ctrl-C how its work is continued."""
+def with_output_options(command: Callable[..., Any], go_on: str | GoOn = "") -> Callable[..., Any]:
+    """The command with --quiet and --verbose; `go_on` says after Ctrl-C, or a full disk, how its work is continued."""
     signature = inspect.signature(command)
+
+    def advice(values: dict[str, Any]) -> str:
+        text = go_on if isinstance(go_on, str) else go_on(values)
+        return f"; {text}" if text else ""
 
     def run(*, quiet: bool, verbose: bool, **values: Any) -> Any:
         LOGGER.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING)
@@ -38,7 +44,9 @@ def with_output_options(command: Callable[..., Any], go_on: str = "") -> Callabl
         except KeyboardInterrupt:
             position = latest_position()
             at = f" at {position}" if position else ""
-            raise InterruptedRunError(f"interrupted{at}{'; ' if go_on else ''}{go_on}") from None
+            raise InterruptedRunError(f"interrupted{at}{advice(values)}") from None
+        except WriteError as error:
+            raise WriteError(f"{error}{advice(values)}") from error
 
     more = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)

@@ -16,6 +16,7 @@ from differad.boxes import as_boxes, to_list
 from differad.core import Pair
 from differad.data.masks import boxes_from_mask, read_mask
 from differad.errors import ImageError, ManifestError
+from differad.files import make_folder, write_lines
 from differad.images import image_size
 
 
@@ -75,15 +76,15 @@ def read_pairs(path: str | Path) -> Iterator[Pair]:
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
-    """Write pairs whose images are paths as a manifest, paths relative to it; return how many. Raises ManifestError."""
+    """Write pairs whose images are paths as a manifest, paths relative to it; return how many.
+
+    It is there whole or not at all. Raises ManifestError, WriteError.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for pair in pairs:
-            file.write(json.dumps(_to_record(pair, path.parent), ensure_ascii=False) + "\n")
-            count += 1
-    return count
+    lines = [json.dumps(_to_record(pair, path.parent), ensure_ascii=False) + "\n" for pair in pairs]
+    make_folder(path.parent)
+    write_lines(path, lines)
+    return len(lines)
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

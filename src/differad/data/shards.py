@@ -16,10 +16,10 @@ from typing import Any
 
 from differad.boxes import as_boxes
 from differad.core import Pair
-from differad.data.atomic import in_one_step
 from differad.data.manifest import PairRecord, parse_line
 from differad.data.masks import boxes_from_mask, decode_mask
 from differad.errors import InputError, ManifestError, MissingExtraError
+from differad.files import atomic_write
 from differad.images import decode_images
 
 PARTS = ("reference", "target", "mask")
@@ -42,8 +42,8 @@ class Sample:
 
 
 def write_webdataset(path: Path, samples: Iterable[Sample]) -> None:
-    """Write a tar as WebDataset reads it, in one step: a kill leaves no half shard. Raises OSError."""
-    with in_one_step(path) as fresh, tarfile.open(fresh, "w", format=tarfile.USTAR_FORMAT) as tar:
+    """Write a tar as WebDataset reads it, whole or not at all. Raises WriteError."""
+    with atomic_write(path) as fresh, tarfile.open(fresh, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             names = {part: f"{sample.key}.{part}.png" for part in PARTS if getattr(sample, part) is not None}
             for part, name in names.items():
@@ -53,7 +53,7 @@ def write_webdataset(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def write_parquet(path: Path, samples: Iterable[Sample]) -> None:
-    """Write a Parquet file in one step. Raises OSError, MissingExtraError."""
+    """Write a Parquet file, whole or not at all. Raises WriteError, MissingExtraError."""
     arrow, parquet = require_pyarrow()
     text, data = arrow.string(), arrow.binary()
     schema = arrow.schema(
@@ -63,7 +63,7 @@ def write_parquet(path: Path, samples: Iterable[Sample]) -> None:
     )
     stream = iter(samples)
     # PNG does not compress any further.
-    with in_one_step(path) as fresh, parquet.ParquetWriter(fresh, schema, compression="none") as writer:
+    with atomic_write(path) as fresh, parquet.ParquetWriter(fresh, schema, compression="none") as writer:
         while rows := [_to_row(sample) for sample in islice(stream, ROW_GROUP)]:
             writer.write_table(arrow.Table.from_pylist(rows, schema=schema))
 

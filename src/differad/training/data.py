@@ -27,6 +27,7 @@ from differad.core import Pair
 from differad.data.manifest import read_pairs
 from differad.errors import InputWarning, ManifestError
 from differad.images import ImageSource, image_size, read_images
+from differad.locators.tiny.evidence import PATCH
 from differad.locators.tiny.known import KnownEvidence, key_image
 from differad.training.recipe import Data
 
@@ -95,7 +96,7 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
             "category": pair.category,
             "reference": str(pair.reference),
             "target": str(pair.target),
-            "evidence": _known_key(known, pair),
+            "evidence": _known_key(known, pair, frame),
             "mask": "" if pair.mask is None else str(pair.mask),
             "boxes": boxes.tolist(),
             "question": prompt_text(speech.format, question),
@@ -163,9 +164,11 @@ def _largest(boxes: Boxes) -> Boxes:
     return boxes[[int(np.argmax(area(boxes)))]] if len(boxes) else boxes
 
 
-def _known_key(known: KnownEvidence | None, pair: Pair) -> str:
+def _known_key(known: KnownEvidence | None, pair: Pair, frame: Frame) -> str:
     """The key of a pair's evidence, in hexadecimal digits; empty where its images have to be opened."""
-    key = None if known is None else known.key(pair.reference, pair.target)
+    if known is None or frame.resized is None:
+        return ""
+    key = known.key(pair.reference, pair.target, (frame.resized[1] // PATCH, frame.resized[0] // PATCH))
     return "" if key is None else key.hex()
 
 

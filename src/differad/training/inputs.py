@@ -10,11 +10,11 @@ from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
 
-from differad.data.atomic import in_one_step
 from differad.data.manifest import read_pairs
 from differad.data.stamps import Stamp, combined, file_of, stamp_files
 from differad.errors import OptionError
 from differad.evaluation.identity import weight_files
+from differad.files import write_lines
 from differad.training.recipe import Recipe
 
 INPUTS = "inputs.jsonl"
@@ -29,10 +29,8 @@ class InputFiles:
     changed: dict[str, str]
 
     def write(self, out: Path) -> None:
-        """Write the stamps to the run's folder. Raises OSError."""
-        with in_one_step(out / INPUTS) as fresh, fresh.open("w", encoding="utf-8") as file:
-            for name, one in self.stamps.items():
-                file.write(json.dumps([name, *astuple(one)]) + "\n")
+        """Write the stamps to the run's folder. Raises WriteError."""
+        write_lines(out / INPUTS, (json.dumps([name, *astuple(one)]) + "\n" for name, one in self.stamps.items()))
 
 
 def read_inputs(recipe: Recipe) -> InputFiles:

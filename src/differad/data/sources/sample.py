@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from differad.boxes import Boxes, as_boxes
 from differad.data.masks import read_mask
-from differad.errors import InputError, ManifestError
+from differad.errors import InputError, ManifestError, WriteError
 
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 # What operating systems and archivers leave in folders; hidden files are passed over too.
@@ -79,9 +79,11 @@ class ProblemList:
 def attempt(
     problems: Problems, step: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
 ) -> Result | None:
-    """What `step` returns, or None after its InputError went to `problems`."""
+    """What `step` returns, or None after its InputError went to `problems`. Raises WriteError: no sample is to blame."""
     try:
         return step(*args, **kwargs)
+    except WriteError:
+        raise
     except InputError as error:
         problems(str(error))
         return None
