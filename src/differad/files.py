@@ -97,13 +97,19 @@ def unfinished(folder: Path) -> Path:
 
 
 class AppendFile:
-    """A file that grows by whole texts: one that does not fit is cut off again. Raises WriteError."""
+    """A file that grows by whole texts: one that does not fit is cut off again. Raises WriteError.
+
+    Used in a `with` block, a new file that is still empty when the block fails is removed.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with write_errors(path):
+            self._is_new = not path.exists()
             self._file = path.open("ab", buffering=0)
             self._end = self._file.seek(0, os.SEEK_END)
+            if self._is_new:
+                _sync_folder(path.parent)
 
     def append(self, text: str) -> None:
         """Hand a text to the operating system, all of it or nothing. Raises WriteError."""
@@ -136,6 +142,9 @@ class AppendFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if error is not None and self._is_new and not self._end:
+            with suppress(OSError):
+                self._path.unlink()
 
 
 def make_folder(folder: Path) -> None:
@@ -253,6 +262,8 @@ def _is_within(name: str, places: set[str]) -> bool:
 
 
 def _reason(error: OSError) -> str:
+    if error.errno in _FULL:  # libraries add words of their own
+        return os.strerror(error.errno)
     return error.strerror or str(error) or type(error).__name__
 
 

@@ -31,7 +31,7 @@ from differad.cli.score import score_command
 from differad.cli.split import check_leaks_command, split_command
 from differad.cli.synthesize import synthesize_command
 from differad.cli.train import train_app
-from differad.errors import DifferadError, InputError
+from differad.errors import DifferadError, InputError, WriteError
 from differad.files import unwritable
 from differad.progress import LOGGER
 
@@ -109,11 +109,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return 1
         except OSError as error:
             LOGGER.debug("origin:", exc_info=error)
-            try:
-                sys.stdout.flush()
-            except OSError:
+            if error.filename is None and error.errno is not None:  # writes to files name theirs
                 _close_stdout()
-                return _fail(f"{unwritable(Path('stdout'), error)}", InputError.exit_code)
+                return _fail(str(unwritable(Path("stdout"), error)), WriteError.exit_code)
             name = "" if error.filename is None else f"{error.filename}: "
             return _fail(f"{name}{error.strerror or error}; see to that and run it again", InputError.exit_code)
     return code if isinstance(code, int) else 0

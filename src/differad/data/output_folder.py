@@ -45,6 +45,11 @@ class OutputFolder:
         make_folder(path.parent)
         return path
 
+    def new_folder(self, name: str) -> None:
+        """Make a folder that may stay empty, listed. Raises WriteError."""
+        self._list(name)
+        make_folder(self.path / name)
+
     def finish(self) -> None:
         """Bring all that was made to the disk, then remove the marker. Raises WriteError."""
         self.sync()
@@ -112,13 +117,14 @@ def check_empty(out: Path) -> None:
 def _remove_recorded(out: Path, work: str) -> None:
     """Remove the files that the marker lists, folders that are empty then, and the marker. Raises InputError, OSError."""
     for path in _recorded(out, work):
-        for one in (*leftovers(path), path):
+        is_folder = path.is_dir() and not path.is_symlink()
+        for one in leftovers(path) if is_folder else (*leftovers(path), path):
             one.unlink(missing_ok=True)
-        for parent in path.parents:
-            if parent == out:
+        for folder in (path, *path.parents) if is_folder else path.parents:
+            if folder == out:
                 break
             with suppress(OSError):
-                parent.rmdir()
+                folder.rmdir()
     (out / MARKER).unlink(missing_ok=True)
 
 

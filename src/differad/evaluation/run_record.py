@@ -89,7 +89,7 @@ class RunRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._log.close()
+        self._log.__exit__(kind, error, trace)
 
     def inputs(self, pair: Pair) -> Inputs:
         """What a pair shows now. A file that cannot be read has no stamp: the locator says what is wrong with it."""
@@ -130,6 +130,8 @@ class RunRecord:
         Returns the finished pairs that it does not name because a power cut took its end; those are to be located again.
         """
         is_there = self._files.images.exists()
+        if not (is_there or self.done):
+            return set()
         with atomic_write(self._files.images) as fresh, fresh.open("w", encoding="utf-8") as file:
             for line in self._renewed():
                 file.write(line)

@@ -32,7 +32,7 @@ from differad.synthesis.normals import list_pictures
 from differad.synthesis.store import FORMATS, NOTE, Done, Entry, Work
 
 SHARD_SIZE = 1000
-# Lines of an earlier run's manifest whose files are read before it is gone on with.
+# Lines of an earlier run's manifest whose files are read before it is gone on with; of shards the last alone.
 _READ_AGAIN = 32
 # Pairs in one task where each has files of its own: a tenth of a second of work, far more than it costs to hand out.
 CHUNK = 8
@@ -236,7 +236,8 @@ def _resume(work: Work) -> _Tally:
     if not path.exists():
         return tally
     with write_errors(path), path.open("r+b") as file:
-        end, last = 0, deque[tuple[_Tally, int, Entry]](maxlen=_READ_AGAIN)
+        again = 1 if FORMATS[work.format].sharded else _READ_AGAIN
+        end, last = 0, deque[tuple[_Tally, int, Entry]](maxlen=again)
         for raw, entry in _whole_lines(work, file, tally):
             last.append((replace(tally), end, entry))
             tally.add(entry)

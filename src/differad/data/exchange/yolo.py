@@ -19,7 +19,7 @@ from differad.data.output_folder import OutputFolder
 from differad.data.placing import place_file
 from differad.data.shapes import Region, polygon
 from differad.errors import InputError, ManifestError
-from differad.files import make_folder, write_text
+from differad.files import write_text
 from differad.images import image_file
 
 _DATA = f"""\
@@ -37,7 +37,7 @@ _FIELDS = ("class", "cx", "cy", "width", "height")
 def write_yolo(folder: OutputFolder, items: Sequence[Item], options: ExportOptions) -> None:
     """Write the layout; images are linked, or copied with `options.copy`. Raises InputError, WriteError."""
     for name in ("images/labelled", "images/unlabelled", "labels/labelled"):
-        make_folder(folder.path / name)
+        folder.new_folder(name)
     for item in items:
         name = file_name(item.pair.id)
         target = image_path(item.pair, "target")
