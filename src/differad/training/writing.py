@@ -25,7 +25,8 @@ def library_writes(folder: Path) -> Iterator[None]:
     except SafetensorError as error:
         if _RUST_WRITE not in str(error):
             raise
-        raise _unwritable(folder, str(error).rpartition(_RUST_WRITE)[2].strip()) from None
+        reason = str(error).rpartition(_RUST_WRITE)[2].partition("(os error")[0]
+        raise _unwritable(folder, reason.strip()) from None
     except RuntimeError as error:
         if not any(mark in str(error) for mark in _TORCH_WRITES):
             raise
