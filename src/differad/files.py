@@ -19,6 +19,8 @@ from typing import Self
 from differad.errors import WriteError
 
 TEMPORARY_ENDING = ".tmp"
+# Files that grow are brought to the disk this often: it takes milliseconds, and a power cut loses no more than that.
+SECONDS_BETWEEN_SYNCS = 2.0
 # Bytes of a file's name, on all common file systems.
 _LONGEST_NAME = 255
 # What a file system answers that knows no such call for this kind of file; the write itself was not refused.
@@ -99,7 +101,8 @@ def unfinished(folder: Path) -> Path:
 class AppendFile:
     """A file that grows by whole texts: one that does not fit is cut off again. Raises WriteError.
 
-    Used in a `with` block, a new file that is still empty when the block fails is removed.
+    At the end of a `with` block all of it is brought to the disk. Where the block fails, a new file that is still empty is
+    removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -141,7 +144,11 @@ class AppendFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            if error is None:
+                self.sync()
+        finally:
+            self.close()
         if error is not None and self._is_new and not self._end:
             with suppress(OSError):
                 self._path.unlink()

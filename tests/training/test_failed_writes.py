@@ -1,4 +1,4 @@
-"""A disk that is full, and a power cut, while a policy is trained: one line, whole checkpoints, and the same weights in the end."""
+"""A disk that is full, and a power cut, while a policy is trained: one line, whole checkpoints, the same weights in the end."""
 
 import json
 import os
@@ -46,18 +46,22 @@ def check_whole(out):
             assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= set(named(folder))
 
 
+_WHOLE = []
+
+
 @pytest.fixture
 def whole(recipe):
     """An undisturbed run's weights, the names of its files, and how often it asked for room."""
-    with full_after(recipe.out) as calls:
-        train_sft(recipe)
-        count = calls()
-    found = weights(recipe.out), named(recipe.out), count
-    shutil.rmtree(recipe.out)
-    return found
+    if not _WHOLE:
+        with full_after(recipe.out) as calls:
+            train_sft(recipe)
+            count = calls()
+        _WHOLE.append((weights(recipe.out), named(recipe.out), count))
+        shutil.rmtree(recipe.out)
+    return _WHOLE[0]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.55, 0.7, 0.85, 0.97])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.55, 0.75, 0.97])
 def test_no_room_for_the_nth_call(recipe, whole, share, monkeypatch):
     """At some of them: a run takes a second and asks for room 60 times."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
@@ -74,7 +78,7 @@ def test_no_room_for_the_nth_call(recipe, whole, share, monkeypatch):
     assert named(recipe.out) == names
 
 
-@pytest.mark.parametrize("size", [20_000, 100_000, 400_000])
+@pytest.mark.parametrize("size", [20_000, 400_000])
 def test_a_write_that_is_cut_off(recipe, whole, size):
     """By the libraries that write weights and states, too."""
     expected, names, _ = whole
@@ -90,7 +94,7 @@ def test_what_a_checkpoint_s_note_stands_for_survives_a_power_cut(make_recipe, m
     recipe = make_recipe("sft", SCRATCH)
     disk = Disk(recipe.out, monkeypatch)
     train_sft(recipe)
-    kept = [folder for folder in (*recipe.out.glob("checkpoint-*"), recipe.out / "model", recipe.out / "start")]
+    kept = [*recipe.out.glob("checkpoint-*"), recipe.out / "model", recipe.out / "start"]
     assert len(kept) == 4
     before = [{name: (folder / name).read_bytes() for name in named(folder)} for folder in kept]
     disk.cut_power()
@@ -100,16 +104,13 @@ def test_what_a_checkpoint_s_note_stands_for_survives_a_power_cut(make_recipe, m
 
 
 def test_what_libraries_raise(tmp_path):
-    values = {"a": torch.zeros(10_000)}
-    with (
-        no_file_above(1000),
-        pytest.raises(WriteError, match=r"model: cannot be written \(File too large\); make room"),
-    ):
-        with library_writes(tmp_path / "model"):
-            save_file(values, tmp_path / "a.safetensors")
-    with no_file_above(1000), pytest.raises(WriteError, match=r"model: cannot be written \(torch: "):
-        with library_writes(tmp_path / "model"):
-            torch.save(values, tmp_path / "a.pt")
+    values, model = {"a": torch.zeros(10_000)}, tmp_path / "model"
+    refused = pytest.raises(WriteError, match=r"model: cannot be written \(File too large\); make room")
+    with no_file_above(1000), refused, library_writes(model):
+        save_file(values, tmp_path / "a.safetensors")
+    refused = pytest.raises(WriteError, match=r"model: cannot be written \(torch: ")
+    with no_file_above(1000), refused, library_writes(model):
+        torch.save(values, tmp_path / "a.pt")
     for error in (RuntimeError("shapes differ"), SafetensorError("header too large")):
         with pytest.raises(type(error), match=str(error)), library_writes(tmp_path):
             raise error

@@ -29,14 +29,11 @@ from differad.evaluation.metrics import PairResult, pair_iou, size_name, summari
 from differad.evaluation.predictions import Prediction, PredictionIndex, PredictionWriter
 from differad.evaluation.report import Case, Showcase, write_report
 from differad.evaluation.run_record import Inputs, RunFiles, RunRecord, read_run
-from differad.files import make_folder, write_errors, write_text
+from differad.files import SECONDS_BETWEEN_SYNCS, make_folder, write_errors, write_text
 from differad.images import image_size
 from differad.locators import Locator
 from differad.locators.base import Outcome
 from differad.progress import progress_bar
-
-# A power cut loses what was located since the last sync: a sync takes milliseconds, and this is far above them.
-SECONDS_BETWEEN_SYNCS = 2.0
 
 
 def evaluate(

@@ -23,7 +23,15 @@ import differad
 from differad.data.locks import LOCK, sole_run, wait_for_workers
 from differad.data.shards import require_pyarrow
 from differad.errors import InputError, InputWarning, ManifestError
-from differad.files import TEMPORARY_ENDING, AppendFile, leftovers, make_folder, write_errors, write_text
+from differad.files import (
+    SECONDS_BETWEEN_SYNCS,
+    TEMPORARY_ENDING,
+    AppendFile,
+    leftovers,
+    make_folder,
+    write_errors,
+    write_text,
+)
 from differad.options import check_option
 from differad.progress import progress_bar
 from differad.synthesis.draw import Drawer, DrawOptions
@@ -318,11 +326,15 @@ def _run(work: Work, tally: _Tally, workers: int, engine: str, until: float | No
         task = bar.add_task("pairs", total=work.count, completed=tally.pairs)
         if not starts:
             return
+        due = time.monotonic() + SECONDS_BETWEEN_SYNCS
         # Closed at once, whatever goes wrong here: no worker outlives the call.
         with closing(ENGINES[engine](work, starts, workers)) as results:
             for done in results:
                 _add(work, tally, done)
                 file.append("".join(f"{line}\n" for line in done.lines))
+                if time.monotonic() >= due:
+                    file.sync()
+                    due = time.monotonic() + SECONDS_BETWEEN_SYNCS
                 bar.update(task, completed=tally.pairs)
                 if done.error is not None:
                     raise InputError(done.error)

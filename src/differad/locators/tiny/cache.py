@@ -64,7 +64,7 @@ def _open(path: Path, grid: tuple[int, int] | None, *, read: bool) -> NDArray[np
                 return np.empty((0, 0, WIDTH), np.float16)
             file.seek(header.end())
             content = file.read(size)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # who writes it says what is wrong with the folder
         return None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected the evidence of a pair") from None
