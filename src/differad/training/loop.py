@@ -196,12 +196,13 @@ def _without_traces() -> Iterator[None]:
 @contextmanager
 def _checkpoints_whole(out: Path, processes: PartialState) -> Iterator[None]:
     """Raise a write that fails as WriteError; what it left of a checkpoint is removed."""
+    earlier = set(out.glob("checkpoint-*"))
     try:
         with library_writes(out):
             yield
     except WriteError:
         if processes.is_main_process:
-            discard_unfinished(out)
+            discard_unfinished(out, earlier)
         raise
 
 

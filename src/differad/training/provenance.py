@@ -7,7 +7,7 @@ never resumed from. Knows nothing of models or trainers.
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,10 @@ def whole_checkpoints(out: Path) -> list[Path]:
     return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
 
 
-def discard_unfinished(out: Path) -> None:
-    """Remove the checkpoints of a run that were not written to the end."""
+def discard_unfinished(out: Path, earlier: Container[Path]) -> None:
+    """Remove the checkpoints of a run that were not written to the end, but for `earlier` ones."""
     for folder in out.glob("checkpoint-*"):
-        if not (folder / RUN_INFO).is_file():
+        if folder not in earlier and not (folder / RUN_INFO).is_file():
             shutil.rmtree(folder, ignore_errors=True)
 
 
