@@ -433,3 +433,12 @@ def test_a_killed_export_is_started_over(data, tmp_path, capsys):
     assert differad("export yolo", data, tmp_path / "whole") == 0
     names = [set(files(tmp_path / part)) for part in ("sent", "whole/sent")]
     assert names[0] == names[1]
+
+
+def test_what_a_killed_write_left_goes_with_the_next_run(data, tmp_path):
+    run_folder = tmp_path / "new" / "run"
+    run_folder.mkdir(parents=True)
+    (run_folder / "report.html.12.tmp").write_text("<html>")
+    (run_folder / "report.html.mine.tmp").write_text("<html>")
+    assert differad("evaluate", data, tmp_path) == 0
+    assert [path.name for path in run_folder.glob("*.tmp")] == ["report.html.mine.tmp"]

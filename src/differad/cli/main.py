@@ -4,6 +4,7 @@
 interrupted.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -109,7 +110,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return 1
         except OSError as error:
             LOGGER.debug("origin:", exc_info=error)
-            if error.filename is None and error.errno is not None:  # writes to files name theirs
+            if error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):  # of files, each is a WriteError
                 _close_stdout()
                 return _fail(str(unwritable(Path("stdout"), error)), WriteError.exit_code)
             name = "" if error.filename is None else f"{error.filename}: "

@@ -81,10 +81,17 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
     It is there whole or not at all. Raises ManifestError, WriteError.
     """
     path = Path(path)
-    lines = [json.dumps(_to_record(pair, path.parent), ensure_ascii=False) + "\n" for pair in pairs]
+    count = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal count
+        for pair in pairs:
+            count += 1
+            yield json.dumps(_to_record(pair, path.parent), ensure_ascii=False) + "\n"
+
     make_folder(path.parent)
-    write_lines(path, lines)
-    return len(lines)
+    write_lines(path, lines())
+    return count
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -16,7 +16,7 @@ from differad.data.stamps import Stamp, combined, file_of, image_name, stamp
 from differad.errors import InputError
 from differad.evaluation.identity import FORMAT, changes, describe_run
 from differad.evaluation.predictions import finished_ids, keep_finished
-from differad.files import AppendFile, atomic_write, write_text
+from differad.files import AppendFile, atomic_write, leftovers, write_errors, write_text
 from differad.locators import Locator
 from differad.locators.remembered import Remembered
 
@@ -48,6 +48,13 @@ class RunFiles:
                     f"{path}: exists, and no {self.record.name} beside it says which run it is of; {REMEDY}"
                 )
 
+    def discard_leftovers(self) -> None:
+        """Remove what a killed run left of a write. Raises WriteError."""
+        for path in (self.predictions, self.record, self.images, *self.others):
+            for rest in leftovers(path):
+                with write_errors(path, rest):
+                    rest.unlink(missing_ok=True)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -77,6 +84,7 @@ class RunRecord:
             changed = changes(earlier or {}, run)
             if changed:
                 raise InputError(f"{files.out}: holds a run with other {' and '.join(changed)}; {REMEDY}")
+        files.discard_leftovers()
         lost = self._check_images()
         self.done -= lost
         write_text(files.record, json.dumps(run, indent=2) + "\n")
