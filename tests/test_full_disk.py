@@ -274,7 +274,7 @@ def test_whole_or_not_at_all(tmp_path):
     with atomic_write(path) as fresh:
         fresh.write_text("new")
         assert path.read_text() == "old"
-        assert leftovers(path) == [fresh]
+        assert leftovers([path]) == [fresh]
     assert files(tmp_path) == {"a.txt": b"new"}
 
 
@@ -294,7 +294,7 @@ def test_what_a_file_takes_the_place_of(tmp_path):
     longest = tmp_path / ("n" * 251 + ".txt")
     with atomic_write(longest) as fresh:
         fresh.write_text("")
-        assert leftovers(longest) == [fresh]
+        assert leftovers([longest]) == [fresh]
     assert longest.exists()
 
 
@@ -321,6 +321,10 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         fill("one", fail=True)
     assert list(tmp_path.iterdir()) == []
     fill("one")
+    with pytest.raises(WriteError):
+        fill("two", fail=True)
+    assert files(tmp_path) == {"model/a": b"one"}
+    (tmp_path / "model").rename(tmp_path / "model.old.tmp")  # a kill between the two steps
     with pytest.raises(WriteError):
         fill("two", fail=True)
     assert files(tmp_path) == {"model/a": b"one"}
@@ -417,6 +421,12 @@ def test_files_without_a_sync_are_lost(tmp_path, monkeypatch):
     sync_files([tmp_path / "a"])
     disk.cut_power()
     assert files(tmp_path) == {"a": b"content", "b": b""}
+    many = [tmp_path / str(number) for number in range(100)]
+    for path in many:
+        write_bytes(path, b"content", sync=False)
+    sync_files(many)
+    disk.cut_power()
+    assert {path.read_bytes() for path in many} == {b"content"}
 
 
 def test_a_killed_export_is_started_over(data, tmp_path, capsys):

@@ -90,7 +90,7 @@ def test_a_write_that_is_cut_off(recipe, whole, size):
     assert named(recipe.out) == names
 
 
-def test_what_a_checkpoint_s_note_stands_for_survives_a_power_cut(make_recipe, monkeypatch):
+def test_a_whole_checkpoint_survives_a_power_cut(make_recipe, monkeypatch):
     recipe = make_recipe("sft", SCRATCH)
     disk = Disk(recipe.out, monkeypatch)
     train_sft(recipe)

@@ -116,10 +116,13 @@ def check_empty(out: Path) -> None:
 
 def _remove_recorded(out: Path, work: str) -> None:
     """Remove the files that the marker lists, folders that are empty then, and the marker. Raises InputError, OSError."""
-    for path in _recorded(out, work):
+    recorded = _recorded(out, work)
+    for rest in leftovers(recorded):
+        rest.unlink(missing_ok=True)
+    for path in recorded:
         is_folder = path.is_dir() and not path.is_symlink()
-        for one in leftovers(path) if is_folder else (*leftovers(path), path):
-            one.unlink(missing_ok=True)
+        if not is_folder:
+            path.unlink(missing_ok=True)
         for folder in (path, *path.parents) if is_folder else path.parents:
             if folder == out:
                 break

@@ -50,10 +50,9 @@ class RunFiles:
 
     def discard_leftovers(self) -> None:
         """Remove what a killed run left of a write. Raises WriteError."""
-        for path in (self.predictions, self.record, self.images, *self.others):
-            for rest in leftovers(path):
-                with write_errors(path, rest):
-                    rest.unlink(missing_ok=True)
+        for rest in leftovers((self.predictions, self.record, self.images, *self.others)):
+            with write_errors(rest):
+                rest.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -311,7 +311,7 @@ def _sweep(work: Work, lines: int) -> None:
                 number = _NUMBERED.fullmatch(entry.name)
                 if _UNFINISHED.fullmatch(entry.name) or (number and int(number[1]) >= lines):
                     Path(entry.path).unlink(missing_ok=True)
-    for half_note in leftovers(work.out / NOTE):
+    for half_note in leftovers([work.out / NOTE]):
         half_note.unlink(missing_ok=True)
 
 

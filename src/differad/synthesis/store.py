@@ -168,11 +168,11 @@ def _store_pictures(work: Work, indices: range) -> Done:
             head = {"id": sample.record["id"], "category": sample.record["category"], **names}
             lines.append(json.dumps({**head, **sample.record}, ensure_ascii=False, allow_nan=False))
     except InputError as error:
-        stopped = _told(error)
+        stopped = _message(error)
     try:
         sync_files(files)
     except WriteError as error:  # which of the files are whole is not known
-        return Done((), _told(error))
+        return Done((), _message(error))
     return Done(tuple(lines), stopped)
 
 
@@ -181,7 +181,7 @@ def _read_pair_line(record: dict[str, Any]) -> Entry:
     return Entry(int(record["id"].rpartition("-")[2]), 1, int(bool(record["boxes"])), files)
 
 
-def _check_picture(path: Path) -> None:
+def _check_image(path: Path) -> None:
     read_image(path)
 
 
@@ -206,7 +206,7 @@ def _shards(ending: str, write: Callable[[Path, Iterator[Sample]], None]) -> For
         try:
             write(work.out / name, counted())
         except InputError as error:
-            return Done((), _told(error))
+            return Done((), _message(error))
         line = {"shard": name, "first": indices.start, "pairs": len(indices), "anomalous": anomalous}
         return Done((json.dumps(line),))
 
@@ -217,12 +217,12 @@ def _read_shard_line(record: dict[str, Any]) -> Entry:
     return Entry(int(record["first"]), int(record["pairs"]), int(record["anomalous"]), (str(record["shard"]),))
 
 
-def _told(error: InputError) -> str:
+def _message(error: InputError) -> str:
     return f"{error}; run again: the set goes on" if isinstance(error, WriteError) else str(error)
 
 
 FORMATS = {
-    "folder": Format("pairs.jsonl", PARTS, False, _store_pictures, _read_pair_line, _check_picture),
+    "folder": Format("pairs.jsonl", PARTS, False, _store_pictures, _read_pair_line, _check_image),
     "webdataset": _shards(".tar", write_webdataset),
     "parquet": _shards(".parquet", write_parquet),
 }
