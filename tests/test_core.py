@@ -65,6 +65,26 @@ def test_boxes_decide_also_where_they_are_replaced():
     assert replace(Pair("a.png", "b.png", anomalous=True), boxes=[[1, 2, 3, 4]]).anomalous is True
 
 
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        (Location(comparable=False, reasoning="The target is  black."), "The target is black."),
+        (Location(valid=False, answer="I cannot tell", reasoning="a thought"), "unreadable answer 'I cannot tell'"),
+        (Location(valid=False, boxes=[[1, 2, 3, 4]]), "no reason was given"),
+    ],
+)
+def test_no_answer_is_neither_normal_nor_abnormal(location, reason):
+    assert location.anomalous is None
+    assert not location.valid
+    assert location.to_dict()["anomalous"] is None
+    assert location.why_no_answer == reason
+
+
+def test_an_answer_needs_no_excuse():
+    assert Location().anomalous is False
+    assert Location().why_no_answer is None
+
+
 def test_what_cannot_be_compared_is_no_valid_answer():
     location = Location(comparable=False)
     assert not location.valid

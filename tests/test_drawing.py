@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from differad.boxes import as_boxes
-from differad.drawing import PREDICTED_COLOR, TRUTH_COLOR, draw_boxes, jpeg_data_url, thumbnail
+from differad.drawing import PREDICTED_COLOR, TRUTH_COLOR, draw_boxes, draw_no_answer, jpeg_data_url, thumbnail
 
 BOX = as_boxes([[100, 60, 180, 140]])
 
@@ -54,3 +54,11 @@ def test_a_data_url_holds_the_picture():
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
     assert image.shape == (8, 9, 3)
     assert np.abs(image.astype(int) - 200).max() <= 2
+
+
+def test_no_answer_does_not_look_like_a_normal_part():
+    image = np.full((200, 300, 3), 90, np.uint8)
+    crossed = draw_no_answer(image)
+    assert crossed.shape == image.shape
+    assert (image == 90).all()  # a copy is drawn on
+    assert tuple(crossed[100, 150]) == PREDICTED_COLOR  # where the diagonals meet

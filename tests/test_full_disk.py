@@ -68,7 +68,9 @@ def data(tmp_path_factory):
     rng = np.random.default_rng(0)
     lines = []
     for name in ("good", "0", "1", "2", "3"):
-        pixels = np.asarray(Image.fromarray(rng.integers(40, 200, (6, 6, 3), np.uint8)).resize((SIDE, SIDE)))
+        if name in ("good", "2"):
+            scene = np.asarray(Image.fromarray(rng.integers(40, 200, (8, 8, 3), np.uint8)).resize((SIDE, SIDE)))
+        pixels = scene + rng.integers(0, 2, scene.shape, np.uint8)
         spoilt = pixels.copy()
         spoilt[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 255
         save(folder / f"{name}.png", spoilt if name in "13" else pixels)

@@ -157,7 +157,7 @@ def locate_in_worker(folder: str, pair: Pair) -> Location:
 
 
 def evaluate_folder(model: str, manifest: str, out: str, limit: str, workers: str) -> None:
-    """Print the metrics of a policy on the first `limit` pairs of a manifest, as JSON."""
+    """Print the metrics of a policy on a spread of `limit` pairs of a manifest, as JSON."""
     metrics = evaluate([manifest], OnAllCores(Path(model), int(workers)), out, limit=int(limit), progress=False)
     overall = metrics["overall"]
     print(json.dumps({name: overall.get(name) for name in _EVALUATED}))

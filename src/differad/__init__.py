@@ -4,9 +4,33 @@ from importlib.metadata import PackageNotFoundError, version
 
 from differad.core import Location, Pair
 from differad.data.manifest import read_pairs
-from differad.locators import load_locator
+from differad.errors import (
+    DifferadError,
+    ImageError,
+    InputError,
+    InputWarning,
+    LocatorError,
+    ManifestError,
+    MissingExtraError,
+    OptionError,
+)
+from differad.locators import Locator, load_locator
 
-__all__ = ["Location", "Pair", "load_locator", "read_pairs"]
+__all__ = [
+    "DifferadError",
+    "ImageError",
+    "InputError",
+    "InputWarning",
+    "Location",
+    "Locator",
+    "LocatorError",
+    "ManifestError",
+    "MissingExtraError",
+    "OptionError",
+    "Pair",
+    "load_locator",
+    "read_pairs",
+]
 try:
     __version__ = version("differad")
 except PackageNotFoundError:  # a copied checkout on PYTHONPATH, as on a machine without internet

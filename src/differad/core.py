@@ -1,6 +1,6 @@
 """The two values that everything passes: a `Pair` goes in, a `Location` comes out."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from differad.boxes import Boxes, as_boxes, no_boxes, to_list
-from differad.errors import InputError
+from differad.errors import InputError, shortened
 from differad.images import ImageSource
 
 
@@ -19,7 +19,7 @@ class Pair:
     `boxes` are pixels of the target (EXIF orientation applied), shape (N, 4), x2/y2 exclusive; (0, 4) says that the
     target is normal. `anomalous` follows from the boxes where they are given; True without boxes says that the target is
     abnormal and nobody marked where, False without boxes becomes (0, 4), None that nobody has labelled it. Images may be
-    paths, PIL images or arrays.
+    paths, bytes of image files, PIL images, or arrays in the order RGB (OpenCV's `imread` gives BGR: turn it round).
     """
 
     reference: ImageSource
@@ -47,11 +47,13 @@ class Location:
     """What a locator says of a target: where it is abnormal, how sure it is, and why.
 
     `boxes` (N, 4) are pixels of the target as it lies on disk (EXIF orientation applied), best first; none means
-    normal. `scores` (N,) are in [0, 1]. `confidence` is how sure the locator is that the target is abnormal at all, in
-    [0, 1], given for normal targets too; None where the model tells nothing. `valid` is False when a model's answer
-    could not be read; it then has no boxes, and evaluation counts it as wrong. `comparable` is False where the two images
-    cannot be compared (another part, nothing to see): no answer either, so `valid` is False too. `threshold` is the
-    confidence from which on the locator gave a box, None where it decides in another way.
+    normal where `valid`. `scores` (N,) are in [0, 1]. `confidence` is how sure the locator is that the target is abnormal
+    at all, in [0, 1], given for normal targets too; None where the model tells nothing. `valid` is False when a model's
+    answer could not be read; it then has no boxes, and evaluation counts it as wrong. `comparable` is False where the two
+    images cannot be compared (another part, nothing to see): no answer either, so `valid` is False too. `threshold` is the
+    confidence from which on the locator gave a box, None where it decides in another way. Two locations are equal where they
+    say the same, however long that took. A location itself is neither true nor false: ask `anomalous`. For JSON there is
+    `to_dict`.
     """
 
     boxes: Boxes = field(default_factory=no_boxes)
@@ -72,13 +74,34 @@ class Location:
         if len(self.scores) not in (0, len(self.boxes)):
             raise InputError(f"{len(self.scores)} scores for {len(self.boxes)} boxes: expected one each, or none")
 
+    def __eq__(self, other: object) -> bool:
+        return self._says() == other._says() if isinstance(other, Location) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._says())
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "a Location is neither true nor false: ask location.anomalous (True, False, or None where there is no answer)"
+        )
+
+    def _says(self) -> tuple[Any, ...]:
+        """All that two equal locations have alike: every field but the time taken."""
+        values = [getattr(self, one.name) for one in fields(self) if one.name != "seconds"]
+        return tuple(tuple(np.ravel(value).tolist()) if isinstance(value, np.ndarray) else value for value in values)
+
     @property
-    def anomalous(self) -> bool:
-        """Whether any box was given."""
-        return len(self.boxes) > 0
+    def anomalous(self) -> bool | None:
+        """Whether any box was given; None where there is no answer (`valid` is False), which is never "normal"."""
+        return len(self.boxes) > 0 if self.valid else None
+
+    @property
+    def why_no_answer(self) -> str | None:
+        """The reason, in a line, where there is no answer; None where there is one."""
+        return None if self.valid else why_no_answer(self.reasoning, self.answer)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of `differad locate --json`."""
+        """The JSON document of `differad locate --json`: text, numbers, lists and null only, ready for `json.dumps`."""
         return {
             "anomalous": self.anomalous,
             "boxes": to_list(self.boxes),
@@ -92,6 +115,13 @@ class Location:
             "model": self.model,
             "seconds": round(self.seconds, 4),
         }
+
+
+def why_no_answer(reasoning: str, answer: str) -> str:
+    """The reason, in a line, of a location that is not valid: what a model said and nobody could read, or its reasoning."""
+    if answer.strip():
+        return f"unreadable answer {shortened(answer)}"
+    return " ".join(reasoning.split()) or "no reason was given"
 
 
 def _storable(text: str) -> str:

@@ -36,6 +36,18 @@ def draw_boxes(image: RGB, truth: Boxes | None = None, predicted: Boxes | None =
     return canvas
 
 
+def draw_no_answer(image: RGB) -> RGB:
+    """A copy of (H, W, 3) RGB crossed out, with "no answer" written on it: without boxes it would look like a normal part."""
+    canvas = image.copy()
+    height, width = canvas.shape[:2]
+    line = max(2, round(max(height, width) * _LINE_SHARE))
+    for color, thick in ((HALO_COLOR, line + 2), (PREDICTED_COLOR, line)):
+        cv2.line(canvas, (0, 0), (width - 1, height - 1), color, thick, cv2.LINE_AA)
+        cv2.line(canvas, (0, height - 1), (width - 1, 0), color, thick, cv2.LINE_AA)
+    _write_beside(canvas, "no answer", line, 0, line)
+    return canvas
+
+
 def thumbnail(image: RGB, max_side: int, truth: Boxes | None = None, predicted: Boxes | None = None) -> RGB:
     """The picture with its boxes, shrunk to `max_side`; the boxes are drawn after shrinking, so that thin ones stay."""
     factor = min(1.0, max_side / max(image.shape[:2]))

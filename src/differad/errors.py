@@ -65,9 +65,21 @@ class LocatorError(DifferadError):
     """A locator could not give any answer for a pair (a server that is down, an image that a model refuses)."""
 
 
+class NoAnswerError(DifferadError):
+    """A target has no answer: it cannot be compared with its reference, or what a model said cannot be read."""
+
+    exit_code = 4
+
+
 class PeerError(DifferadError):
     """Another process of the same run failed, for the reason given; that process says so itself."""
 
 
 class InputWarning(UserWarning):
     """Something in the input looks wrong but may be meant; given by `warnings.warn`, a line on stderr of the command line."""
+
+
+def shortened(value: object, limit: int = 60) -> str:
+    """A value as it stands in a message: its `repr`, cut off after `limit` letters."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -16,18 +16,20 @@ from PIL import Image
 
 from differad import scaling
 from differad.decoding import load, load_deep, opened, split_page, to_array, upright
-from differad.errors import ImageError
+from differad.errors import ImageError, shortened
 from differad.files import make_folder, write_bytes
 from differad.headers import BROKEN, ORIENTATION, Header, check_pixels, pixel_limit
 from differad.scaling import Decoded
 
 RGB = NDArray[np.uint8]
 Samples = NDArray[Any]
-ImageSource = str | Path | Image.Image | NDArray[np.generic]
+# A path, the bytes of an image file (an upload), a PIL image, or an array in the order RGB.
+ImageSource = str | Path | bytes | Image.Image | NDArray[np.generic]
+_MEMORY_NAME = "image bytes"
 
 
 def read_image(source: ImageSource, *, max_pixels: int | None = None) -> RGB:
-    """Read a path, a PIL image or an array into a contiguous (H, W, 3) uint8 RGB array.
+    """Read a path, the bytes of a file, a PIL image or an array (RGB) into a contiguous (H, W, 3) uint8 RGB array.
 
     Deeper samples are scaled by the smallest of 8, 10, 12, 14 or 16 bits that holds all but one in a thousand of them, unless
     the file states its depth: cameras store 12-bit data in 16-bit files without saying so. Floats are shares of 1, or levels
@@ -51,8 +53,8 @@ def decode_image(source: ImageSource, *, max_pixels: int | None = None) -> Decod
         return _from_array(source)
     if isinstance(source, Image.Image):
         return _from_pil(source, pixel_limit(max_pixels))
-    name = str(source)
-    with opened(source, name, max_pixels) as (file, header):
+    content, name = _file_or_bytes(source)
+    with opened(content, name, max_pixels) as (file, header):
         return _from_file(file, header, name)
 
 
@@ -104,8 +106,19 @@ def image_size(source: ImageSource, *, max_pixels: int | None = None) -> tuple[i
     if isinstance(source, Image.Image):
         image, orientation = _loaded(source, pixel_limit(max_pixels))
         return (image.height, image.width) if orientation >= 5 else image.size
-    with opened(source, str(source), max_pixels) as (_, header):
+    with opened(*_file_or_bytes(source), max_pixels) as (_, header):
         return header.size
+
+
+def _file_or_bytes(source: object) -> tuple[str | Path | bytes, str]:
+    """What `opened` opens, and its name in messages. Raises ImageError for what is no image at all, such as None."""
+    if isinstance(source, str | Path):
+        return source, str(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source), _MEMORY_NAME
+    raise ImageError(
+        f"{shortened(source)}: is no image; expected a path, the bytes of an image file, a PIL image or an array (RGB)"
+    )
 
 
 def check_ending(path: str | Path) -> None:

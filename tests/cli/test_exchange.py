@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from differad.cli.exchange import export_command, import_command, load_predictions
 from differad.data.manifest import read_pairs
-from differad.errors import ManifestError
+from differad.errors import InputWarning, ManifestError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 app = typer.Typer()
@@ -115,7 +115,10 @@ def test_the_last_valid_prediction_of_an_id_counts(tmp_path):
         '{"id": "a", "boxes": [[1, 2, 3, 4]]}\n{"id": "a", "boxes": [[5, 6, 7, 8]], "scores": [0.5]}\n'
         '{"id": "b", "boxes": [[1, 2, 3, 4]]}\n{"id": "b", "boxes": [], "valid": false}\n{"id": "c", "error": "down"}\n'
     )
-    found = load_predictions(path)
+    with pytest.warns(
+        InputWarning, match="2 predictions are no answers and were left out, the first: pair 'b': no reason"
+    ):
+        found = load_predictions(path)
     assert list(found) == ["a"]
     assert [part.tolist() for part in found["a"]] == [[[5, 6, 7, 8]], [0.5]]
     path.write_text('{"id": "a", "boxes": [[1, 2, 3, 4]], "scores": [1, 2]}\n')

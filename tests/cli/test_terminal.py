@@ -95,6 +95,17 @@ def test_save_never_overwrites_what_is_compared(tmp_path, overwritten):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_save_never_overwrites_the_file_of_a_page(tmp_path):
+    pages = [Image.open(path).convert("RGB") for path in (GOOD, DEFECT)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    before = (tmp_path / "stack.tif").read_bytes()
+    for pair in ((GOOD, tmp_path / "stack.tif[2]"), (tmp_path / "stack.tif[1]", DEFECT)):
+        result = differad("locate", *pair, "--save", tmp_path / "stack.tif")
+        assert result.returncode == 2
+        assert b"an image that is compared" in result.stderr
+    assert (tmp_path / "stack.tif").read_bytes() == before
+
+
 def test_the_verdict_does_not_depend_on_writing_the_overlay(tmp_path):
     (tmp_path / "file").write_text("")
     result = differad("locate", GOOD, DEFECT, "--model", "difference", "--save", tmp_path / "file" / "overlay.png")

@@ -25,6 +25,54 @@ def test_an_outcome_comes_back_as_it_was(tmp_path):
     assert (second.id, second.error, second.is_valid, second.boxes) == ("b", "b.png: broken", False, [])
 
 
+NO_ANSWER = {
+    "refused": Location(comparable=False, reasoning="does not register"),
+    "unreadable": Location(valid=False, answer="well"),
+    "failed": ImageError("b.png: broken"),
+}
+
+
+@pytest.mark.parametrize("outcome", NO_ANSWER.values(), ids=NO_ANSWER.keys())
+def test_a_line_says_null_where_there_is_no_answer(outcome):
+    line = json.loads(to_line("a", outcome))
+    assert (line["anomalous"], line["boxes"], line["valid"]) == (None, [], False)
+
+
+@pytest.mark.parametrize(("boxes", "anomalous"), [([], False), ([[1, 2, 3, 4]], True)])
+def test_a_line_says_what_its_boxes_say(boxes, anomalous, tmp_path):
+    (tmp_path / "p.jsonl").write_text(to_line("a", Location(boxes)))
+    assert json.loads((tmp_path / "p.jsonl").read_text())["anomalous"] is anomalous
+    (prediction,) = read_predictions(tmp_path / "p.jsonl")
+    assert prediction.anomalous is anomalous
+
+
+@pytest.mark.parametrize(
+    ("fields", "anomalous", "reason"),
+    [
+        ({}, None, "no reason was given"),  # a misspelt key leaves no boxes: not normal
+        ({"boxes": None}, None, "no reason was given"),
+        ({"boxes": [], "anomalous": None, "reasoning": "dark"}, None, "dark"),
+        ({"boxes": [[1, 2, 3, 4]], "valid": False, "anomalous": True, "answer": "hm"}, None, "unreadable answer 'hm'"),
+        ({"boxes": [], "error": "down"}, None, "down"),
+        ({"boxes": []}, False, None),
+        ({"boxes": [[1, 2, 3, 4]], "anomalous": True}, True, None),
+    ],
+)
+def test_what_is_no_answer_is_not_normal(fields, anomalous, reason, tmp_path):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"id": "a"} | fields))
+    (prediction,) = read_predictions(tmp_path / "p.jsonl")
+    assert (prediction.anomalous, prediction.why_no_answer) == (anomalous, reason)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"boxes": [], "anomalous": True}, {"boxes": [[1, 2, 3, 4]], "anomalous": False}, {"anomalous": True}]
+)
+def test_a_line_that_contradicts_itself_is_refused(fields, tmp_path):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"id": "a"} | fields))
+    with pytest.raises(ManifestError, match=r"p\.jsonl:1: .*anomalous (True|False) beside \d boxes"):
+        list(read_predictions(tmp_path / "p.jsonl"))
+
+
 def test_the_lines_of_the_interface_are_enough(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"id": "a", "boxes": [[1, 2, 3, 4]]}\n{"id": "b", "boxes": [], "valid": false, "more": 1}\n')

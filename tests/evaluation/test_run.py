@@ -133,10 +133,16 @@ def test_manifests_are_checked_before_any_work(tmp_path):
 
 def test_unlabelled_pairs_and_a_limit(tmp_path):
     manifest = make_pairs(tmp_path / "data", 9, p1={"boxes": None})
-    metrics = evaluate([manifest], PlainDifference(), tmp_path / "out", limit=4)
+    with pytest.warns(InputWarning, match="1 of 9 pairs are unlabelled and left out"):
+        metrics = evaluate([manifest], PlainDifference(), tmp_path / "out", limit=4)
     assert (metrics["unlabelled"], metrics["overall"]["pairs"]) == (1, 4)
-    assert ids(tmp_path / "out" / "predictions.jsonl") == ["p0", "p2", "p3", "p4"]
-    assert metrics["unpredicted"] == 0
+    # Of 8 labelled pairs 3 are normal (p0, p3, p6): round(4 * 5 / 8) = 2 abnormal of p2, p4, p5, p7, p8; 2 normal.
+    assert ids(tmp_path / "out" / "predictions.jsonl") == ["p0", "p2", "p6", "p8"]
+    assert (metrics["unpredicted"], metrics["unknown_predictions"]) == (0, 0)
+    more = evaluate([manifest], PlainDifference(), tmp_path / "out", limit=6)
+    assert (more["overall"]["pairs"], more["unknown_predictions"]) == (6, 0)
+    with pytest.warns(InputWarning, match="1 of 9 pairs are unlabelled"):
+        assert score([manifest], tmp_path / "out" / "predictions.jsonl")["unlabelled"] == 1
 
 
 def test_scoring_needs_neither_pictures_nor_all_predictions(tmp_path):
@@ -232,6 +238,7 @@ def test_boxes_of_another_frame_are_refused_before_any_work(tmp_path, boxes, rea
     predictions.write_text("")
     with pytest.raises(ManifestError, match=reason):
         score([manifest], predictions)
+    # p0 is normal and p1 comes first of the others: what is not evaluated is not looked at.
     assert evaluate([manifest], PlainDifference(), tmp_path / "first", limit=2)["overall"]["pairs"] == 2
 
 
@@ -267,7 +274,7 @@ def test_predictions_of_another_frame_are_said(tmp_path, box):
     manifest = make_pairs(tmp_path / "data", 3)
     predictions = tmp_path / "p.jsonl"
     predictions.write_text(json.dumps({"id": "p1", "boxes": [box]}) + "\n")
-    with pytest.warns(InputWarning, match="1 of 3 pairs: the predicted box lies outside"):
+    with pytest.warns(InputWarning, match="1 of 3 pairs: the predicted box lies outside.*the first: pair 'p1'"):
         assert score([manifest], predictions)["predictions_outside"] == 1
 
 

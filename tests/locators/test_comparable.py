@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from differad import Pair, load_locator
+from differad.errors import InputError
 from differad.locators.comparable import visibility_fault
 
 EMBEDDED = ("auto", "difference", "features", "tiny")
@@ -79,3 +80,12 @@ def test_a_long_strip_is_compared_at_its_own_width(model, shape):
     (box,) = locator.locate(Pair(reference, target)).boxes
     assert (box[:2] <= [x, y]).all()
     assert (box[2:] >= [x + 14, y + 14]).all()
+
+
+def test_calibration_says_why_pairs_were_left_out():
+    refused = [Pair(level(0), level(1))] * 3
+    message = (
+        r"0 normal pairs with a confidence \(3 more have no answer, the first: The reference is black.*at least 19"
+    )
+    with pytest.raises(InputError, match=message):
+        load_locator("difference").calibrate(refused)

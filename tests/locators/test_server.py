@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from tiny_models import SPECIALS
 
-from conftest import SAID, Desk, free_port, say
+from desk import SAID, Desk, free_port, say
 from differad.core import Location, Pair
 from differad.errors import ImageError, LocatorError, MissingExtraError, OptionError
 from differad.images import RGB, read_images

@@ -171,3 +171,10 @@ def test_options_out_of_range_are_named(name, value):
 def test_a_folder_without_pictures_is_named(tmp_path):
     with pytest.raises(InputError, match="no pictures below it"):
         Drawer(replace(SMALL, normals=tmp_path))
+
+
+def test_names_of_tables_are_taken_in_any_case():
+    mixed = DrawOptions(grades=("Easy", "HARD"), kinds=("Stained",), categories=("Board",))
+    assert mixed == DrawOptions(grades=("easy", "hard"), kinds=("stained",), categories=("board",))
+    with pytest.raises(OptionError, match="grades='Simple': expected any of easy, medium, hard"):
+        DrawOptions(grades=("Simple",))

@@ -93,13 +93,32 @@ def test_limit_and_errors(pairs, tmp_path):
         build_dataset(Data(pairs=(path,)), speech(), with_answer=True)
 
 
-def test_abnormal_pairs_at_an_unknown_place_are_left_out_and_counted(pairs, tmp_path):
+def moved(pairs, folder, **first):
+    """A manifest in another folder, `first` in place of what its first line says; its path and its lines."""
     lines = [json.loads(line) for line in pairs.read_text().splitlines()]
     for line in lines:
         line |= {name: str(pairs.parent / line[name]) for name in ("reference", "target")}
-    lines[0] |= {"boxes": None, "anomalous": True}
-    path = tmp_path / "pairs.jsonl"
+    lines[0] |= first
+    path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path, lines
+
+
+def test_unlabelled_pairs_are_left_out_and_counted(pairs, tmp_path):
+    path, lines = moved(pairs, tmp_path, boxes=None, mask=None)
+    with pytest.warns(InputWarning, match="1 unlabelled pairs are left out of training"):
+        dataset = build_dataset(Data(pairs=(path,)), speech(), with_answer=False)
+    assert dataset["id"] == [line["id"] for line in lines[1:]]
+
+
+def test_boxes_of_another_frame_are_not_learned(pairs, tmp_path):
+    path, _ = moved(pairs, tmp_path, boxes=[[5000, 5000, 5100, 5100]])
+    with pytest.raises(ManifestError, match=r"pair 'p0' .* lies outside the target"):
+        build_dataset(Data(pairs=(path,)), speech(), with_answer=True)
+
+
+def test_abnormal_pairs_at_an_unknown_place_are_left_out_and_counted(pairs, tmp_path):
+    path, lines = moved(pairs, tmp_path, boxes=None, anomalous=True)
     with pytest.warns(InputWarning, match="1 abnormal pairs at an unknown place are left out of training"):
         dataset = build_dataset(Data(pairs=(path,)), speech(), with_answer=False)
     assert dataset["id"] == [line["id"] for line in lines[1:]]

@@ -18,7 +18,10 @@ def evaluate_command(
     model: Model = None,
     family: Family = None,
     option: LocatorOptions = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Stop after this many pairs.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Evaluate so many pairs, spread over the manifests, normal and abnormal."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Locate every labelled pair and score it; a second run goes on where the first stopped.

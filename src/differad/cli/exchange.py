@@ -1,5 +1,6 @@
 """`differad export` and `differad import`: pairs and predictions to annotation tools, corrected boxes back."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from differad.boxes import Boxes, as_boxes
 from differad.cli.options import AsJson, print_json
 from differad.data.exchange.registry import EXCHANGES, export_pairs, import_pairs
 from differad.data.exchange.shared import URL_PREFIX, Predictions, Scores
-from differad.errors import ManifestError
+from differad.errors import InputWarning, ManifestError
 from differad.evaluation.predictions import read_predictions
 
 Format = Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(EXCHANGES)}.", show_default=False)]
@@ -100,20 +101,26 @@ def import_command(
 
 
 def load_predictions(path: Path) -> Predictions:
-    """Valid predictions of a file by id, boxes (N, 4) in pixels, scores (N,) or (0,); of one id's lines the last counts.
+    """Answers of a file of predictions by id, boxes (N, 4) in pixels, scores (N,) or (0,); of one id's lines the last counts.
 
-    Raises ManifestError.
+    A line that is no answer is left out, with a warning. Raises ManifestError.
     """
     found: dict[str, tuple[Boxes, Scores]] = {}
+    unanswered: dict[str, str] = {}
     for prediction in read_predictions(path):
         found.pop(prediction.id, None)
-        if not prediction.is_valid:
+        unanswered.pop(prediction.id, None)
+        if prediction.why_no_answer is not None:
+            unanswered[prediction.id] = prediction.why_no_answer
             continue
-        scores = np.asarray(prediction.scores or [], dtype=np.float64)
-        if len(scores) not in (0, len(prediction.boxes)):
+        boxes, scores = as_boxes(prediction.boxes), np.asarray(prediction.scores or [], dtype=np.float64)
+        if len(scores) not in (0, len(boxes)):
             raise ManifestError(
-                f"{path}: id {prediction.id!r}: {len(scores)} scores for {len(prediction.boxes)} boxes; "
-                "expected one each, or none"
+                f"{path}: id {prediction.id!r}: {len(scores)} scores for {len(boxes)} boxes; expected one each, or none"
             )
-        found[prediction.id] = (as_boxes(prediction.boxes), scores)
+        found[prediction.id] = (boxes, scores)
+    if unanswered:
+        first, reason = next(iter(unanswered.items()))
+        left_out = f"{path}: {len(unanswered)} predictions are no answers and were left out"
+        warnings.warn(f"{left_out}, the first: pair {first!r}: {reason}", InputWarning, stacklevel=2)
     return found

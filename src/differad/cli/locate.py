@@ -8,12 +8,15 @@ import typer
 
 from differad.cli.options import AsJson, Family, LocatorOptions, Model, open_locator, print_json
 from differad.core import Location, Pair
-from differad.data.manifest import read_pairs
-from differad.drawing import draw_boxes
-from differad.errors import OptionError
+from differad.data.manifest import check_readable, read_pairs
+from differad.drawing import draw_boxes, draw_no_answer
+from differad.errors import ImageError, ManifestError, NoAnswerError, OptionError
 from differad.evaluation.predictions import Prediction, read_predictions
 from differad.evaluation.run import locate_to_file
-from differad.images import check_ending, image_file, read_image, write_image
+from differad.images import RGB, check_ending, image_file, read_image, read_images, write_image
+from differad.locators.comparable import visibility_fault
+
+_UNANSWERED = {"failed": "failed", "no_answer": "located without an answer"}
 
 
 def locate_command(
@@ -42,9 +45,10 @@ def locate_command(
     Many: differad locate --pairs pairs.jsonl --out predictions.jsonl
     """
     if pairs is not None:
-        _locate_manifest(pairs, reference, out, save, model, family, option, as_json)
-        if fail_on_anomaly and out is not None:
-            raise typer.Exit(exit_code(read_predictions(out)))
+        done = _locate_manifest(pairs, reference, out, save, model, family, option, as_json)
+        if fail_on_anomaly:
+            raise typer.Exit(exit_code(read_predictions(done)))
+        _check_any_answered(done)
         return
     if reference is None or target is None:
         raise OptionError("locate: expected REFERENCE and TARGET, or --pairs with --out")
@@ -59,20 +63,49 @@ def locate_command(
     else:
         typer.echo(describe(location))
     if save is not None:
-        write_image(save, draw_boxes(read_image(target), predicted=location.boxes, scores=location.scores))
+        write_image(save, _overlay(read_image(target), location))
     if fail_on_anomaly:
         raise typer.Exit(exit_code([location]))
+    _check_answered(location, reference, target)
 
 
 def exit_code(answers: Iterable[Location | Prediction]) -> int:
     """What --fail-on-anomaly ends with: 3 where any answer says abnormal, else 4 where one is none, else 0."""
     code = 0
     for answer in answers:
-        is_valid = answer.valid if isinstance(answer, Location) else answer.is_valid
-        if is_valid and len(answer.boxes):
+        if answer.anomalous:
             return 3
-        code = code if is_valid else 4
+        code = 4 if answer.anomalous is None else code
     return code
+
+
+def _overlay(target: RGB, location: Location) -> RGB:
+    if not location.valid:
+        return draw_no_answer(target)
+    return draw_boxes(target, predicted=location.boxes, scores=location.scores)
+
+
+def _check_answered(location: Location, reference: Path, target: Path) -> None:
+    """Raise ImageError where there is no answer because an image shows nothing, NoAnswerError where there is none at all."""
+    if location.valid:
+        return
+    if not location.comparable:
+        for path, image in zip((reference, target), read_images(reference, target), strict=True):
+            fault = visibility_fault(image)
+            if fault is not None:
+                raise ImageError(f"{path}: {fault}: there is nothing to compare, so no answer; take the image again")
+    raise NoAnswerError(f"{target}: no answer: {location.why_no_answer}")
+
+
+def _check_any_answered(predictions: Path) -> None:
+    """Raise NoAnswerError where a file of predictions holds no answer at all."""
+    first = None
+    for prediction in read_predictions(predictions):
+        if prediction.is_valid:
+            return
+        first = first or f"pair {prediction.id!r}: {prediction.why_no_answer}"
+    if first is not None:
+        raise NoAnswerError(f"{predictions}: no pair has an answer, the first: {first}")
 
 
 def _refuse_input(save: Path, *images: Path) -> None:
@@ -115,15 +148,22 @@ def _locate_manifest(
     family: str | None,
     option: list[str] | None,
     as_json: bool,
-) -> None:
+) -> Path:
+    """Locate the pairs of a manifest, say how many; return where the predictions are."""
     if reference is not None:
         raise OptionError(f"locate: {reference} beside --pairs; give a manifest or two pictures, not both")
     if save is not None:
         raise OptionError(f"--save {save}: goes with one pair; `differad evaluate` draws a report of many")
     if out is None:
         raise OptionError("locate --pairs: --out is missing; expected the file to write predictions to")
+    check_readable([pairs])
+    if next(read_pairs(pairs), None) is None:
+        raise ManifestError(f"{pairs}: no pair; expected one JSON object a line")
     counts = locate_to_file(read_pairs(pairs), open_locator(model, family, option), out, manifests=[pairs])
     if as_json:
         print_json(counts)
     else:
         typer.echo(f"{counts['located']} located, {counts['kept']} already there, {counts['failed']} failed: {out}")
+        for name, reason in counts.get("first_reasons", {}).items():
+            typer.echo(f"  {counts[name]} {_UNANSWERED[name]}, the first: {reason}")
+    return out

@@ -1,6 +1,6 @@
 """The `differad` command: gathers the subcommands and turns errors into one line and an exit code.
 
-0 done; 2 the input or the options are wrong; 3 abnormal and 4 no answer, with `locate --fail-on-anomaly`; 1 anything else; 130
+0 done; 2 the input or the options are wrong; 3 abnormal, with `locate --fail-on-anomaly`; 4 no answer; 1 anything else; 130
 interrupted.
 """
 

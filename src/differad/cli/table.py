@@ -38,8 +38,22 @@ def print_metrics(metrics: dict[str, Any]) -> None:
         console.print(line)
 
 
+# Counts that are failures, with what is said of each; the first reason comes with it.
+_FAILURES = {
+    "errors": "pairs failed",
+    "no_answer": "pairs have no answer (not comparable, or unreadable), which counts as wrong",
+    "unpredicted": "pairs have no prediction, which counts as wrong",
+    "without_image": "targets could not be opened, so that they have no defect size and no baseline",
+}
+
+
 def _footer(metrics: dict[str, Any]) -> Iterator[str]:
     overall = metrics["overall"]
+    for name, what in _FAILURES.items():
+        if metrics.get(name):
+            yield f"{metrics[name]} of {overall['pairs']} {what}; the first: {metrics['first_reasons'][name]}"
+    if metrics.get("unlabelled"):
+        yield f"{metrics['unlabelled']} pairs are unlabelled and left out"
     if overall["place_unknown"]:
         yield (
             f"{overall['place_unknown']} of {overall['anomalous']} anomalous pairs: place unknown, counted in det F1 and valid,"

@@ -14,8 +14,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from differad.boxes import as_boxes, to_list
 from differad.core import Pair
+from differad.data.keys import SlipFinder, nearest
 from differad.data.masks import boxes_from_mask, read_mask
-from differad.errors import ImageError, ManifestError
+from differad.errors import ImageError, ManifestError, shortened
 from differad.files import make_folder, write_lines
 from differad.images import image_size
 
@@ -63,12 +64,15 @@ def read_pairs(path: str | Path) -> Iterator[Pair]:
 
     Boxes come from the line, else from the mask. Without either the pair is unlabelled, or with `"anomalous": true` abnormal
     at an unknown place; `boxes` is None in both cases. Raises
-    ManifestError on the first line that does not hold what it must, ImageError on a mask that cannot be read.
+    ManifestError on the first line that does not hold what it must, ImageError on a mask that cannot be read. Warns of a
+    key that looks like a misspelt one.
     """
     path = Path(path)
     seen: set[str] = set()
+    slips = SlipFinder(PairRecord)
     for number, line in numbered_lines(path):
         record = parse_line(PairRecord, line, f"{path}:{number}")
+        slips.check(record, f"{path}:{number}")
         if record.id in seen:
             raise ManifestError(f"{path}:{number}: id: {record.id!r} stands twice; expected one line per id")
         seen.add(record.id)
@@ -94,6 +98,15 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
     return count
 
 
+def check_readable(paths: Iterable[Path]) -> None:
+    """Raise ManifestError for a file of lines that cannot be opened, or that can be read only once (a pipe)."""
+    for path in paths:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ManifestError(f"{path}: can be read only once; save it to a file and name that")
+        for _ in numbered_lines(path):
+            break
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a UTF-8 text file that hold anything, with their number from 1. Raises ManifestError."""
     try:
@@ -116,14 +129,12 @@ def parse_line(kind: type[Record], line: str, place: str) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "line"
-        value = "" if first["type"] == "missing" else f" {_short(first['input'])}:"
+        value = "" if first["type"] == "missing" else f" {shortened(first['input'])}:"
+        if first["type"] == "missing" and isinstance(first["input"], dict):
+            meant = [key for key in first["input"] if nearest(key, [str(first["loc"][-1])])]
+            value = f" {shortened(meant[0])} stands in its place:" if meant else ""
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise ManifestError(f"{place}: {field}:{value} {first['msg']}{more}") from None
-
-
-def _short(value: object, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _to_pair(record: PairRecord, folder: Path) -> Pair:

@@ -63,10 +63,14 @@ def file_of(image: ImageSource) -> Path | None:
     return image_file(image).absolute()
 
 
-def image_name(image: ImageSource) -> str:
-    """What tells an image from others: its absolute path, or its pixels where it is in memory."""
+def image_name(image: object) -> str:
+    """What tells an image from others: its absolute path, or its bytes or pixels where it is in memory."""
     if isinstance(image, str | Path):
         return str(Path(image).absolute())
+    if isinstance(image, bytes | bytearray | memoryview):
+        return f"file {hashlib.blake2b(image, digest_size=16).hexdigest()}"
+    if not isinstance(image, Image.Image | np.ndarray):
+        return f"no image: {type(image).__name__}"  # the locator says what is wrong with it
     pixels = np.ascontiguousarray(image) if not isinstance(image, Image.Image) else np.asarray(image)
     whole = hashlib.blake2b(f"{pixels.shape} {pixels.dtype} ".encode(), digest_size=16)
     whole.update(pixels.tobytes())

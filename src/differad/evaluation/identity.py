@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import differad
-from differad.data.manifest import numbered_lines
 from differad.data.stamps import Stamp, content_hash, stamp_files
 from differad.errors import InputError, ManifestError
 from differad.locators import Locator
@@ -81,15 +80,6 @@ def stamp_weights(files: Mapping[str, Path], earlier: Mapping[str, Stamp]) -> di
         return stamp_files(files, earlier)
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}); expected the model's weights") from None
-
-
-def check_readable(manifests: Iterable[Path]) -> None:
-    """Raise ManifestError for a manifest that cannot be opened, or can be read only once (a pipe)."""
-    for path in manifests:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ManifestError(f"{path}: can be read only once; save it to a file and name that")
-        for _ in numbered_lines(path):
-            break
 
 
 def _manifest_hash(path: Path) -> str:

@@ -4,12 +4,12 @@ import json
 from collections.abc import Container, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from differad.boxes import to_list
-from differad.core import Location
+from differad.core import Location, why_no_answer
+from differad.data.keys import SlipFinder
 from differad.data.manifest import numbered_lines, parse_line
 from differad.errors import DifferadError, ManifestError
 from differad.files import AppendFile, atomic_write, make_folder
@@ -18,12 +18,16 @@ _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Prediction(BaseModel):
-    """One line: what was predicted for a pair, or the reason why nothing was. Boxes are pixels of the target."""
+    """One line: what was predicted for a pair, or the reason why nothing was. Boxes are pixels of the target.
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    `[]` says normal. A line without boxes, or with `"valid": false`, an error, or `"anomalous": null`, is no answer: `anomalous`
+    is None then, whatever the boxes are.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
 
     id: Annotated[str, Field(min_length=1)]
-    boxes: list[tuple[_Number, _Number, _Number, _Number]] = []
+    boxes: list[tuple[_Number, _Number, _Number, _Number]] | None = None
     scores: list[_Number] | None = None
     confidence: _Number | None = None
     answer: str = ""
@@ -32,21 +36,42 @@ class Prediction(BaseModel):
     error: str | None = None
     model: str = ""
     seconds: _Number | None = None
+    anomalous: bool | None = None
+
+    @model_validator(mode="after")
+    def _decide(self) -> Self:
+        """Take `anomalous` from the boxes; where the line gives it, it must repeat what they say."""
+        said, given = "anomalous" in self.model_fields_set, None if self.boxes is None else bool(self.boxes)
+        if not self.valid or self.error is not None or (said and self.anomalous is None):
+            given = None
+        elif said and self.anomalous != given:
+            raise ValueError(
+                f"anomalous {self.anomalous} beside {len(self.boxes or [])} boxes; expected boxes for an abnormal target, [] for "
+                'a normal one, "anomalous": null for no answer'
+            )
+        self.anomalous = given
+        return self
 
     @property
     def is_valid(self) -> bool:
         """Whether an answer was given that could be read."""
-        return self.valid and self.error is None
+        return self.anomalous is not None
+
+    @property
+    def why_no_answer(self) -> str | None:
+        """The reason, in a line, where there is no answer; None where there is one."""
+        if self.is_valid:
+            return None
+        return self.error or why_no_answer(self.reasoning, self.answer)
 
 
 def to_line(pair_id: str, outcome: Location | DifferadError) -> str:
     """The line of a pair's outcome; an error is kept with its reason."""
     record: dict[str, Any] = {"id": pair_id}
     if isinstance(outcome, DifferadError):
-        record |= {"boxes": [], "valid": False, "error": str(outcome)}
+        record |= {"anomalous": None, "boxes": [], "valid": False, "error": str(outcome)}
     else:
-        record |= {key: value for key, value in outcome.to_dict().items() if key != "anomalous"}
-        record["boxes"] = to_list(outcome.boxes)
+        record |= outcome.to_dict()
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -76,8 +101,11 @@ class PredictionWriter:
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
     """Stream a file of predictions. Raises ManifestError naming the line and the field."""
+    slips = SlipFinder(Prediction)
     for number, line in numbered_lines(path):
-        yield parse_line(Prediction, line, f"{path}:{number}")
+        prediction = parse_line(Prediction, line, f"{path}:{number}")
+        slips.check(prediction, f"{path}:{number}")
+        yield prediction
 
 
 def finished_ids(path: Path, *, begun: bool = False) -> set[str]:
@@ -132,11 +160,14 @@ class PredictionIndex:
         self._path = path
         self._offsets: dict[str, int] = {}
         offset = 0
+        slips = SlipFinder(Prediction)
         try:
             with path.open("rb") as file:
                 for number, raw in enumerate(file, start=1):
                     if raw.strip():
-                        self._offsets[_parse(raw, f"{path}:{number}").id] = offset
+                        prediction = _parse(raw, f"{path}:{number}")
+                        slips.check(prediction, f"{path}:{number}")
+                        self._offsets[prediction.id] = offset
                     offset += len(raw)
         except FileNotFoundError:
             raise ManifestError(f"{path}: no such file; expected one prediction a line") from None

@@ -47,8 +47,8 @@ class Showcase:
         """Take a case into account; of equally good ones the first are kept."""
         result, prediction = case.result, case.prediction
         sureness = result.confidence or 0.0
-        if prediction is not None and prediction.error is not None:
-            self._keep("errors", 0.0, case)
+        if prediction is not None and not prediction.is_valid:
+            self._keep("no_answer" if prediction.error is None else "errors", 0.0, case)
         if result.anomalous and not result.placed:
             found = result.gave_box and result.valid
             self._keep("found" if found else "overlooked", sureness if found else -sureness, case)
@@ -57,11 +57,11 @@ class Showcase:
             # Among pairs that were all missed, the ones where the locator was surest are the worst.
             self._keep("worst", -result.iou + (sureness if result.iou == 0 else 0.0), case)
             self._keep("best", result.iou, case)
-        elif result.gave_box:
+        elif result.gave_box and result.valid:
             self._keep("false_alarms", sureness, case)
 
     def cases(self, kind: str) -> list[Case]:
-        """The cases kept as "worst", "best", "overlooked", "found", "false_alarms" or "errors", most telling first."""
+        """The cases kept under a name of `SECTIONS`, most telling first."""
         return [case for _, _, case in sorted(self._heaps.get(kind, []), key=lambda entry: entry[:2], reverse=True)]
 
     def _keep(self, kind: str, value: float, case: Case) -> None:
@@ -87,6 +87,11 @@ SECTIONS = (
     ),
     ("found", "Found pairs", "Abnormal, place unknown, and a box was given; the surest first."),
     ("false_alarms", "False alarms", "Normal pairs in which a box was given, the surest first."),
+    (
+        "no_answer",
+        "Pairs without an answer",
+        "Not comparable, or the answer could not be read, with the reason; never normal.",
+    ),
     ("errors", "Failed pairs", "Pairs that could not be answered, with the reason."),
 )
 COLUMNS = (
@@ -191,6 +196,4 @@ def _truth(result: PairResult) -> str:
 def _problem(prediction: Prediction | None) -> str:
     if prediction is None:
         return "no prediction"
-    if prediction.error is not None:
-        return prediction.error
-    return "" if prediction.valid else "no valid answer"
+    return "" if prediction.is_valid else prediction.error or f"no answer: {prediction.why_no_answer}"

@@ -8,7 +8,7 @@ import json
 import statistics
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from differad.boxes import Boxes, as_boxes, clip, is_degenerate
 from differad.core import Pair
 from differad.data.locks import sole_run
-from differad.data.manifest import read_pairs
+from differad.data.manifest import check_readable, read_pairs
 from differad.data.truth import check_boxes, check_mask, in_fractions
 from differad.errors import DifferadError, ImageError, InputError, InputWarning, LocatorError, ManifestError
 from differad.evaluation.baselines import BASELINES
-from differad.evaluation.identity import check_readable
 from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise
 from differad.evaluation.predictions import Prediction, PredictionIndex, PredictionWriter
 from differad.evaluation.report import Case, Showcase, write_report
 from differad.evaluation.run_record import Inputs, RunFiles, RunRecord, read_run
+from differad.evaluation.selection import labelled_pairs
 from differad.files import SECONDS_BETWEEN_SYNCS, make_folder, write_errors, write_text
 from differad.images import image_size
 from differad.locators import Locator
@@ -47,22 +47,22 @@ def evaluate(
 ) -> dict[str, Any]:
     """Locate the labelled pairs of `manifests`, score them and write predictions.jsonl, metrics.json, report.html to `out`.
 
-    A second call with the same arguments goes on where the first stopped and tries failed pairs again. `limit` takes the
-    first pairs only; `seed` draws the bootstrap. Returns the metrics. Raises ManifestError before any work when a manifest
-    is wrong or a true box cannot be pixels of its target; InputError when `out` holds another run or one is at work there;
-    where no pair at all could be located, with the first reason, InputError or LocatorError: the predictions hold the
-    reasons, and nothing is scored.
+    A second call with the same arguments goes on where the first stopped and tries failed pairs again. `limit` takes a
+    spread of so many pairs (`selection.spread`); `seed` draws the bootstrap. Returns the metrics. Raises ManifestError
+    before any work when a manifest is wrong or a true box cannot be pixels of its target; InputError when `out` holds
+    another run or one is at work there; where no pair at all could be located, with the first reason, InputError or
+    LocatorError: the predictions hold the reasons, and nothing is scored.
     """
     paths = [Path(manifest) for manifest in manifests]
     check_readable(paths)
-    labelled = _check_manifests(paths, limit)
+    labelled, unlabelled = _check_manifests(paths, limit)
     out = Path(out)
     files = _files_in(out)
     total = labelled if limit is None else min(limit, labelled)
-    pairs = _first(_labelled_pairs(paths), limit)
     with sole_run(out):
-        _locate(pairs, locator, files, paths, total=total, progress=progress)
-        metrics, showcase = _score(_first(_all_pairs(paths), None), files.predictions, limit, seed)
+        _locate(labelled_pairs(paths, limit), locator, files, paths, total=total, progress=progress)
+        metrics, showcase = _score(labelled_pairs(paths, limit), files.predictions, seed)
+        metrics["unlabelled"] = unlabelled
         metrics = {"model": locator.name, **metrics}
         write_text(out / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
         write_report(out / "report.html", metrics, showcase)
@@ -87,11 +87,23 @@ def score(manifests: Sequence[str | Path], predictions: str | Path, *, seed: int
     """The metrics of stored predictions, without a model.
 
     Targets are opened for their size alone; where one is missing, its pair has no defect size and no baseline, which is
-    counted as `without_image`. Raises ManifestError.
+    counted as `without_image`. Raises ManifestError, also where the predictions hold nothing but failures for these pairs.
     """
     paths = [Path(manifest) for manifest in manifests]
-    _check_manifests(paths, None)
-    return _score(_all_pairs(paths), Path(predictions), None, seed)[0]
+    check_readable([*paths, Path(predictions)])
+    _, unlabelled = _check_manifests(paths, None)
+    metrics = _score(labelled_pairs(paths), Path(predictions), seed)[0]
+    metrics["unlabelled"] = unlabelled
+    pairs = metrics["overall"]["pairs"]
+    if metrics["unpredicted"] == pairs:
+        first = metrics["first_reasons"]["unpredicted"]
+        raise ManifestError(
+            f"{predictions}: no prediction for any of {pairs} pairs, the first: {first}; expected their ids"
+        )
+    if metrics["unpredicted"] + metrics["errors"] == pairs:
+        first = metrics["first_reasons"]["errors"]
+        raise ManifestError(f"{predictions}: all of {metrics['errors']} predictions failed, the first: {first}")
+    return metrics
 
 
 def locate_to_file(
@@ -102,11 +114,12 @@ def locate_to_file(
     manifests: Sequence[str | Path] = (),
     total: int | None = None,
     progress: bool = True,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Append a prediction for each pair to `out`; pairs already there are skipped, failed ones tried again.
 
     `OUT.run.json` and `OUT.images.jsonl` beside it say what it was made with; `manifests` are the files that the pairs are
-    from. Returns how many were `located`, `kept` from an earlier run, and `failed` (kept in the file with their reason).
+    from. Returns how many were `located`, `kept` from an earlier run, and `failed` (kept in the file with their reason); where
+    there are any, how many of the located have `no_answer`, and the `first_reasons` of either.
     Raises InputError when `out` holds anything else or another run, or one is at work; where every pair failed, with the
     first reason, InputError or LocatorError.
     """
@@ -128,7 +141,7 @@ def _locate(
     *,
     total: int | None,
     progress: bool,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """`locate_to_file` where the place is locked."""
     counts = _Counts()
     waiting: deque[tuple[str, Inputs]] = deque()
@@ -162,30 +175,33 @@ def _locate(
             if time.monotonic() >= due:
                 sync()
                 due = time.monotonic() + SECONDS_BETWEEN_SYNCS
-            counts.add(outcome)
+            counts.add(pair_id, outcome)
             bar.advance(task)
         sync()
     counts.report()
-    return {"located": counts.located, "kept": counts.kept, "failed": counts.failed}
+    return counts.to_dict()
 
 
 @dataclass
 class _Counts:
-    """What became of the pairs of a run."""
+    """What became of the pairs of a run; of failures and of missing answers, the first with its reason."""
 
     located: int = 0
     kept: int = 0
     failed: int = 0
-    invalid: int = 0
+    no_answer: int = 0
     failure: DifferadError | None = None
+    reason: str = ""
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, pair_id: str, outcome: Outcome) -> None:
         if isinstance(outcome, DifferadError):
             self.failed += 1
             self.failure = self.failure or outcome
-        else:
-            self.located += 1
-            self.invalid += not outcome.valid
+            return
+        self.located += 1
+        if not outcome.valid:
+            self.no_answer += 1
+            self.reason = self.reason or f"pair {pair_id!r}: {outcome.why_no_answer}"
 
     def report(self) -> None:
         """Warn of what got no answer. Raises InputError or LocatorError where nothing at all was located."""
@@ -197,18 +213,28 @@ class _Counts:
             warnings.warn(
                 f"{self.failed} of {tried} pairs failed, the first: {self.failure}", InputWarning, stacklevel=4
             )
-        if self.located and self.invalid == self.located:
-            warnings.warn(
-                f"none of {self.located} pairs got an answer that counts; `reasoning` in the predictions says why",
-                InputWarning,
-                stacklevel=4,
+        if self.no_answer:
+            counted = (
+                f"none of {self.located} pairs got an answer that counts"
+                if self.no_answer == self.located
+                else f"{self.no_answer} of {self.located} pairs have no answer"
             )
+            warnings.warn(f"{counted}, the first: {self.reason}", InputWarning, stacklevel=4)
+
+    def to_dict(self) -> dict[str, Any]:
+        counts: dict[str, Any] = {"located": self.located, "kept": self.kept, "failed": self.failed}
+        if self.no_answer:
+            counts["no_answer"] = self.no_answer
+        reasons = {"failed": str(self.failure or ""), "no_answer": self.reason}
+        if any(reasons.values()):
+            counts["first_reasons"] = {name: reason for name, reason in reasons.items() if reason}
+        return counts
 
 
-def _check_manifests(paths: Sequence[Path], limit: int | None) -> int:
-    """Read every line once, and the headers of the first `limit` labelled pairs; return how many pairs are labelled.
+def _check_manifests(paths: Sequence[Path], limit: int | None) -> tuple[int, int]:
+    """Read every line, and the headers of the pairs that are evaluated; return how many pairs are labelled, how many not.
 
-    Raises ManifestError, on true boxes that cannot be pixels of their target too.
+    Warns of pairs that are not. Raises ManifestError, on true boxes that cannot be pixels of their target too.
     """
     seen: dict[str, Path] = {}
     labelled = 0
@@ -217,17 +243,21 @@ def _check_manifests(paths: Sequence[Path], limit: int | None) -> int:
             if pair.id in seen:
                 raise ManifestError(f"{path}: id {pair.id!r} stands in {seen[pair.id]} too; expected ids that differ")
             seen[pair.id] = path
-            if pair.anomalous is None:
-                continue
-            if limit is None or labelled < limit:
-                _check_truth(path, pair)
-            labelled += 1
+            if pair.anomalous is not None:
+                labelled += 1
+                if limit is None:
+                    _check_truth(path, pair)
     if not labelled:
         names = ", ".join(map(str, paths))
         raise ManifestError(
             f"{names}: no labelled pair; expected `boxes`, `mask` or `anomalous` on some line ([] says normal)"
         )
-    return labelled
+    for pair in labelled_pairs(paths, limit) if limit is not None else ():
+        _check_truth(seen[pair.id], pair)
+    unlabelled = len(seen) - labelled
+    if unlabelled:
+        warnings.warn(f"{unlabelled} of {len(seen)} pairs are unlabelled and left out", InputWarning, stacklevel=3)
+    return labelled, unlabelled
 
 
 def _check_truth(path: Path, pair: Pair) -> None:
@@ -247,20 +277,8 @@ def _files_in(out: Path) -> RunFiles:
     return RunFiles(out, predictions, record, images, tuple(others))
 
 
-def _all_pairs(paths: Sequence[Path]) -> Iterator[Pair]:
-    for path in paths:
-        yield from read_pairs(path)
-
-
-def _labelled_pairs(paths: Sequence[Path]) -> Iterator[Pair]:
-    return (pair for pair in _all_pairs(paths) if pair.anomalous is not None)
-
-
-def _first(pairs: Iterator[Pair], limit: int | None) -> Iterator[Pair]:
-    for count, pair in enumerate(pairs):
-        if limit is not None and count >= limit:
-            return
-        yield pair
+# What is counted as gone wrong, with the first reason of each.
+_FAILURES = ("unpredicted", "errors", "no_answer", "without_image", "predictions_outside")
 
 
 @dataclass
@@ -270,23 +288,20 @@ class _Tally:
     results: list[PairResult] = field(default_factory=list)
     baselines: dict[str, list[PairResult]] = field(default_factory=lambda: {name: [] for name in BASELINES})
     seconds: list[float] = field(default_factory=list)
-    unlabelled: int = 0
-    unpredicted: int = 0
-    errors: int = 0
-    without_image: int = 0
     boxes_cut: int = 0
-    predictions_outside: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    first_reasons: dict[str, str] = field(default_factory=dict)
+
+    def count(self, name: str, reason: str) -> None:
+        """One more of the failures `name`; the first reason is kept."""
+        self.failures[name] += 1
+        self.first_reasons.setdefault(name, reason)
 
 
-def _score(pairs: Iterator[Pair], predictions: Path, limit: int | None, seed: int) -> tuple[dict[str, Any], Showcase]:
+def _score(pairs: Iterator[Pair], predictions: Path, seed: int) -> tuple[dict[str, Any], Showcase]:
     index = PredictionIndex(predictions)
     tally, showcase = _Tally(), Showcase()
     for pair in pairs:
-        if pair.anomalous is None:
-            tally.unlabelled += 1
-            continue
-        if limit is not None and len(tally.results) >= limit:
-            break
         _add(tally, showcase, pair, index.get(pair.id))
     _warn_of_outside(tally)
     metrics = summarise(tally.results, seed)
@@ -296,30 +311,33 @@ def _score(pairs: Iterator[Pair], predictions: Path, limit: int | None, seed: in
         if results
     }
     metrics |= {
-        "unlabelled": tally.unlabelled,
-        "unpredicted": tally.unpredicted,
-        "errors": tally.errors,
-        "without_image": tally.without_image,
+        **{name: tally.failures[name] for name in _FAILURES},
+        "first_reasons": tally.first_reasons,
         "boxes_cut": tally.boxes_cut,
-        "predictions_outside": tally.predictions_outside,
-        "unknown_predictions": len(index) - (len(tally.results) - tally.unpredicted),
+        "unknown_predictions": len(index) - (len(tally.results) - tally.failures["unpredicted"]),
         "median_seconds": statistics.median(tally.seconds) if tally.seconds else None,
     }
     return metrics, showcase
 
 
 def _warn_of_outside(tally: _Tally) -> None:
-    if tally.predictions_outside:
+    outside = tally.failures["predictions_outside"]
+    if outside:
         warnings.warn(
-            f"{tally.predictions_outside} of {len(tally.results)} pairs: the predicted box lies outside the target or within "
-            "0..1; expected pixels of the target as it is on disk, so these score as misses",
+            f"{outside} of {len(tally.results)} pairs: the predicted box lies outside the target or within 0..1; expected "
+            "pixels of the target as it is on disk, so these score as misses; the first: "
+            f"{tally.first_reasons['predictions_outside']}",
             InputWarning,
             stacklevel=2,
         )
 
 
 def _add(tally: _Tally, showcase: Showcase, pair: Pair, prediction: Prediction | None) -> None:
-    size = _target_size(pair)
+    try:
+        size = image_size(pair.target)
+    except ImageError as error:
+        size = None
+        tally.count("without_image", str(error))
     truth = as_boxes(check_boxes(pair, size))
     predicted = as_boxes(prediction.boxes if prediction else None)
     valid = prediction is not None and prediction.is_valid
@@ -328,14 +346,17 @@ def _add(tally: _Tally, showcase: Showcase, pair: Pair, prediction: Prediction |
     )
     tally.results.append(result)
     tally.boxes_cut += int((truth != as_boxes(pair.boxes)).any(axis=-1).sum())
-    tally.unpredicted += prediction is None
-    tally.errors += prediction is not None and prediction.error is not None
+    if prediction is None:
+        tally.count("unpredicted", f"pair {pair.id!r}")
+    elif prediction.error is not None:
+        tally.count("errors", prediction.error)
+    elif not valid:
+        tally.count("no_answer", f"pair {pair.id!r}: {prediction.why_no_answer}")
     if prediction and prediction.seconds is not None:
         tally.seconds.append(prediction.seconds)
-    if size is None:
-        tally.without_image += 1
-    else:
-        tally.predictions_outside += bool(_outside(predicted[:1], *size).any())
+    if size is not None:
+        if _outside(predicted[:1], *size).any():
+            tally.count("predictions_outside", f"pair {pair.id!r}")
         for name, predict in BASELINES.items():
             tally.baselines[name].append(_result(pair, truth, predict(*size), size, valid=True))
     showcase.add(Case(pair, prediction, result))

@@ -67,7 +67,8 @@ class AutoLocator(Embedded):
 
     def compare(self, reference: RGB, target: RGB) -> Location:
         """The answer of `features` where the images can be aligned, else that of `tiny`."""
-        return self._features.compare_aligned(reference, target) or self._tiny.compare(reference, target)
+        aligned = self._features.compare_aligned(reference, target)
+        return self._tiny.compare(reference, target) if aligned is None else aligned
 
     def with_options(self, options: AutoOptions) -> Self:
         """This locator with other options, sharing what it has loaded and its cache."""

@@ -19,16 +19,20 @@ def conformal_threshold(locator: Locator, normals: Iterable[Pair], false_alarms:
     """
     check_option("false_alarms", false_alarms, 0 < false_alarms < 1, "a share between 0 and 1")
     confidences = []
+    refused: list[str] = []
     for outcome in locator.locate_many(_only_normal(normals)):
         if isinstance(outcome, DifferadError):
             raise outcome
         if outcome.confidence is not None:
             confidences.append(outcome.confidence)
+        elif outcome.why_no_answer is not None:
+            refused.append(outcome.why_no_answer)
     rank = math.ceil((len(confidences) + 1) * (1 - false_alarms))
     if rank > len(confidences):
+        left_out = f" ({len(refused)} more have no answer, the first: {refused[0]})" if refused else ""
         raise InputError(
-            f"{len(confidences)} normal pairs with a confidence: holding a false-alarm share of {false_alarms:g} needs at"
-            f" least {math.ceil(1 / false_alarms) - 1}; give more or allow a larger share"
+            f"{len(confidences)} normal pairs with a confidence{left_out}: holding a false-alarm share of {false_alarms:g} "
+            f"needs at least {math.ceil(1 / false_alarms) - 1}; give more or allow a larger share"
         )
     return min(1.0, math.nextafter(sorted(confidences)[rank - 1], 1.0))
 

@@ -6,7 +6,7 @@ Knows nothing of how any of them works; each comes with a dataclass of options, 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -42,13 +42,25 @@ KINDS: dict[str, tuple[type, str]] = {
 Options = TypeVar("Options")
 
 
+# The embedded locators by their names, so that a type checker knows their options and `calibrate`.
+@overload
+def load_locator(model: Literal["auto"] | None = None, *, family: None = None, **options: Any) -> AutoLocator: ...
+@overload
+def load_locator(model: Literal["difference"], *, family: None = None, **options: Any) -> DifferenceLocator: ...
+@overload
+def load_locator(model: Literal["features"], *, family: None = None, **options: Any) -> FeaturesLocator: ...
+@overload
+def load_locator(model: Literal["tiny"], *, family: None = None, **options: Any) -> TinyLocator: ...
+@overload
+def load_locator(model: str | Path | None, *, family: str | None = None, **options: Any) -> Locator: ...
 def load_locator(model: str | Path | None = None, *, family: str | None = None, **options: Any) -> Locator:
     """The locator that a `--model` value names; None gives the embedded default, `auto`.
 
     `family` overrides the answer format that a checkpoint's config implies. `options` are the fields of the kind's own
     options dataclass. Options of its parts are named PART.NAME (`**{"difference.tolerance": 3}`) or come as a mapping
-    (`difference={"tolerance": 3}`). Raises OptionError for an unknown model, family or option, MissingExtraError where
-    the kind needs packages that are not installed.
+    (`difference={"tolerance": 3}`). The embedded locators have `options`, `with_options` and `calibrate` besides: a type
+    checker knows it where the name is written out, else `isinstance(locator, Embedded)` tells. Raises OptionError for an
+    unknown model, family or option, MissingExtraError where the kind needs packages that are not installed.
     """
     name = DEFAULT_MODEL if model is None else str(model)
     if name in _EMBEDDED:

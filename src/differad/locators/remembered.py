@@ -6,7 +6,7 @@ Knows nothing of what it holds.
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -23,6 +23,10 @@ class Remembered(Generic[Key, Value]):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Remembered[Key, Value]":
         # Copies of a locator or a processor share it: a lock cannot be copied, and nothing would be gained.
         return self
+
+    def __reduce__(self) -> tuple[type[Self], tuple[int]]:
+        # Another process gets an empty one: values are worked out there once more, and a lock cannot be sent.
+        return type(self), (self.most,)
 
     def __len__(self) -> int:
         return len(self._values)

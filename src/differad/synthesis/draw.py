@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from differad.core import Pair
-from differad.data.manifest import read_pairs
+from differad.data.manifest import check_readable, read_pairs
 from differad.data.masks import read_mask
 from differad.errors import InputError, OptionError
 from differad.images import read_image
@@ -79,7 +79,7 @@ class DrawOptions:
     normal_share: float = option(0.5, "share of pairs without a defect")
     kinds: tuple[str, ...] = option((), "defect kinds to draw; none: all")
     categories: tuple[str, ...] = option((), "procedural parts to draw; none: all")
-    grades: tuple[str, ...] = option((), "easy, medium, hard; none: all")
+    grades: tuple[str, ...] = option((), "easy, medium, hard, in any case; none: all")
     nuisance: float = option(1.0, "strength of what is no defect: 0 none, 1 usual, 2 double")
     normals: Path | None = option(None, "folder of good pictures, in place of procedural parts")
     photographs: Path | None = option(None, "folder of photographs for natural pairs")
@@ -102,8 +102,11 @@ class DrawOptions:
         check_option("nuisance", self.nuisance, 0 <= self.nuisance <= 4, "0 to 4")
         check_option("aspect", self.aspect, 1 <= self.aspect <= 4, "1 to 4")
         for name, table in (("kinds", KINDS), ("categories", tuple(NORMALS)), ("grades", tuple(GRADES))):
-            for value in getattr(self, name):
-                check_option(name, value, value in table, f"any of {', '.join(table)}")
+            given = getattr(self, name)
+            for value in given:
+                check_option(name, value, value.lower() in table, f"any of {', '.join(table)}")
+            # As the set's record has them: `Easy` and `easy` are one set.
+            object.__setattr__(self, name, tuple(value.lower() for value in given))
         if self.natural_share > 0 and self.photographs is None:
             raise OptionError(f"natural_share={self.natural_share:g}: photographs is missing; give a folder of them")
 
@@ -274,6 +277,7 @@ class _Bank:
     """Defects of labelled pairs, cut out by their masks. Raises InputError where no pair has one."""
 
     def __init__(self, manifest: Path) -> None:
+        check_readable([manifest])  # every worker reads it
         self._pairs = [pair for pair in read_pairs(manifest) if pair.mask is not None and pair.anomalous]
         if not self._pairs:
             raise InputError(f"{manifest}: no anomalous pair with a mask; a bank of defects needs masks to cut along")

@@ -148,7 +148,8 @@ def _check(count: int, workers: int, engine: str, format: str, shard_size: int) 
 
 def _plan(options: DrawOptions, count: int, out: Path, format: str, shard_size: int) -> Work:
     """The work with absolute paths. Raises InputError on a folder or manifest that nothing can be drawn from."""
-    paths: dict[str, Any] = {name: path.resolve() for name, path in _paths(options)}
+    # A pipe resolves to what is no path; `Drawer` refuses it by its name.
+    paths: dict[str, Any] = {name: path if path.is_fifo() else path.resolve() for name, path in _paths(options)}
     resolved = replace(options, **paths)
     Drawer(resolved)  # says now, not in every worker, what is wrong with its folders
     step = shard_size if FORMATS[format].sharded else CHUNK

@@ -7,6 +7,7 @@ group reply to one question. Pictures are opened when a row is taken, not before
 import hashlib
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ from differad.answers.resize import ResizeRule
 from differad.boxes import Boxes, area, as_boxes, centers
 from differad.core import Pair
 from differad.data.manifest import read_pairs
+from differad.data.truth import check_boxes
 from differad.errors import InputWarning, ManifestError
 from differad.images import ImageSource, image_size, read_images
 from differad.locators.tiny.evidence import PATCH
@@ -63,8 +65,9 @@ def build_dataset(data: Data, speech: Speech, *, with_answer: bool) -> Dataset:
     """The labelled pairs of a recipe as a data set whose pictures are opened row by row.
 
     Columns: `prompt`, `images` (two), and with an answer `completion`, else `solution` (true boxes (M, 4) in thousandths,
-    none for a normal target) and `units` for the rewards, and `id`, `category`. Pairs that are abnormal at an unknown place
-    have no answer to learn: they are left out with an InputWarning that counts them. Raises ManifestError, ImageError.
+    none for a normal target) and `units` for the rewards, and `id`, `category`. Pairs that are unlabelled, or abnormal at an
+    unknown place, have no answer to learn: they are left out with an InputWarning that counts them. Raises ManifestError,
+    ImageError.
     """
     rows = list(build_rows(_labelled(data), data, speech))
     if not rows:
@@ -76,7 +79,8 @@ def build_dataset(data: Data, speech: Speech, *, with_answer: bool) -> Dataset:
 def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[dict[str, Any]]:
     """One row of plain values a pair: what it is asked, what is right, and where its images are.
 
-    Raises ManifestError for a pair without boxes: it is not known to be normal. Raises ImageError.
+    Raises ManifestError for a pair without boxes (it is not known to be normal) or with boxes that cannot be pixels of its
+    target, ImageError.
     """
     known = None if data.evidence is None or speech.rule is None else KnownEvidence(data.evidence, speech.rule)
     for pair in pairs:
@@ -84,8 +88,9 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
             raise ManifestError(
                 f"pair {pair.id!r}: nothing says where it is abnormal; expected `boxes` ([] says normal)"
             )
-        boxes = as_boxes(pair.boxes)
-        frame = speech.frame(*image_size(pair.target))
+        size = image_size(pair.target)
+        boxes = as_boxes(check_boxes(pair, size))
+        frame = speech.frame(*size)
         rng = np.random.default_rng([data.seed, zlib.crc32(pair.id.encode())])
         question = training_question(rng) if data.question == "drawn" else QUESTION
         reasoning = describe(pair, frame) if data.reasoning else ""
@@ -137,23 +142,22 @@ def prompt_messages(question: str) -> list[dict[str, Any]]:
 
 
 def _labelled(data: Data) -> Iterator[Pair]:
-    """The first `data.limit` pairs with boxes; warns of those that are abnormal at an unknown place."""
-    place_unknown = 0
+    """The first `data.limit` pairs with boxes; warns of those that are unlabelled, or abnormal at an unknown place."""
+    left_out: Counter[str] = Counter()
 
     def with_boxes() -> Iterator[Pair]:
-        nonlocal place_unknown
         for manifest in data.pairs:
             for pair in read_pairs(manifest):
                 if pair.boxes is not None:
                     yield pair
-                elif pair.anomalous:
-                    place_unknown += 1
+                else:
+                    left_out["abnormal pairs at an unknown place" if pair.anomalous else "unlabelled pairs"] += 1
 
     yield from islice(with_boxes(), data.limit)
-    if place_unknown:
+    for what, count in left_out.items():
         names = ", ".join(map(str, data.pairs))
         warnings.warn(
-            f"{names}: {place_unknown} abnormal pairs at an unknown place are left out of training; give their boxes or masks",
+            f"{names}: {count} {what} are left out of training; give their boxes or masks",
             InputWarning,
             stacklevel=2,
         )

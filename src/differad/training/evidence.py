@@ -20,6 +20,7 @@ from differad.answers.resize import ResizeRule
 from differad.core import Pair
 from differad.data.manifest import read_pairs
 from differad.errors import OptionError
+from differad.evaluation.selection import labelled_pairs
 from differad.locators.threads import usable_cores
 from differad.locators.tiny.batched import BatchedEvidence
 from differad.locators.tiny.cache import evidence_file, write_evidence
@@ -108,8 +109,7 @@ def _rule(model: Model) -> ResizeRule:
 
 
 def _pairs(recipe: Recipe) -> Iterator[Pair]:
-    for manifest in recipe.held_out.pairs:
-        yield from islice(read_pairs(manifest), recipe.held_out.limit)
+    yield from labelled_pairs(recipe.held_out.pairs, recipe.held_out.limit)
     yield from islice((pair for manifest in recipe.data.pairs for pair in read_pairs(manifest)), recipe.data.limit)
 
 

@@ -109,7 +109,7 @@ class FeaturesLocator(Embedded):
             score = self._score(reference, target, pool)
             aligned = difference.result() if difference else None
         size = target.shape[1], target.shape[0]
-        return self._fused(aligned, score, size) if aligned and aligned.valid else self._alone(score, size)
+        return self._fused(aligned, score, size) if aligned is not None and aligned.valid else self._alone(score, size)
 
     def compare_aligned(self, reference: RGB, target: RGB) -> Location | None:
         """As `compare` where the reference can be aligned to the target, None where it cannot."""

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class Policy:
     """The policy of a checkpoint's folder. Raises OptionError, InputError where it is none or of another evidence."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
         settings = _read_json(folder / "config.json")
         weights = read_safetensors(folder / "model.safetensors")
         spelling = _read_json(folder / "tokenizer.json")
@@ -71,6 +72,10 @@ class Policy:
         self._start = np.array([known["<|im_start|>"], known[OPENING]])
         self._between = [known[text] for text in BETWEEN]
         self._numbers = np.array([known[str(number)] for number in range(LARGEST + 1)])
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
+        # Another process reads the weights from their folder instead of being sent them.
+        return type(self), (self._folder,)
 
     def look(self, found: Evidence) -> Look:
         """The answer to one pair's evidence (h, w, WIDTH)."""
