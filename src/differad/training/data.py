@@ -25,7 +25,7 @@ from differad.answers.prompts import QUESTION, SYSTEM, prompt_text, training_que
 from differad.answers.resize import ResizeRule
 from differad.boxes import Boxes, area, as_boxes, centers
 from differad.core import Pair
-from differad.data.manifest import read_pairs
+from differad.data.manifest import check_readable, read_pairs
 from differad.data.truth import check_boxes
 from differad.errors import InputWarning, ManifestError
 from differad.images import ImageSource, image_size, read_images
@@ -128,7 +128,8 @@ def describe(pair: Pair, frame: Frame) -> str:
 
 
 def checksum(manifests: Sequence[str | Path]) -> dict[str, str]:
-    """SHA-256 of each manifest, by its path; pictures are not read."""
+    """SHA-256 of each manifest, by its path; pictures are not read. Raises ManifestError."""
+    check_readable(map(Path, manifests))
     return {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in manifests}
 
 
