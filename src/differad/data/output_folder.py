@@ -10,11 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from differad.data.locks import LOCK, sole_run
-from differad.data.sources.sample import is_storable
+from differad.data.sources.sample import MARKER, is_storable
 from differad.errors import InputError, WriteError
 from differad.files import AppendFile, leftovers, make_folder, sync_files, write_errors
 
-MARKER = ".differad-unfinished"
 _HEADER = "files of an unfinished {}"
 
 

@@ -16,12 +16,13 @@ from transformers import AutoModelForImageTextToText, PrinterCallback, ProgressC
 
 from differad.data.locks import sole_run
 from differad.errors import DifferadError, OptionError, WriteError
-from differad.files import atomic_folder, make_folder, unfinished
+from differad.files import atomic_folder, make_folder, unfinished, write_text
 from differad.locators.tiny.processor import EvidenceProcessor
 from differad.training.callbacks import Curves, HeldOutEvaluation, OwnIntervals, Samples, WholeCheckpoints
 from differad.training.clock import Clock
 from differad.training.data import checksum
 from differad.training.inputs import read_inputs
+from differad.training.model_card import MODEL_CARD, model_card
 from differad.training.output import quiet_libraries, reporting
 from differad.training.peers import EndingTogether
 from differad.training.policy import Source, export, open_source
@@ -52,12 +53,16 @@ class EpochSampler(Sampler[int]):
         return len(self._stock)
 
 
-class LoadsWholeWeights:
-    """Mixin for a trainer: a checkpoint's weights are loaded as `from_pretrained` loads them, all of them or not at all.
+class OwnFolders:
+    """Mixin for a trainer: it writes and reads the folders of a run as differad does.
 
-    transformers saves Qwen2-VL and Qwen2.5-VL under their published names, which differ from the modules'; its trainer looks
-    for the modules' names, warns, and goes on from the start's weights.
+    A checkpoint's weights are loaded as `from_pretrained` loads them, all of them or not at all. transformers saves Qwen2-VL and
+    Qwen2.5-VL under their published names, which differ from the modules'; its trainer looks for the modules' names, warns, and
+    goes on from the start's weights.
     """
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write no card of TRL's beside the checkpoints; the model gets our own."""
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
         model = self.model if model is None else model
@@ -246,7 +251,9 @@ def _export(trainer: Any, source: Source, folder: Path, run: dict[str, Any]) -> 
             export(processes.unwrap_model(trainer.model), source, fresh)
         processes.wait_for_everyone()
         if processes.is_main_process:
-            write_run_info(fresh, run, trainer.state.global_step)
+            step, last = trainer.state.global_step, _last_values(trainer.state.log_history)
+            write_text(fresh / MODEL_CARD, model_card(run, step, last))
+            write_run_info(fresh, run, step)
     processes.wait_for_everyone()
 
 

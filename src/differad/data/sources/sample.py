@@ -18,6 +18,8 @@ from differad.errors import InputError, ManifestError, WriteError
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 # What operating systems and archivers leave in folders; hidden files are passed over too.
 JUNK = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"})
+# A folder that a command of ours is writing to holds this file, and a finished one a manifest.
+MARKER, _MANIFEST = ".differad-unfinished", "pairs.jsonl"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 Problems = Callable[[str], None]
 Region = tuple[int, int, int, int]
@@ -163,8 +165,19 @@ def list_folder(path: Path, problems: Problems = refuse) -> Listing:
 
 
 def _is_built(entry: os.DirEntry[str]) -> bool:
-    """Whether a folder holds a manifest: what was built from a data set is no part of it."""
-    return entry.is_dir() and Path(entry.path, "pairs.jsonl").is_file()
+    """Whether a folder is one that a data set was built into, or holds nothing but such: it is no part of the data set."""
+    if not entry.is_dir():
+        return False
+    if any(Path(entry.path, name).is_file() for name in (_MANIFEST, MARKER)):
+        return True
+    if entry.is_symlink():  # links may lead round in circles
+        return False
+    try:
+        with os.scandir(entry.path) as below:
+            first = next(below, None)
+            return first is not None and _is_built(first) and all(map(_is_built, below))
+    except OSError:  # said where the folder is listed
+        return False
 
 
 def list_if_there(parent: Listing, name: str, problems: Problems = refuse) -> Listing:
