@@ -82,6 +82,10 @@ def shard_files(path: str | Path) -> list[Path]:
     """The shards that `path` is or holds, in order, to be shared out among readers. Raises InputError."""
     path = Path(path)
     found = sorted(file for file in path.iterdir() if file.suffix in READERS) if path.is_dir() else [path]
+    if path.is_dir() and not found and (path / "pairs.jsonl").is_file():
+        raise InputError(
+            f"{path}: holds single images; expected shards (read_pairs({str(path / 'pairs.jsonl')!r}) reads these)"
+        )
     if not found or found[0].suffix not in READERS or not found[0].is_file():
         raise InputError(f"{path}: no shard; expected a file that ends in {' or '.join(READERS)}, or a folder of them")
     return found
