@@ -226,7 +226,7 @@ def test_shares_of_more_than_all_pairs_are_refused():
 def test_every_share_is_one_of_all_pairs():
     options = replace(SIBLINGS, size=32, siblings=0.5, unaligned=0.5, kinds=(BOARD,), normal_share=1.0)
     drawer = Drawer(options)
-    # Boards are drawn where neither takes the pair, which is never: as single pairs of siblings and of unaligned parts.
+    # Siblings are square, as nothing cuts them; unaligned parts have sides of their own.
     shapes = [drawer.draw(index).reference.shape[:2] for index in range(200)]
     siblings = sum(shape == (32, 32) for shape in shapes)
     assert 79 <= siblings <= 121  # 100 expected, standard deviation sqrt(200 / 4) = 7.1; three of them
