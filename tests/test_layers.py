@@ -19,6 +19,7 @@ LAYERS = {
     "scaling": 1,
     "headers": 1,
     "images": 1,
+    "memory": 1,
     "options": 1,
     "progress": 1,
     "weights": 1,

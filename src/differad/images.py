@@ -18,7 +18,8 @@ from differad import scaling
 from differad.decoding import load, load_deep, opened, split_page, to_array, upright
 from differad.errors import ImageError, shortened
 from differad.files import make_folder, write_bytes
-from differad.headers import BROKEN, ORIENTATION, Header, check_pixels, pixel_limit
+from differad.headers import BROKEN, ORIENTATION, Header, check_pixels, pixel_limit, unreadable
+from differad.memory import is_out_of_memory
 from differad.scaling import Decoded
 
 RGB = NDArray[np.uint8]
@@ -170,6 +171,8 @@ def _from_pillow(image: Image.Image, orientation: int, name: str) -> Decoded:
             return Decoded(upright(np.asarray(image)[:, :, None], orientation), name)
         return Decoded(to_array(image, orientation), name)
     except BROKEN as error:
+        if is_out_of_memory(error):
+            raise unreadable(name, error) from None
         raise ImageError(f"{name}: mode {image.mode} cannot be shown as RGB ({error}); export it as RGB") from None
 
 
@@ -190,7 +193,7 @@ def _loaded(image: Image.Image, limit: int) -> tuple[Image.Image, int]:
         image.load()
         orientation = image.getexif().get(ORIENTATION)
     except BROKEN as error:
-        raise ImageError(f"image: broken or truncated image ({error}); export it again") from None
+        raise unreadable("image", error) from None
     return image, orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 

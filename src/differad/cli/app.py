@@ -34,6 +34,7 @@ from differad.cli.synthesize import synthesize_command
 from differad.cli.train import train_app
 from differad.errors import DifferadError, InputError, WriteError
 from differad.files import unwritable
+from differad.memory import REMEDY
 from differad.progress import LOGGER
 
 app = typer.Typer(
@@ -98,6 +99,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return fail(f"{error.format_message()} (differad --help shows the options)", error.exit_code)
         except (typer.Abort, KeyboardInterrupt) as interrupt:
             return fail(describe(interrupt), exit_code(interrupt))
+        except MemoryError as error:
+            LOGGER.debug("origin:", exc_info=error)
+            return fail(f"not enough memory; {REMEDY}", DifferadError.exit_code)
         except BrokenPipeError:
             # Who reads has read enough (`| head`).
             _close_stdout()
