@@ -96,8 +96,8 @@ def _run(phase: str, path: Path, overrides: list[str] | None, resume: bool, chec
         print_json(recipe.model_dump(mode="json"))
         _check_present(recipe)
         return
-    _check_present(recipe)
     try:
+        _check_present(recipe)
         summary = _train(phase, recipe, resume)
     except PeerError as error:  # the process that failed says why
         raise typer.Exit(error.exit_code) from None
@@ -122,13 +122,12 @@ def _recipe(phase: str, path: Path, overrides: list[str] | None) -> Any:
 def _check_present(recipe: Any) -> None:
     """Refuse a recipe whose manifests or checkpoints are not there; of the processes on one machine the first says so."""
     from differad.training.inputs import check_present
+    from differad.training.launch import raise_in_first
 
     try:
         check_present(recipe)
     except DifferadError as error:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
-            raise typer.Exit(error.exit_code) from None
-        raise
+        raise_in_first(error)
 
 
 def _train(phase: str, recipe: Any, resume: bool) -> dict[str, Any]:

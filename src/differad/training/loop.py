@@ -22,6 +22,7 @@ from differad.training.callbacks import Curves, HeldOutEvaluation, OwnIntervals,
 from differad.training.clock import Clock
 from differad.training.data import checksum
 from differad.training.inputs import read_inputs
+from differad.training.launch import check_devices, raise_in_first
 from differad.training.model_card import MODEL_CARD, model_card
 from differad.training.output import quiet_libraries, reporting
 from differad.training.peers import EndingTogether
@@ -128,6 +129,10 @@ def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resu
     `out` receives checkpoints, curves, evaluations, samples and, at the end, `model/`. Raises OptionError, ManifestError,
     WriteError, and PeerError where another process failed.
     """
+    try:
+        check_devices(0 if _on_cpu() else torch.accelerator.device_count())
+    except OptionError as error:
+        raise_in_first(error)
     processes = PartialState(cpu=_on_cpu())
     with EndingTogether(), _sole_run(recipe.out, processes), quiet_libraries(processes.is_main_process):
         return _run_phase(recipe, build, processes, resume)
