@@ -27,6 +27,7 @@ from differad.cli.output import (
     warnings_as_lines,
     with_output_options,
 )
+from differad.cli.recipes import recipes_command
 from differad.cli.score import score_command
 from differad.cli.signals import describe, exit_code, fail
 from differad.cli.split import check_leaks_command, split_command
@@ -59,6 +60,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str | GoOn]] = {
     "export": (export_command, ""),
     "import": (import_command, ""),
     "models": (models_command, ""),
+    "recipes": (recipes_command, ""),
 }
 for _name, (_command, _go_on) in COMMANDS.items():
     app.command(_name)(with_output_options(_command, _go_on))
