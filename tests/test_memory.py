@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from differad import ImageError, Pair, load_locator
 from differad.headers import unreadable
 from differad.memory import is_out_of_memory
 
@@ -49,6 +50,14 @@ def test_a_large_pair_among_small_ones_costs_itself_alone(folder):
     assert "not enough memory" in large
     assert large.startswith(("ImageError ", "LocatorError "))
     assert "broken" not in large
+
+
+def test_a_failure_that_is_kept_keeps_no_image(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    pair = Pair(tmp_path / "broken.png", tmp_path / "broken.png", id="a")
+    (error,) = load_locator("difference").locate_many([pair])
+    assert isinstance(error, ImageError)
+    assert (error.__traceback__, error.__context__) == (None, None)
 
 
 def test_what_libraries_say_of_memory():

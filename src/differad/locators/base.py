@@ -38,7 +38,9 @@ def attempt(locator: Locator, pair: Pair) -> Outcome:
     try:
         return locator.locate(pair)
     except DifferadError as error:
-        return error
+        # Whoever keeps the error as a value would keep the images of every frame that it came through.
+        error.__context__ = None
+        return error.with_traceback(None)
     except MemoryError:
         return LocatorError(f"pair {pair.id!r}: not enough memory; {REMEDY}")
 
