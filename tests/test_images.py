@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from differad.errors import ImageError, OptionError
+from differad.errors import ImageError, OptionError, WriteError
 from differad.headers import pixel_limit
 from differad.images import image_file, image_size, read_header, read_image, read_images, read_reduced, write_image
 
@@ -270,8 +270,10 @@ def test_write_image_round_trip_and_errors(tmp_path):
     assert np.array_equal(read_image(tmp_path / "new" / "image.png"), two_tone())
     with pytest.raises(ImageError, match="names no image format"):
         write_image(tmp_path / "image.nonsense", two_tone())
-    with pytest.raises(ImageError, match="cannot be written"):
+    with pytest.raises(WriteError, match="cannot be made a folder"):
         write_image(tmp_path / "new" / "image.png" / "below.png", two_tone())
+    with pytest.raises(ImageError, match="cannot be encoded"):
+        write_image(tmp_path / "image.jpg", np.zeros((1, 70_000, 3), np.uint8))
 
 
 def test_eps_in_a_png_starts_no_other_program(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Imports point down, and the light package stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,11 @@ LAYERS = {
     "tiff": 1,
     "boxes": 1,
     "decoding": 1,
+    "files": 1,
     "scaling": 1,
     "headers": 1,
     "images": 1,
+    "memory": 1,
     "options": 1,
     "progress": 1,
     "weights": 1,
@@ -68,3 +71,17 @@ def test_importing_the_package_loads_nothing_heavy():
     code = f"import sys, differad; print([name for name in {HEAVY} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+# Calls that write a file by its name; `files.py` has them, or they stand in the block of its `atomic_write`.
+WRITES = re.compile(r"""\.write_(?:text|bytes)\(|open\([^)]*["'][wax]b?["']|\bshutil\.(?:copy|move)|\bnp\.save""")
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_are_written_in_one_place(path):
+    if path == SOURCE / "files.py":
+        return
+    lines = path.read_text().splitlines()
+    found = [line.strip() for line in lines if WRITES.search(line) and "atomic_write(" not in line]
+    into_folder = ["shutil.copytree(root, fresh, dirs_exist_ok=True, ignore=_NO_RECIPES)"]
+    assert found in ([], ["shutil.copy2(source, fresh)"], ["np.save(content, half)"], into_folder)

@@ -20,6 +20,12 @@ def test_links_of_the_readme_are_absolute_and_name_files_that_exist():
     assert {link for link in links if link.startswith(repository)}
 
 
+def test_the_wheel_has_the_recipes():
+    """`differad recipes` looks for them inside the package, and in a checkout beside `src`."""
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"recipes": "differad/recipes"}
+
+
 def test_every_licence_of_shipped_weights_is_in_the_metadata():
     matched = {path for pattern in PROJECT["license-files"] for path in ROOT.glob(pattern)}
     shipped = {path for name in ("LICENSE", "NOTICE") for path in (ROOT / "src/differad/weights").rglob(name)}

@@ -16,7 +16,7 @@ python=${PYTHON:-python}
 mkdir -p "$out"
 photographs="--photographs $out/photographs"
 natural="--natural-share 1"
-if ! [ -d "$out/photographs" ]; then
+if [ -z "$(find "$out/photographs" -type f -print -quit 2>/dev/null)" ]; then # an empty folder is none
   if [ -n "${PHOTOGRAPHS:-}" ]; then folders=("$PHOTOGRAPHS"); else folders=(/usr/share/wallpapers /usr/share/backgrounds/mate/nature); fi
   if ! "$python" "$(dirname "$0")/photographs.py" "$out/photographs" "${folders[@]}"; then
     [ -n "$minutes" ] || awk -v share="$share" 'BEGIN { exit !(share < 1) }' || exit 2

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from differad.data.atomic import in_one_step
+from differad.files import atomic_write
 from differad.locators.threads import usable_cores
 from differad.training.provenance import whole_checkpoints
 
@@ -310,7 +310,7 @@ class Run:
         for file in _MODEL_FILES:
             source = newest / file
             if source.is_file():
-                with in_one_step(self.out / "model" / file) as fresh:
+                with atomic_write(self.out / "model" / file) as fresh:
                     shutil.copyfile(source, fresh)
         self.write()
 
@@ -349,13 +349,13 @@ class Run:
         texts = {"result.jsonl": "".join(f"{json.dumps(row)}\n" for row in self.rows), "result.md": table(self.rows)}
         texts["curves.jsonl"] = "".join(curve(self.runs / name, name) for name in ("compare", "sft", "rl"))
         for name, text in texts.items():
-            with in_one_step(self.out / name) as fresh:
+            with atomic_write(self.out / name) as fresh:
                 fresh.write_text(text, encoding="utf-8")
             shutil.copyfile(self.out / name, self.back / name)
         if self.log.exists():
             (self.back / "log.txt").write_bytes(self.log.read_bytes()[-(8 << 20) :])
         if (self.out / "model" / "model.safetensors").is_file():
-            with in_one_step(self.back / "model.tar") as fresh, tarfile.open(fresh, "w") as archive:
+            with atomic_write(self.back / "model.tar") as fresh, tarfile.open(fresh, "w") as archive:
                 archive.add(self.out / "model", "model")
 
 

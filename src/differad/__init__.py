@@ -1,9 +1,8 @@
 """differad: one-shot visual inspection. Show a good part and a part to inspect; get what is abnormal and where."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from differad.core import Location, Pair
-from differad.data.manifest import read_pairs
 from differad.errors import (
     DifferadError,
     ImageError,
@@ -14,7 +13,13 @@ from differad.errors import (
     MissingExtraError,
     OptionError,
 )
-from differad.locators import Locator, load_locator
+
+if TYPE_CHECKING:
+    from differad.core import Location, Pair
+    from differad.data.manifest import read_pairs
+    from differad.locators import Locator, load_locator
+
+    __version__: str
 
 __all__ = [
     "DifferadError",
@@ -31,7 +36,35 @@ __all__ = [
     "load_locator",
     "read_pairs",
 ]
-try:
-    __version__ = version("differad")
-except PackageNotFoundError:  # a copied checkout on PYTHONPATH, as on a machine without internet
-    __version__ = "0+checkout"
+# Loaded when first asked for: the command line must be able to answer Ctrl-C before half a second of imports.
+_HOMES = {
+    "Location": "differad.core",
+    "Pair": "differad.core",
+    "Locator": "differad.locators",
+    "load_locator": "differad.locators",
+    "read_pairs": "differad.data.manifest",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name == "__version__":
+        value = _version()
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("differad")
+    except PackageNotFoundError:  # a copied checkout on PYTHONPATH, as on a machine without internet
+        return "0+checkout"

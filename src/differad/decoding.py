@@ -19,7 +19,7 @@ from PIL import Image, JpegImagePlugin, MpoImagePlugin
 
 from differad import tiff
 from differad.errors import ImageError
-from differad.headers import BROKEN, READERS, Header, no_pillow_limit, parse_header, pixel_limit
+from differad.headers import BROKEN, READERS, Header, no_pillow_limit, parse_header, pixel_limit, unreadable
 
 Samples = NDArray[Any]
 _STRIP_PIXELS = 1 << 21
@@ -71,7 +71,7 @@ def load(file: BinaryIO, header: Header, name: str, *, at_least: int | None = No
                 image.draft(None, (at_least, at_least))
             image.load()
     except BROKEN as error:
-        raise ImageError(f"{name}: broken or truncated image ({error}); export it again") from None
+        raise unreadable(name, error) from None
     if at_least is None and image.size != (header.width, header.height):
         raise ImageError(
             f"{name}: broken image, of {image.size} pixels by its samples, not as its head says; export it again"
@@ -110,7 +110,7 @@ def _load_deep(file: BinaryIO, header: Header, name: str) -> Samples:
                 content = bytes(tiff.single_page(content, tiff.read_layout(file), header.page))
         samples = _by_opencv(content)
     except BROKEN as error:
-        raise ImageError(f"{name}: broken or truncated image ({error}); export it again") from None
+        raise unreadable(name, error) from None
     if samples is None and header.channels == 1 and header.bits in (16, 32):
         samples = np.asarray(load(file, header, name))
         samples = samples.view(np.uint32) if _is_unsigned_32(header) else samples  # to Pillow these are signed

@@ -26,6 +26,10 @@ class ImageError(InputError):
     """A picture that cannot be read, or is not what it should be."""
 
 
+class WriteError(InputError):
+    """A file or folder that cannot be written: a full disk, a read-only folder; what was finished before is kept."""
+
+
 class ManifestError(InputError):
     """A line of a `pairs.jsonl` or `predictions.jsonl` that does not hold what it must."""
 

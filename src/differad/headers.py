@@ -29,6 +29,7 @@ from PIL import (
 
 from differad import tiff
 from differad.errors import ImageError, OptionError
+from differad.memory import REMEDY, is_out_of_memory
 
 # 200 megapixels: more than any area-scan camera delivers, less than what exhausts a small machine's memory.
 MAX_PIXELS = 200_000_000
@@ -97,6 +98,13 @@ class Header:
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
+def unreadable(name: str, error: BaseException) -> ImageError:
+    """What an image is said to be whose reader raised `error`, one of BROKEN."""
+    if is_out_of_memory(error):
+        return ImageError(f"{name}: not enough memory to decode it; {REMEDY}")
+    return ImageError(f"{name}: broken or truncated image ({error}); export it again")
+
+
 def pixel_limit(max_pixels: int | None = None) -> int:
     """The largest number of pixels that is decoded: the argument, else DIFFERAD_MAX_PIXELS, else 200 million.
 
@@ -121,7 +129,7 @@ def parse_header(file: BinaryIO, name: str, page: int | None, limit: int) -> Hea
         kind = _format(file)
         header = _HEADERS[kind](file, page or 1) if kind else None
     except BROKEN as error:
-        raise ImageError(f"{name}: broken or truncated image ({error}); export it again") from None
+        raise unreadable(name, error) from None
     if header is None:
         empty = not file.seek(0, os.SEEK_END)
         what = "empty file; expected an image" if empty else f"not an image that can be read; expected {_FORMATS}"

@@ -8,6 +8,7 @@ file raises `ImageError`. Knows nothing about pairs or boxes.
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from PIL import Image
 from differad import scaling
 from differad.decoding import load, load_deep, opened, split_page, to_array, upright
 from differad.errors import ImageError, shortened
-from differad.headers import BROKEN, ORIENTATION, Header, check_pixels, pixel_limit
+from differad.files import make_folder, write_bytes
+from differad.headers import BROKEN, ORIENTATION, Header, check_pixels, pixel_limit, unreadable
+from differad.memory import is_out_of_memory
 from differad.scaling import Decoded
 
 RGB = NDArray[np.uint8]
@@ -134,14 +137,19 @@ def check_ending(path: str | Path) -> None:
 
 
 def write_image(path: str | Path, pixels: RGB) -> None:
-    """Write (H, W, 3) uint8 RGB in the format that the file's ending names. Raises ImageError."""
+    """Write (H, W, 3) uint8 RGB in the format that the file's ending names, whole or not at all.
+
+    Raises ImageError for an ending that names none, or a format that cannot hold the image, and WriteError.
+    """
     path = Path(path)
     check_ending(path)
+    content = BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
+        Image.fromarray(pixels).save(content, Image.registered_extensions()[path.suffix.lower()])
+    except (OSError, ValueError) as error:  # too large for the format, for instance
+        raise ImageError(f"{path}: cannot be encoded ({error}); choose another ending, as .png") from None
+    make_folder(path.parent)
+    write_bytes(path, content.getvalue())
 
 
 def _from_file(file: Any, header: Header, name: str) -> Decoded:
@@ -170,6 +178,8 @@ def _from_pillow(image: Image.Image, orientation: int, name: str) -> Decoded:
             return Decoded(upright(np.asarray(image)[:, :, None], orientation), name)
         return Decoded(to_array(image, orientation), name)
     except BROKEN as error:
+        if is_out_of_memory(error):
+            raise unreadable(name, error) from None
         raise ImageError(f"{name}: mode {image.mode} cannot be shown as RGB ({error}); export it as RGB") from None
 
 
@@ -190,7 +200,7 @@ def _loaded(image: Image.Image, limit: int) -> tuple[Image.Image, int]:
         image.load()
         orientation = image.getexif().get(ORIENTATION)
     except BROKEN as error:
-        raise ImageError(f"image: broken or truncated image ({error}); export it again") from None
+        raise unreadable("image", error) from None
     return image, orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 

@@ -220,3 +220,27 @@ def test_an_unfinished_build_is_started_over(manifest, root, tmp_path):
         assert differad(name, *arguments, "--out", out, "--force").exit_code == 0
         names = {"build": {"pairs.jsonl", "card.json", "card.md", "sheet.html"}, "split": {"train.jsonl", "test.jsonl"}}
         assert {path.name for path in out.iterdir()} == names[name]
+
+
+@pytest.mark.parametrize("out", ["pairs", "derived/first/pairs"])
+def test_the_output_folder_inside_the_data_set_is_no_kind_of_defect(root, tmp_path, monkeypatch, out):
+    """Neither while it is written nor later on, wherever below the root it lies."""
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (root / "nut/train/good").rename(parts / "good")
+    (root / "nut/test/dent").rename(parts / "dent")
+    monkeypatch.chdir(parts)
+    for name in (out, f"{out}_again"):
+        done = differad("build", "folder", ".", "--out", name, "--all-normals", "--json")
+        assert json.loads(done.stdout)["samples"] == 12
+        assert {pair.extra.get("kind") for pair in read_pairs(parts / name / "pairs.jsonl")} == {None, "dent"}
+
+
+def test_folders_that_lead_round_in_circles_are_listed_once(root, tmp_path):
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (root / "nut/train/good").rename(parts / "good")
+    (parts / "loop").mkdir()
+    (parts / "loop" / "back").symlink_to(parts / "loop")
+    done = differad("build", "folder", parts, "--out", tmp_path / "out", "--all-normals", "--json")
+    assert json.loads(done.stdout)["samples"] == 8

@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 GOOD, DEFECT = EXAMPLES / "board_good.png", EXAMPLES / "board_defect.png"
 COMMANDS = (
     ["locate"], ["evaluate"], ["score"], ["build"], ["build-recipe"], ["split"], ["check-leaks"], ["audit-reward"],
-    ["synthesize"], ["export"], ["import"], ["models"], ["train", "sft"], ["train", "rl"],
+    ["synthesize"], ["export"], ["import"], ["models"], ["recipes"], ["train", "sft"], ["train", "rl"],
 )  # fmt: skip
 
 

@@ -251,7 +251,7 @@ def test_nothing_is_overwritten(root, out):
     build("mvtec", root, out, LAZY)
     with pytest.raises(InputError, match="not empty; expected a new or empty folder"):
         build("mvtec", root, out, LAZY)
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be made a folder"):
         build("mvtec", root, out / "pairs.jsonl", LAZY)
 
 

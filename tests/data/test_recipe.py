@@ -40,7 +40,7 @@ def test_what_is_present_is_built_and_what_is_absent_told(tmp_path):
     assert [(o.category, o.state, o.pairs) for o in built.outcomes] == [
         ("Nut", "built", 4),
         ("Both", "short", 3),
-        ("Bolt", "absent", 0),
+        ("Bolt", "unmatched", 0),
         ("Fabric", "absent", 0),
     ]
     assert "nothing there fits bolt; there is nut, tile" in built.outcomes[2].why
@@ -54,8 +54,35 @@ def test_what_is_present_is_built_and_what_is_absent_told(tmp_path):
     card = json.loads((out / "card.json").read_text())
     assert card["notes"][0] == "a note"
     assert "Fabric: absent" in card["notes"][-1]
-    assert "Absent: Bolt, Fabric." in (out / "sheet.html").read_text()
+    assert "Absent: Fabric. Unmatched: Bolt." in (out / "sheet.html").read_text()
     assert built.summary()["wanted"] == 112
+
+
+def half_unpacked(root):
+    """A data set whose archive was unpacked in part: the folders are there, what they must hold is not."""
+    (root / "Images").mkdir(parents=True)
+    return root
+
+
+def test_a_half_unpacked_data_set_costs_its_own_categories_alone(tmp_path):
+    mvtec(tmp_path / "sets" / "mvtec")
+    half_unpacked(tmp_path / "sets" / "aitex")
+    text = RECIPE.replace("from: [nut, tile]", "from: [tile]")
+    with pytest.raises(ManifestError, match=str(tmp_path / "sets" / "aitex")):
+        build_recipe(recipe(tmp_path, text), tmp_path / "sets", tmp_path / "out")
+    skipping = BuildOptions(skip_bad=True)
+    built = build_recipe(recipe(tmp_path, text), tmp_path / "sets", tmp_path / "out", skipping)
+    assert [o.state for o in built.outcomes] == ["built", "short", "unmatched", "broken"]
+    assert built.outcomes[3].why in built.problems
+    assert "Broken: Fabric." in (tmp_path / "out" / "sheet.html").read_text()
+
+
+def test_nothing_but_a_half_unpacked_data_set_says_why(tmp_path):
+    half_unpacked(tmp_path / "sets" / "aitex")
+    with pytest.raises(
+        ManifestError, match=r"no pair of the recipe could be built; the first reason, of 'Fabric': .*aitex"
+    ):
+        build_recipe(recipe(tmp_path), tmp_path / "sets", tmp_path / "out", BuildOptions(skip_bad=True))
 
 
 def test_merged_categories_keep_to_their_own_references(tmp_path):

@@ -160,6 +160,14 @@ def test_a_tar_of_something_else(tmp_path):
         list(read_shards(tmp_path / "three.tar"))
 
 
+def test_a_set_of_single_files_is_named_as_one(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("")
+    with pytest.raises(
+        InputError, match=r"holds single images; expected shards \(read_pairs\('.*pairs.jsonl'\) reads these\)"
+    ):
+        list(read_shards(tmp_path))
+
+
 def test_where_there_is_no_shard(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "nowhere.tar"):

@@ -126,5 +126,5 @@ def test_places_that_cannot_be_used(tmp_path):
     with pytest.raises(ManifestError, match="cannot be read"):
         PredictionIndex(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be made a folder"):
         PredictionWriter(tmp_path / "file" / "p.jsonl")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,19 @@ import pytest
 pytest.importorskip("trl", reason="the train extra is not installed")
 import torch
 
+from differad.answers.formats import answer_format
 from differad.answers.resize import ResizeRule
 from differad.cli.main import run
 from differad.data.manifest import read_pairs
+from differad.errors import InputError, WriteError
 from differad.images import read_images
 from differad.locators.tiny.batched import BatchedEvidence
-from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, laid_on, steepest
+from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, WIDTH, laid_on, steepest
 from differad.locators.tiny.known import INDEX, key_image, read_key
 from differad.locators.tiny.pairs import PairEvidence, resized
 from differad.synthesis.draw import DrawOptions
 from differad.synthesis.run import synthesize
-from differad.training.data import build_rows
+from differad.training.data import Speech, build_rows
 from differad.training.evidence import compute_evidence
 from differad.training.policy import open_source
 from differad.training.recipe import SftRecipe
@@ -190,3 +193,56 @@ def test_the_command_says_what_it_did(manifest, tmp_path, capsys):
     ):
         assert run(["train", "evidence", str(path), *arguments]) != 0
         assert text in capsys.readouterr().err
+
+
+def broken(content, kind):
+    """What may stand in place of a file of evidence."""
+    if kind == "empty":
+        return b""
+    if kind == "cut":
+        return content[: len(content) // 2]
+    if kind == "zeros":
+        return bytes(len(content))
+    buffer = BytesIO()
+    shape = {"flat": (64,), "small": (4, 4, WIDTH), "wide": (8, 8, WIDTH + 1)}[kind]
+    np.save(buffer, np.zeros(shape, np.float16))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["empty", "cut", "zeros", "flat", "small", "wide"])
+def test_a_file_of_evidence_that_is_not_whole_is_computed_anew(manifest, tmp_path, kind):
+    own = recipe(manifest, tmp_path)
+    compute_evidence(own, workers=1, device="cpu")
+    whole = {path.name: path.read_bytes() for path in tmp_path.glob("*.npy")}
+    spoilt = sorted(whole)[:3]
+    for name in spoilt:
+        (tmp_path / name).write_bytes(broken(whole[name], kind))
+    # Training takes the images of these pairs, whose evidence is not known, and computes it.
+    rows = list(build_rows(read_pairs(manifest), own.data, Speech(answer_format("qwen2-vl"), RULE)))
+    known = {row["evidence"] for row in rows} - {""}
+    assert known == {name.removesuffix(".npy") for name in whole if name not in spoilt}
+    assert as_trained(manifest, tmp_path).keys() == whole.keys()
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.npy")} == whole
+    (tmp_path / spoilt[0]).write_bytes(broken(whole[spoilt[0]], kind))
+    summary = compute_evidence(own, workers=1, device="cpu")
+    assert (summary.computed, summary.kept) == (1, len(rows) - 1)
+    assert (tmp_path / spoilt[0]).read_bytes() == whole[spoilt[0]]
+
+
+def test_evidence_that_breaks_while_training_is_named(manifest, tmp_path):
+    own = recipe(manifest, tmp_path)
+    compute_evidence(own, workers=1, device="cpu")
+    lost = sorted(tmp_path.glob("*.npy"))[0]
+    processor = open_source(own.model, own.out, 0).processor.image_processor
+    processor.cache = tmp_path
+    lost.write_bytes(b"")
+    standing = torch.from_numpy(key_image(bytes.fromhex(lost.stem))).permute(2, 0, 1)
+    with pytest.raises(InputError, match=rf"{lost.name}: gone or not whole; expected the evidence of a pair"):
+        processor([standing, standing])
+
+
+def test_evidence_that_cannot_be_written_is_one_line(manifest, tmp_path):
+    own = recipe(manifest, tmp_path / "evidence")
+    (tmp_path / "evidence").write_text("a file")
+    with pytest.raises(WriteError, match=r"evidence: cannot be made a folder \(File exists\); choose another place"):
+        compute_evidence(own, workers=1, device="cpu")

@@ -78,6 +78,19 @@ def test_a_cold_start_writes_what_it_should(make_recipe, pairs, start):
     assert not any("visual" in name for name in moved)  # frozen by default
 
 
+@pytest.mark.parametrize("phase", ["sft", "rl"])
+def test_the_model_has_our_own_card_and_the_run_none_of_the_trainers(make_recipe, pairs, start, phase):
+    recipe = make_recipe(phase, f"held_out.pairs=[{pairs}]", "held_out.every=1", "model.lora={rank: 2}")
+    {"sft": train_sft, "rl": train_rl}[phase](recipe)
+    assert [path.relative_to(recipe.out).as_posix() for path in recipe.out.glob("README.md")] == []
+    card = (recipe.out / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"2 steps, from `{start}`" in card
+    assert f"- data: `{pairs}` (SHA-256 " in card
+    assert "| normal pairs answered as normal | " in card
+    assert "TRL" not in card
+    assert "None" not in card
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_breaks_a_run_is_named_in_one_line(make_recipe, broken_pairs, workers):
     """A worker's own words for it would hold a traceback."""

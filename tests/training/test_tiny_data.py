@@ -50,3 +50,11 @@ def test_the_full_set_is_not_drawn_without(tmp_path):
     done = run("bash", RECIPE / "data.sh", tmp_path / "data", PHOTOGRAPHS=str(tmp_path / "empty"))
     assert (done.returncode, len(done.stderr.splitlines()), done.stdout) == (2, 1, "")
     assert REMEDY in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script")
+def test_an_empty_folder_of_photographs_is_none(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "data" / "photographs").mkdir(parents=True)
+    done = run("bash", RECIPE / "data.sh", tmp_path / "data", PHOTOGRAPHS=str(tmp_path / "empty"))
+    assert (done.returncode, REMEDY in done.stderr) == (2, True)

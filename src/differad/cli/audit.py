@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from differad.cli.options import AsJson, print_json
-from differad.images import write_image
+from differad.images import check_ending, write_image
 from differad.training.audit import audit, draw_audit
 from differad.training.localization import DEFAULT_VARIANT
 
@@ -25,11 +25,13 @@ def audit_command(
     """
     figures = audit()
     if save is not None:
-        write_image(save, draw_audit())
+        check_ending(save)
     if as_json:
         print_json(figures)
     else:
         _print(figures)
+    if save is not None:
+        write_image(save, draw_audit())
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -1,105 +1,31 @@
-"""The `differad` command: gathers the subcommands and turns errors into one line and an exit code.
+"""The entry of the `differad` command: signals become one line and an exit code, from the first imports on."""
 
-0 done; 2 the input or the options are wrong; 3 abnormal, with `locate --fail-on-anomaly`; 4 no answer; 1 anything else; 130
-interrupted.
-"""
-
-import os
+import io
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import typer
-
-import differad
-from differad.cli.audit import audit_command
-from differad.cli.build import build_command, build_recipe_command
-from differad.cli.evaluate import evaluate_command
-from differad.cli.exchange import export_command, import_command
-from differad.cli.locate import locate_command
-from differad.cli.models import models_command
-from differad.cli.output import AGAIN, escape_what_cannot_be_shown, log_lines, warnings_as_lines, with_output_options
-from differad.cli.score import score_command
-from differad.cli.split import check_leaks_command, split_command
-from differad.cli.synthesize import synthesize_command
-from differad.cli.train import train_app
-from differad.errors import DifferadError
-from differad.progress import LOGGER
-
-app = typer.Typer(
-    name="differad",
-    help="One-shot visual inspection: show one good part and one to inspect, get what is abnormal and where.\n\n"
-    "The environment may hold defaults: DIFFERAD_MODEL, DIFFERAD_FAMILY, DIFFERAD_OPTIONS, DIFFERAD_FAIL_ON_ANOMALY, "
-    "DIFFERAD_QUIET.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-)
-# Each command, and how its work is continued after Ctrl-C.
-COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
-    "locate": (locate_command, "with --pairs the same command goes on from there"),
-    "evaluate": (evaluate_command, AGAIN),
-    "score": (score_command, ""),
-    "build": (build_command, "what it had made was removed; run it again"),
-    "build-recipe": (build_recipe_command, "what it had made was removed; run it again"),
-    "split": (split_command, ""),
-    "check-leaks": (check_leaks_command, ""),
-    "audit-reward": (audit_command, ""),
-    "synthesize": (synthesize_command, AGAIN),
-    "export": (export_command, ""),
-    "import": (import_command, ""),
-    "models": (models_command, ""),
-}
-for _name, (_command, _go_on) in COMMANDS.items():
-    app.command(_name)(with_output_options(_command, _go_on))
-app.add_typer(train_app, name="train")
-
-# Releases of typer name the base of their errors differently (click's own, a copy of it, TyperException); a bad
-# parameter descends from it in all of them: its last class before Exception, BaseException and object.
-_USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[-4]
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"differad {differad.__version__}")
-        raise typer.Exit
-
-
-@app.callback(invoke_without_command=True)
-def _root(
-    context: typer.Context,
-    _version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
-    ),
-) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+from differad.cli.signals import describe, exit_code, fail, signals_as_interrupts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line on `arguments` (default: the process's own) and exit with its code."""
-    escape_what_cannot_be_shown()
-    sys.exit(run(arguments))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What the terminal's encoding has no letters for is written as \x and \u escapes, instead of failing after the work.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with signals_as_interrupts():
+            code = run(arguments)
+    except KeyboardInterrupt as interrupt:  # between two of the blocks that answer it
+        code = fail(describe(interrupt), exit_code(interrupt))
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; errors become one line on stderr."""
-    with log_lines(), warnings_as_lines():
-        try:
-            code = app(args=arguments, prog_name="differad", standalone_mode=False)
-        except DifferadError as error:
-            LOGGER.debug("origin:", exc_info=error)
-            return _fail(str(error), error.exit_code)
-        except _USAGE_ERROR as error:
-            return _fail(f"{error.format_message()} (differad --help shows the options)", error.exit_code)
-        except (typer.Abort, KeyboardInterrupt):
-            return _fail("interrupted", 130)
-        except BrokenPipeError:
-            # Who reads has read enough (`| head`); Python would complain once more when it closes the stream.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-    return code if isinstance(code, int) else 0
+    try:
+        from differad.cli.app import run as run_app
 
-
-def _fail(message: str, code: int) -> int:
-    print(f"differad: {' '.join(message.split())}", file=sys.stderr)
-    return code
+        return run_app(arguments)
+    except KeyboardInterrupt as interrupt:  # while it loads
+        return fail(describe(interrupt), exit_code(interrupt))

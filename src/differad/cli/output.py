@@ -1,7 +1,6 @@
 """What every command does about output: how much is said, warnings as lines, an interruption that says how to go on."""
 
 import inspect
-import io
 import logging
 import sys
 import warnings
@@ -11,7 +10,8 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from differad.errors import DifferadError, InputWarning
+from differad.cli.signals import describe, exit_code
+from differad.errors import DifferadError, InputWarning, WriteError
 from differad.progress import LOGGER, is_quiet, latest_position
 
 _QUIET = Annotated[
@@ -19,26 +19,37 @@ _QUIET = Annotated[
 ]
 _VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr; errors come with their origin.")]
 AGAIN = "the same command goes on from there"
+# From a command's arguments to how its work is continued.
+GoOn = Callable[[dict[str, Any]], str]
 
 
 class InterruptedRunError(DifferadError):
-    """Ctrl-C; says how far the work had come and how to go on."""
+    """Ctrl-C or another signal; says how far the work had come and how to go on."""
 
-    exit_code = 130
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
-def with_output_options(command: Callable[..., Any], go_on: str = "") -> Callable[..., Any]:
-    """The command with --quiet and --verbose; `go_on` says after Ctrl-C how its work is continued."""
+def with_output_options(command: Callable[..., Any], go_on: str | GoOn = "") -> Callable[..., Any]:
+    """The command with --quiet and --verbose; `go_on` says after Ctrl-C, or a full disk, how its work is continued."""
     signature = inspect.signature(command)
+
+    def advice(values: dict[str, Any]) -> str:
+        text = go_on if isinstance(go_on, str) else go_on(values)
+        return f"; {text}" if text else ""
 
     def run(*, quiet: bool, verbose: bool, **values: Any) -> Any:
         LOGGER.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING)
         try:
             return command(**values)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             position = latest_position()
             at = f" at {position}" if position else ""
-            raise InterruptedRunError(f"interrupted{at}{'; ' if go_on else ''}{go_on}") from None
+            message = f"{describe(interrupt)}{at}{advice(values)}"
+            raise InterruptedRunError(message, exit_code(interrupt)) from None
+        except WriteError as error:
+            raise WriteError(f"{error}{advice(values)}") from error
 
     more = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
@@ -89,13 +100,6 @@ def log_lines() -> Iterator[None]:
     finally:
         LOGGER.removeHandler(handler)
         LOGGER.setLevel(level)
-
-
-def escape_what_cannot_be_shown() -> None:
-    """Write as \\x and \\u escapes what the terminal's encoding has no letters for, instead of failing after the work."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def can_show(text: str) -> bool:

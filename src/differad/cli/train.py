@@ -8,7 +8,7 @@ import typer
 
 from differad.cli.options import AsJson, print_json
 from differad.cli.output import with_output_options
-from differad.errors import MissingExtraError, PeerError
+from differad.errors import DifferadError, MissingExtraError, PeerError
 from differad.options import check_at_least, check_option
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train, and on what.")]
@@ -17,7 +17,9 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set, as train.learning_rate=1e-5."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last whole checkpoint, if it has one.")]
-Check = Annotated[bool, typer.Option("--check", help="Read and check the recipe, print it and stop.")]
+Check = Annotated[
+    bool, typer.Option("--check", help="Read and check the recipe, print it, check that its data is there, and stop.")
+]
 
 
 def sft_command(
@@ -89,11 +91,14 @@ for _phase, _command, _again in (
 
 
 def _run(phase: str, path: Path, overrides: list[str] | None, resume: bool, check: bool, as_json: bool) -> None:
+    recipe = _recipe(phase, path, overrides)
     if check:
-        print_json(_recipe(phase, path, overrides).model_dump(mode="json"))
+        print_json(recipe.model_dump(mode="json"))
+        _check_present(recipe)
         return
     try:
-        summary = _train(phase, path, overrides, resume)
+        _check_present(recipe)
+        summary = _train(phase, recipe, resume)
     except PeerError as error:  # the process that failed says why
         raise typer.Exit(error.exit_code) from None
     if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
@@ -114,8 +119,18 @@ def _recipe(phase: str, path: Path, overrides: list[str] | None) -> Any:
     return load_recipe(path, RlRecipe, overrides or ())
 
 
-def _train(phase: str, path: Path, overrides: list[str] | None, resume: bool) -> dict[str, Any]:
-    recipe = _recipe(phase, path, overrides)
+def _check_present(recipe: Any) -> None:
+    """Refuse a recipe whose manifests or checkpoints are not there; of the processes on one machine the first says so."""
+    from differad.training.inputs import check_present
+    from differad.training.launch import raise_in_first
+
+    try:
+        check_present(recipe)
+    except DifferadError as error:
+        raise_in_first(error)
+
+
+def _train(phase: str, recipe: Any, resume: bool) -> dict[str, Any]:
     try:
         if phase == "sft":
             from differad.training.sft import train_sft

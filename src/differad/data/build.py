@@ -13,7 +13,6 @@ from typing import Any
 
 from differad.boxes import Boxes
 from differad.core import Pair
-from differad.data.atomic import in_one_step
 from differad.data.copies import Contents
 from differad.data.manifest import write_pairs
 from differad.data.output_folder import OutputFolder, claim_folder
@@ -119,15 +118,10 @@ def is_place_unknown(pair: Pair) -> bool:
 
 
 def write_manifest(path: Path, pairs: Sequence[Pair]) -> None:
-    """Write pairs as a manifest that is there whole or not at all. Raises ManifestError, InputError."""
+    """Write pairs as a manifest. Raises ManifestError, also where there is none, and WriteError."""
     if not pairs:
         raise ManifestError(f"{path}: no pair to write; every sample was left out or has no reference (--pairing)")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with in_one_step(path) as fresh:
-            write_pairs(fresh, pairs)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
+    write_pairs(path, pairs)
 
 
 def read_samples(

@@ -20,6 +20,7 @@ from differad.core import Pair
 from differad.data.build import is_place_unknown
 from differad.data.sources.registry import SOURCES
 from differad.errors import InputError, ManifestError
+from differad.files import write_lines, write_text
 from differad.images import image_file, image_size
 from differad.progress import track
 
@@ -55,7 +56,9 @@ def write_card(
 ) -> dict[str, Any]:
     """Write card.json and card.md into `out`, with the manifest's checksum; return the card as it was written.
 
-    `files` get their checksums too, in `checksums.sha256`, which `sha256sum --check` reads in `out`. Raises InputError.
+    `files` get their checksums too, in `checksums.sha256`, which `sha256sum --check` reads in `out`.
+
+    Raises InputError, WriteError.
     """
     whole: dict[str, Any] = {**card, "manifest": {"name": manifest.name, "sha256": sha256(manifest)}}
     if files is not None:
@@ -64,11 +67,11 @@ def write_card(
             f"{sha256(path)}  {_relative(path, out)}\n"
             for path in track(listed, "checksums", len(listed), shown=progress)
         ]
-        (out / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+        write_lines(out / CHECKSUMS, lines)
         whole["files"] = {"count": len(lines), "checksums": CHECKSUMS, "sha256": sha256(out / CHECKSUMS)}
     text = json.dumps(whole, ensure_ascii=False, indent=2, allow_nan=False)
-    (out / "card.json").write_text(text + "\n", encoding="utf-8")
-    (out / "card.md").write_text(card_text(whole), encoding="utf-8")
+    write_text(out / "card.json", text + "\n")
+    write_text(out / "card.md", card_text(whole))
     return whole
 
 

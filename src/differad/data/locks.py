@@ -13,15 +13,17 @@ import portalocker
 from portalocker import LockFlags
 
 from differad.errors import InputError
+from differad.files import unwritable
 
 LOCK = ".differad.lock"
 
 
 @contextmanager
 def sole_run(out: Path) -> Iterator[None]:
-    """Keep every other run out of `out`, a folder that exists or a file, while inside. Raises InputError where there is one.
+    """Keep every other run out of `out`, a folder that exists or a file, while inside.
 
-    The lock lies in the folder, or beside the file, and is removed at the end.
+    The lock lies in the folder, or beside the file, and is removed at the end. Raises InputError where another run is at work,
+    and WriteError.
     """
     lock = out / LOCK if out.is_dir() else out.with_name(f".{out.name}.lock")
     try:
@@ -29,7 +31,7 @@ def sole_run(out: Path) -> Iterator[None]:
     except portalocker.AlreadyLocked:
         raise InputError(f"{out}: another run writes to it; wait for it, or write to another place") from None
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); write to another place") from None
+        raise unwritable(out, error) from None
     try:
         yield
     finally:

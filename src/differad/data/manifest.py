@@ -17,6 +17,7 @@ from differad.core import Pair
 from differad.data.keys import SlipFinder, nearest
 from differad.data.masks import boxes_from_mask, read_mask
 from differad.errors import ImageError, ManifestError, shortened
+from differad.files import make_folder, write_lines
 from differad.images import image_size
 
 
@@ -79,14 +80,21 @@ def read_pairs(path: str | Path) -> Iterator[Pair]:
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
-    """Write pairs whose images are paths as a manifest, paths relative to it; return how many. Raises ManifestError."""
+    """Write pairs whose images are paths as a manifest, paths relative to it; return how many.
+
+    It is there whole or not at all. Raises ManifestError, WriteError.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with path.open("w", encoding="utf-8") as file:
+
+    def lines() -> Iterator[str]:
+        nonlocal count
         for pair in pairs:
-            file.write(json.dumps(_to_record(pair, path.parent), ensure_ascii=False) + "\n")
             count += 1
+            yield json.dumps(_to_record(pair, path.parent), ensure_ascii=False) + "\n"
+
+    make_folder(path.parent)
+    write_lines(path, lines())
     return count
 
 

@@ -1,120 +1,144 @@
-"""The folder that a build writes to: new or empty, this process's alone, and marked until it is finished.
+"""The folder that a build or an export writes to: new or empty, this process's alone, and marked until it is finished.
 
-The marker lists what the build makes, each name before its file. A build that fails removes it all; one that is killed leaves
-the marker, and `force` starts it over: it removes what the marker lists, and nothing else.
+The marker lists what is made, each name before its file. Where that fails, all of it is removed. A kill leaves the marker, and
+`force` starts over: it removes what the marker lists, and nothing else. Nothing is finished before it is on the disk.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from differad.data.atomic import TEMPORARY_ENDING
 from differad.data.locks import LOCK, sole_run
-from differad.data.sources.sample import is_storable
-from differad.errors import InputError
+from differad.data.sources.sample import MARKER, is_storable
+from differad.errors import InputError, WriteError
+from differad.files import AppendFile, leftovers, make_folder, sync_files, write_errors
 
-MARKER = ".differad-unfinished"
-_HEADER = "files of an unfinished build"
+_HEADER = "files of an unfinished {}"
 
 
 class OutputFolder:
-    """A claimed folder. `path` is where it is."""
+    """A claimed folder. `path` is where it is, `work` what writes to it. Raises WriteError."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, work: str) -> None:
         self.path = path
-        self._marker = (path / MARKER).open("a", encoding="utf-8")
-        self._write(_HEADER)
+        self._work = work
+        self._made: dict[Path, None] = {}
+        self._marker = AppendFile(path / MARKER)
+        try:
+            self._list(_HEADER.format(work))
+        except WriteError:
+            self.discard()
+            raise
 
     def record(self, *paths: Path) -> None:
-        """List files of the folder in the marker; called before each is made."""
+        """List files of the folder in the marker; called before each is made. Raises WriteError."""
         for path in paths:
-            self._write(path.relative_to(self.path).as_posix())
+            self._list(path.relative_to(self.path).as_posix())
+            self._made[path] = None
+
+    def new_file(self, name: str) -> Path:
+        """The path of a file that is made next, listed, its folder made. Raises WriteError."""
+        path = self.path / name
+        self.record(path)
+        make_folder(path.parent)
+        return path
+
+    def new_folder(self, name: str) -> None:
+        """Make a folder that may stay empty, listed. Raises WriteError."""
+        self._list(name)
+        make_folder(self.path / name)
 
     def finish(self) -> None:
-        """Remove the marker."""
+        """Bring all that was made to the disk, then remove the marker. Raises WriteError."""
+        self.sync()
         self._marker.close()
-        (self.path / MARKER).unlink(missing_ok=True)
+        with write_errors(self.path / MARKER):
+            (self.path / MARKER).unlink(missing_ok=True)
+
+    def sync(self) -> None:
+        """Bring all that was made so far to the disk. Raises WriteError."""
+        sync_files(path for path in self._made if path.is_file() and not path.is_symlink())
 
     def discard(self) -> None:
         """Remove what was made."""
         self._marker.close()
-        _remove_recorded(self.path)
+        _remove_recorded(self.path, self._work)
 
-    def _write(self, line: str) -> None:
-        self._marker.write(json.dumps(line) + "\n")
-        self._marker.flush()
+    def _list(self, line: str) -> None:
+        self._marker.append(json.dumps(line) + "\n")
 
 
 @contextmanager
-def claim_folder(out: str | Path, *, force: bool = False) -> Iterator[OutputFolder]:
-    """Make the folder `out`, or take it where it is empty; nothing is ever overwritten.
+def claim_folder(out: str | Path, *, force: bool = False, work: str = "build") -> Iterator[OutputFolder]:
+    """Make the folder `out`, or take it where it is empty; nothing is ever overwritten. `work` is what is done, in a word.
 
-    `force` first removes what a killed build left in it. Where the block ends with an exception, what it made is removed.
-    Raises InputError where the folder is in use, or holds anything else.
+    `force` first removes what killed work of the same kind left in it. Where the block ends with an exception, what it made is
+    removed. Raises InputError where the folder is in use, or holds anything else, and WriteError.
     """
     out = Path(out)
     if not is_storable(str(out)):
         raise InputError(f"--out {str(out)!r}: not UTF-8; a manifest could not name it, so choose another folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
+    make_folder(out)
     with sole_run(out):
-        folder = _take(out, force)
+        folder = _take(out, force, work)
         try:
             yield folder
+            folder.finish()
         except BaseException:
             folder.discard()
             raise
-        folder.finish()
 
 
-def _take(out: Path, force: bool) -> OutputFolder:
-    try:
+def _take(out: Path, force: bool, work: str) -> OutputFolder:
+    with write_errors(out):
         if (out / MARKER).exists():
             if not force:
                 raise InputError(
-                    f"{out}: holds an unfinished build; --force removes what it made and starts over, or choose another folder"
+                    f"{out}: holds an unfinished {work}; --force removes what it made and starts over, or choose another folder"
                 )
-            _remove_recorded(out)
-        rest = next((path.name for path in out.iterdir() if path.name != LOCK), None)
-        if rest is not None:
-            raise InputError(
-                f"{out}: not empty; expected a new or empty folder, so that nothing is overwritten (it holds {rest})"
-            )
-        return OutputFolder(out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
+            _remove_recorded(out, work)
+        check_empty(out)
+    return OutputFolder(out, work)
 
 
-def _remove_recorded(out: Path) -> None:
+def check_empty(out: Path) -> None:
+    """Raise InputError where `out` is there and holds anything that no unfinished work has made."""
+    if not out.is_dir() or (out / MARKER).exists():
+        return
+    rest = next((path.name for path in out.iterdir() if path.name != LOCK), None)
+    if rest is not None:
+        raise InputError(
+            f"{out}: not empty; expected a new or empty folder, so that nothing is overwritten (it holds {rest})"
+        )
+
+
+def _remove_recorded(out: Path, work: str) -> None:
     """Remove the files that the marker lists, folders that are empty then, and the marker. Raises InputError, OSError."""
-    for path in _recorded(out):
-        # What a write in one step left of it, too.
-        unfinished = re.compile(re.escape(path.name) + r"\.\d+" + re.escape(TEMPORARY_ENDING))
-        if path.parent.is_dir():
-            for rest in [one for one in path.parent.iterdir() if unfinished.fullmatch(one.name)]:
-                rest.unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        for parent in path.parents:
-            if parent == out:
+    recorded = _recorded(out, work)
+    for rest in leftovers(recorded):
+        rest.unlink(missing_ok=True)
+    for path in recorded:
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not is_folder:
+            path.unlink(missing_ok=True)
+        for folder in (path, *path.parents) if is_folder else path.parents:
+            if folder == out:
                 break
             with suppress(OSError):
-                parent.rmdir()
+                folder.rmdir()
     (out / MARKER).unlink(missing_ok=True)
 
 
-def _recorded(out: Path) -> list[Path]:
-    marker = out / MARKER
+def _recorded(out: Path, work: str) -> list[Path]:
+    marker, expected = out / MARKER, _HEADER.format(work)
     # A kill may cut off the last line, whose file was not made yet.
     lines = [line for line in marker.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     try:
-        header, *names = [str(json.loads(line)) for line in lines] or [_HEADER]
+        header, *names = [str(json.loads(line)) for line in lines] or [expected]
     except ValueError:
         header, names = "", []
     paths = [Path(name) for name in names]
-    if header != _HEADER or any(path.is_absolute() or ".." in path.parts for path in paths):
+    if header != expected or any(path.is_absolute() or ".." in path.parts for path in paths):
         raise InputError(f"{marker}: does not list what a build made; remove the folder or choose another")
     return [out / path for path in paths]

@@ -20,6 +20,7 @@ from differad.data.masks import boxes_from_mask, read_mask
 from differad.data.sources.sample import Sample
 from differad.data.thumbnails import read_region
 from differad.errors import InputError, ManifestError, OptionError
+from differad.files import atomic_write, make_folder, write_errors
 from differad.images import image_size, read_image, write_image
 
 FILES = ("point", "copy", "link")
@@ -89,11 +90,8 @@ class Placer:
         if key not in self._placed:
             target = self._out / "files" / relative(path, self._root)
             self._record(target)
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path, target) if self._files == "copy" else _link(path, target)
-            except OSError as error:
-                raise InputError(f"{target}: cannot be made from {path} ({error.strerror})") from None
+            make_folder(target.parent)
+            place_file(path, target, copy=self._files == "copy")
             self._placed[key] = target
         return self._placed[key]
 
@@ -172,12 +170,29 @@ def _whole_union(masks: tuple[Path, ...], image: Path) -> Mask:
     return union
 
 
-def _link(path: Path, target: Path) -> None:
-    """A hard link, or a symbolic one where there can be none. Raises OSError."""
+def place_file(path: Path, target: Path, *, copy: bool) -> None:
+    """The file `path` as `target`, whose folder is there: a copy, or a link, hard where there can be one, else symbolic.
+
+    A copy is brought to the disk by whoever names it. Raises InputError for a file that cannot be read, and WriteError.
+    """
+    # Of the file itself: a hard link to a relative symbolic link would lead nowhere from another folder.
+    source = path.resolve()
     try:
-        # Of the file itself: a hard link to a relative symbolic link would lead nowhere from another folder.
-        os.link(path.resolve(), target)
+        source.stat()
+        if copy:
+            with atomic_write(target, sync=False) as fresh:
+                shutil.copy2(source, fresh)
+            return
+        with write_errors(target):
+            _link(source, target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be made from {path} ({error.strerror})") from None
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
     except OSError as error:
         if error.errno not in _NO_HARD_LINK:
             raise
-        target.symlink_to(path.resolve())
+        target.symlink_to(source)

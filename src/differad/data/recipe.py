@@ -20,8 +20,10 @@ from differad.data.placing import Placer
 from differad.data.sheet import write_sheet
 from differad.data.sources.registry import SOURCES
 from differad.data.sources.sample import ProblemList, Problems, Sample, refuse
-from differad.errors import ManifestError, MissingExtraError, OptionError
+from differad.errors import InputError, ManifestError, MissingExtraError, OptionError, WriteError
 
+# States of a category without a pair.
+_NOT_THERE = ("absent", "unmatched", "broken")
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -104,7 +106,10 @@ class Recipe(BaseModel):
 
 @dataclass
 class Outcome:
-    """What became of one category: "built", "short" of its count, or "absent" with the reason and where to get it."""
+    """What became of one category: "built", "short" of its count, or not there, with the reason and where to get it.
+
+    "absent" has no folder, "unmatched" has one that holds nothing of the category, and "broken" one that cannot be read.
+    """
 
     category: str
     group: str
@@ -179,7 +184,7 @@ def build_recipe(
 
     Writes pairs.jsonl, card.json, card.md and sheet.html. What the recipe says of pairing, categories and groups takes
     the place of the like in `options`. `force` starts over what a killed build left in `out`. Raises OptionError, InputError,
-    ManifestError where nothing at all is present, and what a bad file raises unless `skip_bad` lists it.
+    ManifestError where nothing at all is present, and what a bad file or data set raises unless `skip_bad` lists it.
     """
     options = options or BuildOptions()
     places = _places(recipe, Path(root), roots or {})
@@ -209,10 +214,7 @@ def _build_into(
             work.run(source, place, built.outcomes)
     built.pairs = [pair for entry in recipe.categories for pair in work.pairs.get(entry.category, [])]
     if not built.pairs:
-        raise ManifestError(
-            f"{root}: holds no data set of the recipe; expected a folder such as {next(iter(places.values()))} "
-            "(docs/sources.md says where to get each)"
-        )
+        raise ManifestError(_why_nothing(root, places, built.outcomes))
     _refuse_shared(built.pairs)
     write_manifest(out / MANIFEST, built.pairs)
     card = {**make_card(built.pairs, recipe.title, progress=progress), **_notes(recipe, built.outcomes)}
@@ -237,9 +239,17 @@ class _Work:
     def run(self, source: str, place: Path, outcomes: Sequence[Outcome]) -> None:
         """Build every category of `source`, whose samples are read once. Raises ManifestError, ImageError."""
         # Which of its categories are present shows when it is read; the recipe's choice is made after that.
-        samples = read_samples(
-            source, place, replace(self.options, categories=()), self.problems, progress=self.progress
-        )
+        whole = replace(self.options, categories=())
+        try:
+            samples = read_samples(source, place, whole, self.problems, progress=self.progress)
+        except WriteError:
+            raise
+        except InputError as error:  # the data set as a whole cannot be read
+            self.problems(str(error))
+            for outcome in outcomes:
+                if outcome.source == source:
+                    outcome.state, outcome.why = "broken", str(error)
+            return
         # Copies of two data sets must not meet under one name.
         placer = Placer(place, self.folder.path / source, self.options.files, record=self.folder.record)
         for entry, outcome in zip(self.recipe.categories, outcomes, strict=True):
@@ -250,8 +260,9 @@ class _Work:
         own = _merged([sample for sample in samples if entry.takes(sample)], entry.category)
         if not own:
             known = ", ".join(sorted({sample.category for sample in samples})) or "nothing"
-            outcome.why = (
-                f"nothing there fits {', '.join(entry.names) or 'the views and kinds asked for'}; there is {known}"
+            outcome.state, outcome.why = (
+                "unmatched",
+                f"nothing there fits {', '.join(entry.names) or 'the views and kinds asked for'}; there is {known}",
             )
             return
         options = replace(self.options, pairing=self.recipe.pairing(entry), group=entry.group)
@@ -312,12 +323,23 @@ def _refuse_shared(pairs: Sequence[Pair]) -> None:
 def _notes(recipe: Recipe, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What the card says beyond its counts: the recipe's note, the notes of its categories, and what is absent."""
     notes = [recipe.note] if recipe.note else []
-    built = {outcome.category for outcome in outcomes if outcome.state != "absent"}
+    built = {outcome.category for outcome in outcomes if outcome.pairs}
     notes += [f"{e.category}: {e.note}" for e in recipe.categories if e.note and e.category in built]
     notes += [f"{o.category}: {o.state}, {o.why}" for o in outcomes if o.state != "built"]
     return {"notes": notes, "recipe": [outcome.to_dict() for outcome in outcomes]}
 
 
 def _line(outcomes: Sequence[Outcome]) -> str:
-    absent = [outcome.category for outcome in outcomes if outcome.state == "absent"]
-    return f"Absent: {', '.join(absent)}." if absent else ""
+    by_state = {state: [one.category for one in outcomes if one.state == state] for state in _NOT_THERE}
+    return " ".join(f"{state.capitalize()}: {', '.join(names)}." for state, names in by_state.items() if names)
+
+
+def _why_nothing(root: str | Path, places: Mapping[str, Path], outcomes: Sequence[Outcome]) -> str:
+    """What to say where no pair was made: the first reason of a data set that is there, else where one is looked for."""
+    present = next((one for one in outcomes if one.state != "absent"), None)
+    if present is not None:
+        return f"{root}: no pair of the recipe could be built; the first reason, of {present.category!r}: {present.why}"
+    return (
+        f"{root}: holds no data set of the recipe; expected a folder such as {next(iter(places.values()))} "
+        "(docs/sources.md says where to get each)"
+    )

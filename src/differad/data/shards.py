@@ -16,10 +16,10 @@ from typing import Any
 
 from differad.boxes import as_boxes
 from differad.core import Pair
-from differad.data.atomic import in_one_step
 from differad.data.manifest import PairRecord, parse_line
 from differad.data.masks import boxes_from_mask, decode_mask
 from differad.errors import InputError, ManifestError, MissingExtraError
+from differad.files import atomic_write
 from differad.images import decode_images
 
 PARTS = ("reference", "target", "mask")
@@ -42,8 +42,8 @@ class Sample:
 
 
 def write_webdataset(path: Path, samples: Iterable[Sample]) -> None:
-    """Write a tar as WebDataset reads it, in one step: a kill leaves no half shard. Raises OSError."""
-    with in_one_step(path) as fresh, tarfile.open(fresh, "w", format=tarfile.USTAR_FORMAT) as tar:
+    """Write a tar as WebDataset reads it, whole or not at all. Raises WriteError."""
+    with atomic_write(path) as fresh, tarfile.open(fresh, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             names = {part: f"{sample.key}.{part}.png" for part in PARTS if getattr(sample, part) is not None}
             for part, name in names.items():
@@ -53,7 +53,7 @@ def write_webdataset(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def write_parquet(path: Path, samples: Iterable[Sample]) -> None:
-    """Write a Parquet file in one step. Raises OSError, MissingExtraError."""
+    """Write a Parquet file, whole or not at all. Raises WriteError, MissingExtraError."""
     arrow, parquet = require_pyarrow()
     text, data = arrow.string(), arrow.binary()
     schema = arrow.schema(
@@ -63,7 +63,7 @@ def write_parquet(path: Path, samples: Iterable[Sample]) -> None:
     )
     stream = iter(samples)
     # PNG does not compress any further.
-    with in_one_step(path) as fresh, parquet.ParquetWriter(fresh, schema, compression="none") as writer:
+    with atomic_write(path) as fresh, parquet.ParquetWriter(fresh, schema, compression="none") as writer:
         while rows := [_to_row(sample) for sample in islice(stream, ROW_GROUP)]:
             writer.write_table(arrow.Table.from_pylist(rows, schema=schema))
 
@@ -82,6 +82,10 @@ def shard_files(path: str | Path) -> list[Path]:
     """The shards that `path` is or holds, in order, to be shared out among readers. Raises InputError."""
     path = Path(path)
     found = sorted(file for file in path.iterdir() if file.suffix in READERS) if path.is_dir() else [path]
+    if path.is_dir() and not found and (path / "pairs.jsonl").is_file():
+        raise InputError(
+            f"{path}: holds single images; expected shards (read_pairs({str(path / 'pairs.jsonl')!r}) reads these)"
+        )
     if not found or found[0].suffix not in READERS or not found[0].is_file():
         raise InputError(f"{path}: no shard; expected a file that ends in {' or '.join(READERS)}, or a folder of them")
     return found

@@ -15,6 +15,7 @@ from differad.data.build import is_place_unknown
 from differad.data.masks import boxes_from_mask, read_mask
 from differad.drawing import jpeg_data_url, thumbnail
 from differad.errors import ImageError
+from differad.files import write_text
 from differad.images import image_size, read_images
 from differad.progress import track
 
@@ -45,7 +46,7 @@ def write_sheet(
         loader=PackageLoader("differad.data"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("sheet.html.j2").render(title=title, note=note, pairs=len(pairs), groups=groups)
-    Path(path).write_text(page, encoding="utf-8")
+    write_text(Path(path), page)
     return count
 
 

@@ -1,7 +1,7 @@
 """`predictions.jsonl`: one prediction a line, appended as it is made, so that a killed run loses at most the pair in hand."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -9,10 +9,10 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from differad.core import Location, why_no_answer
-from differad.data.atomic import in_one_step
 from differad.data.keys import SlipFinder
 from differad.data.manifest import numbered_lines, parse_line
-from differad.errors import DifferadError, InputError, ManifestError
+from differad.errors import DifferadError, ManifestError
+from differad.files import AppendFile, atomic_write, make_folder
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -76,19 +76,19 @@ def to_line(pair_id: str, outcome: Location | DifferadError) -> str:
 
 
 class PredictionWriter:
-    """Appends lines to a file and hands each to the operating system at once."""
+    """Appends lines to a file and hands each to the operating system at once, whole or not at all. Raises WriteError."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
+        make_folder(path.parent)
+        self._file = AppendFile(path)
 
     def write(self, pair_id: str, outcome: Location | DifferadError) -> None:
-        """Append one prediction."""
-        self._file.write(to_line(pair_id, outcome))
-        self._file.flush()
+        """Append one prediction. Raises WriteError."""
+        self._file.append(to_line(pair_id, outcome))
+
+    def sync(self) -> None:
+        """Bring all predictions to the disk. Raises WriteError."""
+        self._file.sync()
 
     def __enter__(self) -> "PredictionWriter":
         return self
@@ -96,7 +96,7 @@ class PredictionWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._file.__exit__(kind, error, trace)
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
@@ -117,18 +117,18 @@ def finished_ids(path: Path, *, begun: bool = False) -> set[str]:
     return {prediction.id for prediction, _ in _finished(path, begun)}
 
 
-def keep_finished(path: Path, *, begun: bool = False) -> set[str]:
+def keep_finished(path: Path, *, begun: bool = False, without: Container[str] = ()) -> set[str]:
     """Make a file of predictions ready to be continued; return the ids that are done.
 
-    What a kill left of a last line is dropped, and so are failures: a second run tries those again. The file is
-    replaced in one step, so that a kill here loses nothing either. Raises ManifestError on a line that is none of ours.
+    What a kill left of a last line is dropped, and so are failures and the ids `without`: a second run tries those again. The
+    file is replaced in one step. Raises ManifestError on a line that is none of ours, WriteError.
     """
     if not path.exists():
         return set()
     done: set[str] = set()
-    with in_one_step(path) as fresh, fresh.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as fresh, fresh.open("w", encoding="utf-8") as file:
         for prediction, line in _finished(path, begun):
-            if prediction.id not in done:
+            if prediction.id not in done and prediction.id not in without:
                 done.add(prediction.id)
                 file.write(line)
     return done
@@ -145,7 +145,8 @@ def _finished(path: Path, begun: bool) -> Iterator[tuple[Prediction, str]]:
             try:
                 prediction = _parse(raw, f"{path}:{number}")
             except ManifestError:
-                if raw.endswith(b"\n") or not (begun or number > 1):
+                # A power cut may leave zeros in place of a last line.
+                if (raw.endswith(b"\n") and b"\0" not in raw) or not (begun or number > 1):
                     raise
                 return
             if prediction.error is None:

@@ -16,6 +16,7 @@ from differad.drawing import jpeg_data_url, thumbnail
 from differad.errors import ImageError
 from differad.evaluation.metrics import PairResult
 from differad.evaluation.predictions import Prediction
+from differad.files import write_text
 from differad.images import read_images
 
 SHOWN = 6
@@ -124,7 +125,7 @@ def write_report(path: str | Path, metrics: dict[str, Any], showcase: Showcase) 
             if showcase.cases(kind)
         ],
     )
-    Path(path).write_text(page, encoding="utf-8")
+    write_text(Path(path), page)
 
 
 def _rows(metrics: dict[str, Any]) -> Iterable[dict[str, Any]]:

@@ -6,6 +6,7 @@ as `score` does from the same files. Neither ever holds more than a few pairs.
 
 import json
 import statistics
+import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 
 from differad.boxes import Boxes, as_boxes, clip, is_degenerate
 from differad.core import Pair
-from differad.data.atomic import in_one_step
 from differad.data.locks import sole_run
 from differad.data.manifest import check_readable, read_pairs
 from differad.data.truth import check_boxes, check_mask, in_fractions
@@ -29,6 +29,7 @@ from differad.evaluation.predictions import Prediction, PredictionIndex, Predict
 from differad.evaluation.report import Case, Showcase, write_report
 from differad.evaluation.run_record import Inputs, RunFiles, RunRecord, read_run
 from differad.evaluation.selection import labelled_pairs
+from differad.files import SECONDS_BETWEEN_SYNCS, make_folder, write_errors, write_text
 from differad.images import image_size
 from differad.locators import Locator
 from differad.locators.base import Outcome
@@ -63,18 +64,19 @@ def evaluate(
         metrics, showcase = _score(labelled_pairs(paths, limit), files.predictions, seed)
         metrics["unlabelled"] = unlabelled
         metrics = {"model": locator.name, **metrics}
-        with in_one_step(out / "metrics.json") as fresh:
-            fresh.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        with in_one_step(out / "report.html") as fresh:
-            write_report(fresh, metrics, showcase)
+        write_text(out / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+        write_report(out / "report.html", metrics, showcase)
     return metrics
 
 
 def discard_evaluation(out: str | Path) -> None:
-    """Remove what an evaluation left in `out`, finished or not, so that the next one starts anew. Raises InputError."""
+    """Remove what an evaluation left in `out`, finished or not, so that the next one starts anew.
+
+    Raises InputError, WriteError.
+    """
     folder = Path(out)
     files = _files_in(folder)
-    with sole_run(folder):
+    with sole_run(folder), write_errors(folder):
         files.check_free(())
         if read_run(files.record) is not None:
             for path in (files.predictions, files.images, *files.others, files.record):
@@ -123,7 +125,7 @@ def locate_to_file(
     """
     path, paths = Path(out), [Path(manifest) for manifest in manifests]
     check_readable(paths)
-    _make_folder(path.parent)
+    make_folder(path.parent)
     if path.is_dir():
         raise InputError(f"{path}: a folder; expected the file to write predictions to, so choose another --out")
     record, images = (path.with_name(f"{path.name}.{ending}") for ending in ("run.json", "images.jsonl"))
@@ -154,19 +156,28 @@ def _locate(
                 waiting.append((pair.id, record.inputs(pair)))
                 yield pair
 
+    def sync() -> None:
+        record.sync()  # first: a prediction counts where the log has its images
+        writer.sync()
+
     with (
         RunRecord(files, locator, manifests) as record,
         progress_bar(progress) as bar,
         PredictionWriter(files.predictions) as writer,
     ):
         task = bar.add_task(locator.name, total=total)
+        due = time.monotonic() + SECONDS_BETWEEN_SYNCS
         for outcome in locator.locate_many(to_do()):
             pair_id, inputs = waiting.popleft()
             if not isinstance(outcome, DifferadError):
                 record.add(pair_id, inputs)
             writer.write(pair_id, outcome)
+            if time.monotonic() >= due:
+                sync()
+                due = time.monotonic() + SECONDS_BETWEEN_SYNCS
             counts.add(pair_id, outcome)
             bar.advance(task)
+        sync()
     counts.report()
     return counts.to_dict()
 
@@ -260,17 +271,10 @@ def _check_truth(path: Path, pair: Pair) -> None:
 
 def _files_in(out: Path) -> RunFiles:
     """The files of an evaluation in the folder `out`, which is made. Raises InputError."""
-    _make_folder(out)
+    make_folder(out)
     names = ("predictions.jsonl", "run.json", "images.jsonl", "metrics.json", "report.html")
     predictions, record, images, *others = (out / name for name in names)
     return RunFiles(out, predictions, record, images, tuple(others))
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made a folder ({error.strerror}); choose another --out") from None
 
 
 # What is counted as gone wrong, with the first reason of each.

@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from differad.core import Pair
-from differad.data.atomic import in_one_step
 from differad.data.stamps import Stamp, combined, file_of, image_name, stamp
 from differad.errors import InputError
 from differad.evaluation.identity import FORMAT, changes, describe_run
 from differad.evaluation.predictions import finished_ids, keep_finished
+from differad.files import AppendFile, atomic_write, leftovers, write_errors, write_text
 from differad.locators import Locator
 from differad.locators.remembered import Remembered
 
@@ -48,6 +48,12 @@ class RunFiles:
                     f"{path}: exists, and no {self.record.name} beside it says which run it is of; {REMEDY}"
                 )
 
+    def discard_leftovers(self) -> None:
+        """Remove what a killed run left of a write. Raises WriteError."""
+        for rest in leftovers((self.predictions, self.record, self.images, *self.others)):
+            with write_errors(rest):
+                rest.unlink(missing_ok=True)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -61,7 +67,7 @@ class RunRecord:
     """The record of a run whose files this process has locked. `done` holds the ids of finished pairs.
 
     Nothing is written before all that is there was read and fits. Raises InputError where other options, another model,
-    other manifests or other images gave it, ManifestError where the predictions are none.
+    other manifests or other images gave it, ManifestError where the predictions are none, WriteError.
     """
 
     def __init__(self, files: RunFiles, locator: Locator, manifests: Sequence[Path]) -> None:
@@ -77,11 +83,12 @@ class RunRecord:
             changed = changes(earlier or {}, run)
             if changed:
                 raise InputError(f"{files.out}: holds a run with other {' and '.join(changed)}; {REMEDY}")
-        self._check_images()
-        with in_one_step(files.record) as fresh:
-            fresh.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-        keep_finished(files.predictions, begun=earlier is not None)
-        self._log = files.images.open("a", encoding="utf-8")
+        files.discard_leftovers()
+        lost = self._check_images()
+        self.done -= lost
+        write_text(files.record, json.dumps(run, indent=2) + "\n")
+        keep_finished(files.predictions, begun=earlier is not None, without=lost)
+        self._log = AppendFile(files.images)
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +96,7 @@ class RunRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._log.close()
+        self._log.__exit__(kind, error, trace)
 
     def inputs(self, pair: Pair) -> Inputs:
         """What a pair shows now. A file that cannot be read has no stamp: the locator says what is wrong with it."""
@@ -109,7 +116,7 @@ class RunRecord:
             raise InputError(f"{self._files.out}: holds an answer to other images for pair {pair.id!r}; {REMEDY}")
 
     def add(self, pair_id: str, inputs: Inputs) -> None:
-        """Log the images of a pair that is finished. Raises InputError where one changed since an earlier pair."""
+        """Log the images of a pair that is finished. Raises InputError where one changed since an earlier pair, WriteError."""
         fresh = {}
         for path, now in inputs.stamps.items():
             logged = self._logged.get(path)
@@ -118,17 +125,28 @@ class RunRecord:
             if logged is None:
                 fresh[path] = now
                 self._logged.keep(path, now)
-        self._log.write(_to_line(pair_id, inputs.images, fresh))
-        self._log.flush()
+        self._log.append(_to_line(pair_id, inputs.images, fresh))
 
-    def _check_images(self) -> None:
-        """Rewrite the image log: finished pairs only, their stamps renewed. Raises InputError naming what changed."""
-        with in_one_step(self._files.images) as fresh, fresh.open("w", encoding="utf-8") as file:
+    def sync(self) -> None:
+        """Bring the log to the disk. Raises WriteError."""
+        self._log.sync()
+
+    def _check_images(self) -> set[str]:
+        """Rewrite the image log: finished pairs only, their stamps renewed. Raises InputError naming what changed.
+
+        Returns the finished pairs that it does not name because a power cut took its end; those are to be located again.
+        """
+        is_there = self._files.images.exists()
+        if not (is_there or self.done):
+            return set()
+        with atomic_write(self._files.images) as fresh, fresh.open("w", encoding="utf-8") as file:
             for line in self._renewed():
                 file.write(line)
-            missing = next((name for name in self.done if name not in self._images_of), None)
-            if missing is not None:
+            lost = self.done - self._images_of.keys()
+            if lost and not is_there:
+                missing = min(lost)
                 raise InputError(f"{self._files.images}: does not say which images pair {missing!r} shows; {REMEDY}")
+        return lost
 
     def _renewed(self) -> Iterator[str]:
         if not self.done:
@@ -175,14 +193,14 @@ def _to_line(pair_id: str, images: tuple[str, ...], stamps: Mapping[Path, Stamp]
 
 
 def _entries(path: Path) -> Iterator[tuple[int, Any]]:
-    """The lines of an image log with their number; what a kill left of the last one is passed over."""
+    """The lines of an image log with their number; what a kill or a power cut left of the last one is passed over."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return
     with file:
         for number, raw in enumerate(file, start=1):
-            if not raw.endswith(b"\n"):
+            if not raw.endswith(b"\n") or b"\0" in raw:
                 return
             try:
                 yield number, json.loads(raw)

@@ -6,7 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from differad.core import Location, Pair
-from differad.errors import DifferadError
+from differad.errors import DifferadError, LocatorError
+from differad.memory import REMEDY
 
 Outcome = Location | DifferadError
 
@@ -33,11 +34,15 @@ class Locator(Protocol):
 
 
 def attempt(locator: Locator, pair: Pair) -> Outcome:
-    """`locator.locate(pair)`, with a DifferadError returned as a value."""
+    """`locator.locate(pair)`, with a DifferadError returned as a value, and a lack of memory as one too."""
     try:
         return locator.locate(pair)
     except DifferadError as error:
-        return error
+        # Whoever keeps the error as a value would keep the images of every frame that it came through.
+        error.__context__ = None
+        return error.with_traceback(None)
+    except MemoryError:
+        return LocatorError(f"pair {pair.id!r}: not enough memory; {REMEDY}")
 
 
 def locate_concurrently(locator: Locator, pairs: Iterable[Pair], workers: int) -> Iterator[Outcome]:

@@ -42,9 +42,14 @@ def resolve(checkpoint: str) -> str:
         return str(folder)
     if folder.exists():
         raise OptionError(f"{checkpoint}: a file; expected the folder of a checkpoint that holds it")
-    if not _HUB_ID.fullmatch(checkpoint):
+    if not is_hub_id(checkpoint):
         raise OptionError(f"{checkpoint}: no such folder; expected a checkpoint's folder or a hub id OWNER/NAME")
     return checkpoint
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a checkpoint on the hub, OWNER/NAME."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from differad.locators.comparable import doubt_normal, why_incomparable
 from differad.locators.conformal import conformal_threshold
 from differad.locators.resolution import common_margins, matched, without_repeats
 from differad.locators.threads import one_thread_each, usable_cores
+from differad.memory import REMEDY, is_out_of_memory
 
 
 class Embedded:
@@ -34,12 +35,12 @@ class Embedded:
     def locate(self, pair: Pair) -> Location:
         """Where the target is abnormal. Raises ImageError, LocatorError."""
         start = time.perf_counter()
-        reference, target = read_images(pair.reference, pair.target)
-        reason = why_incomparable(reference, target)
-        if reason is not None:
-            location = Location(comparable=False, reasoning=reason)
-        else:
-            with _naming(pair):
+        with _naming(pair):
+            reference, target = read_images(pair.reference, pair.target)
+            reason = why_incomparable(reference, target)
+            if reason is not None:
+                location = Location(comparable=False, reasoning=reason)
+            else:
                 location = self._compare_whole(reference, target)
         return replace(location, model=self.name, seconds=time.perf_counter() - start)
 
@@ -98,8 +99,12 @@ class Embedded:
 
 @contextmanager
 def _naming(pair: Pair) -> Iterator[None]:
-    """Pictures that OpenCV cannot compare cost their pair only. Raises LocatorError, which names it."""
+    """Images that OpenCV cannot compare, or memory does not suffice for, cost their pair only. Raises LocatorError, naming it."""
     try:
         yield
-    except cv2.error as error:
+    except (cv2.error, MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise LocatorError(f"pair {pair.id!r}: not enough memory to compare it; {REMEDY}") from None
+        if not isinstance(error, cv2.error):
+            raise
         raise LocatorError(f"pair {pair.id!r}: OpenCV cannot compare it ({error}); check the two pictures") from None

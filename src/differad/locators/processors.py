@@ -18,6 +18,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from differad.answers.prompts import SYSTEM
 from differad.errors import ImageError, OptionError
+from differad.files import write_text
 from differad.locators.checkpoints import load_tokenizer, loading, open_image_processor, template_options
 from differad.locators.packed_images import SIZES, STRIP, into_rows
 
@@ -90,7 +91,7 @@ class ImagesAndText(ProcessorMixin):
             if "image_processor" in values:  # read before preprocessor_config.json
                 values["image_processor"] = self.image_processor.to_dict()
             path = Path(save_directory) / _FILE
-            path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(values, indent=2) + "\n")
             written.append(str(path))
         return written
 

@@ -66,6 +66,8 @@ LEAST_CHANGE, LEAST_OVER_NOISE = 25.0, 3.0
 # Pixels that must change in a picture of 224 x 224; with the area for other sizes.
 LEAST_SHARE = 12 / 224**2
 _ATTEMPTS = 8
+# What a sum of shares such as 0.1 + 0.2 + 0.7 may be above 1.
+_ROUNDING = 1e-9
 # Pixels of its surroundings that a defect is cut out with.
 _RIM = 3
 
@@ -107,6 +109,12 @@ class DrawOptions:
                 check_option(name, value, value.lower() in table, f"any of {', '.join(table)}")
             # As the set's record has them: `Easy` and `easy` are one set.
             object.__setattr__(self, name, tuple(value.lower() for value in given))
+        shares = {
+            name: getattr(self, name) for name in ("natural_share", "siblings", "unaligned") if getattr(self, name)
+        }
+        if sum(shares.values()) > 1 + _ROUNDING:
+            given = ", ".join(f"{name}={share:g}" for name, share in shares.items())
+            raise OptionError(f"{given}: a pair is of one of these kinds; expected shares that add up to 1 at most")
         if self.natural_share > 0 and self.photographs is None:
             raise OptionError(f"natural_share={self.natural_share:g}: photographs is missing; give a folder of them")
 
@@ -149,10 +157,15 @@ class Drawer:
         rng = np.random.default_rng([self.options.seed, index])
         anomalous = bool(rng.random() >= self.options.normal_share)
         natural = bool(rng.random() < self.options.natural_share)
-        if not natural and self.options.unaligned and rng.random() < self.options.unaligned:
+        if not natural and self.options.unaligned and rng.random() < self._of_the_others("unaligned", "natural_share"):
             return self._unaligned(rng, anomalous)
         pair = self._natural(rng, anomalous) if natural else self._square(rng, anomalous)
         return _cut(rng, pair, self.options.aspect) if self.options.aspect > 1 else pair
+
+    def _of_the_others(self, name: str, *drawn: str) -> float:
+        """The share `name` of all pairs as one of those that are of none of the kinds `drawn` before."""
+        rest = 1 - sum(getattr(self.options, kind) for kind in drawn)
+        return float(getattr(self.options, name)) / rest if rest > _ROUNDING else 0.0
 
     def _unaligned(self, rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
         pair = draw_unaligned(rng, anomalous, self.options.size, self._surfaces() or SURFACES)
@@ -162,7 +175,8 @@ class Drawer:
         return [name for name in SURFACES if name in self._normals]
 
     def _square(self, rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
-        siblings = bool(self.options.siblings) and rng.random() < self.options.siblings
+        share = self._of_the_others("siblings", "natural_share", "unaligned")
+        siblings = bool(self.options.siblings) and rng.random() < share
         surfaces = self._surfaces()
         category = str(rng.choice((siblings and surfaces) or list(self._normals)))
         # A board is etched anew with its defect, so that both pictures are of one board.

@@ -1,8 +1,9 @@
 """Sets of synthetic pairs of any size: streamed, on several workers, gone on with after a kill, the same bytes every time.
 
 A pair depends on the options, its index, and the versions of OpenCV and NumPy. Files appear whole or not at all, and a line
-of the manifest (`pairs.jsonl`, or `shards.jsonl` for shards) is written in order and after its files. So the manifest says what
-is done, and what it does not say is drawn again. `synthesis.json` says what the set is made of.
+of the manifest (`pairs.jsonl`, or `shards.jsonl` for shards) is written in order, after its files are on the disk. So the
+manifest says what is done, also after a power cut, and what it does not say is drawn again. `synthesis.json` says what the set
+is made of.
 """
 
 import hashlib
@@ -10,17 +11,27 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import differad
-from differad.data.atomic import TEMPORARY_ENDING, in_one_step
 from differad.data.locks import LOCK, sole_run, wait_for_workers
 from differad.data.shards import require_pyarrow
-from differad.errors import InputError, ManifestError
+from differad.errors import InputError, InputWarning, ManifestError
+from differad.files import (
+    SECONDS_BETWEEN_SYNCS,
+    TEMPORARY_ENDING,
+    AppendFile,
+    leftovers,
+    make_folder,
+    write_errors,
+    write_text,
+)
 from differad.options import check_option
 from differad.progress import progress_bar
 from differad.synthesis.draw import Drawer, DrawOptions
@@ -29,6 +40,8 @@ from differad.synthesis.normals import list_pictures
 from differad.synthesis.store import FORMATS, NOTE, Done, Entry, Work
 
 SHARD_SIZE = 1000
+# Lines of an earlier run's manifest whose files are read before it is gone on with; of shards the last alone.
+_READ_AGAIN = 32
 # Pairs in one task where each has files of its own: a tenth of a second of work, far more than it costs to hand out.
 CHUNK = 8
 _NUMBERED = re.compile(r"(?:shard-)?(\d{8,})\.(?:png|tar|parquet)")
@@ -78,7 +91,7 @@ def synthesize(
     check_option("minutes", minutes, minutes is None or minutes > 0, "more than 0")
     until = None if minutes is None else began + 60 * minutes
     work = _plan(options, count, Path(out), format, shard_size)
-    _make_folder(work.out)
+    make_folder(work.out)
     with sole_run(work.out):
         earlier = _check_note(work)
         tally = _resume(work)
@@ -164,13 +177,6 @@ def _sources(options: DrawOptions) -> dict[str, str]:
     return digests
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made a folder ({error.strerror}); choose another --out") from None
-
-
 def _note(work: Work) -> dict[str, Any]:
     note = {
         "version": differad.__version__,
@@ -226,27 +232,60 @@ def _flat(note: dict[str, Any]) -> dict[str, Any]:
 def _write_note(work: Work, earlier: dict[str, Any] | None) -> None:
     note = _note(work)
     if note != earlier:
-        with in_one_step(work.out / NOTE) as fresh:
-            fresh.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        write_text(work.out / NOTE, json.dumps(note, indent=2) + "\n")
 
 
 def _resume(work: Work) -> _Tally:
-    """Count what the manifest holds; cut off what a kill left of a line, and a shard that now has to hold more."""
-    form, tally, end = FORMATS[work.format], _Tally(), 0
-    path = work.out / form.manifest
+    """Count what the manifest holds, and cut it off where that ends.
+
+    It ends at what a kill or a power cut left of a line, at a shard that now has to hold more, and at a file that is empty or
+    gone; the last files are read too.
+    """
+    path, tally = work.out / FORMATS[work.format].manifest, _Tally()
     if not path.exists():
         return tally
-    with path.open("r+b") as file:
-        for raw in file:
-            if not raw.endswith(b"\n"):
-                break
-            entry = _read_line(work, raw, tally)
-            if form.sharded and entry.pairs < work.step and entry.first + entry.pairs < work.count:
-                break
+    with write_errors(path), path.open("r+b") as file:
+        again = 1 if FORMATS[work.format].sharded else _READ_AGAIN
+        end, last = 0, deque[tuple[_Tally, int, Entry]](maxlen=again)
+        for raw, entry in _whole_lines(work, file, tally):
+            last.append((replace(tally), end, entry))
             tally.add(entry)
             end += len(raw)
+        for before, place, entry in last:
+            if not _is_readable(work, entry):
+                tally, end = before, place
+                break
         file.truncate(end)
     return tally
+
+
+def _whole_lines(work: Work, file: Iterable[bytes], tally: _Tally) -> Iterator[tuple[bytes, Entry]]:
+    """Lines of the manifest, while each is whole and its files are there. `tally` is what stands before the line."""
+    for raw in file:
+        if not raw.endswith(b"\n") or b"\0" in raw:
+            return
+        entry = _read_line(work, raw, tally)
+        if FORMATS[work.format].sharded and entry.pairs < work.step and entry.first + entry.pairs < work.count:
+            return
+        for path in (work.out / name for name in entry.files):
+            if not path.is_file() or not path.stat().st_size:
+                _warn_of(path, "empty" if path.exists() else "gone", entry)
+                return
+        yield raw, entry
+
+
+def _is_readable(work: Work, entry: Entry) -> bool:
+    for path in (work.out / name for name in entry.files):
+        try:
+            FORMATS[work.format].check(path)
+        except InputError:
+            _warn_of(path, "not whole", entry)
+            return False
+    return True
+
+
+def _warn_of(path: Path, what: str, entry: Entry) -> None:
+    warnings.warn(f"{path}: {what}; pairs are drawn again from number {entry.first} on", InputWarning, stacklevel=2)
 
 
 def _read_line(work: Work, raw: bytes, tally: _Tally) -> Entry:
@@ -267,30 +306,36 @@ def _read_line(work: Work, raw: bytes, tally: _Tally) -> Entry:
 def _sweep(work: Work, lines: int) -> None:
     """Make the folders; remove what a kill left in them, files half written or not yet in the manifest."""
     for folder in (work.out / name for name in FORMATS[work.format].folders):
-        folder.mkdir(exist_ok=True)
-        with os.scandir(folder) as entries:
+        make_folder(folder)
+        with write_errors(folder), os.scandir(folder) as entries:
             for entry in entries:
                 number = _NUMBERED.fullmatch(entry.name)
                 if _UNFINISHED.fullmatch(entry.name) or (number and int(number[1]) >= lines):
                     Path(entry.path).unlink(missing_ok=True)
-    for half_note in work.out.glob(f"{NOTE}.*{TEMPORARY_ENDING}"):
+    for half_note in leftovers([work.out / NOTE]):
         half_note.unlink(missing_ok=True)
 
 
 def _run(work: Work, tally: _Tally, workers: int, engine: str, until: float | None, progress: bool) -> None:
-    """Perform what is left, noting each task in the manifest, but none after a time. Raises InputError with what stopped one."""
+    """Perform what is left, noting each task in the manifest, but none after a time.
+
+    Raises InputError with what stopped one.
+    """
     starts = range(tally.pairs, work.count, work.step)
     manifest = work.out / FORMATS[work.format].manifest
-    with manifest.open("a", encoding="utf-8") as file, progress_bar(progress) as bar:
+    with AppendFile(manifest) as file, progress_bar(progress) as bar:
         task = bar.add_task("pairs", total=work.count, completed=tally.pairs)
         if not starts:
             return
+        due = time.monotonic() + SECONDS_BETWEEN_SYNCS
         # Closed at once, whatever goes wrong here: no worker outlives the call.
         with closing(ENGINES[engine](work, starts, workers)) as results:
             for done in results:
                 _add(work, tally, done)
-                file.write("".join(f"{line}\n" for line in done.lines))
-                file.flush()
+                file.append("".join(f"{line}\n" for line in done.lines))
+                if time.monotonic() >= due:
+                    file.sync()
+                    due = time.monotonic() + SECONDS_BETWEEN_SYNCS
                 bar.update(task, completed=tally.pairs)
                 if done.error is not None:
                     raise InputError(done.error)

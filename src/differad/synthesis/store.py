@@ -1,4 +1,4 @@
-"""What a worker of a synthesis run does: draw a few pairs, encode them and put them on disk, whole or not at all.
+"""What a worker of a synthesis run does: draw a few pairs, encode them and bring them to the disk, whole or not at all.
 
 Knows nothing of other workers, of resuming or of engines: `perform` depends on its arguments alone, so whoever calls it, in
 whatever process and order, leaves the same bytes, given the same OpenCV and NumPy.
@@ -16,9 +16,10 @@ import cv2
 import numpy as np
 
 from differad.boxes import to_list
-from differad.data.atomic import in_one_step
-from differad.data.shards import PARTS, Sample, write_parquet, write_webdataset
-from differad.errors import InputError
+from differad.data.shards import PARTS, Sample, read_shards, write_parquet, write_webdataset
+from differad.errors import InputError, WriteError
+from differad.files import sync_files, write_bytes
+from differad.images import read_image
 from differad.synthesis.draw import Drawer, DrawOptions
 from differad.synthesis.pairs import SyntheticPair
 
@@ -43,7 +44,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Done:
-    """What a task left: lines for the manifest, whose files exist, and what stopped it before its end, if anything did."""
+    """What a task left: lines for the manifest, whose files are on the disk, and what stopped it early, if anything did."""
 
     lines: tuple[str, ...]
     error: str | None = None
@@ -51,17 +52,18 @@ class Done:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a line of a run's manifest stands for: `pairs` pairs from index `first`, of which some are anomalous."""
+    """What a line of a run's manifest stands for: `pairs` pairs from index `first`, some anomalous; `files` hold them."""
 
     first: int
     pairs: int
     anomalous: int
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Format:
     """A way to store pairs: the manifest's name, the folders that hold files, whether a file holds a whole task, and
-    how a task and a line are dealt with.
+    how a task and a line are dealt with. `check` reads a file and raises InputError where it is not whole.
 
     File number n (`00000000.png`, `shard-00000000.tar`) belongs to line n of the manifest, from 0.
     """
@@ -71,6 +73,7 @@ class Format:
     sharded: bool
     perform: Callable[[Work, range], Done]
     read_line: Callable[[dict[str, Any]], Entry]
+    check: Callable[[Path], None]
 
 
 def perform(work: Work, start: int) -> Done:
@@ -103,14 +106,16 @@ def encode_pair(pair: SyntheticPair, seed: int, index: int) -> Sample:
 
 
 def write_pictures(out: Path, sample: Sample) -> dict[str, str | None]:
-    """Write a sample's pictures below `out`; return their paths relative to it, None for no mask. Raises OSError."""
+    """Write a sample's pictures below `out`; return their paths relative to it, None for no mask. Raises WriteError.
+
+    They are brought to the disk by whoever names them.
+    """
     names: dict[str, str | None] = {}
     for part in PARTS:
         content = getattr(sample, part)
         names[part] = None if content is None else f"{part}/{sample.key}.png"
         if content is not None:
-            with in_one_step(out / part / f"{sample.key}.png") as fresh:
-                fresh.write_bytes(content)
+            write_bytes(out / part / f"{sample.key}.png", content, sync=False)
     return names
 
 
@@ -153,21 +158,36 @@ class _Naming:
 
 
 def _store_pictures(work: Work, indices: range) -> Done:
-    lines = []
+    lines: list[str] = []
+    files: list[Path] = []
+    stopped = None
     try:
         for sample in _samples(work, indices):
             names = write_pictures(work.out, sample)
+            files += [work.out / name for name in names.values() if name is not None]
             head = {"id": sample.record["id"], "category": sample.record["category"], **names}
             lines.append(json.dumps({**head, **sample.record}, ensure_ascii=False, allow_nan=False))
     except InputError as error:
-        return Done(tuple(lines), str(error))
-    except OSError as error:
-        return Done(tuple(lines), _unwritable(work, error))
-    return Done(tuple(lines))
+        stopped = _message(error)
+    try:
+        sync_files(files)
+    except WriteError as error:  # which of the files are whole is not known
+        return Done((), _message(error))
+    return Done(tuple(lines), stopped)
 
 
 def _read_pair_line(record: dict[str, Any]) -> Entry:
-    return Entry(int(record["id"].rpartition("-")[2]), 1, int(bool(record["boxes"])))
+    files = tuple(str(record[part]) for part in PARTS if record[part] is not None)
+    return Entry(int(record["id"].rpartition("-")[2]), 1, int(bool(record["boxes"])), files)
+
+
+def _check_image(path: Path) -> None:
+    read_image(path)
+
+
+def _check_shard(path: Path) -> None:
+    for _ in read_shards(path):
+        pass
 
 
 def _shards(ending: str, write: Callable[[Path, Iterator[Sample]], None]) -> Format:
@@ -186,25 +206,23 @@ def _shards(ending: str, write: Callable[[Path, Iterator[Sample]], None]) -> For
         try:
             write(work.out / name, counted())
         except InputError as error:
-            return Done((), str(error))
-        except OSError as error:
-            return Done((), _unwritable(work, error))
+            return Done((), _message(error))
         line = {"shard": name, "first": indices.start, "pairs": len(indices), "anomalous": anomalous}
         return Done((json.dumps(line),))
 
-    return Format("shards.jsonl", ("",), True, store, _read_shard_line)
+    return Format("shards.jsonl", ("",), True, store, _read_shard_line, _check_shard)
 
 
 def _read_shard_line(record: dict[str, Any]) -> Entry:
-    return Entry(int(record["first"]), int(record["pairs"]), int(record["anomalous"]))
+    return Entry(int(record["first"]), int(record["pairs"]), int(record["anomalous"]), (str(record["shard"]),))
 
 
-def _unwritable(work: Work, error: OSError) -> str:
-    return f"{work.out}: cannot be written ({error.strerror or error}); mend it and run again: the set goes on"
+def _message(error: InputError) -> str:
+    return f"{error}; run again: the set goes on" if isinstance(error, WriteError) else str(error)
 
 
 FORMATS = {
-    "folder": Format("pairs.jsonl", PARTS, False, _store_pictures, _read_pair_line),
+    "folder": Format("pairs.jsonl", PARTS, False, _store_pictures, _read_pair_line, _check_image),
     "webdataset": _shards(".tar", write_webdataset),
     "parquet": _shards(".parquet", write_parquet),
 }

@@ -174,6 +174,6 @@ def _lay_band(part: Picture, axis: int, middle: float, width: float, change: flo
 def _mark(rng: np.random.Generator, part: Picture, shape: tuple[int, int], margin: int) -> Picture:
     """A faint speck or streak that is no defect."""
     center = margin + np.array([rng.uniform(0, shape[1]), rng.uniform(0, shape[0])])
-    size = np.exp(rng.uniform(np.log(1.5), np.log(0.04 * max(shape))))
+    size = np.exp(rng.uniform(np.log(1.5), np.log(max(1.5, 0.04 * max(shape)))))
     cover = blob(rng, len(part), center, size) if rng.random() < 0.6 else stroke(rng, len(part), center, 4 * size, 1)
     return np.asarray(part + np.float32(rng.choice([-1, 1]) * rng.uniform(6, 22)) * cover[..., None])

@@ -20,6 +20,7 @@ from differad.data.manifest import read_pairs
 from differad.drawing import jpeg_data_url, thumbnail
 from differad.errors import DifferadError
 from differad.evaluation.run import discard_evaluation, evaluate
+from differad.files import AppendFile, make_folder, write_text
 from differad.images import read_images
 from differad.progress import is_quiet
 from differad.training.policy import LiveLocator, Source, answering
@@ -54,14 +55,15 @@ class Curves(TrainerCallback):
         path = Path(args.output_dir) / CURVES
         if state.is_world_process_zero and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
-            path.write_text("".join(kept if state.global_step else []), encoding="utf-8")
+            whole = [line for line in lines if line.endswith("\n") and "\0" not in line]
+            kept = [line for line in whole if json.loads(line)["step"] <= state.global_step]
+            write_text(path, "".join(kept if state.global_step else []))
 
     def on_log(self, args: Any, state: Any, *_: Any, logs: Mapping[str, Any] | None = None, **__: Any) -> None:
         """Write the line."""
         if state.is_world_process_zero and logs:
-            with (Path(args.output_dir) / CURVES).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            with AppendFile(Path(args.output_dir) / CURVES) as file:
+                file.append(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
 class OwnIntervals(TrainerCallback):
@@ -148,8 +150,8 @@ class Samples(_WithPolicy):
     def _write(self, locator: SharedLocator, path: Path, title: str) -> None:
         pairs = list(islice((pair for pair in read_pairs(self._manifest) if pair.anomalous is not None), self._count))
         page = sample_page(zip(pairs, locator.locate_many(pairs), strict=True), title)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        make_folder(path.parent)
+        write_text(path, page)
 
 
 def sample_page(cases: Iterable[tuple[Pair, Location | DifferadError]], title: str) -> str:

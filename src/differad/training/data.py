@@ -25,10 +25,11 @@ from differad.answers.prompts import QUESTION, SYSTEM, prompt_text, training_que
 from differad.answers.resize import ResizeRule
 from differad.boxes import Boxes, area, as_boxes, centers
 from differad.core import Pair
-from differad.data.manifest import read_pairs
+from differad.data.manifest import check_readable, read_pairs
 from differad.data.truth import check_boxes
 from differad.errors import InputWarning, ManifestError
 from differad.images import ImageSource, image_size, read_images
+from differad.locators.tiny.evidence import PATCH
 from differad.locators.tiny.known import KnownEvidence, key_image
 from differad.training.recipe import Data
 
@@ -100,7 +101,7 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
             "category": pair.category,
             "reference": str(pair.reference),
             "target": str(pair.target),
-            "evidence": _known_key(known, pair),
+            "evidence": _known_key(known, pair, frame),
             "mask": "" if pair.mask is None else str(pair.mask),
             "boxes": boxes.tolist(),
             "question": prompt_text(speech.format, question),
@@ -127,7 +128,8 @@ def describe(pair: Pair, frame: Frame) -> str:
 
 
 def checksum(manifests: Sequence[str | Path]) -> dict[str, str]:
-    """SHA-256 of each manifest, by its path; pictures are not read."""
+    """SHA-256 of each manifest, by its path; pictures are not read. Raises ManifestError."""
+    check_readable(map(Path, manifests))
     return {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in manifests}
 
 
@@ -167,9 +169,11 @@ def _largest(boxes: Boxes) -> Boxes:
     return boxes[[int(np.argmax(area(boxes)))]] if len(boxes) else boxes
 
 
-def _known_key(known: KnownEvidence | None, pair: Pair) -> str:
+def _known_key(known: KnownEvidence | None, pair: Pair, frame: Frame) -> str:
     """The key of a pair's evidence, in hexadecimal digits; empty where its images have to be opened."""
-    key = None if known is None else known.key(pair.reference, pair.target)
+    if known is None or frame.resized is None:
+        return ""
+    key = known.key(pair.reference, pair.target, (frame.resized[1] // PATCH, frame.resized[0] // PATCH))
     return "" if key is None else key.hex()
 
 

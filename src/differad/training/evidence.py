@@ -23,9 +23,9 @@ from differad.errors import OptionError
 from differad.evaluation.selection import labelled_pairs
 from differad.locators.threads import usable_cores
 from differad.locators.tiny.batched import BatchedEvidence
+from differad.locators.tiny.cache import evidence_file, write_evidence
 from differad.locators.tiny.evidence import AREA, PATCH
 from differad.locators.tiny.known import write_known
-from differad.locators.tiny.pairs import evidence_file, write_evidence
 from differad.locators.tiny.preparing import Outcome, Prepared, Task, own_processes, prepare
 from differad.locators.tiny.processor import MERGE
 from differad.progress import track

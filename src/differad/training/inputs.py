@@ -1,7 +1,7 @@
-"""The files that a run reads besides its manifests: images, masks, and the weights that it starts from.
+"""The files that a run reads: its manifests and checkpoints must be there; images, masks and weights are known by content.
 
-Their stamps are in `inputs.jsonl` of the run's folder, so that a resumed run reads those alone whose size or time has changed.
-Knows nothing of models or trainers.
+Stamps of the latter are in `inputs.jsonl` of the run's folder, so that a resumed run reads those alone whose size or time has
+changed. Knows nothing of models or trainers.
 """
 
 import json
@@ -10,11 +10,12 @@ from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
 
-from differad.data.atomic import in_one_step
 from differad.data.manifest import read_pairs
 from differad.data.stamps import Stamp, combined, file_of, stamp_files
-from differad.errors import OptionError
+from differad.errors import ManifestError, OptionError
 from differad.evaluation.identity import weight_files
+from differad.files import write_lines
+from differad.locators.checkpoints import is_hub_id
 from differad.training.recipe import Recipe
 
 INPUTS = "inputs.jsonl"
@@ -29,10 +30,34 @@ class InputFiles:
     changed: dict[str, str]
 
     def write(self, out: Path) -> None:
-        """Write the stamps to the run's folder. Raises OSError."""
-        with in_one_step(out / INPUTS) as fresh, fresh.open("w", encoding="utf-8") as file:
-            for name, one in self.stamps.items():
-                file.write(json.dumps([name, *astuple(one)]) + "\n")
+        """Write the stamps to the run's folder. Raises WriteError."""
+        write_lines(out / INPUTS, (json.dumps([name, *astuple(one)]) + "\n" for name, one in self.stamps.items()))
+
+
+def check_present(recipe: Recipe) -> None:
+    """Raise ManifestError or OptionError for a manifest or a checkpoint's folder that is not there, naming its key.
+
+    Nothing is loaded for it, so a run says so at once.
+    """
+    for key, manifests in (("data.pairs", recipe.data.pairs), ("held_out.pairs", recipe.held_out.pairs)):
+        missing = [path for path in manifests if not path.is_file()]
+        if missing:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            what = "not a file" if missing[0].exists() else "no such file"
+            raise ManifestError(
+                f"{key}: {missing[0]}: {what}{more}; the recipe's first lines or docs/training.md say how to make it, or name "
+                f"your own: '{key}=[FILE]'"
+            )
+    comparer = recipe.model.tiny.comparer if recipe.model.tiny is not None else None
+    for key, checkpoint in (("model.checkpoint", recipe.model.checkpoint), ("model.tiny.comparer", comparer)):
+        # A hub id has one slash; whether the hub has it is for the hub to say.
+        if checkpoint is None or Path(checkpoint).expanduser().exists():
+            continue
+        if key != "model.checkpoint" or not is_hub_id(str(checkpoint)):
+            raise OptionError(
+                f"{key}: {checkpoint}: no such folder; train it first (the recipe's first lines say how), or name another: "
+                f"{key}=FOLDER"
+            )
 
 
 def read_inputs(recipe: Recipe) -> InputFiles:

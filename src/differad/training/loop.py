@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,17 +15,21 @@ from torch.utils.data import Sampler
 from transformers import AutoModelForImageTextToText, PrinterCallback, ProgressCallback
 
 from differad.data.locks import sole_run
-from differad.errors import DifferadError, OptionError
+from differad.errors import DifferadError, OptionError, WriteError
+from differad.files import atomic_folder, make_folder, unfinished, write_text
 from differad.locators.tiny.processor import EvidenceProcessor
 from differad.training.callbacks import Curves, HeldOutEvaluation, OwnIntervals, Samples, WholeCheckpoints
 from differad.training.clock import Clock
 from differad.training.data import checksum
 from differad.training.inputs import read_inputs
+from differad.training.launch import check_devices, raise_in_first
+from differad.training.model_card import MODEL_CARD, model_card
 from differad.training.output import quiet_libraries, reporting
 from differad.training.peers import EndingTogether
 from differad.training.policy import Source, export, open_source
-from differad.training.provenance import describe_run, find_start, read_run_info, write_run_info
+from differad.training.provenance import describe_run, discard_unfinished, find_start, read_run_info, write_run_info
 from differad.training.recipe import Recipe
+from differad.training.writing import library_writes
 
 MODEL_FOLDER = "model"
 Config = TypeVar("Config")
@@ -50,12 +54,16 @@ class EpochSampler(Sampler[int]):
         return len(self._stock)
 
 
-class LoadsWholeWeights:
-    """Mixin for a trainer: a checkpoint's weights are loaded as `from_pretrained` loads them, all of them or not at all.
+class OwnFolders:
+    """Mixin for a trainer: it writes and reads the folders of a run as differad does.
 
-    transformers saves Qwen2-VL and Qwen2.5-VL under their published names, which differ from the modules'; its trainer looks
-    for the modules' names, warns, and goes on from the start's weights.
+    A checkpoint's weights are loaded as `from_pretrained` loads them, all of them or not at all. transformers saves Qwen2-VL and
+    Qwen2.5-VL under their published names, which differ from the modules'; its trainer looks for the modules' names, warns, and
+    goes on from the start's weights.
     """
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write no card of TRL's beside the checkpoints; the model gets our own."""
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
         model = self.model if model is None else model
@@ -118,9 +126,13 @@ def trainer_config(kind: type[Config], recipe: Recipe, **own: Any) -> Config:
 def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resume: bool) -> dict[str, Any]:
     """Train: `build` makes the trainer from the source and the callbacks. Returns the summary that the command prints.
 
-    `out` receives checkpoints, curves, evaluations, samples and, at the end, `model/`. Raises OptionError, ManifestError, and
-    PeerError where another process failed.
+    `out` receives checkpoints, curves, evaluations, samples and, at the end, `model/`. Raises OptionError, ManifestError,
+    WriteError, and PeerError where another process failed.
     """
+    try:
+        check_devices(0 if _on_cpu() else torch.accelerator.device_count())
+    except OptionError as error:
+        raise_in_first(error)
     processes = PartialState(cpu=_on_cpu())
     with EndingTogether(), _sole_run(recipe.out, processes), quiet_libraries(processes.is_main_process):
         return _run_phase(recipe, build, processes, resume)
@@ -144,7 +156,7 @@ def _run_phase(
         callback.trainer = trainer
     for stock in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(stock)
-    with reporting(trainer, processes.is_main_process), _without_traces():
+    with reporting(trainer, processes.is_main_process), _without_traces(), _checkpoints_whole(recipe.out, processes):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     _export(trainer, source, recipe.out / MODEL_FOLDER, run)
     leave_group(trainer)
@@ -159,14 +171,11 @@ def _run_phase(
 
 @contextmanager
 def _sole_run(out: Path, processes: PartialState) -> Iterator[None]:
-    """Keep every other run out of the folder; one process does so for all. Raises OptionError, InputError."""
+    """Keep every other run out of the folder; one process does so for all. Raises InputError, WriteError."""
     if not processes.is_main_process:
         yield
         return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OptionError(f"{out}: cannot be made a folder ({error.strerror}); choose another out=FOLDER") from None
+    make_folder(out)
     with sole_run(out):
         yield
 
@@ -191,6 +200,19 @@ def _without_traces() -> Iterator[None]:
         head, _, message = str(error).rpartition(f"{type(error).__name__}: ")
         if "in DataLoader worker process" in head:
             error.args = (message,)
+        raise
+
+
+@contextmanager
+def _checkpoints_whole(out: Path, processes: PartialState) -> Iterator[None]:
+    """Raise a write that fails as WriteError; what it left of a checkpoint is removed."""
+    earlier = set(out.glob("checkpoint-*"))
+    try:
+        with library_writes(out):
+            yield
+    except WriteError:
+        if processes.is_main_process:
+            discard_unfinished(out, earlier)
         raise
 
 
@@ -221,15 +243,23 @@ def _asking(recipe: Recipe, source: Source) -> list[HeldOutEvaluation | Samples]
 
 
 def _export(trainer: Any, source: Source, folder: Path, run: dict[str, Any]) -> None:
-    """The final policy in `folder`, from whole weights whatever shards them."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        # Only the trainer knows how to gather its shards; adapters stay adapters there.
-        trainer.save_model(str(folder))
-    elif trainer.accelerator.is_main_process:
-        export(trainer.accelerator.unwrap_model(trainer.model), source, folder)
-    trainer.accelerator.wait_for_everyone()
-    if trainer.accelerator.is_main_process:
-        write_run_info(folder, run, trainer.state.global_step)
+    """The final policy in `folder`, whole or not at all, from whole weights whatever shards them. Raises WriteError."""
+    processes = trainer.accelerator
+    with ExitStack() as stack:
+        fresh = stack.enter_context(atomic_folder(folder)) if processes.is_main_process else unfinished(folder)
+        stack.enter_context(library_writes(folder))
+        processes.wait_for_everyone()
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            # Only the trainer knows how to gather its shards; adapters stay adapters there.
+            trainer.save_model(str(fresh))
+        elif processes.is_main_process:
+            export(processes.unwrap_model(trainer.model), source, fresh)
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            step, last = trainer.state.global_step, _last_values(trainer.state.log_history)
+            write_text(fresh / MODEL_CARD, model_card(run, step, last))
+            write_run_info(fresh, run, step)
+    processes.wait_for_everyone()
 
 
 def _last_values(history: list[dict[str, Any]]) -> dict[str, Any]:

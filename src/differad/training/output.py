@@ -6,6 +6,7 @@ Knows nothing of models, data or trainers' mathematics.
 import logging
 import math
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -118,10 +119,27 @@ def quiet_libraries(main: bool) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(sys.stderr))
+        stack.enter_context(_without_traces_of_writers())
         if not main or not is_verbose():
             stack.enter_context(_without_bars(downloads=main and not is_quiet() and sys.stderr.isatty()))
             stack.enter_context(_without_chatter() if main and not is_quiet() else _errors_only())
         yield
+
+
+@contextmanager
+def _without_traces_of_writers() -> Iterator[None]:
+    """A thread that writes a log for its library, and cannot, says nothing: the library raises that at its next call."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not issubclass(arguments.exc_type, OSError):
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager

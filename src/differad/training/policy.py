@@ -22,6 +22,7 @@ from differad.answers.formats import answer_format, family_of
 from differad.answers.prompts import prompt_text
 from differad.answers.resize import ResizeRule
 from differad.errors import OptionError
+from differad.files import atomic_folder
 from differad.locators import checkpoints
 from differad.locators.local import LocalLocator, LocalOptions
 from differad.locators.packed_images import is_packed, read_rows
@@ -30,6 +31,7 @@ from differad.training.data import Speech
 from differad.training.recipe import Lora, Model
 from differad.training.scratch import build_scratch
 from differad.training.tiny import build_tiny
+from differad.training.writing import library_writes
 
 START_FOLDER = "start"
 
@@ -111,14 +113,18 @@ class Source:
 
 
 def open_source(model: Model, out: Path, seed: int) -> Source:
-    """The recipe's checkpoint; one from scratch is made in `out`/start unless it lies there. Raises OptionError."""
+    """The recipe's checkpoint; one from scratch is made in `out`/start unless it lies there.
+
+    Raises OptionError, WriteError.
+    """
     if model.scratch is not None or model.tiny is not None:
         folder = out / START_FOLDER
         if not (folder / "preprocessor_config.json").is_file():
-            if model.tiny is not None:
-                build_tiny(folder, model.tiny, seed)
-            elif model.scratch is not None:
-                build_scratch(folder, model.scratch, seed)
+            with atomic_folder(folder) as fresh, library_writes(folder):
+                if model.tiny is not None:
+                    build_tiny(fresh, model.tiny, seed)
+                elif model.scratch is not None:
+                    build_scratch(fresh, model.scratch, seed)
         path = str(folder)
     else:
         path = checkpoints.resolve(str(model.start))

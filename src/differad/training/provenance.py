@@ -6,13 +6,14 @@ never resumed from. Knows nothing of models or trainers.
 
 import json
 import platform
-from collections.abc import Mapping
+import shutil
+from collections.abc import Container, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from differad.data.atomic import in_one_step
 from differad.errors import OptionError
+from differad.files import sync_tree, write_text
 from differad.training.recipe import Recipe
 
 RUN_INFO = "run_info.json"
@@ -48,9 +49,9 @@ def describe_run(
 
 
 def write_run_info(folder: Path, run: Mapping[str, Any], step: int) -> None:
-    """Mark the checkpoint in `folder` as whole."""
-    with in_one_step(folder / RUN_INFO) as fresh:
-        fresh.write_text(json.dumps({"step": step, **run}, indent=2) + "\n", encoding="utf-8")
+    """Bring the checkpoint in `folder` to the disk, then mark it as whole. Raises WriteError."""
+    sync_tree(folder)
+    write_text(folder / RUN_INFO, json.dumps({"step": step, **run}, indent=2) + "\n")
 
 
 def read_run_info(folder: Path) -> dict[str, Any]:
@@ -62,6 +63,13 @@ def whole_checkpoints(out: Path) -> list[Path]:
     """The checkpoints of a run that were written to the end, oldest first."""
     found = [folder for folder in out.glob("checkpoint-*") if (folder / RUN_INFO).is_file()]
     return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
+
+
+def discard_unfinished(out: Path, earlier: Container[Path]) -> None:
+    """Remove the checkpoints of a run that were not written to the end, but for `earlier` ones."""
+    for folder in out.glob("checkpoint-*"):
+        if folder not in earlier and not (folder / RUN_INFO).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_start(

@@ -28,7 +28,7 @@ from differad.training.clock import FollowsClock
 from differad.training.context import vllm_context
 from differad.training.data import build_dataset
 from differad.training.localization import Outcomes, localize
-from differad.training.loop import EpochSampler, LoadsWholeWeights, epoch_of, run_phase, trainer_config
+from differad.training.loop import EpochSampler, OwnFolders, epoch_of, run_phase, trainer_config
 from differad.training.policy import Source, load_model, lora_config
 from differad.training.probe import find_other_loss
 from differad.training.recipe import Grpo, RlRecipe
@@ -92,7 +92,7 @@ def make_rewards(reader: AnswerReader, name: str) -> list[Reward]:
     return [format_reward, localization_reward]
 
 
-class DifficultyAwareTrainer(FollowsClock, SharesPrefixes, LoadsWholeWeights, GRPOTrainer):
+class DifficultyAwareTrainer(FollowsClock, SharesPrefixes, OwnFolders, GRPOTrainer):
     """GRPO with group-wise resampling and adaptive reweighting (arXiv 2606.16601)."""
 
     beta: float  # TRL's

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 
 from differad.answers.formats import FORMATS
 from differad.answers.prompts import PARAPHRASES, QUESTION, SYSTEM, prompt_text
+from differad.files import write_text
 from differad.training.recipe import Scratch
 
 SPECIALS = (
@@ -66,7 +67,7 @@ def build_scratch(folder: Path, scratch: Scratch, seed: int) -> Path:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_text(folder / "preprocessor_config.json", json.dumps(settings, indent=2) + "\n")
     return folder
 
 

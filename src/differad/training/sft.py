@@ -11,12 +11,12 @@ from differad.locators.tiny.processor import EvidenceProcessor
 from differad.training.clock import FollowsClock
 from differad.training.coverage import WithCoverage
 from differad.training.data import build_dataset
-from differad.training.loop import EpochSampler, LoadsWholeWeights, epoch_of, run_phase, trainer_config
+from differad.training.loop import EpochSampler, OwnFolders, epoch_of, run_phase, trainer_config
 from differad.training.policy import Source, load_model, lora_config
 from differad.training.recipe import SftRecipe
 
 
-class PairSftTrainer(FollowsClock, LoadsWholeWeights, SFTTrainer):
+class PairSftTrainer(FollowsClock, OwnFolders, SFTTrainer):
     """TRL's trainer; the loss is taken on the answers alone, and for the embedded policy on its map of changes too."""
 
     def compute_loss(

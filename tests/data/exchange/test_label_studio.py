@@ -202,7 +202,7 @@ def test_masks_of_what_is_drawn(tmp_path):
     expected[0][0] = True
     assert (np.asarray(Image.open(drawn.mask).convert("L")) == 255 * np.array(expected)).all()
     assert rectangle.mask is None  # its box says it all
-    with pytest.raises(InputError, match="masks: holds files; expected a new or empty folder"):
+    with pytest.raises(InputError, match="masks: not empty; expected a new or empty folder"):
         read(manifest, tasks, masks=tmp_path / "masks")
 
 

@@ -256,12 +256,12 @@ def test_the_table_is_complete_and_names_are_checked(tmp_path):
 def test_nothing_is_overwritten(name, tmp_path):
     manifest = sample(tmp_path)
     export_pairs(name, manifest, tmp_path / "sent")
-    with pytest.raises(InputError, match="holds files"):
+    with pytest.raises(InputError, match="not empty; expected a new or empty folder"):
         export_pairs(name, manifest, tmp_path / "sent")
     with pytest.raises(InputError, match=r"pairs\.jsonl: exists"):
         import_pairs(name, tmp_path / "sent" / MAIN_FILE[name], manifest, manifest)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be made a folder"):
         export_pairs(name, manifest, tmp_path / "file")
 
 

@@ -1,9 +1,10 @@
 """The Ultralytics layout, and folders that are not quite it."""
 
+import os
+
 import pytest
 from exchange_parts import line, make_images, predicted, sample, truth, write_manifest
 
-from differad.data.exchange import yolo
 from differad.data.exchange.registry import export_pairs, import_pairs
 from differad.data.exchange.shared import file_name
 from differad.data.manifest import read_pairs
@@ -70,7 +71,7 @@ def test_where_no_hard_link_can_be_made_a_symbolic_one_is(manifest, tmp_path, mo
     def refuse(*_):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(yolo.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     export_pairs("yolo", manifest, tmp_path / "sent")
     links = list((tmp_path / "sent" / "images").rglob("*.png"))
     assert len(links) == 3

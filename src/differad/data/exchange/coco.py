@@ -14,14 +14,15 @@ from typing import Any
 
 from differad.data.coco_labels import CocoEntry, read_coco_file
 from differad.data.exchange.shared import LABEL, Corrections, ExportOptions, Item, name_below, write_json
+from differad.data.output_folder import OutputFolder
 from differad.errors import ManifestError
 
 _CATEGORY = 1
 _DIGITS = 4
 
 
-def write_coco(out: Path, items: Sequence[Item], options: ExportOptions) -> None:
-    """Write `instances.json`, and `predictions.json` if any item has a prediction. Raises ManifestError."""
+def write_coco(folder: OutputFolder, items: Sequence[Item], options: ExportOptions) -> None:
+    """Write `instances.json`, and `predictions.json` if any item has a prediction. Raises ManifestError, WriteError."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -47,9 +48,9 @@ def write_coco(out: Path, items: Sequence[Item], options: ExportOptions) -> None
         "annotations": annotations,
         "categories": [{"id": _CATEGORY, "name": LABEL, "supercategory": LABEL}],
     }
-    write_json(out / "instances.json", document)
+    write_json(folder.new_file("instances.json"), document)
     if any(item.predicted is not None for item in items):
-        write_json(out / "predictions.json", results)
+        write_json(folder.new_file("predictions.json"), results)
 
 
 def _image_entry(number: int, item: Item, options: ExportOptions) -> dict[str, Any]:

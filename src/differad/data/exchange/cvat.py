@@ -29,8 +29,10 @@ from differad.data.exchange.shared import (
     same_boxes,
     write_json,
 )
+from differad.data.output_folder import OutputFolder
 from differad.data.shapes import Region, bitmap, ellipse, polygon, runs_to_mask, turned_about_center
 from differad.errors import ManifestError
+from differad.files import write_bytes
 
 PREDICTED = "predicted"
 NORMAL = "normal"
@@ -49,8 +51,11 @@ _LABELS = [
 ]
 
 
-def write_cvat(out: Path, items: Sequence[Item], options: ExportOptions) -> None:
-    """Write `annotations.xml` and `labels.json`. Raises ManifestError where pairs disagree on one target's boxes."""
+def write_cvat(folder: OutputFolder, items: Sequence[Item], options: ExportOptions) -> None:
+    """Write `annotations.xml` and `labels.json`.
+
+    Raises ManifestError where pairs disagree on one target's boxes, and WriteError.
+    """
     by_name: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         by_name[name_below(options.root, item.pair, "target")].append(item)
@@ -68,8 +73,9 @@ def write_cvat(out: Path, items: Sequence[Item], options: ExportOptions) -> None
     for number, name in enumerate(sorted(by_name)):
         _add_image(root, number, name, by_name[name])
     ET.indent(root)
-    (out / "annotations.xml").write_bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
-    write_json(out / "labels.json", _LABELS)
+    whole = ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+    write_bytes(folder.new_file("annotations.xml"), whole)
+    write_json(folder.new_file("labels.json"), _LABELS)
 
 
 def _add_image(root: ET.Element, number: int, name: str, items: list[Item]) -> None:

@@ -28,8 +28,10 @@ from differad.data.exchange.shared import (
     write_json,
 )
 from differad.data.label_files import load_json, parse_entry
+from differad.data.output_folder import OutputFolder
 from differad.data.shapes import Region, bitmap, brush_to_mask, ellipse, polygon, turned
 from differad.errors import ManifestError
+from differad.files import write_text
 
 _STATE, _NORMAL, _ABNORMAL = "state", "normal", "abnormal"
 _CONFIG = f"""\
@@ -147,10 +149,11 @@ class _Task(BaseModel):
     annotations: list[_Annotation] = []
 
 
-def write_label_studio(out: Path, items: Sequence[Item], options: ExportOptions) -> None:
-    """Write `tasks.json` and `config.xml`. Raises ManifestError."""
-    write_json(out / "tasks.json", [_task(number, item, options) for number, item in enumerate(items, start=1)])
-    (out / "config.xml").write_text(_CONFIG, encoding="utf-8")
+def write_label_studio(folder: OutputFolder, items: Sequence[Item], options: ExportOptions) -> None:
+    """Write `tasks.json` and `config.xml`. Raises ManifestError, WriteError."""
+    tasks = [_task(number, item, options) for number, item in enumerate(items, start=1)]
+    write_json(folder.new_file("tasks.json"), tasks)
+    write_text(folder.new_file("config.xml"), _CONFIG)
 
 
 def _task(number: int, item: Item, options: ExportOptions) -> dict[str, Any]:

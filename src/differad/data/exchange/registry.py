@@ -24,6 +24,7 @@ from differad.data.exchange.shared import (
 )
 from differad.data.exchange.yolo import read_yolo, write_yolo
 from differad.data.manifest import read_pairs, write_pairs
+from differad.data.output_folder import OutputFolder, check_empty, claim_folder
 from differad.errors import InputError, OptionError
 from differad.images import write_image
 
@@ -31,7 +32,7 @@ from differad.images import write_image
 class Exchange(NamedTuple):
     """How a format is written into an empty folder, how it is read, and a line on it."""
 
-    write: Callable[[Path, Sequence[Item], ExportOptions], None]
+    write: Callable[[OutputFolder, Sequence[Item], ExportOptions], None]
     read: Callable[[Path, Corrections], None]
     help: str
 
@@ -65,21 +66,16 @@ def export_pairs(
 ) -> dict[str, Any]:
     """Write the pairs of a manifest, and predictions by id, into the new folder `out`; return what was written.
 
-    Images are named relative to `root` (default: the manifest's folder). Raises OptionError, ManifestError, ImageError,
-    and InputError where `out` holds files or cannot be written.
+    Images are named relative to `root` (default: the manifest's folder). What a killed export left in `out` is removed. Raises
+    OptionError, ManifestError, ImageError, InputError where `out` holds anything else, and WriteError.
     """
     exchange = exchange_named(name)
     predictions = predictions or {}
     options = ExportOptions(root or manifest.parent, copy, url_prefix)
     pairs = list(read_pairs(manifest))
     items, cut = prepare(pairs, predictions)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise InputError(f"{out}: holds files; expected a new or empty folder, so that nothing old is mixed in")
-        exchange.write(out, items, options)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another OUT") from None
+    with claim_folder(out, force=True, work="export") as folder:
+        exchange.write(folder, items, options)
     known = {pair.id for pair in pairs}
     return {
         "format": name,
@@ -109,22 +105,25 @@ def import_pairs(
 
     Pairs that the file does not mention keep their truth. With the new folder `masks`, a pair on which more than upright
     rectangles is drawn gets its mask there. Raises OptionError; ImageError and ManifestError where an
-    entry is wrong, unless `skip_bad` lists it; InputError where `out` exists or cannot be written.
+    entry is wrong, unless `skip_bad` lists it; InputError where `out` exists, and WriteError: then there are no masks either.
     """
     exchange = exchange_named(name)
-    if masks is not None and masks.exists() and not (masks.is_dir() and not any(masks.iterdir())):
-        raise InputError(f"{masks}: holds files; expected a new or empty folder, so that no mask is overwritten")
+    if masks is not None:
+        check_empty(masks)
     if out.exists():
         raise InputError(f"{out}: exists; expected the name of a new manifest, so that no truth is lost")
     pairs = list(read_pairs(manifest))
     corrections = Corrections(pairs, root or manifest.parent, skip_bad=skip_bad)
     exchange.read(file, corrections)
     merged = merge(pairs, corrections, empty_is_normal=empty_is_normal)
-    pairs_out = merged.pairs if masks is None else _with_masks(merged.pairs, corrections, masks)
-    try:
+    pairs_out = merged.pairs
+    if masks is None:
         write_pairs(out, pairs_out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another OUT") from None
+    else:
+        with claim_folder(masks, force=True, work="import") as folder:
+            pairs_out = _with_masks(merged.pairs, corrections, folder)
+            folder.sync()  # before the manifest that names them
+            write_pairs(out, pairs_out)
     return {
         "format": name,
         "pairs": len(pairs),
@@ -140,13 +139,13 @@ def import_pairs(
     }
 
 
-def _with_masks(pairs: Sequence[Pair], corrections: Corrections, folder: Path) -> list[Pair]:
-    """The pairs, with what is drawn on their targets as masks in `folder`. Raises ImageError."""
+def _with_masks(pairs: Sequence[Pair], corrections: Corrections, folder: OutputFolder) -> list[Pair]:
+    """The pairs, with what is drawn on their targets as masks in `folder`. Raises WriteError."""
     done = []
     for pair in pairs:
         mask = corrections.mask(pair.id)
         if mask is not None:
-            path = folder / f"{file_name(pair.id)}.png"
+            path = folder.new_file(f"{file_name(pair.id)}.png")
             write_image(path, cv2.cvtColor(mask.astype(np.uint8) * 255, cv2.COLOR_GRAY2RGB))
             pair = replace(pair, mask=path)
         done.append(pair)

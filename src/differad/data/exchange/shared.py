@@ -25,6 +25,7 @@ from differad.core import Pair
 from differad.data.label_files import DIGITS, SAME, Size, check_size, count_moved, cut_at_edges
 from differad.data.shapes import Mask, Region, boxes_of
 from differad.errors import InputError, ManifestError
+from differad.files import write_text
 from differad.images import image_size
 
 Scores = NDArray[np.float64]
@@ -317,8 +318,8 @@ def _settled(pair: Pair, label: Label, *, empty_is_normal: bool) -> Label | None
 
 
 def write_json(path: Path, document: Any) -> None:
-    """One JSON document as a file."""
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    """One JSON document as a file. Raises WriteError."""
+    write_text(path, json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def finite(text: str | None, place: str, field: str) -> float:

@@ -9,16 +9,17 @@ the two apart. Predictions are written as `yolo predict save_txt save_conf` does
 File names come from ids alone (`file_name`), since ids may hold slashes or differ by case only.
 """
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from differad.boxes import Boxes
 from differad.data.exchange.shared import LABEL, Corrections, ExportOptions, Item, file_name, finite, image_path
 from differad.data.manifest import numbered_lines, read_pairs, write_pairs
+from differad.data.output_folder import OutputFolder
+from differad.data.placing import place_file
 from differad.data.shapes import Region, polygon
 from differad.errors import InputError, ManifestError
+from differad.files import write_text
 from differad.images import image_file
 
 _DATA = f"""\
@@ -33,42 +34,25 @@ _OVERSHOOT = 0.01
 _FIELDS = ("class", "cx", "cy", "width", "height")
 
 
-def write_yolo(out: Path, items: Sequence[Item], options: ExportOptions) -> None:
-    """Write the layout; images are linked, or copied with `options.copy`. Raises InputError where that fails."""
-    for folder in ("images/labelled", "images/unlabelled", "labels/labelled"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+def write_yolo(folder: OutputFolder, items: Sequence[Item], options: ExportOptions) -> None:
+    """Write the layout; images are linked, or copied with `options.copy`. Raises InputError, WriteError."""
+    for name in ("images/labelled", "images/unlabelled", "labels/labelled"):
+        folder.new_folder(name)
     for item in items:
         name = file_name(item.pair.id)
         target = image_path(item.pair, "target")
         split = "unlabelled" if item.boxes is None else "labelled"
-        _place(target, out / "images" / split / f"{name}{target.suffix}", copy=options.copy)
+        if image_file(target) != target:
+            raise InputError(
+                f"{target}: is one page of {image_file(target)}; a YOLO folder holds files, so save the page as its own image"
+            )
+        place_file(target, folder.new_file(f"images/{split}/{name}{target.suffix}"), copy=options.copy)
         if item.boxes is not None:
-            _write_labels(out / "labels" / split / f"{name}.txt", item, item.boxes)
+            _write_labels(folder.new_file(f"labels/{split}/{name}.txt"), item, item.boxes)
         if item.predicted is not None:
-            (out / "predictions" / "labels").mkdir(parents=True, exist_ok=True)
-            _write_labels(out / "predictions" / "labels" / f"{name}.txt", item, item.predicted, with_scores=True)
-    (out / "data.yaml").write_text(_DATA, encoding="utf-8")
-    write_pairs(out / "pairs.jsonl", (item.pair for item in items))
-
-
-def _place(source: Path, place: Path, *, copy: bool) -> None:
-    """Link a picture, hard where the file system can, else symbolically; never write its bytes anew unless asked."""
-    if image_file(source) != source:
-        raise InputError(
-            f"{source}: is one page of {image_file(source)}; a YOLO folder holds files, so save the page as its own image"
-        )
-    source = source.absolute()
-    try:
-        if copy:
-            shutil.copyfile(source, place)
-            return
-        try:
-            os.link(source, place)
-        except OSError:
-            place.symlink_to(source)
-    except OSError as error:
-        remedy = "choose another OUT" if copy else "--copy copies the images instead"
-        raise InputError(f"{place}: cannot be made from {source} ({error.strerror}); {remedy}") from None
+            _write_labels(folder.new_file(f"predictions/labels/{name}.txt"), item, item.predicted, with_scores=True)
+    write_text(folder.new_file("data.yaml"), _DATA)
+    write_pairs(folder.new_file("pairs.jsonl"), (item.pair for item in items))
 
 
 def _write_labels(path: Path, item: Item, boxes: Boxes, *, with_scores: bool = False) -> None:
@@ -80,7 +64,7 @@ def _write_labels(path: Path, item: Item, boxes: Boxes, *, with_scores: bool = F
         # Eight decimals: half a thousandth of a pixel in an image of 50,000.
         numbers = [f"{value:.8f}" for value in values] + ([] if score is None else [f"{score:.6f}"])
         lines.append(" ".join(["0", *numbers]) + "\n")
-    path.write_text("".join(lines), encoding="utf-8")
+    write_text(path, "".join(lines), sync=False)  # the folder is brought to the disk as a whole
 
 
 def read_yolo(path: Path, corrections: Corrections) -> None:

@@ -13,11 +13,13 @@ from typing import ParamSpec, TypeVar
 
 from differad.boxes import Boxes, as_boxes
 from differad.data.masks import read_mask
-from differad.errors import InputError, ManifestError
+from differad.errors import InputError, ManifestError, WriteError
 
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 # What operating systems and archivers leave in folders; hidden files are passed over too.
 JUNK = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"})
+# A folder that a command of ours is writing to holds this file, and a finished one a manifest.
+MARKER, _MANIFEST = ".differad-unfinished", "pairs.jsonl"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 Problems = Callable[[str], None]
 Region = tuple[int, int, int, int]
@@ -79,9 +81,11 @@ class ProblemList:
 def attempt(
     problems: Problems, step: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
 ) -> Result | None:
-    """What `step` returns, or None after its InputError went to `problems`."""
+    """What `step` returns, or None after its InputError went to `problems`. Raises WriteError: no sample is to blame."""
     try:
         return step(*args, **kwargs)
+    except WriteError:
+        raise
     except InputError as error:
         problems(str(error))
         return None
@@ -161,8 +165,19 @@ def list_folder(path: Path, problems: Problems = refuse) -> Listing:
 
 
 def _is_built(entry: os.DirEntry[str]) -> bool:
-    """Whether a folder holds a manifest: what was built from a data set is no part of it."""
-    return entry.is_dir() and Path(entry.path, "pairs.jsonl").is_file()
+    """Whether a folder is one that a data set was built into, or holds nothing but such: it is no part of the data set."""
+    if not entry.is_dir():
+        return False
+    if any(Path(entry.path, name).is_file() for name in (_MANIFEST, MARKER)):
+        return True
+    if entry.is_symlink():  # links may lead round in circles
+        return False
+    try:
+        with os.scandir(entry.path) as below:
+            first = next(below, None)
+            return first is not None and _is_built(first) and all(map(_is_built, below))
+    except OSError:  # said where the folder is listed
+        return False
 
 
 def list_if_there(parent: Listing, name: str, problems: Problems = refuse) -> Listing:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from differad.data.atomic import in_one_step
 from differad.errors import OptionError, shortened
+from differad.files import write_text
 
 DECISION = "decision.json"
 
@@ -47,13 +47,9 @@ def read_deciding(folder: Path) -> Deciding:
 
 
 def write_deciding(folder: Path, deciding: Deciding) -> Path:
-    """Write the numbers to `decision.json` of a policy's folder; gives back the file. Raises OptionError."""
+    """Write the numbers to `decision.json` of a policy's folder; gives back the file. Raises WriteError."""
     path = folder / DECISION
-    try:
-        with in_one_step(path) as fresh:
-            fresh.write_text(json.dumps(asdict(deciding), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OptionError(f"{path}: cannot be written ({error.strerror}); expected a policy's folder") from None
+    write_text(path, json.dumps(asdict(deciding), indent=1) + "\n")
     return path
 
 

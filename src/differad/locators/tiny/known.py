@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from differad.answers.resize import ResizeRule
+from differad.files import AppendFile, make_folder
 from differad.images import RGB, ImageSource
-from differad.locators.tiny.pairs import evidence_file
+from differad.locators.tiny.cache import has_evidence
 
 INDEX = "known.jsonl"
 # An image of two rows is under the least side of every policy; these bytes come before the key.
@@ -31,11 +32,11 @@ class KnownEvidence:
         self._folder, self._rule = folder, list(astuple(rule))
         self._keys = dict(_read(folder / INDEX))
 
-    def key(self, reference: ImageSource, target: ImageSource) -> bytes | None:
-        """The key of a pair's evidence that is there; None where it is not, or not known to be."""
+    def key(self, reference: ImageSource, target: ImageSource, grid: tuple[int, int]) -> bytes | None:
+        """The key of a pair's evidence (*grid, WIDTH) that is there; None where it is not, or not known to be."""
         described = describe(reference, target, self._rule)
         key = None if described is None else self._keys.get(described)
-        return key if key is not None and evidence_file(self._folder, key).exists() else None
+        return key if key is not None and has_evidence(self._folder, key, grid) else None
 
 
 def describe(reference: ImageSource, target: ImageSource, rule: list[Any]) -> str | None:
@@ -53,10 +54,10 @@ def describe(reference: ImageSource, target: ImageSource, rule: list[Any]) -> st
 
 
 def write_known(folder: Path, known: Iterable[tuple[str, bytes]]) -> None:
-    """Append descriptions with their keys to the index of a cache. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / INDEX).open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps([described, key.hex()]) + "\n" for described, key in known)
+    """Append descriptions with their keys to the index of a cache. Raises WriteError."""
+    make_folder(folder)
+    with AppendFile(folder / INDEX) as file:
+        file.append("".join(json.dumps([described, key.hex()]) + "\n" for described, key in known))
 
 
 def _read(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -5,15 +5,12 @@ of networks or of answers.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from differad.answers.resize import ResizeRule
-from differad.data.atomic import in_one_step
 from differad.images import RGB, digest
 from differad.locators.features.backbone import Backbone
 from differad.locators.remembered import Remembered
@@ -50,20 +47,6 @@ class PairEvidence:
 
     def _features(self, reference: RGB) -> list[ReferenceFeatures]:
         return self._remembered.recall(digest(reference), lambda: reference_features(self._backbone, reference))
-
-
-def evidence_file(cache: Path, key: bytes) -> Path:
-    """Where the evidence of a pair is kept; `key` is the `digest` of its two images as `resized` gives them."""
-    return cache / f"{key.hex()}.npy"
-
-
-def write_evidence(cache: Path, key: bytes, found: Evidence) -> NDArray[np.float16]:
-    """Keep the evidence of a pair, in half precision, which is given back. Raises OSError."""
-    path, half = evidence_file(cache, key), np.asarray(found, dtype=np.float16)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with in_one_step(path) as fresh, fresh.open("wb") as file:
-        np.save(file, half)
-    return half
 
 
 def resized(picture: RGB, rule: ResizeRule) -> RGB:

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from differad.answers.resize import ResizeRule
 from differad.images import RGB, ImageSource, digest, read_images
 from differad.locators.threads import one_blas_thread
-from differad.locators.tiny.evidence import laid_on, steepest
+from differad.locators.tiny.cache import has_evidence, write_evidence
+from differad.locators.tiny.evidence import PATCH, laid_on, steepest
 from differad.locators.tiny.known import describe
-from differad.locators.tiny.pairs import PairEvidence, evidence_file, resized, write_evidence
+from differad.locators.tiny.pairs import PairEvidence, resized
 
 # Strides of the backbone in pixels.
 _STRIDES = (8, 16)
@@ -60,11 +61,11 @@ class Outcome:
 
 
 def prepare(task: Task) -> Outcome:
-    """A pair made ready, or its evidence computed. Raises ImageError."""
+    """A pair made ready, or its evidence computed. Raises ImageError, WriteError."""
     described = describe(task.reference, task.target, list(astuple(task.rule)))  # first: a file may change meanwhile
     reference, target = (resized(image, task.rule) for image in read_images(task.reference, task.target))
     key = digest(reference, target)
-    if evidence_file(task.cache, key).exists():
+    if has_evidence(task.cache, key, (target.shape[0] // PATCH, target.shape[1] // PATCH)):
         return Outcome(key, True, None, described)
     if task.whole:
         with one_blas_thread():

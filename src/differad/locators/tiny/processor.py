@@ -13,11 +13,13 @@ from transformers import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from differad.answers.resize import ResizeRule
+from differad.errors import InputError
 from differad.images import RGB, digest
 from differad.locators.remembered import Remembered
+from differad.locators.tiny.cache import evidence_file, read_evidence, write_evidence
 from differad.locators.tiny.evidence import AREA, PATCH, WIDTH, Evidence
 from differad.locators.tiny.known import read_key
-from differad.locators.tiny.pairs import PairEvidence, evidence_file, resized, write_evidence
+from differad.locators.tiny.pairs import PairEvidence, resized
 from differad.locators.tiny.proposals import PROPOSALS
 
 # One token stands for MERGE x MERGE patches.
@@ -71,7 +73,7 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
         key, cache = read_key(target), self.cache
         if key is None or cache is None:
             return self._pair(resized(reference, rule), resized(target, rule))
-        return self._pairs.recall(key, lambda: np.asarray(np.load(evidence_file(cache, key)), dtype=np.float32))
+        return self._pairs.recall(key, lambda: _known(cache, key))
 
     def _pair(self, reference: RGB, target: RGB) -> Evidence:
         """The evidence of a pair of resized pictures, (h, w, WIDTH)."""
@@ -82,11 +84,20 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
         """The evidence from the cache, or computed and put there; half precision, whether it was there or not."""
         if self.cache is None:
             return self._evidence(reference, target)
-        try:
-            kept = np.load(evidence_file(self.cache, key), allow_pickle=False)
-        except FileNotFoundError:
-            kept = write_evidence(self.cache, key, self._evidence(reference, target))
-        return np.asarray(kept, dtype=np.float32)
+        kept = read_evidence(self.cache, key, (target.shape[0] // PATCH, target.shape[1] // PATCH))
+        if kept is not None:
+            return kept
+        return np.asarray(write_evidence(self.cache, key, self._evidence(reference, target)), dtype=np.float32)
+
+
+def _known(cache: Path, key: bytes) -> Evidence:
+    """Evidence that was there when training began. Raises InputError where it no longer is."""
+    kept = read_evidence(cache, key)
+    if kept is None:
+        raise InputError(
+            f"{evidence_file(cache, key)}: gone or not whole; expected the evidence of a pair, and the next run computes it anew"
+        )
+    return kept
 
 
 def to_rows(found: Evidence) -> Evidence:

@@ -1,0 +1,73 @@
+"""A disk that is full, and a power cut, for tests: every call that needs room below a folder fails from the n-th on."""
+
+import errno
+import os
+import resource
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+# Calls that take room in a folder, with the place of the path among their arguments.
+_TAKE_ROOM = {"open": 0, "os.mkdir": 0, "os.rename": 1, "os.link": 1, "os.symlink": 1}
+_state = {"root": None, "left": None, "calls": 0}
+
+
+def _hook(event, arguments):
+    """Python calls this before each such call of its own; it cannot be taken off, so it asks whether it is on."""
+    if _state["root"] is None or event not in _TAKE_ROOM:
+        return
+    path = arguments[_TAKE_ROOM[event]]
+    if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & _WRITING):
+        return
+    if not isinstance(path, str | os.PathLike) or not Path(path).absolute().is_relative_to(_state["root"]):
+        return
+    _state["calls"] += 1
+    if _state["left"] is not None and _state["calls"] > _state["left"]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+sys.addaudithook(_hook)
+
+
+@contextmanager
+def full_after(root, calls=None):
+    """From the next but `calls` on, no call below `root` finds room; None counts them only. Gives the count so far."""
+    _state.update(root=Path(root).absolute(), left=calls, calls=0)
+    try:
+        yield lambda: _state["calls"]
+    finally:
+        _state["root"] = None
+
+
+@contextmanager
+def no_file_above(size):
+    """No file of this process, or of one that it starts, can grow beyond `size` bytes: writes are cut there, then fail."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class Disk:
+    """What a power cut would leave of the files below a folder: `sync` is what the operating system is asked for."""
+
+    def __init__(self, root, monkeypatch):
+        self._root = Path(root)
+        self._synced = {}
+        self._sync = os.fsync
+        monkeypatch.setattr(os, "fsync", self._note)
+
+    def _note(self, descriptor):
+        status = os.fstat(descriptor)
+        self._synced[status.st_ino] = status.st_size
+        self._sync(descriptor)
+
+    def cut_power(self):
+        """Cut every file off where it was brought to the disk, which is nowhere for most."""
+        for path in self._root.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                with path.open("r+b") as file:
+                    file.truncate(min(path.stat().st_size, self._synced.get(path.stat().st_ino, 0)))
