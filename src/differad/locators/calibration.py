@@ -20,16 +20,16 @@ class Comparing:
 
     tolerance: int = 1
     floor: float = 4.0
-    edge: float = 1.0
+    edge: float = 0.5
     contrast: float = 0.2
     low: float = 3.0
     high: float = 3.0
     gap: int = 9
     margin: float = 0.0078125
-    bias: float = -6.028
-    peak: float = 0.803
-    mass: float = 0.127
-    thickness: float = 5.349
+    bias: float = -8.837
+    peak: float = 2.389
+    mass: float = 0.101
+    thickness: float = 3.632
     threshold: float = 0.5
 
 

@@ -86,6 +86,8 @@ def without_repeats(image: RGB) -> RGB:
     worth of them equals the one before.
     """
     height, width = image.shape[:2]
+    if min(height, width) < _LEAST_SHORT:
+        return image
     rows, columns = (_changes(image, axis) for axis in (0, 1))
     if max(rows.mean(), columns.mean()) > 1 / _LEAST_REPEAT:
         return image

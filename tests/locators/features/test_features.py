@@ -56,7 +56,7 @@ def test_where_the_reference_registers_the_pixels_decide():
     outcomes = list(FeaturesLocator().locate_many(pairs))
     overlaps = [iou(o.boxes[:1], p.boxes).max(initial=0) for o, p in zip(outcomes, pairs, strict=True) if len(p.boxes)]
     assert np.mean(overlaps) >= 0.3  # boxes stand 5 pixels off a truth that is tight
-    assert all(o.reasoning.startswith("The reference was laid on by ") for o in outcomes)
+    assert all(o.reasoning.startswith("The reference was aligned by ") for o in outcomes)
     assert sum(o.anomalous for o in outcomes[1::2]) <= 2
 
 
@@ -73,7 +73,7 @@ def test_the_answer_is_complete_and_repeatable():
     assert first.seconds > 0
     assert first.confidence == first.scores[0]
     assert (np.diff(first.scores) <= 0).all()
-    assert "not laid on" in first.reasoning
+    assert "not aligned" in first.reasoning
 
 
 def test_identical_pictures_are_normal():

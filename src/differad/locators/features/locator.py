@@ -10,7 +10,7 @@ Knows nothing of materials or defect classes; looks at a picture whole, so that 
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import cv2
@@ -181,11 +181,12 @@ class FeaturesLocator(Embedded):
     def _fused(self, found: Comparison, score: Map, size: tuple[int, int]) -> Location:
         """The answer where the reference can be aligned: boxes of `difference`, probabilities of both."""
         d = self.deciding
-        most = self.options.difference.max_boxes
-        boxes, peaks = self._difference.boxes(found, size)[:most], self.peaks(found, score)[:most]
+        least, most = self.options.difference.threshold, self.options.difference.max_boxes
+        found = replace(found, candidates=[one for one in found.candidates if one.probability >= least][:most])
+        boxes, peaks = self._difference.boxes(found, size), self.peaks(found, score)
         probabilities = [
             logistic(d.fused_bias + d.fused_difference * logit(one.probability) + d.fused_peak * math.log(peak))
-            for one, peak in zip(found.candidates, peaks, strict=False)
+            for one, peak in zip(found.candidates, peaks, strict=True)
         ]
         return self._answer(boxes, np.array(probabilities), found.described)
 
