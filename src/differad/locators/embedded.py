@@ -41,8 +41,19 @@ class Embedded:
             if reason is not None:
                 location = Location(comparable=False, reasoning=reason)
             else:
-                location = self._compare_whole(reference, target)
+                location = self._compare_bare(reference, target)
         return replace(location, model=self.name, seconds=time.perf_counter() - start)
+
+    def _compare_bare(self, reference: RGB, target: RGB) -> Location:
+        """As `compare`, of the images without repeated rows or plain margins; boxes in pixels of the target as it is given."""
+        height, width = target.shape[:2]
+        reference, target = without_repeats(reference), without_repeats(target)
+        stretch = np.array([width / target.shape[1], height / target.shape[0]] * 2)
+        reference, target, corner = common_margins(reference, target)
+        location = self._compare_whole(reference, target)
+        if target.shape[:2] == (height, width):
+            return location
+        return replace(location, boxes=(location.boxes + np.array(corner * 2)) * stretch)
 
     def _compare_whole(self, reference: RGB, target: RGB) -> Location:
         """As `compare`, but normal only of a whole frame; of a broken one what is left is compared once more."""
@@ -60,18 +71,14 @@ class Embedded:
         )
 
     def _compare_alike(self, reference: RGB, target: RGB) -> Location:
-        """As `compare`, of images that show as much detail; boxes in pixels of the target as it is given."""
+        """As `compare`, of images that show as much detail; boxes in pixels of the target as it is given here."""
         height, width = target.shape[:2]
-        reference, target = without_repeats(reference), without_repeats(target)
-        stretch = np.array([width / target.shape[1], height / target.shape[0]] * 2)
-        reference, target, corner = common_margins(reference, target)
-        whole = target.shape[:2]
         reference, target = matched(reference, target)
         location = self.compare(reference, target)
         if target.shape[:2] == (height, width):
             return location
-        shrunk = np.array([whole[1] / target.shape[1], whole[0] / target.shape[0]] * 2)
-        return replace(location, boxes=(location.boxes * shrunk + np.array(corner * 2)) * stretch)
+        stretch = np.array([width / target.shape[1], height / target.shape[0]] * 2)
+        return replace(location, boxes=location.boxes * stretch)
 
     def compare(self, reference: RGB, target: RGB) -> Location:
         """Where the target (H, W, 3) is abnormal, without `model` and `seconds`, which `locate` fills in."""
