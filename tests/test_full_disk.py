@@ -25,7 +25,7 @@ from differad.synthesis.run import synthesize
 from faults import Disk, full_after, no_file_above
 
 SIDE = 48
-BOX = [8, 8, 24, 20]
+BOX = [8, 8, 14, 13]
 SYNTHESIZE = ("synthesize", "--count", "3", "--size", "32", "--seed", "3", "--out", "{out}/set")
 BUILD = ("build", "folder", "{data}/parts", "--out", "{out}/built", "--copy", "--sheet", "--checksums", "--all-normals")
 COMMANDS = {
