@@ -133,8 +133,8 @@ def test_the_default_reward_reads_what_evaluation_reads(family, text, frame):
     seen = to_location(Reply(text, frame), FORMATS[family], "m", 0.0)
     for name in (DEFAULT_VARIANT, "iou"):
         paid = VARIANTS[name].reading([text], [units], FORMATS[family].syntax.order)
-        assert bool(paid.gives_box[0]) == seen.anomalous
-        assert bool(paid.says_normal[0]) == (seen.valid and not seen.anomalous)
+        assert bool(paid.gives_box[0]) == (seen.anomalous is True)
+        assert bool(paid.says_normal[0]) == (seen.anomalous is False)
         thousandths = scale(seen.boxes[:1], 1000 / frame.width, 1000 / frame.height)
         # Both come from the same numbers by up to four multiplications, of 2**-53 each.
         np.testing.assert_allclose(paid.boxes[: len(thousandths)], thousandths, rtol=8 * 2.0**-53)
@@ -154,8 +154,8 @@ def test_the_default_reward_is_measured_as_evaluation_measures(family, text, fra
     assert outcome.iou[0] == pytest.approx(pair_iou(seen.boxes, pixels), abs=1e-7)
     assert bool(outcome.missed[0]) == (outcome.iou[0] < 0.3)
     normal = localize([text], [[]], units, DEFAULT_VARIANT, order)
-    assert bool(normal.missed[0]) == seen.anomalous
-    assert bool(normal.reward[0]) == (seen.valid and not seen.anomalous)
+    assert bool(normal.missed[0]) == (seen.anomalous is True)
+    assert bool(normal.reward[0]) == (seen.anomalous is False)
 
 
 @pytest.mark.parametrize("family", FORMATS)
