@@ -110,7 +110,8 @@ def test_it_locates(folder, pairs):
 
 def test_answers_held_to_the_format_can_all_be_read(folder, pairs):
     locator = load_locator(str(folder), max_new_tokens=120, constrain=True)
-    assert all(outcome.valid for outcome in locator.locate_many(read_pairs(pairs)))
+    for outcome in locator.locate_many(read_pairs(pairs)):
+        assert outcome.valid, (outcome.answer, outcome.reasoning)
 
 
 def test_a_cold_start_and_reinforcement_on_it(folder, pairs, make_recipe, capfd):

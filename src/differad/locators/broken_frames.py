@@ -49,8 +49,8 @@ _SEAM, _BESIDE = 1.5, 0.25
 # A step is new where the aligned reference has less than half of it there (light is within a fifth), and all but a tenth of the
 # target's other steps too (threads of cloth are no seams).
 _NEW, _USUAL = 2.0, 0.9
-# Grey levels of a step that count as one.
-_STEP = 8.0
+# Grey levels of a step that count as one, and the share of a line on which it may be missing: a defect ends sooner than a seam.
+_STEP, _ALONG = 8.0, 0.25
 _SIDES = (("rows", "at the top", "at the bottom"), ("columns", "at the left", "at the right"))
 
 
@@ -282,13 +282,13 @@ def _seam(reference: _Axis, target: _Axis) -> int | None:
 
 
 def _wide_steps(lines: NDArray[np.uint8], inside: Mask) -> NDArray[np.float64]:
-    """Mean change (2 REACH + 1,) from the mean of some lines (4 REACH, W) to that of as many after them.
+    """Change (2 REACH + 1,), on all but a quarter of (4 REACH, W), from the mean of some lines to that of as many after them.
 
-    No blur and no small shift moves it.
+    No blur and no small shift moves it, and no defect that covers less of the line.
     """
     total = np.cumsum(np.pad(lines[:, inside], ((1, 0), (0, 0))).astype(np.float64), axis=0)
     means = (total[_REACH:] - total[:-_REACH]) / _REACH
-    return np.asarray(np.abs(means[_REACH:] - means[:-_REACH]).mean(axis=1))
+    return np.asarray(np.quantile(np.abs(means[_REACH:] - means[:-_REACH]), _ALONG, axis=1))
 
 
 def _shows_more(reference: RGB, target: RGB, axis: int, band: tuple[int, int]) -> bool:
