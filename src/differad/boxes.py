@@ -55,19 +55,28 @@ def diagonals(boxes: Boxes) -> NDArray[np.float64]:
 
 def iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
     """Intersection over union of `a` with `b`, broadcast to shape (...,); 0 where the union is empty."""
-    low = np.maximum(a[..., :2], b[..., :2])
-    high = np.minimum(a[..., 2:], b[..., 2:])
-    sides = np.maximum(high - low, 0.0)
-    intersection = sides[..., 0] * sides[..., 1]
+    intersection = _intersection(a, b)
     union = area(a) + area(b) - intersection
     return np.asarray(np.divide(intersection, union, out=np.zeros_like(union), where=union > 0))
 
 
 def overlap_share(a: Boxes, b: Boxes) -> NDArray[np.float64]:
     """Intersection of `a` with `b` over the smaller of the two areas, broadcast to shape (...,); 0 where that is empty."""
-    sides = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0)
-    intersection, smaller = sides[..., 0] * sides[..., 1], np.minimum(area(a), area(b))
+    intersection, smaller = _intersection(a, b), np.minimum(area(a), area(b))
     return np.asarray(np.divide(intersection, smaller, out=np.zeros_like(intersection), where=smaller > 0))
+
+
+def _intersection(a: Boxes, b: Boxes) -> NDArray[np.float64]:
+    """Area that `a` and `b` share, broadcast to shape (...,)."""
+    low = np.maximum(a[..., :2], b[..., :2])
+    high = np.minimum(a[..., 2:], b[..., 2:])
+    sides = np.maximum(high - low, 0.0)
+    return np.asarray(sides[..., 0] * sides[..., 1])
+
+
+def stretch(source: tuple[int, ...], sink: tuple[int, ...]) -> NDArray[np.float64]:
+    """The factors (4,) that bring boxes in an image of shape `source` (H, W, ...) to one of shape `sink`."""
+    return np.array([sink[1] / source[1], sink[0] / source[0]] * 2)
 
 
 def is_degenerate(boxes: Boxes) -> NDArray[np.bool_]:

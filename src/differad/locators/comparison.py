@@ -136,7 +136,7 @@ def bend(there: Image | RGB, here: Image | RGB, covered: Mask, light: Light, sta
     shrink = max(2.0, max(height, width) / _BEND_SIDE)
     small = max(1, int(width / shrink)), max(1, int(height / shrink))
     lit = light.on(_small(there, small).astype(np.float32), small[1])
-    source, sink, weight = (_grey(_small(p, small).astype(np.float32)) for p in (lit, here, _shown(covered)))
+    source, sink, weight = (channel_mean(_small(p, small).astype(np.float32)) for p in (lit, here, _shown(covered)))
     weight /= 255
     window = max(3, round(max(small) / _BEND_WINDOW / math.sqrt(2)))
     first = np.zeros((*source.shape, 2), np.float32)
@@ -182,7 +182,7 @@ def _small(image: Image | RGB, size: tuple[int, int]) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
 
-def _grey(image: Image | RGB) -> Image:
+def channel_mean(image: Image | RGB) -> Image:
     """Mean (H, W) of the channels, in the image's own type."""
     return np.asarray(image if image.ndim == 2 else cv2.transform(image, np.full((1, 3), 1 / 3, np.float32)))
 
@@ -227,7 +227,7 @@ def robust_deviation(values: NDArray[Any]) -> float:
 
 def steepness(there: RGB) -> RGB:
     """Range (H, W) of grey levels within 3 x 3 pixels of (H, W[, 3])."""
-    return np.asarray(cv2.morphologyEx(_grey(there), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
+    return np.asarray(cv2.morphologyEx(channel_mean(there), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
 
 
 def edge_noise(over: RGB, steep: RGB, covered: Mask) -> float:

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.boxes import Boxes, grow, overlap_share
+from differad.boxes import Boxes, grow, overlap_share, stretch
 from differad.core import Location
 from differad.images import RGB
 from differad.locators.calibration import COMPARING, Comparing
@@ -83,26 +83,24 @@ class DifferenceLocator(Embedded):
     def align(self, reference: RGB, target: RGB) -> "Comparison":
         """All that differs, before any threshold, at the resolution that both images have."""
         reference, target = flat(reference, target)
-        height, width = target.shape[:2]
+        given = target.shape
         reference, target = at_common_resolution(reference, target, self.options.max_side)
         registration = register(grey(reference), grey(target))
-        stretch = np.array([width / target.shape[1], height / target.shape[0]] * 2)
         candidates: list[Candidate] = []
         if registration.accepted or self.options.on_refusal == "overlay":
             candidates = distinct(list(self._candidates(reference, target, registration)))
-        return Comparison(reference, target, registration, candidates, stretch)
+        return Comparison(reference, target, registration, candidates, stretch(target.shape, given))
 
     def _candidates(self, reference: RGB, target: RGB, registration: Registration) -> "Iterator[Candidate]":
         """Groups of differences of every level, in pixels of the target (H, W[, 3])."""
-        height, width = target.shape[:2]
         start = None
         for level in levels(reference, target, registration.matrix):
             found = residual(level, self.options.tolerance, start, self.options.workers)
             start = found.field * 2
-            stretch = np.array([width / level.target.shape[1], height / level.target.shape[0]] * 2)
+            back = stretch(level.target.shape, target.shape)
             c, unit = self.constants, self._unit(found, registration)
             for one in group(found.over, unit, low=c.low, high=c.high, grow=self.options.tolerance, gap=c.gap):
-                yield Candidate(one.box * stretch, self._probability(one), level.share)
+                yield Candidate(one.box * back, self._probability(one), level.share)
 
     def difference(self, reference: RGB, target: RGB, registration: Registration) -> Image:
         """How far each target pixel is off, (H, W), in units of the pair's own noise, at the images' own size."""

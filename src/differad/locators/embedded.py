@@ -14,6 +14,7 @@ from typing import Any, Self
 import cv2
 import numpy as np
 
+from differad.boxes import stretch
 from differad.core import Location, Pair
 from differad.errors import LocatorError
 from differad.images import RGB, read_images
@@ -46,14 +47,14 @@ class Embedded:
 
     def _compare_bare(self, reference: RGB, target: RGB) -> Location:
         """As `compare`, of the images without repeated rows or plain margins; boxes in pixels of the target as it is given."""
-        height, width = target.shape[:2]
+        given = target.shape
         reference, target = without_repeats(reference), without_repeats(target)
-        stretch = np.array([width / target.shape[1], height / target.shape[0]] * 2)
+        back = stretch(target.shape, given)
         reference, target, corner = common_margins(reference, target)
         location = self._compare_whole(reference, target)
-        if target.shape[:2] == (height, width):
+        if target.shape == given:
             return location
-        return replace(location, boxes=(location.boxes + np.array(corner * 2)) * stretch)
+        return replace(location, boxes=(location.boxes + np.array(corner * 2)) * back)
 
     def _compare_whole(self, reference: RGB, target: RGB) -> Location:
         """As `compare`, but normal only of a whole frame; of a broken one what is left is compared once more."""
@@ -72,13 +73,12 @@ class Embedded:
 
     def _compare_alike(self, reference: RGB, target: RGB) -> Location:
         """As `compare`, of images that show as much detail; boxes in pixels of the target as it is given here."""
-        height, width = target.shape[:2]
+        given = target.shape
         reference, target = matched(reference, target)
         location = self.compare(reference, target)
-        if target.shape[:2] == (height, width):
+        if target.shape == given:
             return location
-        stretch = np.array([width / target.shape[1], height / target.shape[0]] * 2)
-        return replace(location, boxes=location.boxes * stretch)
+        return replace(location, boxes=location.boxes * stretch(target.shape, given))
 
     def compare(self, reference: RGB, target: RGB) -> Location:
         """Where the target (H, W, 3) is abnormal, without `model` and `seconds`, which `locate` fills in."""

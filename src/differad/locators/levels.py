@@ -88,8 +88,8 @@ def residual(level: Level, tolerance: int, start: Image | None = None, workers: 
     moved, covered = warp(level.reference, level.matrix, level.target.shape[:2])
     light = fit_light(moved, level.target, covered)
     field = bend(moved, level.target, covered, light, start)
-    height = level.target.shape[0]
-    rows = [(top, min(top + count, height)) for count in [_rows(level.target)] for top in range(0, height, count)]
+    height, count = level.target.shape[0], _rows(level.target)
+    rows = [(top, min(top + count, height)) for top in range(0, height, count)]
 
     def compare(span: tuple[int, int]) -> "_Strip":
         return _strip(moved, level.target, covered, light, field, tolerance, span)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from differad.images import RGB
+from differad.locators.comparison import channel_mean
 
 # Standard deviation in pixels of the blur that images are compared at: edges about as narrow as pixels can show them.
 SHARP = 0.65
@@ -157,12 +158,7 @@ def _tiles(image: RGB) -> list[NDArray[np.float32]]:
     height, width = image.shape[:2]
     tops, lefts = (_starts(length) for length in (height, width))
     tiles = [image[y : y + _span(height), x : x + _span(width)] for y in tops for x in lefts]
-    return [_mean(tile.astype(np.float32)) for tile in tiles]
-
-
-def _mean(tile: NDArray[np.float32]) -> NDArray[np.float32]:
-    mean = tile if tile.ndim == 2 else cv2.transform(tile, np.full((1, 3), 1 / 3, np.float32))
-    return np.asarray(mean, dtype=np.float32)
+    return [channel_mean(tile.astype(np.float32)) for tile in tiles]
 
 
 def _span(length: int) -> int:
