@@ -43,8 +43,9 @@ demo: $(VENV)/.core
 	$(BIN)/differad evaluate examples/pairs.jsonl --out demo/evaluation
 	@echo "overlay: demo/overlay.png   report: demo/evaluation/report.html"
 
+# Whole files go to as many processes as there are cores, four at most: each may hold a gigabyte of PyTorch.
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

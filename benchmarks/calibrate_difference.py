@@ -32,9 +32,9 @@ import numpy as np
 
 from differad.boxes import iou
 from differad.locators.calibration import COMPARING, REGISTERING
-from differad.locators.comparison import Group, flat, group
-from differad.locators.difference import DifferenceOptions, unit_of_noise
-from differad.locators.levels import levels, residual
+from differad.locators.comparison import flat, group
+from differad.locators.difference import DifferenceOptions, evidence, unit_of_noise
+from differad.locators.levels import levels, residuals
 from differad.locators.registration import grey, register
 from differad.locators.resolution import at_common_resolution
 from differad.synthesis.camera import Nuisance
@@ -44,7 +44,7 @@ from differad.synthesis.textures import TEXTURES
 CATEGORIES = ("board", "board", "board", "board", *TEXTURES)
 UNLIKE_ITSELF = ("board", "grain", "printed")
 SIDE = 640
-SIZES = (320, 448, 640, 960, 1280)
+SIZES = (320, 448, 640, 960, 1280, 1792)
 TOLERANCE = 1
 EDGES = (0.25, 0.5, 1.0)
 CONTRASTS = (0.0, 0.1, 0.2)
@@ -55,13 +55,15 @@ THRESHOLD = 0.5
 LABEL_MARGIN = 1 / 64
 MARGINS = np.arange(0, 17) / 1024
 RIDGE = 1.0
+# Which way each piece of evidence may speak: the bias, mean and thickness for a defect, raggedness against.
+SIGNS = np.array([1.0, 1.0, 1.0, -1.0])
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A group's features, its box (4,) at a side of SIDE, and whether it touches the defect."""
+    """A group's evidence, its box (4,) at a side of SIDE, and whether it touches the defect."""
 
-    features: list[float]
+    features: tuple[float, ...]
     box: np.ndarray
     touches: bool
 
@@ -105,19 +107,18 @@ def groups_of(seed: int) -> list[tuple[tuple, list[Found], np.ndarray]]:
     if not registration.accepted:
         return []
     found: dict[tuple, list[Found]] = {}
-    start = None
-    for level in levels(reference, target, registration.matrix):
-        left = residual(level, TOLERANCE, start, workers=1)
-        start = 2 * left.field
+    for level, left in residuals(levels(reference, target, registration.matrix), TOLERANCE, workers=1):
         scale = SIDE / len(level.target)
         for edge, contrast in itertools.product(EDGES, CONTRASTS):
             constants = replace(COMPARING, edge=edge, contrast=contrast)
             unit = unit_of_noise(constants, left.spread, left.edges, left.contrast)
             for low, ratio in itertools.product(LOWS, HIGH_RATIOS):
-                groups = group(left.over, unit, low=low, high=low * ratio, grow=TOLERANCE, gap=COMPARING.gap)
-                groups = sorted(groups, key=lambda g: -g.mass)[:30]
+                groups = group(
+                    left.over, unit, left.at_edges, low=low, high=low * ratio, grow=TOLERANCE, gap=COMPARING.gap
+                )
+                groups = sorted(groups, key=lambda g: -g.mean * g.thickness)[:30]
                 found.setdefault((edge, contrast, low, ratio), []).extend(
-                    Found(features(g), g.box * scale, touches(g.box * side / len(level.target), pair.mask))
+                    Found(evidence(g, level), g.box * scale, touches(g.box * side / len(level.target), pair.mask))
                     for g in groups
                 )
     return [(setting, groups, pair.boxes * SIDE / side) for setting, groups in found.items()]
@@ -126,10 +127,6 @@ def groups_of(seed: int) -> list[tuple[tuple, list[Found], np.ndarray]]:
 def touches(box: np.ndarray, mask: np.ndarray) -> bool:
     x1, y1, x2, y2 = np.round(box).astype(int)
     return bool(mask[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)].any())
-
-
-def features(group: Group) -> list[float]:
-    return [1.0, np.log(group.peak), np.log(group.mass), np.log(group.thickness)]
 
 
 def fit_logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -148,17 +145,18 @@ def fit_logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def fit_monotone(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Weights with none below 0 but the bias: a stronger, larger or thicker difference must not count as less suspect.
+    """Weights of which those of strength and thickness are not below 0, and that of raggedness is not above.
 
-    Without this, the peaks of black-and-white scans teach that high contrast speaks for a sliver.
+    A stronger or thicker difference must not count as less suspect.
     """
+    x = x * SIGNS
     kept = np.ones(x.shape[1], bool)
     while True:
         weights = np.zeros(x.shape[1])
         weights[kept] = fit_logistic(x[:, kept], y)
         negative = (weights < 0) & (np.arange(len(weights)) > 0)
         if not negative.any():
-            return weights
+            return weights * SIGNS
         kept[np.where(negative, weights, 0).argmin()] = False
 
 
@@ -247,11 +245,11 @@ def calibrate_detection(pool: ProcessPoolExecutor, seeds: range) -> Iterator[tup
     metrics, weights, firsts = judged[setting]
     margin, curve = best_margin(firsts)
     edge, contrast, low, ratio = setting
-    bias, peak, mass, thickness = (round(float(w), 3) for w in weights)
+    bias, mean, thickness, ragged = (round(float(w), 3) for w in weights)
     chosen = replace(
         COMPARING,
         **{"edge": edge, "contrast": contrast, "low": low, "high": low * ratio, "margin": margin},
-        **{"bias": bias, "peak": peak, "mass": mass, "thickness": thickness, "threshold": THRESHOLD},
+        **{"bias": bias, "mean": mean, "thickness": thickness, "ragged": ragged, "threshold": THRESHOLD},
     )
     yield "metrics", metrics
     yield "margin_curve", {f"{m * SIDE:.1f} px": round(v, 3) for m, v in curve.items()}

@@ -7,6 +7,7 @@ import pytest
 from differad.locators.comparison import (
     bend,
     displace,
+    edge_noise,
     enlarged,
     excess,
     fit_light,
@@ -132,14 +133,28 @@ def test_groups_are_joined_grown_and_measured():
     over[10:15, 10:15] = 16  # depth of the middle of a 5x5 square: 3 pixels to the outside
     over[10:15, 18:20] = 8  # three pixels apart from it
     over[40:42, 40:42] = 8  # never high: dropped
-    joined = group(over, 2.0, low=3, high=6, grow=1, gap=2)
+    at_edges = np.zeros((60, 60), bool)
+    at_edges[:, 14:19] = True  # the last column of the square, the first of its neighbour
+    joined = group(over, 2.0, at_edges, low=3, high=6, grow=1, gap=2)
     assert [g.box.tolist() for g in joined] == [[9, 9, 21, 16]]
-    assert joined[0].peak == 8
-    assert joined[0].mass == 25 * 8 + 10 * 4
+    assert joined[0].mean == pytest.approx((25 * 8 + 10 * 4) / 35)
     assert joined[0].thickness == pytest.approx(3, abs=0.2)
-    apart = group(over, 2.0, low=3, high=3, grow=0, gap=0)
+    assert joined[0].at_edges == pytest.approx(10 / 35)
+    apart = group(over, 2.0, at_edges, low=3, high=3, grow=0, gap=0)
     assert [g.box.tolist() for g in apart] == [[10, 10, 15, 15], [18, 10, 20, 15], [40, 40, 42, 42]]
 
 
+def test_noise_of_edges_is_what_most_tiles_have():
+    over = np.zeros((80, 80), np.uint8)
+    over[::2] = 10
+    assert edge_noise(over, np.ones((80, 80), bool)) == 10
+    over[:40, :30] = 200  # a large defect: 12 of 64 tiles
+    assert edge_noise(over, np.ones((80, 80), bool)) == 10
+    over[:, :40] = 200  # half of them
+    assert edge_noise(over, np.ones((80, 80), bool)) == 200
+    assert edge_noise(over, np.zeros((80, 80), bool)) == 0
+
+
 def test_no_difference_no_group():
-    assert group(field(level=0), 1.0, low=3, high=6, grow=2, gap=3) == []
+    none = field(level=0)
+    assert group(none, 1.0, np.zeros(none.shape[:2], bool), low=3, high=6, grow=2, gap=3) == []

@@ -18,12 +18,16 @@ from invariance import changes, holds
 
 # What changes no sample, or brings back the original to the bit.
 EXACT = ("x2 nearest", "x3 nearest", "16 bit", "border of background")
+# What loses details that the verdict may need.
+LOSSY = ("x0.75 bicubic", "x0.75 nearest", "x0.75 area", "reference at half the resolution", "JPEG 80")
+# Of the other changes: those that `auto`, which is slow, is tried under.
+FEW = ("x2 bicubic", "target at twice the resolution", "gamma 1.25", "mirrored")
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    drawn = [("board", True), ("board", False), ("grain", True), ("printed", False)]
-    return [make_pair(np.random.default_rng(900 + i), c, anomalous=a, size=320) for i, (c, a) in enumerate(drawn)]
+    kinds = ["board", "board", "grain", "printed", "board", "woven", "brushed", "board"]
+    return [make_pair(np.random.default_rng(900 + i), c, anomalous=i % 2 == 0, size=320) for i, c in enumerate(kinds)]
 
 
 @pytest.fixture(scope="module", params=["difference", "auto"])
@@ -47,9 +51,10 @@ def test_exact_changes_leave_every_answer(answered, pairs, name):
 
 
 def test_other_changes_leave_nearly_every_answer(answered, pairs):
-    found = [one for name in changes() if name not in EXACT for one in held(answered, pairs, name)]
-    # 76 answers: where 97 % hold, fewer than 90 % do once in some hundred times.
-    assert np.mean(found) >= 0.9
+    names = FEW if answered[0].name == "auto" else [name for name in changes() if name not in (*EXACT, *LOSSY)]
+    found = [one for name in names for one in held(answered, pairs, name)]
+    # A pair near the threshold changes under most of them: one pair of the eight may.
+    assert np.mean(found) >= 7 / 8
 
 
 def test_a_hole_of_five_pixels_is_found_on_a_large_sharp_board():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from differad.locators import levels as levels_module
-from differad.locators.levels import levels, residual
+from differad.locators.levels import levels, residual, residuals
 from differad.synthesis.pairs import make_pair
 
 
@@ -15,23 +15,41 @@ def pair():
     return drawn.reference, drawn.target
 
 
-def test_each_level_is_half_of_the_next_and_maps_points_alike(pair):
-    reference, target = pair
+def test_levels_go_from_one_size_to_the_images_own_and_map_points_alike(pair):
     matrix = np.array([[1.01, 0.02, 3.0], [-0.01, 0.99, -5.0], [1e-5, 0, 1]])
+    reference, target = (cv2.resize(image, (1792, 1792)) for image in pair)
     found = list(levels(reference, target, matrix))
-    assert [level.target.shape[0] for level in found] == [350, 700]
-    assert [level.share for level in found] == [0.5, 1.0]
+    assert [level.target.shape[0] for level in found] == [640, 1792]
     assert found[-1].target is target
-    # A pixel's centre lies at half its place among twice as many pixels, less a quarter.
-    corner = np.array([[[600.0, 100.0]]])
-    at_small = cv2.perspectiveTransform((corner + 0.5) / 2 - 0.5, found[0].matrix)
+    # A pixel's centre lies at its place among all pixels, less half a pixel.
+    small, corner = found[0], np.array([[[600.0, 100.0]]])
+    assert small.share == pytest.approx(640 / 1792)
+    at_small = cv2.perspectiveTransform((corner + 0.5) * small.share - 0.5, small.matrix)
     at_large = cv2.perspectiveTransform(corner, matrix)
-    assert np.allclose(at_small, (at_large + 0.5) / 2 - 0.5)
+    assert np.allclose(at_small, (at_large + 0.5) * small.share - 0.5)
 
 
-def test_an_image_of_the_working_size_is_compared_once(pair):
-    small = cv2.resize(pair[0], (640, 640))
-    assert len(list(levels(small, small, np.eye(3)))) == 1
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [
+        (640, [640]),
+        (700, [700]),  # hardly larger
+        (720, [640, 720]),
+        (1280, [640, 1280]),
+        (2560, [640, 1280, 2560]),
+        (448, [640]),
+        (256, [640]),
+        (100, [250]),  # 2.5 times as large, no more
+    ],
+)
+def test_the_smallest_level_has_one_size(side, expected):
+    image = np.zeros((side, side), np.uint8)
+    assert [len(level.target) for level in levels(image, image, np.eye(3))] == expected
+
+
+def test_a_strip_has_no_level_that_it_is_too_narrow_for():
+    strip = np.zeros((60, 2560), np.uint8)
+    assert [level.share for level in levels(strip, strip, np.eye(3))] == [1.0]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -52,10 +70,10 @@ def test_strips_give_what_the_whole_gives(pair, monkeypatch, workers):
 
 
 def test_a_displacement_found_at_one_level_is_where_the_next_starts(pair):
-    reference = pair[0]
+    reference = cv2.resize(pair[0], (1280, 1280))
     shift = np.array([[1.0, 0, 5.0], [0, 1, 0], [0, 0, 1]])  # further than one level may bend
-    small, large = levels(reference, cv2.warpPerspective(reference, shift, (700, 700)), np.eye(3))
-    first = residual(small, 1)
-    alone, led = (residual(large, 1, start, 1) for start in (None, 2 * first.field))
-    inner = np.s_[100:600, 100:600]
+    target = cv2.warpPerspective(reference, shift, (1280, 1280))
+    (_, _), (large, led) = residuals(levels(reference, target, np.eye(3)), 1, workers=1)
+    alone = residual(large, 1, workers=1)
+    inner = np.s_[100:1180, 100:1180]
     assert led.over[inner].mean() < 0.8 * alone.over[inner].mean()

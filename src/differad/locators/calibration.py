@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Registering:
     """What decides between the motions that may lay a reference on a target; qualities are tile correlations."""
 
-    accept: float = 0.56
-    enough: float = 0.83
+    accept: float = 0.62
+    enough: float = 0.93
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Comparing:
     high: float = 3.0
     gap: int = 9
     margin: float = 0.0078125
-    bias: float = -8.837
-    peak: float = 2.389
-    mass: float = 0.101
-    thickness: float = 3.632
+    bias: float = -9.933
+    mean: float = 3.956
+    thickness: float = 3.49
+    ragged: float = -2.354
     threshold: float = 0.5
 
 

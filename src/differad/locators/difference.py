@@ -24,7 +24,7 @@ from differad.images import RGB
 from differad.locators.calibration import COMPARING, Comparing
 from differad.locators.comparison import Group, Image, flat, group
 from differad.locators.embedded import Embedded
-from differad.locators.levels import Level, Residual, levels, residual
+from differad.locators.levels import SMALLEST, Level, Residual, levels, residual, residuals
 from differad.locators.odds import logistic
 from differad.locators.registration import Registration, grey, register
 from differad.locators.resolution import at_common_resolution
@@ -93,14 +93,15 @@ class DifferenceLocator(Embedded):
 
     def _candidates(self, reference: RGB, target: RGB, registration: Registration) -> "Iterator[Candidate]":
         """Groups of differences of every level, in pixels of the target (H, W[, 3])."""
-        start = None
-        for level in levels(reference, target, registration.matrix):
-            found = residual(level, self.options.tolerance, start, self.options.workers)
-            start = found.field * 2
+        found_at = residuals(
+            levels(reference, target, registration.matrix), self.options.tolerance, self.options.workers
+        )
+        for level, found in found_at:
             back = stretch(level.target.shape, target.shape)
-            c, unit = self.constants, self._unit(found, registration)
-            for one in group(found.over, unit, low=c.low, high=c.high, grow=self.options.tolerance, gap=c.gap):
-                yield Candidate(one.box * back, self._probability(one), level.share)
+            c, unit, grow = self.constants, self._unit(found, registration), self.options.tolerance
+            for one in group(found.over, unit, found.at_edges, low=c.low, high=c.high, grow=grow, gap=c.gap):
+                logit = np.dot([c.bias, c.mean, c.thickness, c.ragged], evidence(one, level))
+                yield Candidate(one.box * back, logistic(float(logit)), level.share)
 
     def difference(self, reference: RGB, target: RGB, registration: Registration) -> Image:
         """How far each target pixel is off, (H, W), in units of the pair's own noise, at the images' own size."""
@@ -116,12 +117,6 @@ class DifferenceLocator(Embedded):
         """
         spread, edges = (found.spread, found.edges) if registration.accepted else (0.0, 0.0)
         return unit_of_noise(self.constants, spread, edges, found.contrast)
-
-    def _probability(self, group: Group) -> float:
-        """How likely a group is a defect, by the logistic curve fitted on synthetic groups."""
-        c = self.constants
-        logit = c.bias + c.peak * math.log(group.peak) + c.mass * math.log(group.mass)
-        return logistic(logit + c.thickness * math.log(group.thickness))
 
     def boxes(self, found: "Comparison", size: tuple[int, int]) -> Boxes:
         """Boxes (N, 4) of all candidates, with the margin that labels have, in pixels of a target of (width, height)."""
@@ -184,6 +179,16 @@ def distinct(candidates: list[Candidate]) -> list[Candidate]:
         if not (overlap_share(one.box, boxes) > _SAME).any():
             kept.append(one)
     return kept
+
+
+def evidence(group: Group, level: Level) -> tuple[float, float, float, float]:
+    """What the curve weighs to say how likely a group is a defect, beginning with 1.
+
+    Raggedness of edges belongs to the part: it has more pixels in a larger image, while a speck away from edges is what it was.
+    """
+    height, width = level.target.shape[:2]
+    larger = max(0.0, math.log(math.sqrt(height * width) / SMALLEST))
+    return 1.0, math.log(group.mean), math.log(group.thickness), group.at_edges * larger
 
 
 def unit_of_noise(constants: Comparing, spread: float, edges: float, contrast: float) -> float:

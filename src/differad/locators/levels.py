@@ -1,11 +1,12 @@
 """A reference and a target compared at several sizes: large and faint defects show at the small ones, specks at the large.
 
-Each level is half as large as the next. The smooth displacement found at one is where the next starts from, and large levels
-are compared in strips, so that memory stays bounded. Knows nothing of probabilities or boxes.
+The smallest level has one size for all images that are larger, so that a resized image is compared at the same size again. The
+smooth displacement found at one level is where the next starts from, and large levels are compared in strips, so that memory
+stays bounded. Knows nothing of probabilities or boxes.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from differad.locators.comparison import (
     Mask,
     bend,
     displace,
+    edge_mask,
     edge_noise,
     enlarged,
     excess,
@@ -34,8 +36,10 @@ from differad.locators.registration import Matrix, resizing, warp
 from differad.locators.resolution import shrink
 from differad.locators.threads import one_thread_each, usable_cores
 
-# Levels are halved while their longer side is above this many pixels.
-SMALLEST = 640
+# The longer side, in pixels, of the smallest level; images that are larger by no more than a little have no other.
+SMALLEST, _LITTLE = 640, 1.1
+# Small images are enlarged by no more than this.
+_LARGEST_STEP = 2.5
 # Strips hold about this many pixels ...
 STRIP_PIXELS = 1 << 19
 # ... and as many rows more at each end as blurring and bending look beyond it.
@@ -60,11 +64,12 @@ class Level:
 class Residual:
     """What is left at one level: how far each target pixel is off, (H, W), in grey levels, and the pair's own noise.
 
-    `spread` is that of plain areas, `edges` what is usual along edges, `contrast` the reference's standard deviation; `field` is
-    the displacement that was found.
+    `spread` is that of plain areas, `edges` what is usual along edges, which `at_edges` (H, W) marks, `contrast` the reference's
+    standard deviation; `field` is the displacement that was found.
     """
 
     over: RGB
+    at_edges: Mask
     spread: float
     edges: float
     contrast: float
@@ -72,15 +77,47 @@ class Residual:
 
 
 def levels(reference: RGB, target: RGB, matrix: Matrix) -> Iterator[Level]:
-    """The images at each level, smallest first."""
-    halvings = max(0, math.ceil(math.log2(max(target.shape[:2]) / SMALLEST)))
-    found = [Level(reference, target, matrix, 1.0)]
-    for _ in range(halvings):
-        last = found[-1]
-        smaller, small = shrink(last.reference, 0.5), shrink(last.target, 0.5)
-        there, here = resizing(last.reference.shape, smaller.shape), resizing(last.target.shape, small.shape)
-        found.append(Level(smaller, small, here @ last.matrix @ np.linalg.inv(there), last.share / 2))
+    """The images at each level, smallest first: from a longer side of 640 pixels to their own in even steps of about two.
+
+    Smaller images are enlarged to that, twice at most.
+    """
+    larger = max(target.shape[:2]) / SMALLEST
+    whole = Level(reference, target, matrix, 1.0)
+    if larger < 1:
+        yield _resized(whole, min(_LARGEST_STEP, 1 / larger))
+        return
+    steps = max(round(math.log2(larger)), int(larger > _LITTLE))
+    found = [whole]
+    for _ in range(steps):
+        smaller = _resized(found[-1], larger ** (-1 / steps))
+        # A strip keeps the width that it needs.
+        if smaller.share < found[-1].share:
+            found.append(smaller)
     yield from reversed(found)
+
+
+def _resized(level: Level, step: float) -> Level:
+    """The same images with sides `step` times as long."""
+    reference, target = (_resize(image, step) for image in (level.reference, level.target))
+    there, here = resizing(level.reference.shape, reference.shape), resizing(level.target.shape, target.shape)
+    share = level.share * max(target.shape[:2]) / max(level.target.shape[:2])
+    return Level(reference, target, here @ level.matrix @ np.linalg.inv(there), share)
+
+
+def _resize(image: RGB, step: float) -> RGB:
+    if step < 1:
+        return shrink(image, step)
+    size = round(image.shape[1] * step), round(image.shape[0] * step)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+
+
+def residuals(level: Iterable[Level], tolerance: int, workers: int = 0) -> Iterator[tuple[Level, Residual]]:
+    """Each level, smallest first, with what differs at it; the displacement found at one is where the next starts from."""
+    start, before = None, 1.0
+    for one in level:
+        found = residual(one, tolerance, None if start is None else start * np.float32(one.share / before), workers)
+        yield one, found
+        start, before = found.field, one.share
 
 
 def residual(level: Level, tolerance: int, start: Image | None = None, workers: int = 0) -> Residual:
@@ -98,7 +135,8 @@ def residual(level: Level, tolerance: int, start: Image | None = None, workers: 
     over, steep = (np.concatenate([getattr(s, name) for s in strips]) for name in ("over", "steep"))
     over[~inside(covered, tolerance + 1)] = 0
     spread = robust_deviation(np.concatenate([s.off for s in strips]))
-    return Residual(over, spread, edge_noise(over, steep, covered), _deviation(strips), field)
+    at_edges = edge_mask(steep)
+    return Residual(over, at_edges, spread, edge_noise(over, at_edges & covered), _deviation(strips), field)
 
 
 @dataclass(frozen=True, eq=False)

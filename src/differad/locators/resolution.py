@@ -16,9 +16,11 @@ from differad.locators.comparison import channel_mean
 
 # Standard deviation in pixels of the blur that images are compared at: edges about as narrow as pixels can show them.
 SHARP = 0.65
-# The blur is measured by how much steeper the steepest pixels are than after one more blur of this standard deviation ...
-_REBLUR, _STEEPEST = 1.0, 0.02
-# ... and is told well up to this one; beyond it the image is halved first. A step of one pixel has this variance of its own.
+# The blur is measured by how much flatter the steepest pixels get from one blur of these standard deviations to the other. The
+# first hides noise and the stairs of an enlargement; fewer pixels of at least this slope (grey levels a pixel, squared) tell
+# nothing.
+_BLURS, _STEEPEST, _LEAST_STEEP, _LEAST_PIXELS = (1.0, 2.0), 0.02, 4.0, 50
+# It is told well up to this one; beyond it the image is halved first. A step of one pixel has this variance of its own.
 _WIDEST, _STEP_VARIANCE = 2.0, 1 / 12
 # Images are not shrunk below these sides, which the fit of light and pose needs.
 _LEAST_LONG, _LEAST_SHORT = 256, 64
@@ -34,12 +36,17 @@ _LEAST_DIFFERENT = 0.5
 
 
 def resolved_share(image: RGB) -> float:
-    """The share (0, 1] to which the sides of an image (H, W, 3) or (H, W) can be shrunk without loss of detail."""
+    """The share (0, 1] to which the sides of an image (H, W, 3) or (H, W) can be shrunk without loss of detail.
+
+    1 of an image without an edge.
+    """
     share = 1.0
     while True:
         blur = _edge_blur(image)
-        if blur <= _WIDEST or min(image.shape[:2]) < 2 * _LEAST_SHORT:
+        if blur is not None and (blur <= _WIDEST or min(image.shape[:2]) < 2 * _LEAST_SHORT):
             return share * min(1.0, SHARP / blur)
+        if min(image.shape[:2]) < 2 * _LEAST_SHORT:
+            return 1.0
         height, width = image.shape[:2]
         image, share = cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA), share / 2
 
@@ -135,22 +142,20 @@ def _inside(shape: tuple[int, ...], shares: list[float]) -> tuple[slice, slice]:
     return slice(top, shape[0] - bottom), slice(left, shape[1] - right)
 
 
-def _edge_blur(image: RGB) -> float:
-    """Standard deviation in pixels of the blur of the image's steepest edges."""
-    steep, soft = [], []
-    for tile in _tiles(image):
-        steep.append(_squared_gradient(tile))
-        soft.append(_squared_gradient(cv2.GaussianBlur(tile, (0, 0), _REBLUR)))
-    before, after = np.concatenate(steep), np.concatenate(soft)
-    if not before.size:
-        return SHARP
-    chosen = before >= max(1.0, float(np.quantile(before, 1 - _STEEPEST)))
-    if not chosen.any():
-        return SHARP
-    gain = float(before[chosen].mean()) / max(float(after[chosen].mean()), 1e-6)
-    # A blur of s makes a step's slope 1 / s: with r more it falls by (s^2 + r^2) / s^2 in squares (Zhuo and Sim, "Defocus map
-    # estimation from a single image", 2011).
-    return math.sqrt(max(_REBLUR**2 / max(gain - 1, 1e-3) - _STEP_VARIANCE, 0.01))
+def _edge_blur(image: RGB) -> float | None:
+    """Standard deviation in pixels of the blur of the image's steepest edges; None where it has hardly any."""
+    tiles = _tiles(image)
+    steep, flatter = (
+        np.concatenate([_squared_gradient(cv2.GaussianBlur(tile, (0, 0), width)) for tile in tiles]) for width in _BLURS
+    )
+    chosen = steep >= max(_LEAST_STEEP, float(np.quantile(steep, 1 - _STEEPEST)) if steep.size else 0.0)
+    if chosen.sum() < _LEAST_PIXELS:
+        return None
+    gain = float(steep[chosen].mean()) / max(float(flatter[chosen].mean()), 1e-6)
+    # A blur of s makes a step's slope 1 / s: between r and R more it falls by (s^2 + R^2) / (s^2 + r^2) in squares (after Zhuo
+    # and Sim, "Defocus map estimation from a single image", 2011).
+    first, second = (width**2 for width in _BLURS)
+    return math.sqrt(max((second - gain * first) / max(gain - 1, 1e-3) - _STEP_VARIANCE, 0.01))
 
 
 def _tiles(image: RGB) -> list[NDArray[np.float32]]:

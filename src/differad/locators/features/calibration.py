@@ -32,9 +32,9 @@ class Deciding:
     bias: float = 0.317
     peak: float = 4.182
     contrast: float = 2.922
-    fused_bias: float = 0.464
-    fused_difference: float = 1.089
-    fused_peak: float = 0.729
+    fused_bias: float = 1.137
+    fused_difference: float = 1.005
+    fused_peak: float = 1.706
     threshold: float = 0.5
 
 
