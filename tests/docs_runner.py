@@ -7,11 +7,8 @@ in the comment behind it (`# exit code 3: …`), and no command may end in a tra
 
 import io
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import chdir, redirect_stdout
 from dataclasses import dataclass, field
@@ -19,7 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from docs_blocks import ROOT, Block, blocks, without_comment
+from docs_blocks import Block, blocks, without_comment
+from docs_process import execute
 
 WRITES = ("--out", "--save", "--copy")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
@@ -101,19 +99,16 @@ class Run:
             self.unused.discard(plain)
             return
         promised = re.search(r"# .*exit code (\d+)", command)
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", self.shorter(command)],
-            cwd=self.folder, env=environment(self.folder), capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        both = done.stdout + done.stderr
+        done = execute(without_comment(self.shorter(command)), self.folder)
+        both = done.out + done.err
         said = f"{place}: {plain}\n{both[-3000:]}"
         self.outputs.append((plain, both))
         assert "Traceback" not in both, said
-        assert done.returncode == (int(promised[1]) if promised else 0), f"exit code {done.returncode}: {said}"
-        if done.returncode == 0:
+        assert done.code == (int(promised[1]) if promised else 0), f"exit code {done.code}: {said}"
+        if done.code == 0:
             self.written(plain, said)
         if "--json" in plain.split():
-            json.loads(done.stdout)
+            json.loads(done.out)
         for words, pattern in self.page.prints.items():
             if words in plain:
                 self.unused.discard(words)
@@ -141,13 +136,3 @@ class Run:
 def form(line: str) -> str:
     """A line without what changes from run to run: figures, and how wide its columns are."""
     return " ".join(_NUMBER.sub("0", line).split())
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """Of a new user at home in `folder`, with this differad installed, and no network."""
-    places = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DIFFERAD_")}
-    return {
-        **kept, "HOME": str(folder), "PATH": os.pathsep.join(places), "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
