@@ -17,7 +17,7 @@ from differad.locators.registry import KINDS
 from differad.options import list_options
 from docs_blocks import ROOT, blocks, read_page, spans, without_comment
 
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 # Options and scripts of other programs that pages speak of.
 FOREIGN = {"--max-model-len", "prepare_data.py"}
 PLACEHOLDERS = {"key", "part.key"}
@@ -63,7 +63,7 @@ def _calls(code: str) -> list[str]:
     if match := _PROGRAM.search(code):
         if not (ROOT / match[1]).exists():
             return []  # said as a file
-        source = (ROOT / match[1]).read_text()
+        source = (ROOT / match[1]).read_text(encoding="utf-8")
         options = [word.partition("=")[0] for word in _words(match[2]) if word.startswith("--")]
         return [f"{match[1]} has no option {option}" for option in options if f'"{option}"' not in source]
     return []
@@ -105,7 +105,11 @@ def _all_options() -> set[str]:
     def of(command: Any) -> set[str]:
         return _options(command).union(*(of(other) for other in getattr(command, "commands", {}).values()))
 
-    programs = [path.read_text() for folder in ("benchmarks", "recipes/tiny") for path in (ROOT / folder).glob("*.py")]
+    programs = [
+        path.read_text(encoding="utf-8")
+        for folder in ("benchmarks", "recipes/tiny")
+        for path in (ROOT / folder).glob("*.py")
+    ]
     return of(typer.main.get_command(app)) | {
         option for text in programs for option in re.findall(r'"(--[\w-]+)"', text)
     }

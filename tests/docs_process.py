@@ -17,8 +17,7 @@ from docs_blocks import ROOT
 
 LIMIT = 300  # seconds of one command
 _PLAIN = re.compile(r"differad (?:[^'\"|&;<>$*~`\\#]|'[^']*')*")
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["pytest", "differad.cli.app", "differad.training.sft", "differad.training.rl"])
+_PRELOAD = ["pytest", "differad.cli.app", "differad.training.sft", "differad.training.rl"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,9 @@ def environment(folder: Path) -> dict[str, str]:
 
 def _fork(arguments: list[str], folder: Path) -> Done:
     out, err = folder.with_name(f"{folder.name}.out"), folder.with_name(f"{folder.name}.err")
-    process = _FORKS.Process(target=_differad, args=(arguments, folder, environment(folder), (out, err)))
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(_PRELOAD)
+    process = forks.Process(target=_differad, args=(arguments, folder, environment(folder), (out, err)))
     process.start()
     process.join(LIMIT)
     if process.exitcode is None:

@@ -163,6 +163,7 @@ PAGES = {
 }  # fmt: skip
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pages are written for a POSIX shell")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_page_runs_as_printed(name, tmp_path, desk):
     Run(name, PAGES.get(name, Page()), tmp_path, desk.url).all_of(read_page(name))
@@ -193,7 +194,7 @@ def test_what_one_page_leaves_to_another_is_run_there():
 
 def test_the_page_on_python_is_strictly_typed(tmp_path):
     for block in blocks("docs/python.md", read_page("docs/python.md")):
-        (tmp_path / f"line_{block.line}.py").write_text(block.text)
+        (tmp_path / f"line_{block.line}.py").write_text(block.text, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", *map(str, tmp_path.iterdir())],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, "MYPYPATH": str(ROOT / "src")}, timeout=300,
