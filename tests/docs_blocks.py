@@ -108,6 +108,18 @@ def indented_code(text: str) -> list[int]:
     ]
 
 
+def links(text: str) -> list[tuple[str, str]]:
+    """Relative links of a page: file (empty: the page itself) and heading (empty: none)."""
+    found = re.findall(r"\]\((?!\w+:)([^)\s#]*)(?:#([^)\s]+))?\)", prose(text))
+    return [(file, heading) for file, heading in found]
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def spans(text: str) -> list[tuple[int, str]]:
     """Line numbers and text of the code within a page's sentences and tables."""
     rest = prose(text)

@@ -8,13 +8,15 @@ import re
 import shlex
 import tomllib
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import typer
+from pydantic import BaseModel
 
 from differad.cli.app import app
 from differad.locators.registry import KINDS
 from differad.options import list_options
+from differad.training.recipe import RlRecipe
 from docs_blocks import ROOT, blocks, read_page, spans, without_comment
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
@@ -27,6 +29,10 @@ _FILE = re.compile(r"(?<![\w./-])(?:recipes|benchmarks|examples|scripts|docs|src
 _MODULE = re.compile(r"(?<![\w/.])differad(?:\.\w+)+")
 _SET = re.compile(r"(?:^|\s)-o ([a-z][\w.]*)=")
 _SOURCE = re.compile(r"(?:\w+/)*[\w-]+\.(?:py|sh)")
+# A recipe's key, or several of a section in braces; not a file.
+_KEY = re.compile(
+    r"(model|data|held_out|train|grpo)\.(\{[^}]*\}|(?!yaml|jsonl|safetensors|tar|sh)[a-z_.]+)(?=[=:\s]|$)"
+)
 _EXTRA = re.compile(r"(?:differad|\.)\[([\w,]+)\]")
 
 
@@ -50,6 +56,7 @@ def faults(code: str) -> list[str]:
     found += [
         f"no model has the option {name}" for name in _SET.findall(code) if name not in _model_options() | PLACEHOLDERS
     ]
+    found += [f"no recipe has the key {key}" for key in _keys(code) if not _is_key(RlRecipe, key.split("."))]
     if _SOURCE.fullmatch(code) and code not in FOREIGN and not any(path.endswith(f"/{code}") for path in _sources()):
         found.append(f"no file ends in {code}")
     if re.fullmatch(r"--[a-z][\w-]*(?: \S+)?", code) and code.split()[0] not in _all_options() | FOREIGN:
@@ -119,6 +126,24 @@ def _all_options() -> set[str]:
 def _model_options() -> set[str]:
     """What `-o` sets, of every kind of model; of a model's parts as PART.NAME."""
     return {option.name for kind, _ in KINDS.values() for option in list_options(kind)}
+
+
+def _keys(code: str) -> list[str]:
+    """Recipes' keys that a piece of code begins with."""
+    if not (match := _KEY.match(code)):
+        return []
+    return [f"{match[1]}.{name.strip()}" for name in re.split(r"[,|]", match[2].strip("{}"))]
+
+
+def _is_key(section: type[BaseModel], parts: list[str]) -> bool:
+    """Whether a section has a key of that name, and the section behind it the next one; what is no section has what it likes."""
+    if not parts:
+        return True
+    if parts[0] not in section.model_fields:
+        return False
+    kind = section.model_fields[parts[0]].annotation
+    inner = [one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, BaseModel)]
+    return not inner or _is_key(inner[0], parts[1:])
 
 
 @cache

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from docs_blocks import PAGES as NAMES
-from docs_blocks import ROOT, blocks, indented_code, read_page, without_comment
+from docs_blocks import ROOT, anchors, blocks, indented_code, links, read_page, without_comment
 from docs_commands import faults, texts
 from docs_runner import Page, Run
 from docs_stand_ins import (
@@ -179,6 +179,16 @@ def test_what_a_page_names_exists(name):
 def test_code_stands_in_fences(name):
     """Indented code has no info string: nothing says whether it runs."""
     assert [f"{name}:{number}" for number in indented_code(read_page(name))] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name):
+    for file, heading in links(read_page(name)):
+        target = (ROOT / name).parent / file if file else ROOT / name
+        assert target.exists(), f"{name}: no file {file}"
+        assert not heading or heading in anchors(target.read_text(encoding="utf-8")), (
+            f"{name}: no heading {file}#{heading}"
+        )
 
 
 def test_what_one_page_leaves_to_another_is_run_there():
