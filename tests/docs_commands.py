@@ -33,6 +33,8 @@ _SOURCE = re.compile(r"(?:\w+/)*[\w-]+\.(?:py|sh)")
 _KEY = re.compile(
     r"(model|data|held_out|train|grpo)\.(\{[^}]*\}|(?!yaml|jsonl|safetensors|tar|sh)[a-z_.]+)(?=[=:\s]|$)"
 )
+_HEAD = re.compile(r"(?:#   | {4}|)(?:differad|python benchmarks/|bash recipes/|accelerate launch)\S* \S")
+_EXAMPLE = re.compile(r"Example: (.*)")
 _EXTRA = re.compile(r"(?:differad|\.)\[([\w,]+)\]")
 
 
@@ -46,10 +48,28 @@ def texts(page: str) -> list[tuple[str, str]]:
     ]
 
 
+def examples() -> list[tuple[str, str]]:
+    """Places and commands of help texts, and of the heads of recipes and of the programs beside differad."""
+    heads = [path for ending in ("yaml", "sh") for path in (ROOT / "recipes").rglob(f"*.{ending}")]
+    programs = [path for folder in ("benchmarks", "scripts", "examples") for path in (ROOT / folder).glob("*.py")]
+    lines = [(path, line) for path in (*heads, *programs) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [(path.relative_to(ROOT).as_posix(), line) for path, line in lines if _HEAD.match(line)]
+    found += [
+        (name, example) for name, text in _help(typer.main.get_command(app)) for example in _EXAMPLE.findall(text)
+    ]
+    return [(place, without_comment(line.removeprefix("#"))) for place, line in found]
+
+
+def _help(command: Any, name: str = "differad") -> list[tuple[str, str]]:
+    inner = getattr(command, "commands", {}).items()
+    return [(name, command.help or ""), *(text for one, other in inner for text in _help(other, f"{name} {one}"))]
+
+
 def faults(code: str) -> list[str]:
     """What a piece of code names that does not exist."""
     found = [fault for part in re.split(r"\s(?:\||&&|;)\s", code) for fault in _calls(part)]
-    found += [f"no file {name}" for name in _FILE.findall(code) if not (ROOT / name).exists()]
+    read = re.sub(r"--out [^\s\]]+", "", code)
+    found += [f"no file {name}" for name in _FILE.findall(read) if not (ROOT / name).exists()]
     found += [f"no module or name {name}" for name in _MODULE.findall(code) if not _importable(name)]
     named = [extra for group in _EXTRA.findall(code) for extra in group.split(",")]
     found += [f"no extra {extra}" for extra in named if extra not in EXTRAS]

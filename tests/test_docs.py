@@ -11,7 +11,7 @@ import pytest
 
 from docs_blocks import PAGES as NAMES
 from docs_blocks import ROOT, anchors, blocks, indented_code, links, read_page, without_comment
-from docs_commands import faults, texts
+from docs_commands import examples, faults, texts
 from docs_runner import Page, Run
 from docs_stand_ins import (
     a_pair,
@@ -173,6 +173,12 @@ def test_a_page_runs_as_printed(name, tmp_path, desk):
 def test_what_a_page_names_exists(name):
     found = [f"{place}: {code}: {fault}" for place, code in texts(name) for fault in faults(code)]
     assert found == []
+
+
+def test_what_help_texts_and_heads_of_files_name_exists():
+    found = examples()
+    assert len(found) > 100
+    assert [f"{place}: {code}: {fault}" for place, code in found for fault in faults(code)] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
