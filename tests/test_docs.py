@@ -73,7 +73,7 @@ PAGES = {
             "--pairs 40": "--pairs 2",
             "--pairs 16": "--pairs 2",
             "--sizes 12500 25000": "--sizes 200 400 --side 96",
-            "--pairs 2000": "--pairs 200",
+            "--pairs 2000": "--pairs 100",
         },
     ),
     "docs/build.md": Page(
@@ -148,10 +148,12 @@ PAGES = {
             "--workers 8": "--workers 1",
         },
         leaves=("data/natural/pairs.jsonl", "data/synthetic/pairs.jsonl", "data/held_out/pairs.jsonl"),
+        prints={"recipes/tiny/train.sh": "policy: work/look/runs/tiny/rl/model",
+                "--model runs/tiny/rl/model": r"score 0\.\d\d|normal"},
     ),
     "docs/versions.md": Page(
         given=(checkout("benchmarks"),),
-        scaled={"--count 100": "--count 2", "--size 384": "--size 160"},
+        scaled={"--count 100": "--count 1", "--size 384": "--size 160"},
         leaves=("old.jsonl", "new.jsonl"),
     ),
     "docs/synthesis.md": Page(
