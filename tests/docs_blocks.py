@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 LANGUAGES = ("sh", "python", "json", "yaml", "text")
+_FENCE = re.compile(r"(?P<mark>[ >]*)(?P<fence>`{3,}(?!.*`)|~{3,})(?P<info>.*)")
 _NOTES = re.compile(r"(?P<not_run>not run: \S.*)|file: (?P<file>\S+)|(?P<output>output)(?: of: (?P<of>\S.*))?")
 # Code within a sentence: between like rows of backticks, perhaps over the end of a line, never over the end of a paragraph.
 _SPAN = re.compile(r"(?<!`)(`+)(?!`)((?:(?!\n\s*\n).)+?)(?<!`)\1(?!`)", re.DOTALL)
@@ -71,31 +72,39 @@ def read_page(page: str) -> str:
 
 
 def blocks(page: str, text: str) -> list[Block]:
-    """The fenced blocks of a page's text, in order."""
+    """The fenced blocks of a page's text, in order; also those of a list or a quotation, whose lines begin with its mark."""
     found: list[Block] = []
-    begun: tuple[int, str] | None = None
-    body: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.startswith("```") and begun is None:
-            begun, body = (number, line[3:].strip()), []
-        elif line.startswith("```") and begun is not None:
-            language, _, notes = begun[1].partition(" ")
-            found.append(Block(page, begun[0] + 1, language, notes.strip(), "\n".join(body)))
-            begun = None
-        elif begun is not None:
-            body.append(line)
-    assert begun is None, f"{page}:{begun and begun[0]}: a fence that is not closed"
+    for first, mark, info, body in _fences(page, text):
+        language, _, notes = info.strip().partition(" ")
+        plain = [line.removeprefix(mark) if line.startswith(mark) else line.lstrip() for line in body]
+        found.append(Block(page, first + 1, language, notes.strip(), "\n".join(plain)))
     return found
 
 
 def prose(text: str) -> str:
     """A page's text with empty lines in the place of its fenced blocks."""
-    kept, fenced = [], False
-    for line in text.splitlines():
-        fence = line.startswith("```")
-        kept.append("" if fenced or fence else line)
-        fenced ^= fence
-    return "\n".join(kept)
+    lines = text.splitlines()
+    for first, _, _, body in _fences("", text):
+        lines[first - 1 : first + len(body) + 1] = [""] * (len(body) + 2)
+    return "\n".join(lines)
+
+
+def _fences(page: str, text: str) -> list[tuple[int, str, str, list[str]]]:
+    """Of each fence its first line's number, what stands before it on its lines, its info string and its body."""
+    found: list[tuple[int, str, str, list[str]]] = []
+    body: list[str] = []
+    begun: tuple[int, re.Match[str]] | None = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        match = _FENCE.fullmatch(line)
+        if begun is None and match:
+            begun, body = (number, match), []
+        elif begun and match and not match["info"].strip() and match["fence"].startswith(begun[1]["fence"]):
+            found.append((begun[0], begun[1]["mark"], begun[1]["info"], body))
+            begun = None
+        elif begun:
+            body.append(line)
+    assert begun is None, f"{page}:{begun and begun[0]}: a fence that is not closed"
+    return found
 
 
 def indented_code(text: str) -> list[int]:

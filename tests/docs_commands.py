@@ -35,6 +35,7 @@ _KEY = re.compile(
 )
 _HEAD = re.compile(r"(?:#   | {4}|)(?:differad|python benchmarks/|bash recipes/|accelerate launch)\S* \S")
 _EXAMPLE = re.compile(r"Example: (.*)")
+_VARIABLE = re.compile(r"\bDIFFERAD_[A-Z_]+\b")
 _EXTRA = re.compile(r"(?:differad|\.)\[([\w,]+)\]")
 
 
@@ -76,6 +77,7 @@ def faults(code: str) -> list[str]:
     found += [
         f"no model has the option {name}" for name in _SET.findall(code) if name not in _model_options() | PLACEHOLDERS
     ]
+    found += [f"nothing reads the variable {name}" for name in _VARIABLE.findall(code) if name not in _code()]
     found += [f"no recipe has the key {key}" for key in _keys(code) if not _is_key(RlRecipe, key.split("."))]
     if _SOURCE.fullmatch(code) and code not in FOREIGN and not any(path.endswith(f"/{code}") for path in _sources()):
         found.append(f"no file ends in {code}")
@@ -170,6 +172,11 @@ def _is_key(section: type[BaseModel], parts: list[str]) -> bool:
 def _sources() -> list[str]:
     folders = ("src", "recipes", "benchmarks", "examples", "scripts", "tests")
     return [path.as_posix() for name in folders for path in (ROOT / name).rglob("*") if path.suffix in (".py", ".sh")]
+
+
+@cache
+def _code() -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
 
 
 @cache

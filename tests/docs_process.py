@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from docs_blocks import ROOT
+from docs_blocks import ROOT, without_comment
 
 LIMIT = 300  # seconds of one command
 _PLAIN = re.compile(r"differad (?:[^'\"|&;<>$*~`\\#]|'[^']*')*")
@@ -30,9 +30,9 @@ class Done:
 
 
 def execute(command: str, folder: Path) -> Done:
-    """Run a command line without its comment in `folder`."""
-    if _PLAIN.fullmatch(command):
-        return _fork(shlex.split(command)[1:], folder)
+    """Run a command line in `folder`."""
+    if _PLAIN.fullmatch(plain := without_comment(command)):
+        return _fork(shlex.split(plain)[1:], folder)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL,

@@ -97,6 +97,24 @@ found = json.loads(Path("b.json").read_text())
     run(text, tmp_path, holds=("found == {'a': 1}",), leaves=("b.json",))
 
 
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [("~~~{}", "~~~"), ("````{}", "````"), ("   ```{}", "   ```"), ("> ```{}", "> ```"), ("```  {}", "````")],
+)
+def test_every_way_to_write_a_fence(opening, closing):
+    mark = opening[: len(opening) - len(opening.lstrip(" >"))]
+    text = f"1. Text\n\n{opening.format('sh not run: why')}\n{mark}a `b`\n{mark}  ``c``\n{closing}\n\n`d`\n"
+    (block,) = blocks("page.md", text)
+    assert (block.line, block.language, block.note("not_run")) == (4, "sh", "not run: why")
+    assert block.text == "a `b`\n  ``c``"
+    assert spans(text) == [(8, "d")]
+
+
+def test_a_fence_that_is_not_closed():
+    with pytest.raises(AssertionError, match=r"page\.md:3: a fence that is not closed"):
+        blocks("page.md", "a\n\n```sh\nls\n~~~\n")
+
+
 def test_a_traceback_names_the_line_of_the_page(tmp_path):
     with pytest.raises(ZeroDivisionError) as raised:
         run("# Page\n\n```python\none = 1\none / 0\n```\n", tmp_path)
@@ -127,6 +145,7 @@ def test_code_in_sentences():
         ("bash recipes/tiny/trian.sh", "no file recipes/tiny/trian.sh"),
         ("locators/registrations.py", "no file ends in locators/registrations.py"),
         ("differad.rewards.score", "no module or name differad.rewards.score"),
+        ("DIFFERAD_MODELL", "nothing reads the variable DIFFERAD_MODELL"),
         ("pip install 'differad[training]'", "no extra training"),
     ],
 )
