@@ -76,11 +76,6 @@ def test_data_that_is_missing_is_named_before_anything_is_loaded(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_shipped_policy_is_there_as_a_start(app, there, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert run(app, "train", "sft", str(RECIPES / "tiny" / "own.yaml"), *there, "--check").exit_code == 0
-
-
 def test_a_folder_in_place_of_a_manifest_is_named(app, there, tmp_path):
     with pytest.raises(ManifestError, match=rf"data.pairs: {tmp_path}: not a file"):
         run(app, "train", "sft", str(RECIPES / "tiny" / "sft.yaml"), f"data.pairs=[{tmp_path}]", "--check")
