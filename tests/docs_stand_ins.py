@@ -97,12 +97,16 @@ def real_iad_zippers(folder: Path) -> None:
     (root / "realiad_jsons" / "zipper.json").write_text(json.dumps({"train": train, "test": test}))
 
 
-def corrected_tasks(folder: Path) -> None:
-    """`corrected.json`, what Label Studio exports when nothing was to be corrected."""
-    with redirect_stdout(io.StringIO()):
-        assert run(["export", "label-studio", "pairs.jsonl", "sent"]) == 0
-    (folder / "sent" / "tasks.json").rename(folder / "corrected.json")
-    shutil.rmtree(folder / "sent")
+def from_tool(tool: str, file: str, name: str) -> Callable[[Path], None]:
+    """What an annotation tool gives back for `pairs.jsonl` when nothing was to be corrected: `file` of its export, as `name`."""
+
+    def build(folder: Path) -> None:
+        with redirect_stdout(io.StringIO()):
+            assert run(["export", tool, "pairs.jsonl", "sent"]) == 0
+        (folder / "sent" / file).rename(folder / name)
+        shutil.rmtree(folder / "sent")
+
+    return build
 
 
 def images(name: str, count: int = 3, size: int = 96) -> Callable[[Path], None]:

@@ -17,8 +17,8 @@ from docs_stand_ins import (
     a_pair,
     checkout,
     checkpoint_at,
-    corrected_tasks,
     drawn,
+    from_tool,
     good_and_test,
     images,
     labelled,
@@ -45,7 +45,7 @@ TRAINING = dict.fromkeys(
 
 PAGES = {
     "README.md": Page(
-        given=(good_and_test, labelled(), corrected_tasks, mvtec_at("data/mvtec_ad"),
+        given=(good_and_test, labelled(), from_tool("label-studio", "tasks.json", "corrected.json"), mvtec_at("data/mvtec_ad"),
                checkout("Makefile", "pyproject.toml", "constraints.txt"),
                *(labelled(f"data/{name}/pairs.jsonl") for name in ("natural", "synthetic", "held_out")),
                checkpoint_at("runs/qwen3-vl-2b/sft-lora/model", "qwen3_vl")),
@@ -93,7 +93,21 @@ PAGES = {
         given=(labelled(), labelled("more/pairs.jsonl", "more/"), predictions),
         leaves=("runs/difference/predictions.jsonl", "runs/difference/metrics.json", "runs/difference/report.html"),
     ),
-    "docs/exchange.md": Page(given=(labelled(), predictions), holds=("len(evaluation.params.imgIds) == 3",)),
+    "docs/exchange.md": Page(
+        given=(labelled(), predictions, from_tool("label-studio", "tasks.json", "export.json"),
+               from_tool("cvat", "annotations.xml", "annotations.xml"), from_tool("coco", "instances.json", "instances.json")),
+        scaled={
+            "--root /data": "--root .",
+            # The page's sections are other ways to the same; nothing is overwritten.
+            "cvat pairs.jsonl review": "cvat pairs.jsonl review_in_cvat",
+            "annotations.xml pairs.jsonl corrected.jsonl": "annotations.xml pairs.jsonl from_cvat.jsonl",
+            "data pairs.jsonl corrected.jsonl": "data pairs.jsonl from_yolo.jsonl",
+            "instances.json pairs.jsonl corrected.jsonl": "instances.json pairs.jsonl from_coco.jsonl",
+        },
+        leaves=("review/tasks.json", "review/config.xml", "review_in_cvat/annotations.xml", "review_in_cvat/labels.json",
+                "data/data.yaml", "data/labels", "corrected.jsonl", "from_cvat.jsonl", "from_yolo.jsonl", "from_coco.jsonl"),
+        holds=("len(evaluation.params.imgIds) == 3",),
+    ),
     "docs/features.md": Page(
         given=(good_and_test, more_good_parts),
         scaled=FEW_NORMALS,
