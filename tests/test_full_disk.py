@@ -32,6 +32,10 @@ COMMANDS = {
     "locate": ("locate", "--pairs", "{data}/pairs.jsonl", "--out", "{out}/new/p.jsonl", "--model", "difference"),
     "save": ("locate", "{data}/good.png", "{data}/1.png", "--save", "{out}/new/o.png", "--model", "difference"),
     "evaluate": ("evaluate", "{data}/pairs.jsonl", "--out", "{out}/new/run", "--model", "difference"),
+    "inspect": (
+        *("inspect", "{data}/good.png", "{data}/parts", "--out", "{out}/new/run"),
+        *("--model", "difference", "--no-fail-on-anomaly"),
+    ),
     "synthesize": SYNTHESIZE,
     "webdataset": (*SYNTHESIZE, "--format", "webdataset", "--shard-size", "2"),
     "parquet": (*SYNTHESIZE, "--format", "parquet", "--shard-size", "2"),
@@ -58,7 +62,9 @@ COMMANDS = {
 COMMANDS["export yolo --copy"] = (*COMMANDS["export yolo"], "--copy")
 NEEDS = {"parquet": "pyarrow", "recipe": "yaml"}
 # What no two runs have in common.
-TIMES = re.compile(rb'"(?:median_)?seconds": [0-9.]+|median [0-9.]+ s a pair')
+TIMES = re.compile(
+    rb'"(?:median_)?seconds": [0-9.]+|median [0-9.]+ s a pair|(?<=,)[0-9.]+(?=,(?:true|false)?,"?\[)'  # the last: results.csv
+)
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,11 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
 def check_readable(paths: Iterable[Path]) -> None:
     """Raise ManifestError for a file of lines that cannot be opened, or that can be read only once (a pipe)."""
     for path in paths:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if path.is_dir():
+            raise ManifestError(
+                f"{path}: a folder; expected a file of JSON lines. For a folder of images: differad inspect GOOD {path} --out DIR"
+            )
+        if path.exists() and not path.is_file():
             raise ManifestError(f"{path}: can be read only once; save it to a file and name that")
         for _ in numbered_lines(path):
             break
