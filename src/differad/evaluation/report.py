@@ -61,8 +61,12 @@ class TopCases(Generic[Item]):
 class Showcase:
     """Gathers what a report shows while pairs stream by; holds a fixed number of cases."""
 
+    shown: int = SHOWN
     histogram: list[int] = field(default_factory=lambda: [0] * BINS)
-    _kept: TopCases[Case] = field(default_factory=lambda: TopCases(SHOWN))
+    _kept: TopCases[Case] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._kept = TopCases(self.shown)
 
     def add(self, case: Case) -> None:
         """Take a case into account; of equally good ones the first are kept."""
