@@ -422,6 +422,26 @@ def test_what_the_predictions_name_survives_a_power_cut(data, tmp_path, monkeypa
         assert files(tmp_path) == whole
 
 
+@pytest.mark.parametrize("name", ["evaluate", "inspect", "locate"])
+def test_a_power_cut_at_any_moment_of_a_run(data, tmp_path, monkeypatch, capsys, name):
+    """What the predictions name is whole, and the same command ends as if nothing had been."""
+    monkeypatch.setattr("differad.evaluation.run.SECONDS_BETWEEN_SYNCS", 0)
+    out, copies = data.parent / "cut" / name, data.parent / "copies" / name
+    out.mkdir(parents=True)
+    copies.mkdir(parents=True)
+    with monkeypatch.context() as patched:
+        Disk(out, patched, copies)
+        assert differad(name, data, out) == 0
+    whole = files(out)
+    assert len(list(copies.iterdir())) > 8
+    for copy in sorted(copies.iterdir()):
+        capsys.readouterr()
+        shutil.rmtree(out)
+        shutil.copytree(copy, out)
+        assert differad(name, data, out) == 0, (copy, capsys.readouterr().err)
+        assert files(out) == whole, copy
+
+
 def test_builds_and_exports_are_on_the_disk_when_they_are_finished(data, tmp_path, monkeypatch):
     for name in ("build", "export yolo --copy", "export coco", "import", "split", "save", "locate"):
         disk = Disk(tmp_path / name, monkeypatch)

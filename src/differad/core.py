@@ -44,6 +44,13 @@ class Pair:
         object.__setattr__(self, "boxes", boxes)
         object.__setattr__(self, "anomalous", len(boxes) > 0)
 
+    @property
+    def label(self) -> str:
+        """What messages call it: its id, else its target."""
+        if self.id:
+            return f"pair {self.id!r}"
+        return str(self.target) if isinstance(self.target, str | Path) else "the pair"
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pair):
             return NotImplemented
