@@ -214,6 +214,11 @@ def unwritable(path: Path, error: OSError) -> WriteError:
     return WriteError(f"{path}: cannot be written ({_reason(error)}); {_remedy(error)}")
 
 
+def is_pipe_or_device(path: Path) -> bool:
+    """Whether a path can be read only once, or without end; it may keep a reader waiting for ever. A link to nothing is none."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
 def ends_with(path: Path, ending: bytes) -> bool:
     """Whether a file's last bytes are these: a file that was cut off has others. Raises OSError."""
     with path.open("rb") as file:

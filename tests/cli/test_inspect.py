@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -308,6 +309,27 @@ def test_labels_come_later(place, capsys):
     assert run(["score", "out/labelled.jsonl", "out/predictions.jsonl", "--json"]) == 0
     overall = json.loads(capsys.readouterr().out)["overall"]
     assert (overall["pairs"], overall["anomalous"], overall["acc_0.5"], overall["valid"]) == (4, 2, 1.0, 0.75)
+
+
+def test_odd_files(place, capsys):
+    for name in ("pipe.png", "sub/pipe.jpg"):
+        os.mkfifo(place / "test" / name)
+    (place / "test" / "device.png").symlink_to("/dev/zero")
+    (place / "test" / "gone.png").symlink_to("nowhere")
+    (place / "test" / "folder.png").mkdir()
+    inspect("good.png", "test")
+    assert set(verdicts()) == {"a.png", "b.png", "noise.png", "sub/b.png", "gone.png"}
+    assert "test: 3 files are passed over, the first: test/device.png: a pipe or a device" in capsys.readouterr().err
+    assert inspect("good.png", "test/pipe.png") == 2
+    assert "test/pipe.png: can be read only once" in capsys.readouterr().err
+
+
+def test_an_overlay_that_no_jpeg_could_hold(place):
+    strip = np.random.default_rng(0).integers(0, 256, (16, 66_000, 3), np.uint8)
+    Image.fromarray(strip).save("strip.png")
+    assert inspect("good.png", "strip.png") == 4
+    (row,) = rows()
+    assert read_image(Path("out", row["overlay"])).shape[1] == 65_000
 
 
 def test_names_that_are_not_harmless(place):

@@ -22,6 +22,7 @@ from differad.data.sources.inventory import FOREIGN_ENDINGS
 from differad.data.sources.sample import folder_name, is_image, no_image, walk
 from differad.data.thumbnails import read_thumbnail
 from differad.errors import ImageError, InputError, InputWarning
+from differad.files import is_pipe_or_device
 from differad.images import image_file
 from differad.progress import track
 
@@ -49,6 +50,8 @@ def list_parts(good: Path, targets: Sequence[Path]) -> Folder:
     for path in (good, *targets):
         if not image_file(path).exists():
             raise InputError(f"{path}: no such file or folder; expected an image, or a folder of images")
+        if is_pipe_or_device(image_file(path)):
+            raise InputError(f"{path}: can be read only once; save it to a file and name that")
     parts = tuple(_images(good)) if good.is_dir() else (good,)
     if not parts:
         raise InputError(no_image(good))
@@ -155,17 +158,18 @@ def _images_in(places: Iterable[Path]) -> bool:
 def _images(folder: Path) -> list[Path]:
     """All images at any depth below a folder, in order. Warns of other files, and of names that cannot be stored."""
     found: list[Path] = []
-    others: list[Path] = []
     problems: list[str] = []
     for listing in walk(folder, problems.append):
         for name in listing.files:
-            is_part = is_image(name) or Path(name).suffix.lower() in FOREIGN_ENDINGS
-            (found if is_part else others).append(listing.path / name)
-    if others:
-        problems.append(f"{others[0]}: its ending names no image format")
+            path = listing.path / name
+            if is_pipe_or_device(path):
+                problems.append(f"{path}: a pipe or a device")
+            elif is_image(name) or path.suffix.lower() in FOREIGN_ENDINGS:
+                found.append(path)
+            else:
+                problems.append(f"{path}: its ending names no image format")
     if problems:
-        count = len(problems) - bool(others) + len(others)
-        files = "1 file is" if count == 1 else f"{count} files are"
+        files = "1 file is" if len(problems) == 1 else f"{len(problems)} files are"
         warnings.warn(f"{folder}: {files} passed over, the first: {problems[0]}", InputWarning, stacklevel=4)
     return found
 

@@ -17,7 +17,7 @@ from differad.core import Pair
 from differad.data.keys import SlipFinder, nearest
 from differad.data.masks import boxes_from_mask, read_mask
 from differad.errors import ImageError, ManifestError, shortened
-from differad.files import make_folder, write_lines
+from differad.files import is_pipe_or_device, make_folder, write_lines
 from differad.images import image_size
 
 
@@ -105,7 +105,7 @@ def check_readable(paths: Iterable[Path]) -> None:
             raise ManifestError(
                 f"{path}: a folder; expected a file of JSON lines. For a folder of images: differad inspect GOOD {path} --out DIR"
             )
-        if path.exists() and not path.is_file():
+        if is_pipe_or_device(path):
             raise ManifestError(f"{path}: can be read only once; save it to a file and name that")
         for _ in numbered_lines(path):
             break

@@ -15,7 +15,7 @@ from differad.data.exchange.shared import image_path
 from differad.data.folder_pairs import list_parts, pair_parts
 from differad.data.locks import sole_run
 from differad.data.manifest import check_readable, read_pairs, write_pairs
-from differad.drawing import draw_boxes, draw_no_answer
+from differad.drawing import draw_boxes, draw_no_answer, thumbnail
 from differad.errors import ImageError, InputError, ManifestError, NoAnswerError
 from differad.evaluation.inspection_report import Gallery, write_inspection_report
 from differad.evaluation.inspection_rows import Row, header_line
@@ -26,6 +26,9 @@ from differad.files import AppendFile, make_folder, write_lines
 from differad.images import read_image, write_image
 from differad.locators import Locator
 from differad.locators.base import Outcome
+
+# Of an overlay: a JPEG holds 65,535 pixels.
+_LONGEST_SIDE = 65_000
 
 
 @dataclass
@@ -212,6 +215,8 @@ def _draw(row: Row, out: Path) -> None:
             overlay = draw_boxes(target, predicted=as_boxes(row.prediction.boxes), scores=row.prediction.scores)
         else:
             overlay = draw_no_answer(target)
+        if max(overlay.shape) > _LONGEST_SIDE:
+            overlay = thumbnail(overlay, _LONGEST_SIDE)
         write_image(out / row.overlay, overlay)
-    except ImageError:  # gone since it was located, or too long a side for a JPEG: its verdict stands
+    except ImageError:  # gone since it was located: its verdict stands
         return
