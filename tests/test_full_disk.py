@@ -34,7 +34,7 @@ COMMANDS = {
     "save": ("locate", "{data}/good.png", "{data}/1.png", "--save", "{out}/new/o.png", "--model", "difference"),
     "evaluate": ("evaluate", "{data}/pairs.jsonl", "--out", "{out}/new/run", "--model", "difference"),
     "inspect": (
-        *("inspect", "{data}/good.png", "{data}/parts", "--out", "{out}/new/run"),
+        *("inspect", "{data}/good.png", "{data}/0.png", "{data}/1.png", "{data}/2.png", "--out", "{out}/new/run"),
         *("--model", "difference", "--no-fail-on-anomaly"),
     ),
     "synthesize": SYNTHESIZE,
