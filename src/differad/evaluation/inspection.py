@@ -5,9 +5,10 @@ run goes on from; the rest follows from them. Nothing is scored.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from differad.boxes import as_boxes
 from differad.core import Pair
@@ -27,6 +28,7 @@ from differad.images import read_image, write_image
 from differad.locators import Locator
 from differad.locators.base import Outcome
 
+RESULTS = "results.csv"
 # Of an overlay: a JPEG holds 65,535 pixels.
 _LONGEST_SIDE = 65_000
 
@@ -127,7 +129,7 @@ def _inspect(
     progress: bool,
 ) -> Inspection:
     make_folder(out)
-    names = ("predictions.jsonl", "run.json", "images.jsonl", "pairs.jsonl", "results.csv", "report.html")
+    names = ("predictions.jsonl", "run.json", "images.jsonl", "pairs.jsonl", RESULTS, "report.html")
     predictions, record_file, images, *others = (out / name for name in names)
     files = RunFiles(out, predictions, record_file, images, tuple(others))
     with sole_run(out):
@@ -137,13 +139,13 @@ def _inspect(
                 if pair.id in record.done:
                     record.check_finished(pair)
             write_pairs(out / "pairs.jsonl", pairs)
-            with _Results(out, each) as results:
-                results.begin(_rows((pair for pair in pairs if pair.id in record.done), predictions))
+            earlier = _rows((pair for pair in pairs if pair.id in record.done), predictions)
+            with _Results(out, earlier, each) as results:
                 counts = locate_recorded(
                     pairs, locator, record, predictions, total=len(pairs), progress=progress, each=results.add
                 )
         inspection, gallery = Inspection(counts=counts), Gallery()
-        write_lines(out / "results.csv", _finish(_rows(pairs, predictions), out, inspection, gallery))
+        write_lines(out / RESULTS, _finish(_rows(pairs, predictions), out, inspection, gallery))
         counted = {
             "abnormal": inspection.abnormal,
             "normal": inspection.normal,
@@ -156,13 +158,11 @@ def _inspect(
 class _Results:
     """`results.csv` while a run is at work: a line for each finished target, in the order in which they were finished."""
 
-    def __init__(self, out: Path, each: Callable[[Row], None] | None) -> None:
-        self._out, self._each = out, each or (lambda _: None)
-
-    def begin(self, rows: Iterable[Row]) -> None:
+    def __init__(self, out: Path, earlier: Iterable[Row], each: Callable[[Row], None] | None) -> None:
         """Start with the rows of an earlier run. Raises WriteError."""
-        write_lines(self._out / "results.csv", self._lines(rows))
-        self._file = AppendFile(self._out / "results.csv")
+        self._out, self._each = out, each or (lambda _: None)
+        write_lines(out / RESULTS, self._lines(earlier))
+        self._file = AppendFile(out / RESULTS)
 
     def add(self, pair: Pair, outcome: Outcome) -> None:
         """Append the row of one target; its overlay comes after its verdict. Raises WriteError."""
@@ -171,12 +171,13 @@ class _Results:
         self._each(row)
         _draw(row, self._out)
 
-    def __enter__(self) -> "_Results":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with suppress(AttributeError):  # it never began
-            self._file.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
 
     def _lines(self, rows: Iterable[Row]) -> Iterator[str]:
         yield header_line()
