@@ -30,6 +30,36 @@ def good_and_test(folder: Path) -> None:
     shutil.copy(EXAMPLES / "board_defect.png", folder / "test.png")
 
 
+def folders(good: str = "good", test: str = "test") -> Callable[[Path], None]:
+    """A folder of good boards, and one of boards to inspect, one of them with a defect."""
+
+    def build(folder: Path) -> None:
+        for name, image in (
+            (f"{good}/1", "good"),
+            (f"{good}/2", "normal"),
+            (f"{test}/1", "defect"),
+            (f"{test}/2", "normal"),
+        ):
+            path = folder / f"{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            shutil.copy(EXAMPLES / f"board_{image}.png", path)
+
+    return build
+
+
+def inspected(folder: Path) -> None:
+    """`inspected`, what `differad inspect good/ test/` left, and `corrected.json`, what was made of it in Label Studio."""
+    manifest, answers = "inspected/pairs.jsonl", "inspected/predictions.jsonl"
+    with redirect_stdout(io.StringIO()):
+        assert run(["inspect", "good", "test", "--out", "inspected", "--quiet"]) == 3
+        assert run(["export", "label-studio", manifest, "sent", "--root", ".", "--predictions", answers]) == 0
+    tasks = json.loads((folder / "sent" / "tasks.json").read_text())
+    (folder / "corrected.json").write_text(
+        json.dumps([{**task, "annotations": [{"result": task["predictions"][0]["result"]}]} for task in tasks])
+    )
+    shutil.rmtree(folder / "sent")
+
+
 def more_good_parts(folder: Path) -> None:
     """`good_2.png` and `good_3.png`."""
     for name in ("good_2.png", "good_3.png"):

@@ -18,9 +18,11 @@ from docs_stand_ins import (
     checkout,
     checkpoint_at,
     drawn,
+    folders,
     from_tool,
     good_and_test,
     images,
+    inspected,
     labelled,
     more_good_parts,
     mvtec_at,
@@ -45,8 +47,8 @@ TRAINING = dict.fromkeys(
 
 PAGES = {
     "README.md": Page(
-        given=(good_and_test, labelled(), from_tool("label-studio", "tasks.json", "corrected.json"), mvtec_at("data/mvtec_ad"),
-               checkout("Makefile", "pyproject.toml", "constraints.txt"),
+        given=(good_and_test, folders(), labelled(), from_tool("label-studio", "tasks.json", "corrected.json"),
+               mvtec_at("data/mvtec_ad"), checkout("Makefile", "pyproject.toml", "constraints.txt"),
                *(labelled(f"data/{name}/pairs.jsonl") for name in ("natural", "synthetic", "held_out")),
                checkpoint_at("runs/qwen3-vl-2b/sft-lora/model", "qwen3_vl")),
         scaled={
@@ -77,10 +79,14 @@ PAGES = {
         },
     ),
     "docs/build.md": Page(
-        given=(mvtec_at("data/mvtec"),),
+        given=(mvtec_at("data/mvtec"), folders(), inspected),
         scaled={"/data/mvtec": "data/mvtec"},
         leaves=(*(f"pairs/mvtec/{name}" for name in ("card.json", "card.md", "sheet.html")), "splits/train.jsonl",
                 "splits/test.jsonl"),
+    ),
+    "docs/command_line.md": Page(
+        given=(folders(),),
+        leaves=tuple(f"inspected/{name}" for name in ("results.csv", "overlays", "report.html", "pairs.jsonl")),
     ),
     "docs/data.md": Page(given=(wrong_manifest,)),
     "docs/difference.md": Page(
@@ -123,7 +129,7 @@ PAGES = {
         holds=("outcome.anomalous",),
     ),
     "docs/python.md": Page(
-        given=(good_and_test, labelled(), drawn("normal.jsonl", 2, normal_share=1)),
+        given=(good_and_test, folders("more_good"), labelled(), drawn("normal.jsonl", 2, normal_share=1)),
         scaled=FEW_NORMALS,
         leaves=("overlay.png",),
         holds=("location.anomalous", "len(pairs) == 3", "bgr.ndim == 3"),
