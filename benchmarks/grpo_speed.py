@@ -399,7 +399,7 @@ def report(arguments: argparse.Namespace) -> str:
 def write_page(path: Path, title: str, program: str, text: str) -> None:
     """A Markdown file of a benchmark's tables below the command that made them."""
     command = " ".join(["python", f"benchmarks/{program}", *sys.argv[1:]])
-    path.write_text(f"# {title}\n\n    {command}\n\n{text}")
+    path.write_text(f"# {title}\n\n```sh not run: needs a quiet machine for minutes\n{command}\n```\n\n{text}")
 
 
 def main() -> None:

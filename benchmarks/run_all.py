@@ -78,7 +78,13 @@ def section(benchmark: Benchmark, said: str, seconds: float) -> str:
     command = " ".join(["python", f"benchmarks/{benchmark.program}", *benchmark.options])
     body = table(json.loads(said)) if said.startswith("{") else said
     note = f"\n{benchmark.note}\n" if benchmark.note else ""
-    return f"## {benchmark.title}\n\n    {command}      # {seconds:.0f} s\n\n{body}\n{note}"
+    return f"## {benchmark.title}\n\n{fence(f'{command}      # {seconds:.0f} s', seconds)}\n\n{body}\n{note}"
+
+
+def fence(command: str, seconds: float) -> str:
+    """A block of the page; one that takes long says why tests/test_docs.py does not run it."""
+    note = f" not run: needs a quiet machine for {seconds:.0f} s" if seconds > 20 else ""
+    return f"```sh{note}\n{command}\n```"
 
 
 def table(report: dict[str, object]) -> str:
@@ -137,8 +143,9 @@ def main() -> None:
         print(f"{name}: {seconds:.0f} s", file=sys.stderr)
     whole = (time.perf_counter() - start) / 60
     head = (
-        f"# Benchmarks\n\n    python benchmarks/run_all.py\n\n{whole:.1f} minutes on {os.cpu_count()} cores, load "
-        f"{load:.1f} before. What is left of the floating-point operations, and why: [grpo_speed.md](grpo_speed.md).\n\n"
+        f"# Benchmarks\n\n{fence('python benchmarks/run_all.py', 60 * whole)}\n\n"
+        f"{whole:.1f} minutes on {os.cpu_count()} cores, load {load:.1f} before. "
+        "What is left of the floating-point operations, and why: [grpo_speed.md](grpo_speed.md).\n\n"
         f"![Ratios over answers and pictures' sizes](images/{arguments.picture.name})\n"
     )
     arguments.page.write_text("\n".join([head, *sections]))

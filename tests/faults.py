@@ -54,9 +54,11 @@ def no_file_above(size):
 class Disk:
     """What a power cut would leave of the files below a folder: `sync` is what the operating system is asked for."""
 
-    def __init__(self, root, monkeypatch):
-        self._root = Path(root)
+    def __init__(self, root, monkeypatch, copies=None):
+        """`copies`: a folder that receives, at each sync, what a power cut right after it would leave."""
+        self._root, self._copies = Path(root), copies
         self._synced = {}
+        self._seen = set()
         self._sync = os.fsync
         monkeypatch.setattr(os, "fsync", self._note)
 
@@ -64,6 +66,25 @@ class Disk:
         status = os.fstat(descriptor)
         self._synced[status.st_ino] = status.st_size
         self._sync(descriptor)
+        if self._copies is not None:
+            self._copy()
+
+    def _copy(self):
+        """What is left is copied once: most syncs change nothing else."""
+        left = {}
+        for path in self._root.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                status = path.stat()
+                size = min(status.st_size, self._synced.get(status.st_ino, 0))
+                left[path.relative_to(self._root)] = path.read_bytes()[:size]
+        key = hash(tuple(sorted(left.items())))
+        if key in self._seen:
+            return
+        folder = self._copies / f"{len(self._seen):03d}"
+        self._seen.add(key)
+        for name, content in left.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
 
     def cut_power(self):
         """Cut every file off where it was brought to the disk, which is nowhere for most."""

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,6 +33,10 @@ COMMANDS = {
     "locate": ("locate", "--pairs", "{data}/pairs.jsonl", "--out", "{out}/new/p.jsonl", "--model", "difference"),
     "save": ("locate", "{data}/good.png", "{data}/1.png", "--save", "{out}/new/o.png", "--model", "difference"),
     "evaluate": ("evaluate", "{data}/pairs.jsonl", "--out", "{out}/new/run", "--model", "difference"),
+    "inspect": (
+        *("inspect", "{data}/good.png", "{data}/0.png", "{data}/1.png", "{data}/2.png", "--out", "{out}/new/run"),
+        *("--model", "difference", "--no-fail-on-anomaly"),
+    ),
     "synthesize": SYNTHESIZE,
     "webdataset": (*SYNTHESIZE, "--format", "webdataset", "--shard-size", "2"),
     "parquet": (*SYNTHESIZE, "--format", "parquet", "--shard-size", "2"),
@@ -58,7 +63,9 @@ COMMANDS = {
 COMMANDS["export yolo --copy"] = (*COMMANDS["export yolo"], "--copy")
 NEEDS = {"parquet": "pyarrow", "recipe": "yaml"}
 # What no two runs have in common.
-TIMES = re.compile(rb'"(?:median_)?seconds": [0-9.]+|median [0-9.]+ s a pair')
+TIMES = re.compile(
+    rb'"(?:median_)?seconds": [0-9.]+|median [0-9.]+ s a pair|(?<=,)[0-9.]+(?=,(?:true|false)?,"?\[)'  # the last: results.csv
+)
 
 
 @pytest.fixture(scope="module")
@@ -375,21 +382,30 @@ def test_a_power_cut_takes_nothing_that_the_manifest_names(tmp_path, monkeypatch
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("form", ["folder", "webdataset"])
-@pytest.mark.parametrize("damage", ["empty", "gone", "cut"])
+def before_the_end(path):
+    """Where a file can be cut off so that what is left looks well: a tar between two pairs."""
+    if path.suffix != ".tar":
+        return -1
+    with tarfile.open(path) as tar:
+        return next(member.offset for member in tar.getmembers()[1:] if member.name.endswith("reference.png"))
+
+
+@pytest.mark.parametrize("form", ["folder", "webdataset", "parquet"])
+@pytest.mark.parametrize("damage", ["empty", "gone", "cut", "short"])
 def test_a_set_that_lost_files_is_made_whole(tmp_path, form, damage):
-    draw(tmp_path / "whole", form)
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    draw(tmp_path / "whole", form, count=48)  # more than are read again as a whole
     shutil.copytree(tmp_path / "whole", tmp_path / "set")
-    names = sorted(name for name in files(tmp_path / "set") if name.endswith((".png", ".tar")))
-    last = damage == "cut" and form == "webdataset"  # of shards the last alone is read
-    lost = tmp_path / "set" / names[-1 if last else len(names) // 2]
+    names = sorted(name for name in files(tmp_path / "set") if name.endswith((".png", ".tar", ".parquet")))
+    lost = tmp_path / "set" / names[len(names) // 2]
     if damage == "gone":
         lost.unlink()
     else:
-        lost.write_bytes(lost.read_bytes()[: 0 if damage == "empty" else 100])
-    said = {"empty": "empty", "gone": "gone", "cut": "not whole"}[damage]
+        lost.write_bytes(lost.read_bytes()[: {"empty": 0, "cut": 100, "short": before_the_end(lost)}[damage]])
+    said = {"empty": "empty", "gone": "gone"}.get(damage, "not whole")
     with pytest.warns(InputWarning, match=f"{lost.name}: {said}; pairs are drawn again from number"):
-        assert draw(tmp_path / "set", form).kept < 12
+        assert draw(tmp_path / "set", form, count=48).kept < 48
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
 
@@ -404,6 +420,26 @@ def test_what_the_predictions_name_survives_a_power_cut(data, tmp_path, monkeypa
         (tmp_path / "new" / "run" / "images.jsonl").write_bytes(left)
         assert differad("evaluate", data, tmp_path) == 0, capsys.readouterr().err
         assert files(tmp_path) == whole
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inspect", "locate"])
+def test_a_power_cut_at_any_moment_of_a_run(data, tmp_path, monkeypatch, capsys, name):
+    """What the predictions name is whole, and the same command ends as if nothing had been."""
+    monkeypatch.setattr("differad.evaluation.run.SECONDS_BETWEEN_SYNCS", 0)
+    out, copies = data.parent / "cut" / name, data.parent / "copies" / name
+    out.mkdir(parents=True)
+    copies.mkdir(parents=True)
+    with monkeypatch.context() as patched:
+        Disk(out, patched, copies)
+        assert differad(name, data, out) == 0
+    whole = files(out)
+    assert len(list(copies.iterdir())) > 8
+    for copy in sorted(copies.iterdir()):
+        capsys.readouterr()
+        shutil.rmtree(out)
+        shutil.copytree(copy, out)
+        assert differad(name, data, out) == 0, (copy, capsys.readouterr().err)
+        assert files(out) == whole, copy
 
 
 def test_builds_and_exports_are_on_the_disk_when_they_are_finished(data, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Where memory does not suffice for one pair, that pair fails with the reason, and the others are answered."""
 
+import os
 import subprocess
 import sys
 
@@ -50,6 +51,32 @@ def test_a_large_pair_among_small_ones_costs_itself_alone(folder):
     assert "not enough memory" in large
     assert large.startswith(("ImageError ", "LocatorError "))
     assert "broken" not in large
+
+
+COMMAND = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]) << 20,) * 2)
+from differad.cli.main import main
+main(["locate", *sys.argv[2:]])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process may address is limited otherwise")
+@pytest.mark.parametrize("megabytes", [150, 220, 290, 330, 360, 420, 500, 600])
+def test_a_process_that_may_not_grow(folder, megabytes):
+    """Where the libraries do not fit, or the images, or all does: a verdict or one line, never a traceback."""
+    images = [str(folder / name) for name in ("small_good.png", "small.png")]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, str(megabytes), *images],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr
+    if done.returncode in (1, 2):  # else a library written in C ended the process with words of its own
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("OpenBLAS") or "not enough memory" in done.stderr
 
 
 def test_a_failure_that_is_kept_keeps_no_image(tmp_path):

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 import differad
-from differad import DifferadError, ImageError, Location, Pair, load_locator
+from differad import DifferadError, ImageError, Location, Pair, load_locator, read_pairs
+from differad.cli.main import run
 from differad.data.stamps import image_name
 from differad.evaluation.run import locate_to_file
 from differad.images import image_size, read_image
@@ -121,6 +122,61 @@ def test_equal_locations_are_equal():
     assert once != replace(once, confidence=None)
     assert Location() != Location(valid=False)
     assert Location() != "normal"
+
+
+def pair(**values):
+    return Pair(**{"reference": "good.png", "target": "test.png", "id": "a", "boxes": [[1, 2, 3, 4]], **values})
+
+
+def test_equal_pairs_are_equal(tmp_path):
+    assert pair() == pair(reference=Path("good.png"), boxes=np.array([[1.0, 2, 3, 4]]))
+    assert len({pair(), pair(), pair(extra={"lot": [7]})}) == 2  # further keys need not be hashable
+    others = ({"target": "other.png"}, {"id": "b"}, {"boxes": []}, {"boxes": None}, {"boxes": None, "anomalous": True})
+    more = ({"category": "x"}, {"mask": Path("m.png")}, {"group": "g"}, {"extra": {"lot": 7}}, {"target": b"test.png"})
+    for values in (*others, *more):
+        assert pair() != pair(**values)
+        assert pair(**values) == pair(**values)
+    assert pair() != "a"
+    (tmp_path / "pairs.jsonl").write_text('{"id": "a", "reference": "good.png", "target": "test.png"}\n')
+    assert list(read_pairs(tmp_path / "pairs.jsonl")) == list(read_pairs(tmp_path / "pairs.jsonl"))
+
+
+def test_pairs_of_images_in_memory_are_equal_by_their_content():
+    pixels = np.asarray(Image.open(DEFECT).convert("RGB"))
+    changed = pixels.copy()
+    changed[0, 0, 0] ^= 1
+    kinds = (np.array, Image.fromarray, np.ndarray.tobytes)
+    for kind in kinds:
+        assert pair(target=kind(pixels)) == pair(target=kind(pixels.copy()))
+        assert hash(pair(target=kind(pixels))) == hash(pair(target=kind(pixels.copy())))
+        assert pair(target=kind(pixels)) != pair(target=kind(changed))
+    assert pair(target=pixels) != pair(target=pixels[:-1])
+    assert len({pair(target=kind(pixels)) for kind in kinds}) == 3  # three kinds are three images
+
+
+def test_a_threshold_found_is_one_of_the_command_line(tmp_path, capsys):
+    """docs/python.md: what `calibrate` finds, printed, gives the command line the same verdicts."""
+    rng = np.random.default_rng(0)
+    good = np.asarray(Image.open(GOOD).convert("RGB"))
+    for number in range(4):
+        noisy = np.clip(good + rng.normal(0, 3 + number, good.shape), 0, 255).astype(np.uint8)
+        noisy[100 : 102 + number, 100:103] = 255  # good parts of a kind that the default calls abnormal
+        Image.fromarray(noisy).save(tmp_path / f"{number}.png")
+    normals = [Pair(GOOD, tmp_path / f"{number}.png") for number in range(4)]
+    for model in ("difference", "auto"):
+        default = load_locator(model)
+        assert default.locate(normals[3]).anomalous
+        locator = default.calibrate(normals, false_alarms=0.2)
+        option = f"threshold={locator.options.threshold}"
+        location = locator.locate(normals[3])
+        run(["locate", str(GOOD), str(tmp_path / "3.png"), "--model", model, "-o", option, "--json"])
+        document = json.loads(capsys.readouterr().out)
+        assert document["anomalous"] is False is location.anomalous
+        assert document["threshold"] == location.to_dict()["threshold"] == round(locator.options.threshold, 4)
+        out = tmp_path / model
+        targets = [str(tmp_path / f"{number}.png") for number in range(4)]
+        assert run(["inspect", str(GOOD), *targets, "--out", str(out), "--model", model, "-o", option]) == 0
+        capsys.readouterr()
 
 
 @pytest.mark.parametrize("location", [Location(), Location([[1, 2, 3, 4]]), Location(valid=False)])

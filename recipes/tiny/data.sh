@@ -5,6 +5,7 @@
 #   PHOTOGRAPHS=~/photographs bash recipes/tiny/data.sh data/tiny    # those below a folder of your own instead
 #   SHARE=0.005 bash recipes/tiny/data.sh data/look      # a first look: that share of every set, at least 16; goes without photographs
 #   MINUTES=10 bash recipes/tiny/data.sh data/tiny 16    # all sets side by side, as many pairs as that time allows; likewise
+#   LEAST=2 SHARE=0.0005 bash recipes/tiny/data.sh data/look    # so many pairs of a set at least, in place of 16
 # Runs again where it was stopped. Evidence (the frozen backbone's comparison) is computed by the first epoch of training, or
 # before it by `differad train evidence`. PYTHON names another interpreter.
 set -euo pipefail
@@ -12,6 +13,7 @@ out=${1:?folder for the data}
 workers=${2:-2}
 share=${SHARE:-1}
 minutes=${MINUTES:-}
+least=${LEAST:-16}
 python=${PYTHON:-python}
 mkdir -p "$out"
 photographs="--photographs $out/photographs"
@@ -29,7 +31,7 @@ running=()
 draw() { # name, count, sixteenths of the workers, seed, size, more options
   local name=$1 count=$2 sixteenths=$3 seed=$4 size=$5
   shift 5
-  count=$(awk -v count="$count" -v share="$share" 'BEGIN { n = int(count * share + 0.5); print (n < 16 ? 16 : n) }')
+  count=$(awk -v count="$count" -v share="$share" -v least="$least" 'BEGIN { n = int(count * share + 0.5); print (n < least ? least : n) }')
   if [ -z "$minutes" ]; then
     "$python" -m differad synthesize --workers "$workers" --normal-share 0.4 --count "$count" --seed "$seed" --size "$size" "$@" --out "$out/$name"
     return

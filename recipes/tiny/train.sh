@@ -4,12 +4,15 @@
 #   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs, see data.sh; a first look goes without
 #   bash recipes/tiny/train.sh work/tiny              # some four hours on two cores; the same command goes on after an interruption
 #   bash recipes/tiny/train.sh work/look 0.005        # a first look at the way: a two-hundredth of pairs and steps, some minutes; it learns nothing
+# KEY=VALUE behind the share reaches all three recipes (train.batch_size=16).
 # Everything is written below the folder given; the policy is FOLDER/runs/tiny/rl/model:
 #   differad locate good.png test.png --model FOLDER/runs/tiny/rl/model
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:?folder for data and runs}
 share=${2:-1}
+shift $(($# < 2 ? $# : 2))
+overrides=("$@")
 # Weights this small gain nothing from more threads in torch; drawing pairs takes two processes.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
@@ -25,7 +28,7 @@ SHARE=$share bash "$here/data.sh" data/tiny
 train() { # phase, recipe, overrides
   local phase=$1 name=$2
   shift 2
-  [ -d "runs/tiny/$name/model" ] || differad train "$phase" "$here/$name.yaml" --resume "$@"
+  [ -d "runs/tiny/$name/model" ] || differad train "$phase" "$here/$name.yaml" --resume "$@" "${overrides[@]:+${overrides[@]}}"
 }
 # Their own last lines name folders as they are called from within FOLDER.
 train sft compare "train.steps=$(part 500)" >/dev/null

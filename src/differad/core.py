@@ -20,6 +20,9 @@ class Pair:
     target is normal. `anomalous` follows from the boxes where they are given; True without boxes says that the target is
     abnormal and nobody marked where, False without boxes becomes (0, 4), None that nobody has labelled it. Images may be
     paths, bytes of image files, PIL images, or arrays in the order RGB (OpenCV's `imread` gives BGR: turn it round).
+
+    Two pairs are equal where they name the same images and say the same of them: paths as they are written, images in memory by
+    their content. A path is not equal to the image in its file.
     """
 
     reference: ImageSource
@@ -40,6 +43,28 @@ class Pair:
         boxes = as_boxes(self.boxes)
         object.__setattr__(self, "boxes", boxes)
         object.__setattr__(self, "anomalous", len(boxes) > 0)
+
+    @property
+    def label(self) -> str:
+        """What messages call it: its id, else its target."""
+        if self.id:
+            return f"pair {self.id!r}"
+        return str(self.target) if isinstance(self.target, str | Path) else "the pair"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Pair):
+            return NotImplemented
+        images = ((self.reference, other.reference), (self.target, other.target))
+        return self._says() == other._says() and self.extra == other.extra and all(_same_image(*two) for two in images)
+
+    def __hash__(self) -> int:
+        return hash(self._says())  # images in memory are left out: equal pairs have equal hashes without them
+
+    def _says(self) -> tuple[Any, ...]:
+        """All that two equal pairs have alike, but images and further keys."""
+        boxes = None if self.boxes is None else tuple(np.ravel(self.boxes).tolist())
+        mask = None if self.mask is None else Path(self.mask)
+        return self.id, self.category, boxes, mask, self.group, self.anomalous
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +140,15 @@ class Location:
             "model": self.model,
             "seconds": round(self.seconds, 4),
         }
+
+
+def _same_image(one: ImageSource, other: ImageSource) -> bool:
+    """Whether two sources are the same path, or images in memory of one kind with the same content."""
+    if isinstance(one, str | Path) and isinstance(other, str | Path):
+        return Path(one) == Path(other)
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    return type(one) is type(other) and not isinstance(one, np.ndarray) and bool(one == other)
 
 
 def why_no_answer(reasoning: str, answer: str) -> str:

@@ -19,6 +19,7 @@ from PIL import Image, JpegImagePlugin, MpoImagePlugin
 
 from differad import tiff
 from differad.errors import ImageError
+from differad.files import is_pipe_or_device
 from differad.headers import BROKEN, READERS, Header, no_pillow_limit, parse_header, pixel_limit, unreadable
 
 Samples = NDArray[Any]
@@ -48,6 +49,8 @@ def opened(source: str | Path | bytes, name: str, max_pixels: int | None = None)
             yield content, parse_header(content, name, None, limit)
         return
     path, page = split_page(source)
+    if is_pipe_or_device(path):
+        raise ImageError(f"{name}: a pipe or a device; expected an image file, so save it to one")
     try:
         file = path.open("rb")
     except FileNotFoundError:

@@ -58,7 +58,9 @@ class MissingExtraError(InputError):
     """A feature whose optional packages are not installed."""
 
     def __init__(self, feature: str, extra: str, package: str) -> None:
-        super().__init__(f"{feature} needs the package {package!r}: pip install 'differad[{extra}]'")
+        super().__init__(
+            f"{feature} needs the package {package!r}: pip install 'differad[{extra}]' (in a checkout: pip install '.[{extra}]')"
+        )
 
 
 class LocatorError(DifferadError):

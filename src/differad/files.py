@@ -214,6 +214,20 @@ def unwritable(path: Path, error: OSError) -> WriteError:
     return WriteError(f"{path}: cannot be written ({_reason(error)}); {_remedy(error)}")
 
 
+def is_pipe_or_device(path: Path) -> bool:
+    """Whether a path can be read only once, or without end; it may keep a reader waiting for ever. A link to nothing is none."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
+def ends_with(path: Path, ending: bytes) -> bool:
+    """Whether a file's last bytes are these: a file that was cut off has others. Raises OSError."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) < len(ending):
+            return False
+        file.seek(-len(ending), os.SEEK_END)
+        return file.read() == ending
+
+
 def leftovers(paths: Iterable[Path]) -> list[Path]:
     """What kills left of writes of these files."""
     names: dict[Path, set[str]] = defaultdict(set)

@@ -89,3 +89,20 @@ def test_a_manifest_without_pairs_is_no_empty_report(command, tmp_path, capsys):
     assert run([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert "empty.jsonl: no " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["named", "open"])
+def test_an_image_from_a_pipe_is_refused_at_once(tmp_path, pipe, capsys, name):
+    """A named pipe would keep its reader waiting for a writer; one that is open cannot be read twice."""
+    good = EXAMPLES / "board_good.png"
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "start").write_bytes(good.read_bytes()[:5000])
+    target = str(tmp_path / "pipe.png") if name == "named" else pipe(tmp_path / "start")
+    assert run(["locate", str(good), target, "-m", "difference"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{target}: a pipe or a device; expected an image file" in line
+    lines = [{"id": str(i), "reference": str(good), "target": one} for i, one in enumerate((target, str(good)))]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out"
+    assert run(["inspect", "--pairs", str(tmp_path / "own.jsonl"), "--out", str(out), "-m", "difference"]) == 4
+    assert "1 normal, 1 without an answer" in capsys.readouterr().out

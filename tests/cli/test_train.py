@@ -42,6 +42,12 @@ def test_check_prints_the_whole_recipe(app, phase, there, tmp_path):
     assert (recipe["phase"], recipe["train"]["seed"]) == (phase, 7)
 
 
+def test_the_shipped_policy_is_there(app, there):
+    """`model.checkpoint: tiny` is no folder of that name."""
+    result = run(app, "train", "sft", str(RECIPES / "tiny" / "own.yaml"), *there, "--check")
+    assert json.loads(result.stdout)["model"]["checkpoint"] == "tiny"
+
+
 def test_a_recipe_of_the_other_phase_is_refused(app):
     with pytest.raises(OptionError, match=r"phase: 'rl': Input should be 'sft'"):
         run(app, "train", "sft", str(RECIPES / "tiny" / "rl.yaml"), "--check")

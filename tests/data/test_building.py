@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniatures import SIZE, marked, mvtec, part, save
 from PIL import Image
 
 from differad.data import build as module
@@ -20,6 +19,7 @@ from differad.data.sources.registry import SOURCES
 from differad.data.sources.sample import Sample
 from differad.data.splits import split_by_instance
 from differad.errors import ImageError, InputError, ManifestError, OptionError
+from miniatures import SIZE, marked, mvtec, part, save
 
 LAZY = BuildOptions(Pairing("random"), boxes=False)
 

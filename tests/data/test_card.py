@@ -7,13 +7,13 @@ import subprocess
 
 import numpy as np
 import pytest
-from miniatures import mvtec
 
 from differad.core import Pair
 from differad.data.build import BuildOptions, build
 from differad.data.card import CHECKSUMS, files_of, make_card, sha256, write_card
 from differad.data.pairing import Pairing
 from differad.errors import InputError, ManifestError
+from miniatures import mvtec
 
 
 @pytest.fixture

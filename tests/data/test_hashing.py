@@ -6,7 +6,6 @@ import itertools
 import cv2
 import numpy as np
 import pytest
-from miniatures import damage, part
 from PIL import Image
 
 from differad.data.hashing import (
@@ -22,6 +21,7 @@ from differad.data.hashing import (
 from differad.errors import OptionError
 from differad.synthesis.pairs import make_pair
 from differad.synthesis.textures import TEXTURES
+from miniatures import damage, part
 
 
 def test_a_ramp_sets_no_bit_or_all_of_them():

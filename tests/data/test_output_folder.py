@@ -7,13 +7,13 @@ import sys
 import time
 
 import pytest
-from miniatures import mvtec
 
 from differad.data.build import BuildOptions, build
 from differad.data.locks import sole_run
 from differad.data.output_folder import MARKER, claim_folder
 from differad.data.pairing import Pairing
 from differad.errors import InputError, ManifestError
+from miniatures import mvtec
 
 COPY = BuildOptions(Pairing("random"), files="copy")
 STUCK = """

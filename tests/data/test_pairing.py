@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniatures import damage, mvtec, part, save
 
 from differad.data.pairing import Pairing, choose_targets, match_samples
 from differad.data.sources.mvtec import read_mvtec
 from differad.data.sources.sample import ProblemList, Sample
 from differad.errors import ManifestError, OptionError
+from miniatures import damage, mvtec, part, save
 
 
 def good(name, **facts):

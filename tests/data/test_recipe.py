@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniatures import damage, marked, mvtec, part, save
 
 from differad.data.build import BuildOptions
 from differad.data.manifest import read_pairs
 from differad.data.recipe import build_recipe, read_recipe
 from differad.errors import ManifestError, OptionError
+from miniatures import damage, marked, mvtec, part, save
 
 pytest.importorskip("yaml", reason="recipes need pyyaml: pip install 'differad[data]'")
 

@@ -4,11 +4,11 @@ import re
 from dataclasses import replace
 
 import pytest
-from miniatures import mvtec
 
 from differad.core import Pair
 from differad.data.build import BuildOptions, build
 from differad.data.sheet import pick, write_sheet
+from miniatures import mvtec
 
 
 @pytest.fixture

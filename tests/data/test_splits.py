@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from miniatures import damage, part, save
 
 from differad.core import Pair
 from differad.data.manifest import read_pairs
 from differad.data.splits import find_leaks, instance_groups, split_by_category, split_by_instance
 from differad.errors import ManifestError, OptionError
+from miniatures import damage, part, save
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SHARES = {"train": 0.75, "test": 0.25}

@@ -112,9 +112,8 @@ def test_logits_after_a_kept_prefix_are_those_of_the_whole_prompt(
     checkpoint: Checkpoint, model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And those of a prefix that is slightly wrong are not: one position off, one key missing, a thousandth too large."""
-    from tiny_models import HIDDEN
-
     from differad.locators import transformers_hooks as hooks
+    from tiny_models import HIDDEN
 
     locator = LocalLocator(str(checkpoint(model_type, None)), LocalOptions(**SHORT))
     kept, whole = (answer_logits(locator, way) for way in (locator._after_prefix, locator._whole))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
-from tiny_models import SPECIALS
 
 from desk import SAID, Desk, free_port, say
 from differad.core import Location, Pair
@@ -19,6 +18,7 @@ from differad.errors import ImageError, LocatorError, MissingExtraError, OptionE
 from differad.images import RGB, read_images
 from differad.locators.local import LocalLocator, LocalOptions
 from differad.locators.server import ServerLocator, ServerOptions, _FileUrls, family_of_name, parse_server
+from tiny_models import SPECIALS
 
 NAME = "Qwen2-VL-tiny"
 

@@ -1,6 +1,7 @@
 """A run of so many minutes: when it ends, and what its learning rate was meanwhile."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import get_scheduler
 from differad.errors import OptionError
 from differad.training.callbacks import CURVES
 from differad.training.clock import Clock, FollowsClock
+from differad.training.rl import train_rl
 from differad.training.sft import train_sft
 
 
@@ -115,6 +117,19 @@ def test_a_run_ends_with_its_time(make_recipe):
     rates = [line["learning_rate"] for line in logged]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < rates[0]
+
+
+@pytest.mark.parametrize("limit", ["train.steps=2", "train.minutes=0.0001"])
+@pytest.mark.parametrize("phase", ["sft", "rl"])
+def test_a_run_that_is_over_takes_no_further_step(make_recipe, phase, limit):
+    """As where the disk was full when the result was to be written."""
+    train = {"sft": train_sft, "rl": train_rl}[phase]
+    recipe = make_recipe(phase, *(() if "steps" in limit else ("train.steps=50",)), limit)
+    steps = train(recipe)["steps"]
+    weights = (recipe.out / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(recipe.out / "model")
+    assert train(recipe, resume=True)["steps"] == steps
+    assert (recipe.out / "model" / "model.safetensors").read_bytes() == weights
 
 
 def test_curves_of_a_resumed_run_have_each_step_once(make_recipe):

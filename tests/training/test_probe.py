@@ -25,10 +25,10 @@ from differad.training.rl import DifficultyAwareTrainer, train_rl
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
 from scripted import make_trainer
-from tiny_models import build_checkpoint
 
 from family_checkpoints import FAMILIES as FURTHER
 from family_checkpoints import REPEATS_INDEX, build_family
+from tiny_models import build_checkpoint
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 TINY = (

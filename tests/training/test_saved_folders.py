@@ -23,6 +23,7 @@ from differad.training.tiny import build_tiny
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
 sys.path.insert(0, str(Path(__file__).parent))
 from scripted import make_trainer
+
 from tiny_models import build_checkpoint
 
 STOCK = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}

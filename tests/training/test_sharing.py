@@ -26,10 +26,10 @@ from differad.training.sharing import adapters_as_computed, any_prompt_again, ga
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
 from scripted import make_trainer
-from tiny_models import HIDDEN, build_checkpoint
 
 from family_checkpoints import FAMILIES as FURTHER
 from family_checkpoints import REPEATS_INDEX, build_family
+from tiny_models import HIDDEN, build_checkpoint
 from tolerance import EPS, FACTOR, assert_as_near, assert_gradients_as_near, flat_gradients, rounding
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]

@@ -1,7 +1,7 @@
 """The `differad` command itself: gathers the subcommands and turns errors into one line and an exit code.
 
-0 done; 2 the input or the options are wrong; 3 abnormal, with `locate --fail-on-anomaly`; 4 no answer; 1 anything else; 128 and
-a signal's number where one ended it, 130 for Ctrl-C.
+0 done; 2 the input or the options are wrong; 3 abnormal, by `inspect` and `locate --fail-on-anomaly`; 4 no answer; 1 anything
+else; 128 and a signal's number where one ended it, 130 for Ctrl-C.
 """
 
 import errno
@@ -18,6 +18,7 @@ from differad.cli.audit import audit_command
 from differad.cli.build import build_command, build_recipe_command
 from differad.cli.evaluate import evaluate_command
 from differad.cli.exchange import export_command, import_command
+from differad.cli.inspect import inspect_command
 from differad.cli.locate import locate_command
 from differad.cli.models import models_command
 from differad.cli.output import (
@@ -49,6 +50,7 @@ app = typer.Typer(
 # Each command, and how its work is continued after Ctrl-C or a full disk.
 COMMANDS: dict[str, tuple[Callable[..., Any], str | GoOn]] = {
     "locate": (locate_command, lambda given: AGAIN if given["pairs"] is not None else ""),
+    "inspect": (inspect_command, AGAIN),
     "evaluate": (evaluate_command, AGAIN),
     "score": (score_command, ""),
     "build": (build_command, "what it had made was removed; run it again"),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from differad.cli.options import AsJson, Family, LocatorOptions, Model, open_locator, print_json
+from differad.cli.options import AsJson, FailOnAnomaly, Family, LocatorOptions, Model, open_locator, print_json
 from differad.core import Location, Pair
 from differad.data.manifest import check_readable, read_pairs
 from differad.drawing import draw_boxes, draw_no_answer
@@ -21,7 +21,10 @@ _UNANSWERED = {"failed": "failed", "no_answer": "located without an answer"}
 
 def locate_command(
     reference: Annotated[Path | None, typer.Argument(help="A picture of a good part.", show_default=False)] = None,
-    target: Annotated[Path | None, typer.Argument(help="A picture of the part to inspect.", show_default=False)] = None,
+    target: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="TARGET", help="A picture of the part to inspect.", show_default=False),
+    ] = None,
     model: Model = None,
     family: Family = None,
     option: LocatorOptions = None,
@@ -30,19 +33,14 @@ def locate_command(
     ] = None,
     pairs: Annotated[Path | None, typer.Option("--pairs", help="Locate every pair of this pairs.jsonl.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="With --pairs: append predictions to this file.")] = None,
-    fail_on_anomaly: Annotated[
-        bool,
-        typer.Option(
-            "--fail-on-anomaly", help="Exit with 3 where a target is abnormal, with 4 where one has no answer."
-        ),
-    ] = False,
+    fail_on_anomaly: FailOnAnomaly = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether the target is abnormal, and where.
 
     Example: differad locate good.png test.png --save overlay.png
 
-    Many: differad locate --pairs pairs.jsonl --out predictions.jsonl
+    Many: differad inspect good/ test/ --out inspected, or of a list: differad locate --pairs pairs.jsonl --out predictions.jsonl
     """
     if pairs is not None:
         done = _locate_manifest(pairs, reference, out, save, model, family, option, as_json)
@@ -50,23 +48,36 @@ def locate_command(
             raise typer.Exit(exit_code(read_predictions(done)))
         _check_any_answered(done)
         return
-    if reference is None or target is None:
-        raise OptionError("locate: expected REFERENCE and TARGET, or --pairs with --out")
+    first, second = _one_pair(reference, target)
     if out is not None:
         raise OptionError(f"--out {out}: goes with --pairs; for one pair use --json or --save")
     if save is not None:
         check_ending(save)
-        _refuse_input(save, reference, target)
-    location = open_locator(model, family, option).locate(Pair(reference=reference, target=target))
+        _refuse_input(save, first, second)
+    location = open_locator(model, family, option).locate(Pair(reference=first, target=second))
     if as_json:
         print_json(location.to_dict())
     else:
         typer.echo(describe(location))
     if save is not None:
-        write_image(save, _overlay(read_image(target), location))
+        write_image(save, _overlay(read_image(second), location))
     if fail_on_anomaly:
         raise typer.Exit(exit_code([location]))
-    _check_answered(location, reference, target)
+    _check_answered(location, first, second)
+
+
+def _one_pair(reference: Path | None, targets: list[Path] | None) -> tuple[Path, Path]:
+    """The two images of one pair. Raises OptionError, which names the way for folders and for many."""
+    if reference is None or not targets:
+        raise OptionError("locate: expected REFERENCE and TARGET, or --pairs with --out; folders: differad inspect")
+    folder = next((path for path in (reference, *targets) if path.is_dir()), None)
+    if len(targets) == 1 and folder is None:
+        return reference, targets[0]
+    shown = f"{targets[0]}" if len(targets) == 1 else f"{targets[0]} …"
+    what = f"{folder} is a folder" if folder else f"{len(targets)} targets"
+    raise OptionError(
+        f"locate: {what}; it compares two images. For many: differad inspect {reference} {shown} --out DIR"
+    )
 
 
 def exit_code(answers: Iterable[Location | Prediction]) -> int:

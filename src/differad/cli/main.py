@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from differad.cli.signals import describe, exit_code, fail, signals_as_interrupts
+from differad.memory import REMEDY, is_out_of_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,3 +30,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return run_app(arguments)
     except KeyboardInterrupt as interrupt:  # while it loads
         return fail(describe(interrupt), exit_code(interrupt))
+    except (MemoryError, ImportError, OSError, RuntimeError) as error:  # while it loads, or a command loads more
+        if not is_out_of_memory(error):
+            raise
+        return fail(f"not enough memory to load all it needs; {REMEDY}", 1)

@@ -39,6 +39,14 @@ LocatorOptions = Annotated[
         "several times (in the environment: separated by spaces).",
     ),
 ]
+FailOnAnomaly = Annotated[
+    bool,
+    typer.Option(
+        "--fail-on-anomaly/--no-fail-on-anomaly",
+        envvar="DIFFERAD_FAIL_ON_ANOMALY",
+        help="Exit with 3 where a target is abnormal, with 4 where one has no answer.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
 
 

@@ -1,10 +1,12 @@
-"""Metrics as a table in the terminal."""
+"""Metrics, and verdicts, as a table in the terminal."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from differad.evaluation.inspection_rows import Row
 
 # Headings short enough that a row fits into 80 columns.
 COLUMNS = {
@@ -74,3 +76,42 @@ def _cell(values: dict[str, Any], name: str) -> str:
         return f"{value:.2f}"
     low, high = (f"{bound:.2f}".lstrip("0") for bound in interval)
     return f"{value:.2f} [{low},{high}]"
+
+
+# Rows of verdicts that a terminal is worth.
+_SHOWN_ROWS = 50
+
+
+class VerdictTable:
+    """The rows of an inspection: all of them where they are few, else the first of those that are not normal."""
+
+    def __init__(self) -> None:
+        self._all: list[Row] = []
+        self._telling: list[Row] = []
+        self._passed = 0
+
+    def add(self, row: Row) -> None:
+        """Take a row into account; a fixed number is held."""
+        self._passed += 1
+        for rows, fits in ((self._all, True), (self._telling, row.prediction.anomalous is not False)):
+            if fits and len(rows) < _SHOWN_ROWS:
+                rows.append(row)
+
+    def print(self) -> None:
+        """Print the table on stdout."""
+        rows = self._all if self._passed <= _SHOWN_ROWS else self._telling
+        table = Table(
+            "target", "verdict", "confidence", "boxes", "reason", box=None, padding=(0, 2, 0, 0), header_style="bold"
+        )
+        for column in (0, 4):
+            table.columns[column].overflow = "fold"
+        for row in sorted(rows, key=lambda one: one.pair.id):
+            found = row.prediction
+            verdict = {False: "normal", True: "abnormal", None: "no answer"}[found.anomalous]
+            sure = "-" if found.confidence is None else f"{found.confidence:.2f}"
+            reason = row.reason if found.anomalous is None else ""
+            table.add_row(row.pair.id, verdict, sure, str(len(found.boxes or [])), reason)
+        console = Console(markup=False, emoji=False, highlight=False)
+        console.print(table)
+        if self._passed > len(rows):
+            console.print(f"… of {self._passed} targets; results.csv has them all")

@@ -17,7 +17,7 @@ from differad.core import Pair
 from differad.data.keys import SlipFinder, nearest
 from differad.data.masks import boxes_from_mask, read_mask
 from differad.errors import ImageError, ManifestError, shortened
-from differad.files import make_folder, write_lines
+from differad.files import is_pipe_or_device, make_folder, write_lines
 from differad.images import image_size
 
 
@@ -101,7 +101,11 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
 def check_readable(paths: Iterable[Path]) -> None:
     """Raise ManifestError for a file of lines that cannot be opened, or that can be read only once (a pipe)."""
     for path in paths:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if path.is_dir():
+            raise ManifestError(
+                f"{path}: a folder; expected a file of JSON lines. For a folder of images: differad inspect GOOD {path} --out DIR"
+            )
+        if is_pipe_or_device(path):
             raise ManifestError(f"{path}: can be read only once; save it to a file and name that")
         for _ in numbered_lines(path):
             break

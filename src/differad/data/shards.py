@@ -19,12 +19,14 @@ from differad.core import Pair
 from differad.data.manifest import PairRecord, parse_line
 from differad.data.masks import boxes_from_mask, decode_mask
 from differad.errors import InputError, ManifestError, MissingExtraError
-from differad.files import atomic_write
+from differad.files import atomic_write, ends_with
 from differad.images import decode_images
 
 PARTS = ("reference", "target", "mask")
 # Pairs a Parquet row group holds, thus what a writer or a reader has in memory: some 10 MB at 224x224.
 ROW_GROUP = 64
+# The last bytes of a whole file: a tar's two empty blocks, Parquet's mark.
+_ENDINGS = {".tar": bytes(2 * tarfile.BLOCKSIZE), ".parquet": b"PAR1"}
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,27 @@ def read_shards(path: str | Path) -> Iterator[Pair]:
     """Stream the pairs of a shard, or of every shard in a folder, in order.
 
     Pictures are (H, W, 3) uint8 arrays; `extra` holds what else the line says, and under `mask` the (H, W) bool mask of an
-    anomalous pair. Raises InputError where there is no shard, ManifestError on one that is broken, ImageError.
+    anomalous pair. Raises InputError where there is no shard, ManifestError on one that is broken, ImageError. Shards that were
+    cut off are found before the first pair.
     """
-    for file in shard_files(path):
+    files = shard_files(path)
+    for file in files:
+        check_end(file)
+    for file in files:
         yield from READERS[file.suffix](file)
+
+
+def check_end(path: Path) -> None:
+    """See that a shard ends as a whole one does; only its end is read. Raises ManifestError.
+
+    A tar that is cut off between two files reads like a whole one.
+    """
+    try:
+        is_whole = ends_with(path, _ENDINGS[path.suffix])
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected a shard") from None
+    if not is_whole:
+        raise ManifestError(f"{path}: not whole, its end is missing; write the shard again")
 
 
 def shard_files(path: str | Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """What tells one content of a file from another: size and times where they are as they were, else a hash of the bytes."""
 
+import errno
 import hashlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from differad.files import is_pipe_or_device
 from differad.images import ImageSource, image_file
 
 
@@ -32,7 +34,12 @@ def content_hash(path: Path) -> str:
 
 
 def stamp(path: Path, earlier: Stamp | None = None) -> Stamp:
-    """The stamp of a file, whose bytes are not read where size and time are those of `earlier`. Raises OSError."""
+    """The stamp of a file, whose bytes are not read where size and time are those of `earlier`. Raises OSError.
+
+    A pipe or a device has none.
+    """
+    if is_pipe_or_device(path):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     # The time first: a file that changes while it is read has another one afterwards, and is read again next time.
     status = path.stat()
     now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)

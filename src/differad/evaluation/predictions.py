@@ -30,6 +30,8 @@ class Prediction(BaseModel):
     boxes: list[tuple[_Number, _Number, _Number, _Number]] | None = None
     scores: list[_Number] | None = None
     confidence: _Number | None = None
+    threshold: _Number | None = None
+    comparable: bool = True
     answer: str = ""
     reasoning: str = ""
     valid: bool = True

@@ -8,17 +8,18 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from differad.boxes import as_boxes
+from differad.boxes import Boxes, as_boxes
 from differad.core import Pair
-from differad.drawing import jpeg_data_url, thumbnail
+from differad.drawing import draw_no_answer, jpeg_data_url, thumbnail
 from differad.errors import ImageError
 from differad.evaluation.metrics import PairResult
 from differad.evaluation.predictions import Prediction
 from differad.files import write_text
 from differad.images import read_images
 
+Item = TypeVar("Item")
 SHOWN = 6
 THUMBNAIL_SIDE = 360
 BINS = 10
@@ -35,42 +36,58 @@ class Case:
 
 
 @dataclass
+class TopCases(Generic[Item]):
+    """The highest items of each kind while many pass; holds at most `size` of a kind."""
+
+    size: int
+    _order: "itertools.count[int]" = field(default_factory=itertools.count)
+    _heaps: dict[str, list[tuple[float, int, Item]]] = field(default_factory=dict)
+
+    def add(self, kind: str, value: float, item: Item) -> None:
+        """Take an item into account; of equal ones the first are kept."""
+        heap = self._heaps.setdefault(kind, [])
+        entry = (value, -next(self._order), item)
+        if len(heap) < self.size:
+            heapq.heappush(heap, entry)
+        else:
+            heapq.heappushpop(heap, entry)
+
+    def highest(self, kind: str) -> list[Item]:
+        """The items kept of a kind, highest first."""
+        return [item for _, _, item in sorted(self._heaps.get(kind, []), key=lambda entry: entry[:2], reverse=True)]
+
+
+@dataclass
 class Showcase:
     """Gathers what a report shows while pairs stream by; holds a fixed number of cases."""
 
     shown: int = SHOWN
     histogram: list[int] = field(default_factory=lambda: [0] * BINS)
-    _order: "itertools.count[int]" = field(default_factory=itertools.count)
-    _heaps: dict[str, list[tuple[float, int, Case]]] = field(default_factory=dict)
+    _kept: TopCases[Case] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._kept = TopCases(self.shown)
 
     def add(self, case: Case) -> None:
         """Take a case into account; of equally good ones the first are kept."""
         result, prediction = case.result, case.prediction
         sureness = result.confidence or 0.0
         if prediction is not None and not prediction.is_valid:
-            self._keep("no_answer" if prediction.error is None else "errors", 0.0, case)
+            self._kept.add("no_answer" if prediction.error is None else "errors", 0.0, case)
         if result.anomalous and not result.placed:
             found = result.gave_box and result.valid
-            self._keep("found" if found else "overlooked", sureness if found else -sureness, case)
+            self._kept.add("found" if found else "overlooked", sureness if found else -sureness, case)
         elif result.anomalous:
             self.histogram[min(BINS - 1, int(result.iou * BINS))] += 1
             # Among pairs that were all missed, the ones where the locator was surest are the worst.
-            self._keep("worst", -result.iou + (sureness if result.iou == 0 else 0.0), case)
-            self._keep("best", result.iou, case)
+            self._kept.add("worst", -result.iou + (sureness if result.iou == 0 else 0.0), case)
+            self._kept.add("best", result.iou, case)
         elif result.gave_box and result.valid:
-            self._keep("false_alarms", sureness, case)
+            self._kept.add("false_alarms", sureness, case)
 
     def cases(self, kind: str) -> list[Case]:
         """The cases kept under a name of `SECTIONS`, most telling first."""
-        return [case for _, _, case in sorted(self._heaps.get(kind, []), key=lambda entry: entry[:2], reverse=True)]
-
-    def _keep(self, kind: str, value: float, case: Case) -> None:
-        heap = self._heaps.setdefault(kind, [])
-        entry = (value, -next(self._order), case)
-        if len(heap) < self.shown:
-            heapq.heappush(heap, entry)
-        else:
-            heapq.heappushpop(heap, entry)
+        return self._kept.highest(kind)
 
 
 SECTIONS = (
@@ -108,12 +125,8 @@ COLUMNS = (
 
 def write_report(path: str | Path, metrics: dict[str, Any], showcase: Showcase) -> None:
     """Write the page for `metrics` (as `summarise` makes them, with baselines) and the gathered cases."""
-    from jinja2 import Environment, PackageLoader  # a light start matters more to those who only locate
-
-    environment = Environment(
-        loader=PackageLoader("differad.evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render_page(
+        "report.html.j2",
         metrics=metrics,
         overall=metrics["overall"],
         columns=COLUMNS,
@@ -126,6 +139,37 @@ def write_report(path: str | Path, metrics: dict[str, Any], showcase: Showcase) 
         ],
     )
     write_text(Path(path), page)
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A template of this package with its values, all text escaped."""
+    from jinja2 import Environment, PackageLoader  # a light start matters more to those who only locate
+
+    environment = Environment(
+        loader=PackageLoader("differad.evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(**values)
+
+
+def thumbnails(pair: Pair, prediction: Prediction | None, truth: Boxes | None = None) -> list[str]:
+    """Data URLs of the reference and the target with its boxes, crossed out where there is no answer; none if unreadable."""
+    is_valid = prediction is not None and prediction.is_valid
+    predicted = as_boxes(prediction.boxes if prediction and is_valid else None)
+    try:
+        reference, target = read_images(pair.reference, pair.target)
+    except ImageError:
+        return []
+    shown = thumbnail(target, THUMBNAIL_SIDE, truth=truth, predicted=predicted)
+    return [
+        jpeg_data_url(thumbnail(reference, THUMBNAIL_SIDE)),
+        jpeg_data_url(shown if is_valid or prediction is None else draw_no_answer(shown)),
+    ]
+
+
+def shortened_words(prediction: Prediction | None) -> str:
+    """What a model said, as much of it as a card holds."""
+    words = (prediction.reasoning or prediction.answer) if prediction else ""
+    return words if len(words) <= REASONING_LIMIT else words[:REASONING_LIMIT] + " …"
 
 
 def _rows(metrics: dict[str, Any]) -> Iterable[dict[str, Any]]:
@@ -165,25 +209,14 @@ def _bars(histogram: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _card(case: Case) -> dict[str, Any]:
-    prediction = case.prediction
-    boxes = as_boxes(prediction.boxes if prediction and prediction.is_valid else None)
-    try:
-        reference, target = read_images(case.pair.reference, case.pair.target)
-        pictures = [
-            jpeg_data_url(thumbnail(reference, THUMBNAIL_SIDE)),
-            jpeg_data_url(thumbnail(target, THUMBNAIL_SIDE, truth=case.pair.boxes, predicted=boxes)),
-        ]
-    except ImageError:
-        pictures = []
-    words = (prediction.reasoning or prediction.answer) if prediction else ""
     return {
         "id": case.pair.id,
         "category": case.pair.category,
         "truth": _truth(case.result),
         "confidence": case.result.confidence,
-        "pictures": pictures,
-        "words": words if len(words) <= REASONING_LIMIT else words[:REASONING_LIMIT] + " …",
-        "problem": _problem(prediction),
+        "pictures": thumbnails(case.pair, case.prediction, case.pair.boxes),
+        "words": shortened_words(case.prediction),
+        "problem": _problem(case.prediction),
     }
 
 

@@ -9,7 +9,7 @@ import statistics
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,8 +143,28 @@ def _locate(
     progress: bool,
 ) -> dict[str, Any]:
     """`locate_to_file` where the place is locked."""
-    counts = _Counts()
-    waiting: deque[tuple[str, Inputs]] = deque()
+    with RunRecord(files, locator, manifests) as record:
+        counts = locate_recorded(pairs, locator, record, files.predictions, total=total, progress=progress)
+    counts.report()
+    return counts.to_dict()
+
+
+def locate_recorded(
+    pairs: Iterable[Pair],
+    locator: Locator,
+    record: RunRecord,
+    predictions: Path,
+    *,
+    total: int | None,
+    progress: bool,
+    each: Callable[[Pair, Outcome], None] | None = None,
+) -> "Counts":
+    """Append a prediction for each pair that is not finished in `record`; `each` is called when its prediction is written.
+
+    Returns what became of them, of which nothing is said yet. Raises InputError where images have changed, WriteError.
+    """
+    counts = Counts()
+    waiting: deque[tuple[Pair, Inputs]] = deque()
 
     def to_do() -> Iterator[Pair]:
         for pair in pairs:
@@ -153,37 +173,34 @@ def _locate(
                 counts.kept += 1
                 bar.advance(task)
             else:
-                waiting.append((pair.id, record.inputs(pair)))
+                waiting.append((pair, record.inputs(pair)))
                 yield pair
 
     def sync() -> None:
         record.sync()  # first: a prediction counts where the log has its images
         writer.sync()
 
-    with (
-        RunRecord(files, locator, manifests) as record,
-        progress_bar(progress) as bar,
-        PredictionWriter(files.predictions) as writer,
-    ):
+    with progress_bar(progress) as bar, PredictionWriter(predictions) as writer:
         task = bar.add_task(locator.name, total=total)
         due = time.monotonic() + SECONDS_BETWEEN_SYNCS
         for outcome in locator.locate_many(to_do()):
-            pair_id, inputs = waiting.popleft()
+            pair, inputs = waiting.popleft()
             if not isinstance(outcome, DifferadError):
-                record.add(pair_id, inputs)
-            writer.write(pair_id, outcome)
+                record.add(pair.id, inputs)
+            writer.write(pair.id, outcome)
+            counts.add(pair.id, outcome)
+            if each is not None:
+                each(pair, outcome)
             if time.monotonic() >= due:
                 sync()
                 due = time.monotonic() + SECONDS_BETWEEN_SYNCS
-            counts.add(pair_id, outcome)
             bar.advance(task)
         sync()
-    counts.report()
-    return counts.to_dict()
+    return counts
 
 
 @dataclass
-class _Counts:
+class Counts:
     """What became of the pairs of a run; of failures and of missing answers, the first with its reason."""
 
     located: int = 0
@@ -194,6 +211,7 @@ class _Counts:
     reason: str = ""
 
     def add(self, pair_id: str, outcome: Outcome) -> None:
+        """Count the outcome of a pair."""
         if isinstance(outcome, DifferadError):
             self.failed += 1
             self.failure = self.failure or outcome
@@ -222,6 +240,7 @@ class _Counts:
             warnings.warn(f"{counted}, the first: {self.reason}", InputWarning, stacklevel=4)
 
     def to_dict(self) -> dict[str, Any]:
+        """The counts as JSON, with the first reason of each kind."""
         counts: dict[str, Any] = {"located": self.located, "kept": self.kept, "failed": self.failed}
         if self.no_answer:
             counts["no_answer"] = self.no_answer
@@ -250,7 +269,8 @@ def _check_manifests(paths: Sequence[Path], limit: int | None) -> tuple[int, int
     if not labelled:
         names = ", ".join(map(str, paths))
         raise ManifestError(
-            f"{names}: no labelled pair; expected `boxes`, `mask` or `anomalous` on some line ([] says normal)"
+            f"{names}: no labelled pair; expected `boxes`, `mask` or `anomalous` on some line ([] says normal). Unlabelled pairs "
+            f"get verdicts, overlays and a report from: differad inspect --pairs {paths[0]} --out DIR"
         )
     for pair in labelled_pairs(paths, limit) if limit is not None else ():
         _check_truth(seen[pair.id], pair)

@@ -42,7 +42,7 @@ def attempt(locator: Locator, pair: Pair) -> Outcome:
         error.__context__ = None
         return error.with_traceback(None)
     except MemoryError:
-        return LocatorError(f"pair {pair.id!r}: not enough memory; {REMEDY}")
+        return LocatorError(f"{pair.label}: not enough memory; {REMEDY}")
 
 
 def locate_concurrently(locator: Locator, pairs: Iterable[Pair], workers: int) -> Iterator[Outcome]:

@@ -41,6 +41,6 @@ def _only_normal(pairs: Iterable[Pair]) -> Iterator[Pair]:
     for pair in pairs:
         if pair.anomalous:
             raise InputError(
-                f"pair {pair.id!r}: labelled abnormal, so it cannot set a threshold for false alarms; give normal pairs only"
+                f"{pair.label}: labelled abnormal, so it cannot set a threshold for false alarms; give normal pairs only"
             )
         yield pair

@@ -111,7 +111,7 @@ def _naming(pair: Pair) -> Iterator[None]:
         yield
     except (cv2.error, MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            raise LocatorError(f"pair {pair.id!r}: not enough memory to compare it; {REMEDY}") from None
+            raise LocatorError(f"{pair.label}: not enough memory to compare it; {REMEDY}") from None
         if not isinstance(error, cv2.error):
             raise
-        raise LocatorError(f"pair {pair.id!r}: OpenCV cannot compare it ({error}); check the two pictures") from None
+        raise LocatorError(f"{pair.label}: OpenCV cannot compare it ({error}); check the two pictures") from None

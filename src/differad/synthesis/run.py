@@ -238,8 +238,8 @@ def _write_note(work: Work, earlier: dict[str, Any] | None) -> None:
 def _resume(work: Work) -> _Tally:
     """Count what the manifest holds, and cut it off where that ends.
 
-    It ends at what a kill or a power cut left of a line, at a shard that now has to hold more, and at a file that is empty or
-    gone; the last files are read too.
+    It ends at what a kill or a power cut left of a line, at a shard that now has to hold more, and at a file that is gone, empty
+    or cut off; the last files are read as a whole too.
     """
     path, tally = work.out / FORMATS[work.format].manifest, _Tally()
     if not path.exists():
@@ -267,11 +267,24 @@ def _whole_lines(work: Work, file: Iterable[bytes], tally: _Tally) -> Iterator[t
         entry = _read_line(work, raw, tally)
         if FORMATS[work.format].sharded and entry.pairs < work.step and entry.first + entry.pairs < work.count:
             return
-        for path in (work.out / name for name in entry.files):
-            if not path.is_file() or not path.stat().st_size:
-                _warn_of(path, "empty" if path.exists() else "gone", entry)
-                return
+        damage = next(filter(None, (_damage(work, work.out / name) for name in entry.files)), None)
+        if damage is not None:
+            _warn_of(*damage, entry)
+            return
         yield raw, entry
+
+
+def _damage(work: Work, path: Path) -> tuple[Path, str] | None:
+    """What is wrong with a file of the set, as its size and its last bytes tell."""
+    if not path.is_file():
+        return path, "gone"
+    if not path.stat().st_size:
+        return path, "empty"
+    try:
+        FORMATS[work.format].check_end(path)
+    except InputError:
+        return path, "not whole"
+    return None
 
 
 def _is_readable(work: Work, entry: Entry) -> bool:

@@ -16,15 +16,17 @@ import cv2
 import numpy as np
 
 from differad.boxes import to_list
-from differad.data.shards import PARTS, Sample, read_shards, write_parquet, write_webdataset
+from differad.data.shards import PARTS, Sample, check_end, read_shards, write_parquet, write_webdataset
 from differad.errors import InputError, WriteError
-from differad.files import sync_files, write_bytes
+from differad.files import ends_with, sync_files, write_bytes
 from differad.images import read_image
 from differad.synthesis.draw import Drawer, DrawOptions
 from differad.synthesis.pairs import SyntheticPair
 
 # What a set is made of, in its folder.
 NOTE = "synthesis.json"
+# The last chunk of every PNG file.
+_PNG_ENDING = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Entry:
 @dataclass(frozen=True)
 class Format:
     """A way to store pairs: the manifest's name, the folders that hold files, whether a file holds a whole task, and
-    how a task and a line are dealt with. `check` reads a file and raises InputError where it is not whole.
+    how a task and a line are dealt with. `check` reads a file, `check_end` its end alone; both raise InputError where it is not
+    whole.
 
     File number n (`00000000.png`, `shard-00000000.tar`) belongs to line n of the manifest, from 0.
     """
@@ -74,6 +77,7 @@ class Format:
     perform: Callable[[Work, range], Done]
     read_line: Callable[[dict[str, Any]], Entry]
     check: Callable[[Path], None]
+    check_end: Callable[[Path], None]
 
 
 def perform(work: Work, start: int) -> Done:
@@ -185,6 +189,15 @@ def _check_image(path: Path) -> None:
     read_image(path)
 
 
+def _check_image_end(path: Path) -> None:
+    try:
+        is_whole = ends_with(path, _PNG_ENDING)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a PNG file") from None
+    if not is_whole:
+        raise InputError(f"{path}: not whole, its end is missing")
+
+
 def _check_shard(path: Path) -> None:
     for _ in read_shards(path):
         pass
@@ -210,7 +223,7 @@ def _shards(ending: str, write: Callable[[Path, Iterator[Sample]], None]) -> For
         line = {"shard": name, "first": indices.start, "pairs": len(indices), "anomalous": anomalous}
         return Done((json.dumps(line),))
 
-    return Format("shards.jsonl", ("",), True, store, _read_shard_line, _check_shard)
+    return Format("shards.jsonl", ("",), True, store, _read_shard_line, _check_shard, check_end)
 
 
 def _read_shard_line(record: dict[str, Any]) -> Entry:
@@ -222,7 +235,7 @@ def _message(error: InputError) -> str:
 
 
 FORMATS = {
-    "folder": Format("pairs.jsonl", PARTS, False, _store_pictures, _read_pair_line, _check_image),
+    "folder": Format("pairs.jsonl", PARTS, False, _store_pictures, _read_pair_line, _check_image, _check_image_end),
     "webdataset": _shards(".tar", write_webdataset),
     "parquet": _shards(".parquet", write_parquet),
 }

@@ -23,6 +23,7 @@ from differad.evaluation.run import discard_evaluation, evaluate
 from differad.files import AppendFile, make_folder, write_text
 from differad.images import read_images
 from differad.progress import is_quiet
+from differad.training.model_card import MODEL_CARD, last_values, model_card
 from differad.training.policy import LiveLocator, Source, answering
 from differad.training.provenance import write_run_info
 from differad.training.recipe import HeldOut
@@ -40,10 +41,12 @@ class WholeCheckpoints(TrainerCallback):
         self._run = run
 
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        """Write run_info.json beside the weights."""
+        """Write our own card, in the place of PEFT's, and at last run_info.json beside the weights."""
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            card = model_card(self._run, state.global_step, last_values(state.log_history))
+            write_text(folder / MODEL_CARD, card)
             write_run_info(folder, self._run, state.global_step)
 
 

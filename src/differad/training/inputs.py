@@ -49,7 +49,7 @@ def check_present(recipe: Recipe) -> None:
                 f"your own: '{key}=[FILE]'"
             )
     comparer = recipe.model.tiny.comparer if recipe.model.tiny is not None else None
-    for key, checkpoint in (("model.checkpoint", recipe.model.checkpoint), ("model.tiny.comparer", comparer)):
+    for key, checkpoint in (("model.checkpoint", recipe.model.start), ("model.tiny.comparer", comparer)):
         # A hub id has one slash; whether the hub has it is for the hub to say.
         if checkpoint is None or Path(checkpoint).expanduser().exists():
             continue

@@ -23,7 +23,7 @@ from differad.training.clock import Clock
 from differad.training.data import checksum
 from differad.training.inputs import read_inputs
 from differad.training.launch import check_devices, raise_in_first
-from differad.training.model_card import MODEL_CARD, model_card
+from differad.training.model_card import MODEL_CARD, last_values, model_card
 from differad.training.output import quiet_libraries, reporting
 from differad.training.peers import EndingTogether
 from differad.training.policy import Source, export, open_source
@@ -63,7 +63,7 @@ class OwnFolders:
     """
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Write no card of TRL's beside the checkpoints; the model gets our own."""
+        """Write no card of TRL's beside the checkpoints; the model and each checkpoint get our own."""
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
         model = self.model if model is None else model
@@ -165,7 +165,7 @@ def _run_phase(
         "steps": trainer.state.global_step,
         "seconds": round(clock.spent, 3),
         "resumed_from": str(start) if start else None,
-        "last": _last_values(trainer.state.log_history),
+        "last": last_values(trainer.state.log_history),
     }
 
 
@@ -256,15 +256,7 @@ def _export(trainer: Any, source: Source, folder: Path, run: dict[str, Any]) -> 
             export(processes.unwrap_model(trainer.model), source, fresh)
         processes.wait_for_everyone()
         if processes.is_main_process:
-            step, last = trainer.state.global_step, _last_values(trainer.state.log_history)
+            step, last = trainer.state.global_step, last_values(trainer.state.log_history)
             write_text(fresh / MODEL_CARD, model_card(run, step, last))
             write_run_info(fresh, run, step)
     processes.wait_for_everyone()
-
-
-def _last_values(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last logged value of every metric."""
-    last: dict[str, Any] = {}
-    for entry in history:
-        last |= entry
-    return last

@@ -1,6 +1,6 @@
 """The README.md of a trained model's folder: what it was made from, what it scored, how it is used. Knows nothing of torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 MODEL_CARD = "README.md"
@@ -39,6 +39,14 @@ def model_card(run: Mapping[str, Any], step: int, last: Mapping[str, Any]) -> st
             "",
         ]
     )
+
+
+def last_values(history: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last logged value of every metric."""
+    last: dict[str, Any] = {}
+    for entry in history:
+        last |= entry
+    return last
 
 
 def _held_out(names: str, scores: list[str]) -> list[str]:

@@ -15,6 +15,8 @@ def test_every_source_is_documented():
     text = DOCUMENT.read_text(encoding="utf-8")
     assert [name for name in SOURCES if f"`{name}`" not in text] == []
     assert [name for name, source in SOURCES.items() if source.url not in text] == []
+    readme = (DOCUMENT.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"# {len(SOURCES)} layouts" in readme
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -104,7 +104,10 @@ def read_folder(
     listing = list_folder(root, inventory)
     normal = _chosen(listing, normal, _GOOD_NAMES)
     if normal is None:
-        raise ManifestError(f"{root}: no folder good; good parts lie there (or in one of {', '.join(_GOOD_NAMES[1:])})")
+        raise ManifestError(
+            f"{root}: no folder good; good parts lie there (or in one of {', '.join(_GOOD_NAMES[1:])}). Images that nobody has "
+            "labelled: differad inspect GOOD TARGETS --out DIR"
+        )
     masks = _chosen(listing, masks, _MASK_NAMES)
     kinds = abnormal if abnormal is not None else tuple(n for n in listing.folders if n not in (normal, masks))
     listing.require(normal, *kinds, why="it was named as a folder of images")
@@ -137,7 +140,8 @@ def _check_kinds(listing: Listing, kinds: Iterable[str]) -> None:
         if kind.lower() in _NO_KINDS or set(words) & {"mask", "masks", "gt", "label", "labels", "truth"}:
             raise ManifestError(
                 f"{listing.path / kind}: the name does not say that it holds defects, and there are no masks; call it bad or "
-                f"by the kind of defect, or ground_truth if it holds masks"
+                f"by the kind of defect, or ground_truth if it holds masks. Nobody has labelled it: differad inspect "
+                f"GOOD {listing.path / kind} --out DIR"
             )
 
 

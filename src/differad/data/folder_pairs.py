@@ -1,0 +1,190 @@
+"""Pairs from a good part, or a folder of them, and images to inspect. Nobody has labelled anything.
+
+A target is compared with the good part that looks most like it (`pairing.describe`), never with its own file or a copy of it
+where there is another good part. What cannot be read is no reason to stop: a target stays a pair, whose locator says what is
+wrong with it; a good part is left out with a warning.
+"""
+
+import os
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from differad.core import Pair
+from differad.data.copies import Contents
+from differad.data.pairing import describe
+from differad.data.sources.inventory import FOREIGN_ENDINGS
+from differad.data.sources.sample import folder_name, is_image, no_image, walk
+from differad.data.thumbnails import read_thumbnail
+from differad.errors import ImageError, InputError, InputWarning
+from differad.files import is_pipe_or_device
+from differad.images import image_file
+from differad.progress import track
+
+# Images decoded at once while references are chosen; each may have tens of megapixels.
+_AT_ONCE = 4
+_Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Good parts, and the images to inspect by their ids: paths below the folder that holds them all, with slashes."""
+
+    good: tuple[Path, ...]
+    targets: Mapping[str, Path]
+    category: str
+
+
+def list_parts(good: Path, targets: Sequence[Path]) -> Folder:
+    """List good parts and targets, each a file or a folder with all images below it; no image is opened.
+
+    Good parts below a folder of targets are no targets. Images in a format that is not read are targets all the same, so that
+    none is passed over; other files in a folder are, with a warning. Raises InputError where a path is missing or there is no
+    image.
+    """
+    for path in (good, *targets):
+        if not image_file(path).exists():
+            raise InputError(f"{path}: no such file or folder; expected an image, or a folder of images")
+        if is_pipe_or_device(image_file(path)):
+            raise InputError(f"{path}: can be read only once; save it to a file and name that")
+    parts = tuple(_images(good)) if good.is_dir() else (good,)
+    if not parts:
+        raise InputError(no_image(good))
+    excluded = {_real(path) for path in parts}
+    top = _common(targets)
+    found = {_absolute(path): path for place in targets for path in _targets_in(place, excluded)}
+    if not found:
+        names = ", ".join(map(str, targets))
+        also = "; the good parts are no targets" if any(map(Path.is_dir, targets)) and _images_in(targets) else ""
+        raise InputError(
+            f"{names}: holds no image to inspect{also}; give the folder or the images of the parts to inspect"
+        )
+    ids = {path.relative_to(top).as_posix(): given for path, given in found.items()}
+    return Folder(parts, ids, folder_name(top))
+
+
+def pair_parts(folder: Folder, known: Mapping[str, Path], *, progress: bool = True) -> list[Pair]:
+    """A pair for each target with the good part that looks most like it, in the order of the targets.
+
+    `known` are the references of targets, by id, that stay as they are. Warns of good parts that cannot be read. Raises
+    ImageError where none can.
+    """
+    good = {_absolute(path): path for path in folder.good}
+    chosen = {name: good[place] for name, path in known.items() if (place := _absolute(path)) in good}
+    open_ids = [name for name in folder.targets if name not in chosen]
+    if open_ids:
+        finder = _Finder(folder.good, progress)
+        chosen |= finder.find_all({name: folder.targets[name] for name in open_ids}, progress)
+    return [
+        Pair(reference=chosen[name], target=path, id=name, category=folder.category)
+        for name, path in folder.targets.items()
+    ]
+
+
+class _Finder:
+    """Finds the good part that looks most like a target."""
+
+    def __init__(self, good: Sequence[Path], progress: bool) -> None:
+        self._contents = Contents()
+        self._good: list[Path] = []
+        vectors: list[_Vector] = []
+        problems: list[ImageError] = []
+        for path, vector in zip(good, _describe_all(good, "good parts", progress), strict=True):
+            if isinstance(vector, ImageError):
+                problems.append(vector)
+            else:
+                self._good.append(path)
+                vectors.append(vector)
+        if not vectors:
+            raise ImageError(f"no good part can be read, the first: {problems[0]}")
+        if problems:
+            warnings.warn(
+                f"{len(problems)} of {len(good)} good parts cannot be read and are left out, the first: {problems[0]}",
+                InputWarning,
+                stacklevel=3,
+            )
+        self._vectors = np.stack(vectors)
+
+    def find_all(self, targets: Mapping[str, Path], progress: bool) -> dict[str, Path]:
+        """The reference of each target by its id."""
+        if len(self._good) == 1:  # nothing to choose: no target is opened
+            return dict.fromkeys(targets, self._good[0])
+        vectors = _describe_all(list(targets.values()), "references", progress)
+        return {name: self._find(path, vector) for (name, path), vector in zip(targets.items(), vectors, strict=True)}
+
+    def _find(self, target: Path, vector: _Vector | ImageError) -> Path:
+        """The first good part for a target that cannot be read: its locator says why."""
+        if isinstance(vector, ImageError):
+            return self._good[0]
+        distances = np.linalg.norm(self._vectors - vector, axis=1)
+        ranked: list[Path] = [self._good[number] for number in np.argsort(distances, kind="stable")]
+        return next((path for path in ranked if not self._is_same(path, target)), ranked[0])
+
+    def _is_same(self, good: Path, target: Path) -> bool:
+        try:
+            return self._contents.same(good, target)
+        except ImageError:  # gone meanwhile
+            return False
+
+
+def _describe_all(paths: Sequence[Path], what: str, progress: bool) -> Iterator[_Vector | ImageError]:
+    """What each image looks like, or why it cannot be read, in order."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        yield from track(pool.map(_describe, paths), what, len(paths), shown=progress and len(paths) > 1)
+
+
+def _describe(path: Path) -> _Vector | ImageError:
+    try:
+        return describe(read_thumbnail(path))
+    except ImageError as error:
+        return error.with_traceback(None)
+
+
+def _targets_in(place: Path, excluded: Collection[str]) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    return [path for path in _images(place) if _real(path) not in excluded]
+
+
+def _images_in(places: Iterable[Path]) -> bool:
+    return any(True for place in places if place.is_dir() for _ in _images(place))
+
+
+def _images(folder: Path) -> list[Path]:
+    """All images at any depth below a folder, in order. Warns of other files, and of names that cannot be stored."""
+    found: list[Path] = []
+    problems: list[str] = []
+    for listing in walk(folder, problems.append):
+        for name in listing.files:
+            path = listing.path / name
+            if is_pipe_or_device(path):
+                problems.append(f"{path}: a pipe or a device")
+            elif is_image(name) or path.suffix.lower() in FOREIGN_ENDINGS:
+                found.append(path)
+            else:
+                problems.append(f"{path}: its ending names no image format")
+    if problems:
+        files = "1 file is" if len(problems) == 1 else f"{len(problems)} files are"
+        warnings.warn(f"{folder}: {files} passed over, the first: {problems[0]}", InputWarning, stacklevel=4)
+    return found
+
+
+def _common(places: Sequence[Path]) -> Path:
+    """The folder that holds all targets. Raises InputError."""
+    try:
+        return Path(os.path.commonpath([_absolute(path if path.is_dir() else path.parent) for path in places]))
+    except ValueError:  # Windows
+        raise InputError("the targets lie on several drives; inspect those of each drive by themselves") from None
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` follows links, and a link is a name of its own
+
+
+def _real(path: Path) -> str:
+    return os.path.realpath(path)

@@ -1,0 +1,223 @@
+"""Inspect targets that nobody has labelled: verdicts as lines and as a table, overlays, and a report.
+
+The folder holds `pairs.jsonl`, `predictions.jsonl`, `results.csv`, `overlays/` and `report.html`. Predictions are what a later
+run goes on from; the rest follows from them. Nothing is scored.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from differad.boxes import as_boxes
+from differad.core import Pair
+from differad.data.exchange.shared import image_path
+from differad.data.folder_pairs import list_parts, pair_parts
+from differad.data.locks import sole_run
+from differad.data.manifest import check_readable, read_pairs, write_pairs
+from differad.drawing import draw_boxes, draw_no_answer, thumbnail
+from differad.errors import ImageError, InputError, ManifestError, NoAnswerError
+from differad.evaluation.inspection_report import Gallery, write_inspection_report
+from differad.evaluation.inspection_rows import Row, header_line
+from differad.evaluation.predictions import Prediction, PredictionIndex, to_line
+from differad.evaluation.run import Counts, locate_recorded
+from differad.evaluation.run_record import RunFiles, RunRecord
+from differad.files import AppendFile, make_folder, write_lines
+from differad.images import read_image, write_image
+from differad.locators import Locator
+from differad.locators.base import Outcome
+
+RESULTS = "results.csv"
+# Of an overlay: a JPEG holds 65,535 pixels.
+_LONGEST_SIDE = 65_000
+
+
+@dataclass
+class Inspection:
+    """What became of the targets: how many are abnormal, normal, without an answer; of the last the first with its reason."""
+
+    abnormal: int = 0
+    normal: int = 0
+    no_answer: int = 0
+    first_reason: str = ""
+    counts: Counts = field(default_factory=Counts)
+
+    @property
+    def targets(self) -> int:
+        """How many there are."""
+        return self.abnormal + self.normal + self.no_answer
+
+    @property
+    def exit_code(self) -> int:
+        """3 where a target is abnormal, else 4 where one has no answer, else 0."""
+        return 3 if self.abnormal else 4 if self.no_answer else 0
+
+    def add(self, row: Row) -> None:
+        """Count a row."""
+        if row.prediction.anomalous is None:
+            self.no_answer += 1
+            self.first_reason = self.first_reason or f"{row.target}: {row.reason}"
+        elif row.prediction.anomalous:
+            self.abnormal += 1
+        else:
+            self.normal += 1
+
+    def check(self) -> None:
+        """Warn of what failed. Raises InputError or LocatorError where all targets did, NoAnswerError where none is answered."""
+        self.counts.report()
+        if not self.abnormal + self.normal:
+            raise NoAnswerError(f"no target has an answer, the first: {self.first_reason}")
+
+
+def inspect_folder(
+    good: str | Path,
+    targets: Sequence[str | Path],
+    locator: Locator,
+    out: str | Path,
+    *,
+    each: Callable[[Row], None] | None = None,
+    progress: bool = True,
+) -> Inspection:
+    """Compare each target with the good part that looks most like it, and write what is found to the folder `out`.
+
+    `good` is an image or a folder of them, `targets` are images and folders, searched at any depth. A second call goes on where
+    the first stopped: finished targets are kept with their reference, new ones are added, failed ones are tried again. `each`
+    is called with every row: those of an earlier call first, then each as it is found. Raises InputError where there is nothing
+    to inspect, no good part can be read, `out` holds another run or images have changed; WriteError. What failed is in the rows
+    and for `Inspection.check`.
+    """
+    places = [Path(target) for target in targets]
+    folder = list_parts(Path(good), places)
+    out = Path(out)
+    for place in filter(Path.is_dir, (Path(good), *places)):
+        if out.exists() and out.samefile(place):
+            raise InputError(f"--out {out}: holds the images that are compared; choose another folder")
+
+    def pairs(record: RunRecord) -> list[Pair]:
+        manifest = out / "pairs.jsonl"
+        earlier = read_pairs(manifest) if record.done and manifest.exists() else ()
+        known = {pair.id: image_path(pair, "reference") for pair in earlier if pair.id in record.done}
+        return pair_parts(folder, known, progress=progress)
+
+    return _inspect(pairs, (), locator, out, each, progress)
+
+
+def inspect_pairs(
+    manifest: str | Path,
+    locator: Locator,
+    out: str | Path,
+    *,
+    each: Callable[[Row], None] | None = None,
+    progress: bool = True,
+) -> Inspection:
+    """As `inspect_folder` for the pairs of a manifest, labelled or not. Raises ManifestError besides."""
+    path = Path(manifest)
+    check_readable([path])
+    pairs = list(read_pairs(path))
+    if not pairs:
+        raise ManifestError(f"{path}: no pair; expected one JSON object a line")
+    return _inspect(lambda _: pairs, [path], locator, Path(out), each, progress)
+
+
+def _inspect(
+    make_pairs: Callable[[RunRecord], list[Pair]],
+    manifests: Sequence[Path],
+    locator: Locator,
+    out: Path,
+    each: Callable[[Row], None] | None,
+    progress: bool,
+) -> Inspection:
+    make_folder(out)
+    names = ("predictions.jsonl", "run.json", "images.jsonl", "pairs.jsonl", RESULTS, "report.html")
+    predictions, record_file, images, *others = (out / name for name in names)
+    files = RunFiles(out, predictions, record_file, images, tuple(others))
+    with sole_run(out):
+        with RunRecord(files, locator, manifests) as record:
+            pairs = make_pairs(record)
+            for pair in pairs:
+                if pair.id in record.done:
+                    record.check_finished(pair)
+            write_pairs(out / "pairs.jsonl", pairs)
+            earlier = _rows((pair for pair in pairs if pair.id in record.done), predictions)
+            with _Results(out, earlier, each) as results:
+                counts = locate_recorded(
+                    pairs, locator, record, predictions, total=len(pairs), progress=progress, each=results.add
+                )
+        inspection, gallery = Inspection(counts=counts), Gallery()
+        write_lines(out / RESULTS, _finish(_rows(pairs, predictions), out, inspection, gallery))
+        counted = {
+            "abnormal": inspection.abnormal,
+            "normal": inspection.normal,
+            "without an answer": inspection.no_answer,
+        }
+        write_inspection_report(out / "report.html", locator.name, counted, gallery)
+    return inspection
+
+
+class _Results:
+    """`results.csv` while a run is at work: a line for each finished target, in the order in which they were finished."""
+
+    def __init__(self, out: Path, earlier: Iterable[Row], each: Callable[[Row], None] | None) -> None:
+        """Start with the rows of an earlier run. Raises WriteError."""
+        self._out, self._each = out, each or (lambda _: None)
+        write_lines(out / RESULTS, self._lines(earlier))
+        self._file = AppendFile(out / RESULTS)
+
+    def add(self, pair: Pair, outcome: Outcome) -> None:
+        """Append the row of one target; its overlay comes after its verdict. Raises WriteError."""
+        row = Row(pair, Prediction.model_validate_json(to_line(pair.id, outcome)))
+        self._file.append(row.to_csv())
+        self._each(row)
+        _draw(row, self._out)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
+
+    def _lines(self, rows: Iterable[Row]) -> Iterator[str]:
+        yield header_line()
+        for row in rows:
+            self._each(row)
+            yield row.to_csv()
+
+
+def _finish(rows: Iterable[Row], out: Path, inspection: Inspection, gallery: Gallery) -> Iterator[str]:
+    """The lines of `results.csv` in the order of the targets; overlays that a kill left out are drawn, everything is counted."""
+    yield header_line()
+    for row in rows:
+        if not (out / row.overlay).is_file():
+            _draw(row, out)
+        inspection.add(row)
+        gallery.add(row)
+        yield row.to_csv()
+
+
+def _rows(pairs: Iterable[Pair], predictions: Path) -> Iterator[Row]:
+    """The rows of pairs that are finished, or failed."""
+    index = PredictionIndex(predictions) if predictions.exists() else None
+    for pair in pairs:
+        prediction = index.get(pair.id) if index is not None else None
+        if prediction is not None:
+            yield Row(pair, prediction)
+
+
+def _draw(row: Row, out: Path) -> None:
+    """Write the overlay of a row that has one. Raises WriteError."""
+    if not row.overlay:
+        return
+    try:
+        target = read_image(row.pair.target)
+        if row.prediction.anomalous:
+            overlay = draw_boxes(target, predicted=as_boxes(row.prediction.boxes), scores=row.prediction.scores)
+        else:
+            overlay = draw_no_answer(target)
+        if max(overlay.shape) > _LONGEST_SIDE:
+            overlay = thumbnail(overlay, _LONGEST_SIDE)
+        write_image(out / row.overlay, overlay)
+    except ImageError:  # gone since it was located: its verdict stands
+        return
