@@ -59,7 +59,7 @@ def progress_bar(
     global _latest
     if after_bar is None:
         after_bar = (TimeElapsedColumn(), TimeRemainingColumn())
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *after_bar)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), *after_bar)
     shown = shown and not is_quiet()
     console = Console(stderr=True)
     on_terminal = shown and console.is_terminal

@@ -103,7 +103,7 @@ def test_planted_secrets_are_found_nowhere(desk: Desk, manifest: Path, tmp_path:
     out.mkdir()
     said = []
     for arguments in runs:
-        done = differad(*arguments, OPENAI_API_KEY=KEY, OPENAI_LOG="info")
+        done = differad(*arguments, OPENAI_API_KEY=KEY, OPENAI_LOG="debug")
         assert done.returncode == (1 if status == 401 else 3 if arguments[0] == "inspect" else 0), done.stderr
         said.append(done.stdout + done.stderr)
     files = [path for path in out.rglob("*") if path.is_file()]
@@ -148,6 +148,20 @@ def test_a_wrong_address_is_refused_without_its_password(model: str) -> None:
 def test_a_wrong_option_is_refused_without_the_password() -> None:
     with pytest.raises(OptionError, match="retries") as caught:
         load_locator(f"openai:{NAME}@http://ann:planted@host/v1", retries="many")
+    assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["planted\nkey", "plänted", "planted\x1b"])
+def test_a_key_that_no_header_takes_is_refused_without_it(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(OptionError, match="MY_KEY") as caught:
+        load_locator(f"openai:{NAME}@http://host/v1", api_key_env="MY_KEY")
+    assert key[:3] not in str(caught.value)
+
+
+def test_a_key_among_the_options_is_refused_without_it() -> None:
+    with pytest.raises(OptionError, match="'api_key'") as caught:
+        load_locator(f"openai:{NAME}@http://host/v1", api_key="planted")
     assert "planted" not in str(caught.value)
 
 
@@ -316,9 +330,18 @@ def test_the_longest_answer_that_is_read(desk: Desk) -> None:
         ask(desk)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("hangs", ["before the status", "after it"])
-def test_a_signal_ends_a_run_while_the_server_hangs(desk: Desk, manifest: Path, number: int, hangs: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "number", "hangs"),
+    [
+        ("locate --pairs pairs.jsonl --out predictions.jsonl", signal.SIGINT, "before the status"),
+        ("locate 0.png 1.png", signal.SIGINT, "after it"),
+        ("evaluate pairs.jsonl --out evaluated", signal.SIGTERM, "after it"),
+        ("inspect 0.png 1.png 2.png --out inspected", signal.SIGINT, "before the status"),
+    ],
+)
+def test_a_signal_ends_a_run_while_the_server_hangs(
+    desk: Desk, manifest: Path, command: str, number: int, hangs: str
+) -> None:
     asked = threading.Event()
 
     def write(file: BinaryIO) -> None:
@@ -330,10 +353,9 @@ def test_a_signal_ends_a_run_while_the_server_hangs(desk: Desk, manifest: Path, 
 
     desk.write = write
     model = ["--model", f"openai:{NAME}@{desk.url}", "-o", "timeout=50", "-o", "retries=9"]
-    out = manifest.parent / "predictions.jsonl"
-    command = [sys.executable, "-m", "differad", "locate", "--pairs", str(manifest), *model, "--out", str(out)]
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "differad", *command.split(), *model],
+        cwd=manifest.parent,
         stderr=subprocess.PIPE,
         text=True,
         # A test run that was started in the background hands down an ignored SIGINT.

@@ -190,7 +190,7 @@ def _print_outcomes(outcomes: list[dict[str, Any]]) -> None:
         table.add_row(
             printable(one["category"]), printable(one["group"]), str(one["pairs"]), str(one["wanted"]), one["state"]
         )
-    Console().print(table)
+    Console(markup=False, emoji=False, highlight=False).print(table)  # names are text, not markup
     for one in outcomes:
         if one["state"] != "built":
             get = f" Get it: {one['get']}" if one["get"] else ""

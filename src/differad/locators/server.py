@@ -122,7 +122,7 @@ class ServerLocator:
         self._format = answer_format(self.options.family or family_of_name(name))
         self._rule = _resize_rule(self._format, self.options.processor)
         self.weights = (Path(self.options.processor),) if self.options.processor else ()
-        key = os.environ.get(self.options.api_key_env)
+        key = _key(self.options.api_key_env)
         self._client = ChatClient(base_url, key, self.options.timeout, self.options.retries)
         self._requests = Requests()
         self.name = f"openai:{name}@{self._client.address}"
@@ -220,3 +220,13 @@ def _resize_rule(spoken: AnswerFormat, processor: str | None) -> ResizeRule | No
             "with the model's preprocessor_config.json"
         )
     return None
+
+
+def _key(variable: str) -> str | None:
+    """The key in an environment variable. Raises OptionError where its value cannot be sent in a header."""
+    key = os.environ.get(variable)
+    if key and not (key.isascii() and key.isprintable()):
+        raise OptionError(
+            f"environment variable {variable}: line ends or letters beyond ASCII in its value; expected the key alone"
+        )
+    return key
