@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, BinaryIO
 
 SAID = "<think>The cap is gone.</think><answer>(98,28),(196,112)</answer>"
 
@@ -18,7 +18,10 @@ def free_port() -> int:
 
 
 class Desk:
-    """A real HTTP server that answers as `reply(number, question)` says: (status, content type, body)."""
+    """A real HTTP server that answers as `reply(number, question)` says: (status, content type, body).
+
+    Where `write` is set, it writes the whole response, the status line too, as it likes.
+    """
 
     def __init__(self) -> None:
         self.questions: list[dict[str, Any]] = []
@@ -26,6 +29,7 @@ class Desk:
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
         self.reply: Callable[[int, dict[str, Any]], tuple[int, str, bytes]] = lambda number, question: say(SAID)
+        self.write: Callable[[BinaryIO], None] | None = None
         self.closing = threading.Event()
         self._lock = threading.Lock()
         desk = self
@@ -36,8 +40,12 @@ class Desk:
                 desk.bodies.append(body)
                 question = json.loads(body)
                 number = desk.note(question, {name.lower(): value for name, value in self.headers.items()})
-                status, kind, answer = desk.reply(number, question)
                 try:
+                    if desk.write is not None:
+                        self.close_connection = True
+                        desk.write(self.wfile)
+                        return
+                    status, kind, answer = desk.reply(number, question)
                     self.send_response(status)
                     self.send_header("Content-Type", kind)
                     self.send_header("Content-Length", str(len(answer)))

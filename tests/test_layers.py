@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "differad"
 # Lower numbers may not import higher ones; modules of one layer may use each other.
 LAYERS = {
     "errors": 0,
+    "text": 0,
     "tiff": 1,
     "boxes": 1,
     "decoding": 1,

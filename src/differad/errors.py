@@ -6,6 +6,8 @@ keeps its traceback in the library.
 
 from typing import Self
 
+from differad.text import printable
+
 
 class DifferadError(Exception):
     """Base of every error that differad raises on purpose."""
@@ -13,7 +15,7 @@ class DifferadError(Exception):
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
 
 
 class InputError(DifferadError):

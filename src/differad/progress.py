@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from differad.text import printable
+
 Item = TypeVar("Item")
 
 # Its level decides how much is said: from ERROR on neither bars nor lines are shown (`differad -q`).
@@ -57,7 +59,7 @@ def progress_bar(
     global _latest
     if after_bar is None:
         after_bar = (TimeElapsedColumn(), TimeRemainingColumn())
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *after_bar)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), *after_bar)
     shown = shown and not is_quiet()
     console = Console(stderr=True)
     on_terminal = shown and console.is_terminal
@@ -89,7 +91,7 @@ def _position(progress: Progress) -> str:
         return ""
     task = tasks[0]
     total = "" if task.total is None else f" of {task.total:.0f}"
-    return f"{task.description}: {task.completed:.0f}{total}"
+    return printable(f"{task.description}: {task.completed:.0f}{total}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from differad.cli.options import AsJson, print_json
+from differad.cli.output import say
 from differad.data.build import MANIFEST, BuildOptions, Built, build
 from differad.data.card import files_of, make_card, write_card
 from differad.data.pairing import METHODS, Pairing
@@ -15,6 +16,7 @@ from differad.data.recipe import build_recipe, read_recipe
 from differad.data.sheet import write_sheet
 from differad.data.sources.registry import SOURCES
 from differad.errors import OptionError
+from differad.text import printable
 
 Out = Annotated[Path, typer.Option("--out", help="A new or empty folder.", show_default=False)]
 Boxes = Annotated[
@@ -168,9 +170,9 @@ def _report(summary: dict[str, Any], as_json: bool) -> None:
     """The summary as JSON, or as a line; what was left out goes to stderr."""
     problems = summary["problems"]
     for problem in problems[:_SHOWN_PROBLEMS]:
-        typer.echo(f"skipped: {problem}", err=True)
+        say(f"skipped: {problem}", err=True)
     if len(problems) > _SHOWN_PROBLEMS:
-        typer.echo(f"… and {len(problems) - _SHOWN_PROBLEMS} more; --json lists them all", err=True)
+        say(f"… and {len(problems) - _SHOWN_PROBLEMS} more; --json lists them all", err=True)
     if as_json:
         print_json(summary)
         return
@@ -179,15 +181,17 @@ def _report(summary: dict[str, Any], as_json: bool) -> None:
         unknown = f" ({summary['place_unknown']} of unknown place)" if summary["place_unknown"] else ""
         counts = f" ({summary['anomalous']} anomalous{unknown}, {summary['normal']} normal)"
     wanted = f" of {summary['wanted']}" if "wanted" in summary else ""
-    typer.echo(f"{summary['pairs']}{wanted} pairs{counts}, {summary['skipped']} left out: {summary['manifest']}")
+    say(f"{summary['pairs']}{wanted} pairs{counts}, {summary['skipped']} left out: {summary['manifest']}")
 
 
 def _print_outcomes(outcomes: list[dict[str, Any]]) -> None:
     table = Table("category", "group", "pairs", "wanted", "", box=None, padding=(0, 1, 0, 0), header_style="bold")
     for one in outcomes:
-        table.add_row(one["category"], one["group"], str(one["pairs"]), str(one["wanted"]), one["state"])
-    Console().print(table)
+        table.add_row(
+            printable(one["category"]), printable(one["group"]), str(one["pairs"]), str(one["wanted"]), one["state"]
+        )
+    Console(markup=False, emoji=False, highlight=False).print(table)  # names are text, not markup
     for one in outcomes:
         if one["state"] != "built":
             get = f" Get it: {one['get']}" if one["get"] else ""
-            typer.echo(f"{one['category']}: {one['why']}.{get}", err=True)
+            say(f"{one['category']}: {one['why']}.{get}", err=True)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from differad.cli.options import AsJson, Family, LocatorOptions, Model, open_locator, print_json
+from differad.cli.output import say
 from differad.cli.table import print_metrics
 from differad.evaluation.run import evaluate
 
@@ -33,4 +34,4 @@ def evaluate_command(
         print_json(metrics)
     else:
         print_metrics(metrics)
-        typer.echo(f"report: {out / 'report.html'}")
+        say(f"report: {out / 'report.html'}")

@@ -9,6 +9,7 @@ import typer
 
 from differad.boxes import Boxes, as_boxes
 from differad.cli.options import AsJson, print_json
+from differad.cli.output import say
 from differad.data.exchange.registry import EXCHANGES, export_pairs, import_pairs
 from differad.data.exchange.shared import URL_PREFIX, Predictions, Scores
 from differad.errors import InputWarning, ManifestError
@@ -45,12 +46,12 @@ def export_command(
         print_json(done)
         return
     unknown = f", {done['place_unknown']} abnormal at an unknown place" if done["place_unknown"] else ""
-    typer.echo(
+    say(
         f"{done['pairs']} pairs ({done['unlabelled']} unlabelled{unknown}, {done['boxes']} boxes, {done['predictions']} "
         f"predictions) written to {out}: {', '.join(done['files'])}"
     )
     if done["cut_boxes"] or done["unknown_predictions"]:
-        typer.echo(
+        say(
             f"{done['cut_boxes']} boxes were cut off at the image's edge; {done['unknown_predictions']} predictions "
             "have an id that is not in the manifest",
             err=True,
@@ -86,18 +87,18 @@ def import_command(
         name, file, pairs, out, root=root, skip_bad=skip_bad, empty_is_normal=empty_is_normal, masks=masks
     )
     for problem in done["problems"]:
-        typer.echo(f"skipped: {problem}", err=True)
+        say(f"skipped: {problem}", err=True)
     if as_json:
         print_json(done)
         return
-    typer.echo(
+    say(
         f"{done['pairs']} pairs written to {out}: {done['corrected']} corrected, {done['confirmed']} confirmed, "
         f"{done['kept']} kept; {done['skipped']} entries skipped, {done['cut_boxes']} boxes cut off at the edge"
     )
     if done["crowd_regions"]:
-        typer.echo(f"{done['crowd_regions']} crowd regions (iscrowd 1) left out: they mark no single defect", err=True)
+        say(f"{done['crowd_regions']} crowd regions (iscrowd 1) left out: they mark no single defect", err=True)
     if done["place_unknown"]:
-        typer.echo(f"{done['place_unknown']} pairs are abnormal at an unknown place; draw their boxes", err=True)
+        say(f"{done['place_unknown']} pairs are abnormal at an unknown place; draw their boxes", err=True)
 
 
 def load_predictions(path: Path) -> Predictions:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from differad.cli.options import FailOnAnomaly, Family, LocatorOptions, Model, open_locator
-from differad.cli.output import can_show
+from differad.cli.output import can_show, say
 from differad.cli.table import VerdictTable
 from differad.errors import OptionError
 from differad.evaluation.inspection import Inspection, inspect_folder, inspect_pairs
@@ -53,7 +53,7 @@ def inspect_command(
         inspection = inspect_folder(good or "", targets or [], locator, out, each=each)
     if not as_json:
         table.print()
-    typer.echo(_summary(inspection, out), err=as_json)
+    say(_summary(inspection, out), err=as_json)
     inspection.check()
     if fail_on_anomaly:
         raise typer.Exit(inspection.exit_code)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from differad.cli.options import AsJson, FailOnAnomaly, Family, LocatorOptions, Model, open_locator, print_json
+from differad.cli.output import say
 from differad.core import Location, Pair
 from differad.data.manifest import check_readable, read_pairs
 from differad.drawing import draw_boxes, draw_no_answer
@@ -58,7 +59,7 @@ def locate_command(
     if as_json:
         print_json(location.to_dict())
     else:
-        typer.echo(describe(location))
+        say(describe(location))
     if save is not None:
         write_image(save, _overlay(read_image(second), location))
     if fail_on_anomaly:
@@ -174,7 +175,7 @@ def _locate_manifest(
     if as_json:
         print_json(counts)
     else:
-        typer.echo(f"{counts['located']} located, {counts['kept']} already there, {counts['failed']} failed: {out}")
+        say(f"{counts['located']} located, {counts['kept']} already there, {counts['failed']} failed: {out}")
         for name, reason in counts.get("first_reasons", {}).items():
-            typer.echo(f"  {counts[name]} {_UNANSWERED[name]}, the first: {reason}")
+            say(f"  {counts[name]} {_UNANSWERED[name]}, the first: {reason}")
     return out

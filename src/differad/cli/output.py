@@ -13,6 +13,7 @@ import typer
 from differad.cli.signals import describe, exit_code
 from differad.errors import DifferadError, InputWarning, WriteError
 from differad.progress import LOGGER, is_quiet, latest_position
+from differad.text import printable
 
 _QUIET = Annotated[
     bool, typer.Option("--quiet", "-q", envvar="DIFFERAD_QUIET", help="Say nothing on stderr but errors.")
@@ -82,17 +83,22 @@ def warnings_as_lines() -> Iterator[None]:
             if not issubclass(category, InputWarning):
                 otherwise(message, category, filename, lineno, file, line)
             elif not is_quiet():
-                print(f"differad: warning: {' '.join(str(message).split())}", file=sys.stderr)
+                print(f"differad: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
         warnings.showwarning = show
         yield
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 @contextmanager
 def log_lines() -> Iterator[None]:
     """What the package logs, as lines on stderr; how much follows from --quiet and --verbose."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("differad: %(message)s"))
+    handler.setFormatter(_PrintableFormatter("differad: %(message)s"))
     level = LOGGER.level
     LOGGER.addHandler(handler)
     try:
@@ -102,8 +108,15 @@ def log_lines() -> Iterator[None]:
         LOGGER.setLevel(level)
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """A text for a person, on stdout or stderr; nothing in it, wherever it comes from, steers the terminal."""
+    typer.echo(printable(text), err=err)
+
+
 def can_show(text: str) -> bool:
-    """Whether stdout's encoding has all letters of `text`."""
+    """Whether stdout's encoding has all letters of `text`, and a terminal shows each of them."""
+    if printable(text) != text:
+        return False
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:

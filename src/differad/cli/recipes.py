@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from differad.cli.options import AsJson, print_json
+from differad.cli.output import say
 from differad.errors import DifferadError, InputError
 from differad.files import atomic_folder, write_errors
 
@@ -35,12 +36,12 @@ def recipes_command(
     if as_json:
         print_json({"folder": str(copy or root), "recipes": {name: _title(root / name) for name in names}})
     elif copy is not None:
-        typer.echo(f"{len(names)} recipes and scripts: {copy}")
+        say(f"{len(names)} recipes and scripts: {copy}")
     else:
         width = max(map(len, names))
         for name in names:
-            typer.echo(f"{name:{width}}  {_title(root / name)}")
-        typer.echo("differad recipes --copy recipes copies them here", err=True)
+            say(f"{name:{width}}  {_title(root / name)}")
+        say("differad recipes --copy recipes copies them here", err=True)
 
 
 def recipes_folder() -> Path:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from differad.text import printable
+
 _ENDING = ("SIGTERM", "SIGHUP")
 # The exit code of a process that a signal ended, as a shell gives it.
 _BASE = 128
@@ -71,5 +73,5 @@ def signals_as_interrupts() -> Iterator[None]:
 
 def fail(message: str, code: int) -> int:
     """Print an error's line; return its exit code."""
-    print(f"differad: {' '.join(message.split())}", file=sys.stderr)
+    print(f"differad: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code

@@ -7,6 +7,7 @@ import typer
 
 from differad.cli.build import Force
 from differad.cli.options import AsJson, print_json
+from differad.cli.output import say
 from differad.core import Pair
 from differad.data.build import write_manifest
 from differad.data.hashing import MAX_RADIUS
@@ -58,7 +59,7 @@ def split_command(
         print_json({"by": by, "pairs": len(read), "sides": summary})
         return
     for name, side in summary.items():
-        typer.echo(f"{name}: {side['pairs']} pairs, {side['anomalous']} anomalous: {side['manifest']}")
+        say(f"{name}: {side['pairs']} pairs, {side['anomalous']} anomalous: {side['manifest']}")
 
 
 def _sides(
@@ -102,7 +103,7 @@ def check_leaks_command(
         print_json({"leaks": [leak.to_dict() for leak in leaks], "count": len(leaks), "kinds": kinds})
     _refuse_leaks(leaks)
     if not as_json:
-        typer.echo(f"no leaks between {len(left)} and {len(right)} pairs")
+        say(f"no leaks between {len(left)} and {len(right)} pairs")
 
 
 def _refuse(name: str, given: bool, by: str) -> None:
@@ -113,7 +114,7 @@ def _refuse(name: str, given: bool, by: str) -> None:
 def _refuse_leaks(leaks: list[Leak]) -> None:
     """List leaks on stderr. Raises ManifestError where there are any."""
     for leak in leaks[:_SHOWN_LEAKS]:
-        typer.echo(f"leak: {leak}", err=True)
+        say(f"leak: {leak}", err=True)
     if leaks:
         raise ManifestError(
             f"{len(leaks)} leaks between the sides, the first {leaks[0].kind} {leaks[0].train}; expected none, so take "

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from differad.cli.options import AsJson, print_json
+from differad.cli.output import say
 from differad.synthesis.draw import DrawOptions
 from differad.synthesis.engines import ENGINES
 from differad.synthesis.run import SHARD_SIZE, Summary, synthesize
@@ -49,7 +50,7 @@ def _run(
     if as_json:
         print_json(summary.to_dict())
     else:
-        typer.echo(describe(summary))
+        say(describe(summary))
 
 
 def describe(summary: Summary) -> str:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from differad.evaluation.inspection_rows import Row
+from differad.text import printable
 
 # Headings short enough that a row fits into 80 columns.
 COLUMNS = {
@@ -29,7 +30,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
         table.add_column(heading, no_wrap=True)
     rows = {**metrics["categories"], "all pairs": metrics["overall"]}
     for name, values in rows.items():
-        table.add_row(name, str(values["pairs"]), *(_cell(values, column) for column in COLUMNS))
+        table.add_row(printable(name), str(values["pairs"]), *(_cell(values, column) for column in COLUMNS))
     for name, baseline in metrics.get("baselines", {}).items():
         overall = baseline["overall"]
         table.add_row(name.replace("_", " "), str(overall["pairs"]), *(_cell(overall, c) for c in COLUMNS), style="dim")
@@ -37,7 +38,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     console = Console(markup=False, emoji=False, highlight=False)
     console.print(table)
     for line in _footer(metrics):
-        console.print(line)
+        console.print(printable(line))
 
 
 # Counts that are failures, with what is said of each; the first reason comes with it.
@@ -110,7 +111,7 @@ class VerdictTable:
             verdict = {False: "normal", True: "abnormal", None: "no answer"}[found.anomalous]
             sure = "-" if found.confidence is None else f"{found.confidence:.2f}"
             reason = row.reason if found.anomalous is None else ""
-            table.add_row(row.pair.id, verdict, sure, str(len(found.boxes or [])), reason)
+            table.add_row(printable(row.pair.id), verdict, sure, str(len(found.boxes or [])), printable(reason))
         console = Console(markup=False, emoji=False, highlight=False)
         console.print(table)
         if self._passed > len(rows):

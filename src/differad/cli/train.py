@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from differad.cli.options import AsJson, print_json
-from differad.cli.output import with_output_options
+from differad.cli.output import say, with_output_options
 from differad.errors import DifferadError, MissingExtraError, PeerError
 from differad.options import check_at_least, check_option
 
@@ -75,7 +75,7 @@ def evidence_command(
     if as_json:
         print_json(found.to_dict())
         return
-    typer.echo(
+    say(
         f"{found.pairs} pairs: {found.computed} computed in {found.seconds:.1f} s on {found.device}, "
         f"{found.kept} were there: {found.folder}"
     )
@@ -106,7 +106,7 @@ def _run(phase: str, path: Path, overrides: list[str] | None, resume: bool, chec
     if as_json:
         print_json(summary)
     else:
-        typer.echo(f"{summary['steps']} steps; model: {summary['model']} (differad locate --model takes it)")
+        say(f"{summary['steps']} steps; model: {summary['model']} (differad locate --model takes it)")
 
 
 def _recipe(phase: str, path: Path, overrides: list[str] | None) -> Any:

@@ -4,7 +4,6 @@ Text among the options is kept as a hash only, since it may be a secret; the use
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, is_dataclass
 from operator import attrgetter
@@ -16,11 +15,11 @@ from differad.data.stamps import Stamp, content_hash, stamp_files
 from differad.errors import InputError, ManifestError
 from differad.locators import Locator
 from differad.options import list_options
+from differad.text import without_user_info
 
 FORMAT = "differad run 1"
 # Options that change how long an answer takes, not the answer.
 _SPEED = frozenset({"workers", "concurrency", "timeout", "retries", "batch_size", "remember_prefixes", "api_key_env"})
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
 # Files of a checkpoint's folder that its answers depend on.
 _WEIGHTS = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 
@@ -35,7 +34,7 @@ def describe_run(locator: Locator, manifests: Iterable[Path], earlier: Mapping[s
     return {
         "format": FORMAT,
         "differad": differad.__version__,
-        "model": _USER_INFO.sub("", locator.name),
+        "model": without_user_info(locator.name),
         "revision": getattr(locator, "revision", None),
         "options": _plain(getattr(locator, "options", None)),
         "weights": {name: list(astuple(one)) for name, one in stamp_weights(weights, recorded).items()},

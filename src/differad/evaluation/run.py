@@ -34,6 +34,7 @@ from differad.images import image_size
 from differad.locators import Locator
 from differad.locators.base import Outcome
 from differad.progress import progress_bar
+from differad.text import printable
 
 
 def evaluate(
@@ -181,7 +182,7 @@ def locate_recorded(
         writer.sync()
 
     with progress_bar(progress) as bar, PredictionWriter(predictions) as writer:
-        task = bar.add_task(locator.name, total=total)
+        task = bar.add_task(printable(locator.name), total=total)
         due = time.monotonic() + SECONDS_BETWEEN_SYNCS
         for outcome in locator.locate_many(to_do()):
             pair, inputs = waiting.popleft()

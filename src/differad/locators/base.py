@@ -1,7 +1,7 @@
 """The protocol of every locator. Knows nothing of any model, of files of predictions or of metrics."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -45,8 +45,13 @@ def attempt(locator: Locator, pair: Pair) -> Outcome:
         return LocatorError(f"{pair.label}: not enough memory; {REMEDY}")
 
 
-def locate_concurrently(locator: Locator, pairs: Iterable[Pair], workers: int) -> Iterator[Outcome]:
-    """Outcomes of `attempt` in the order of `pairs`, made by `workers` threads that run at most two pairs each ahead."""
+def locate_concurrently(
+    locator: Locator, pairs: Iterable[Pair], workers: int, give_up: Callable[[], None] = lambda: None
+) -> Iterator[Outcome]:
+    """Outcomes of `attempt` in the order of `pairs`, made by `workers` threads that run at most two pairs each ahead.
+
+    Where the stream is left early, by Ctrl-C too, it waits for the pairs in hand; `give_up` is called before, to end them sooner.
+    """
     waiting: deque[Future[Outcome]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
@@ -57,4 +62,5 @@ def locate_concurrently(locator: Locator, pairs: Iterable[Pair], workers: int) -
         while waiting:
             yield waiting.popleft().result()
     finally:
+        give_up()
         pool.shutdown(cancel_futures=True)

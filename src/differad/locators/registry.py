@@ -19,6 +19,7 @@ from differad.locators.local import LocalLocator, LocalOptions
 from differad.locators.server import ServerLocator, ServerOptions, parse_server
 from differad.locators.tiny import TinyLocator, TinyOptions, holds_policy, result_below
 from differad.options import list_options, parts_of
+from differad.text import without_user_info
 
 DEFAULT_MODEL = "auto"
 _EMBEDDED: dict[str, Callable[[Any], Locator]] = {
@@ -78,9 +79,11 @@ def load_locator(model: str | Path | None = None, *, family: str | None = None, 
         _refuse_family(name, family)
         return _EMBEDDED[name](build_options(KINDS[name][0], options, name))
     if name.startswith(SERVER_SCHEME):
-        server = build_options(ServerOptions, {**options, "family": family}, name)
+        server = build_options(ServerOptions, {**options, "family": family}, without_user_info(name))
         served_name, base_url = parse_server(name)
         return ServerLocator(served_name, base_url, server)
+    if "://" in name:
+        raise OptionError(f"model {without_user_info(name)!r}: expected openai:NAME@http://HOST:PORT/v1 for a server")
     kind, at, place = name.partition("@")
     if at and kind in _EMBEDDED:
         return _with_policy(kind, place, family, options)

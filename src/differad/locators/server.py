@@ -1,21 +1,22 @@
 """Any server that speaks OpenAI's chat completions: vLLM, SGLang, `transformers serve`, a cloud.
 
 Both pictures travel once per question, inside it, as data URLs: the file's own bytes where the server would decode the
-same pixels from them, else a PNG. Failed requests are repeated with exponential back-off by the `openai` client.
+same pixels from them, else a PNG. `chat_client` sends it.
 
 Knows nothing of how a box is written; `answers` does. A server does not tell how it resized a picture, so families that
 answer in resized pixels need the settings of their image processor in a folder.
 """
 
 import base64
+import copy
 import os
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
@@ -24,16 +25,15 @@ from differad.answers.parsing import Frame
 from differad.answers.prompts import SYSTEM, prompt_text
 from differad.answers.resize import ResizeRule
 from differad.core import Location, Pair
-from differad.errors import ImageError, LocatorError, MissingExtraError, OptionError
+from differad.errors import ImageError, LocatorError, OptionError
 from differad.images import RGB, ImageSource, read_header, read_images
 from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.chat import Reply, to_location, user_content
+from differad.locators.chat_client import ChatClient, Requests
 from differad.locators.comparable import doubt_normal
 from differad.locators.remembered import Remembered
 from differad.options import check_at_least, option
-
-if TYPE_CHECKING:
-    from openai import OpenAI
+from differad.text import without_user_info
 
 # How the names of published checkpoints begin, owner left out, in lower case; the longest that fits counts.
 FAMILY_PREFIXES: dict[str, str] = {
@@ -73,7 +73,7 @@ class ServerOptions:
     """How a server is asked."""
 
     concurrency: int = option(8, "requests under way at once")
-    timeout: float = option(120.0, "seconds without a sign of the server until a request is given up and repeated")
+    timeout: float = option(120.0, "seconds for a request and its whole answer, until it is given up and repeated")
     retries: int = option(4, "repetitions of a failed request, after waits that double from half a second to eight")
     max_tokens: int = option(1024, "an answer is cut off after this many tokens")
     temperature: float = option(0.0, "0 takes the likeliest token")
@@ -95,10 +95,10 @@ class ServerOptions:
 
 
 def parse_server(value: str) -> tuple[str, str]:
-    """`openai:NAME@http://host:port/v1` as (name, base URL). Raises OptionError."""
+    """`openai:NAME@http://host:port/v1` as (name, base URL), user and password still in it. Raises OptionError."""
     match = _ADDRESS.fullmatch(value)
     if match is None:
-        raise OptionError(f"model {value!r}: expected openai:NAME@http://HOST:PORT/v1")
+        raise OptionError(f"model {without_user_info(value)!r}: expected openai:NAME@http://HOST:PORT/v1")
     return match["name"], match["url"]
 
 
@@ -117,13 +117,15 @@ class ServerLocator:
     """Asks a served model about pairs, several at once. Safe to use from several threads."""
 
     def __init__(self, name: str, base_url: str, options: ServerOptions | None = None) -> None:
-        self.name = f"openai:{name}@{base_url}"
         self.options = options or ServerOptions()
         self._served = name
         self._format = answer_format(self.options.family or family_of_name(name))
         self._rule = _resize_rule(self._format, self.options.processor)
         self.weights = (Path(self.options.processor),) if self.options.processor else ()
-        self._client = _client(base_url, self.options)
+        key = _key(self.options.api_key_env)
+        self._client = ChatClient(base_url, key, self.options.timeout, self.options.retries)
+        self._requests = Requests()
+        self.name = f"openai:{name}@{self._client.address}"
         self._files = _FileUrls(_KEPT_IMAGES)
 
     def locate(self, pair: Pair) -> Location:
@@ -134,19 +136,24 @@ class ServerLocator:
         frame = Frame(width, height, resized=self._rule.resized(width, height) if self._rule else None)
         text = self._ask(self._url(pair.reference, reference), self._url(pair.target, target))
         location = to_location(Reply(text, frame), self._format, self.name, time.perf_counter() - start)
+        hide = self._client.hide  # a server may repeat what it was sent
+        location = replace(location, answer=hide(location.answer), reasoning=hide(location.reasoning))
         return doubt_normal(location, reference, target)
 
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
-        """Locate a stream in order; at most two pairs per allowed request are read ahead."""
-        return locate_concurrently(self, pairs, self.options.concurrency)
+        """Locate a stream in order; at most two pairs per allowed request are read ahead.
+
+        Where the stream is left early, requests under way are given up.
+        """
+        stream = copy.copy(self)
+        stream._requests = Requests()
+        return locate_concurrently(stream, pairs, self.options.concurrency, stream._requests.give_up)
 
     def _url(self, source: ImageSource, pixels: RGB) -> str:
         url = self._files.get(Path(source)) if isinstance(source, str | Path) else None
         return url or _png_url(pixels)
 
     def _ask(self, reference: str, target: str) -> str:
-        from openai import OpenAIError
-
         question: dict[str, Any] = {
             "model": self._served,
             "max_tokens": self.options.max_tokens,
@@ -159,22 +166,9 @@ class ServerLocator:
         if self.options.seed is not None:
             question["seed"] = self.options.seed
         try:
-            completion = self._client.chat.completions.create(**question)
-        except (OpenAIError, ValueError) as error:
-            raise LocatorError(f"{self.name}: {_reason(error, self.options)}") from None
-        return self._text(completion)
-
-    def _text(self, completion: Any) -> str:
-        """The answer, with reasoning that the server took out of it put back in front."""
-        choices = getattr(completion, "choices", None)
-        message = getattr(choices[0], "message", None) if choices else None
-        if message is None:
-            raise LocatorError(
-                f"{self.name}: the reply holds no choice; is this address a chat completions server's /v1?"
-            )
-        content = message.content or ""
-        reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-        return f"<think>{reasoning}</think>{content}" if reasoning else str(content)
+            return self._client.ask(question, self._requests)
+        except LocatorError as error:
+            raise LocatorError(f"{self.name}: {error}") from None
 
 
 class _FileUrls:
@@ -228,28 +222,11 @@ def _resize_rule(spoken: AnswerFormat, processor: str | None) -> ResizeRule | No
     return None
 
 
-def _client(base_url: str, options: ServerOptions) -> "OpenAI":
-    try:
-        from openai import OpenAI
-    except ModuleNotFoundError as error:
-        if error.name != "openai":
-            raise
-        raise MissingExtraError("a server", "openai", "openai") from None
-    key = os.environ.get(options.api_key_env) or "none"
-    return OpenAI(base_url=base_url, api_key=key, timeout=options.timeout, max_retries=options.retries)
-
-
-def _reason(error: Exception, options: ServerOptions) -> str:
-    from openai import APIConnectionError, APIStatusError, APITimeoutError
-
-    tried = f"after {options.retries + 1} tries"
-    if isinstance(error, APITimeoutError):
-        return f"no answer within {options.timeout:g} s {tried}; raise timeout or lower concurrency"
-    if isinstance(error, APIConnectionError):
-        return f"no connection {tried} ({error.__cause__ or error}); is the server up at this address?"
-    if isinstance(error, APIStatusError):
-        hint = {401: "set the key", 403: "check the key", 404: "check NAME and URL"}.get(
-            error.status_code, "see its log"
+def _key(variable: str) -> str | None:
+    """The key in an environment variable. Raises OptionError where its value cannot be sent in a header."""
+    key = os.environ.get(variable)
+    if key and not (key.isascii() and key.isprintable()):
+        raise OptionError(
+            f"environment variable {variable}: line ends or letters beyond ASCII in its value; expected the key alone"
         )
-        return f"status {error.status_code} ({str(error.message)[:200]}); {hint}"
-    return f"a reply that cannot be read ({str(error)[:200]}); is this address a chat completions server's /v1?"
+    return key

@@ -1,0 +1,297 @@
+"""One question to a chat completions server, as text: deadlines, bounds, secrets, and requests that can be given up.
+
+What is repeated, and after which waits, is the `openai` client's affair. Each try has a deadline for all of it, the
+answer's last byte included; a deadline needs asyncio, so requests run on an event loop in a thread of its own.
+
+Knows nothing of images, boxes or prompts.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+import weakref
+import zlib
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError, Future
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, Field, ValidationError
+
+from differad.errors import LocatorError, MissingExtraError, OptionError
+from differad.text import Secrets, printable, without_user_info
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+# Bytes of an answer, decompressed. One of 32,000 tokens is about 0.2 MB.
+MAX_ANSWER = 4 * 2**20
+_MAX_REDIRECTS = 5
+# zlib reads the header of gzip and of zlib itself.
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    # Where a server splits it off: vLLM's former name and its present one.
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+
+
+class _Completion(BaseModel):
+    """What is read of a chat completion."""
+
+    choices: Annotated[list[_Choice], Field(min_length=1)]
+
+
+class Requests:
+    """Requests under way, which may be given up all at once. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: set[Future[bytes]] = set()
+        self._given_up = False
+
+    def run(self, request: Coroutine[Any, Any, bytes], loop: asyncio.AbstractEventLoop) -> bytes:
+        """The outcome of `request` on `loop`. Raises CancelledError where it was given up, and what it raises."""
+        with self._lock:
+            if self._given_up:
+                request.close()
+                raise CancelledError
+            future = asyncio.run_coroutine_threadsafe(request, loop)
+            self._under_way.add(future)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # where Ctrl-C ended the wait; else it is done
+            with self._lock:
+                self._under_way.discard(future)
+
+    def give_up(self) -> None:
+        """Cancel all, and let none begin."""
+        with self._lock:
+            self._given_up = True
+            for future in self._under_way:
+                future.cancel()
+
+
+class ChatClient:
+    """Asks the server at `base_url`, whose user and password, if any, are sent as basic authentication.
+
+    `key` is the bearer token. `timeout` bounds each of `retries` + 1 tries, in seconds. Raises OptionError for an address
+    that cannot be one, MissingExtraError.
+    """
+
+    def __init__(self, base_url: str, key: str | None, timeout: float, retries: int) -> None:
+        self._user_info, self.address = _split_user_info(base_url)
+        self._key, self._timeout, self._retries = key, timeout, retries
+        self._lock = threading.Lock()
+        self._session: _Session | None = None
+        user, password = self._user_info or ("", "")
+        self._secrets = Secrets([key or "", password, f"{user}:{password}" if password else user])
+        library = _http_library()
+        try:
+            library.URL(self.address)
+        except library.InvalidURL:
+            raise _no_address(base_url) from None
+
+    def hide(self, text: str) -> str:
+        """The text with `***` for key and password."""
+        return self._secrets.hide(text)
+
+    def ask(self, question: dict[str, Any], requests: Requests) -> str:
+        """The answer, reasoning that the server took out of it put back in front. Raises LocatorError, without a name."""
+        from openai import OpenAIError
+
+        session = self._open()
+        try:
+            return _read_completion(requests.run(_create(session.client, question), session.loop))
+        except CancelledError:
+            raise LocatorError("given up") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            problem = f"{where}: {first['msg']}" if where else first["msg"]
+            problem = f"a reply that is no chat completion ({self._shown(problem)})"
+            raise LocatorError(f"{problem}; is this address a chat completions server's /v1?") from None
+        except (OpenAIError, ValueError) as error:
+            raise LocatorError(self._reason(error)) from None
+
+    def _open(self) -> "_Session":
+        with self._lock:
+            # A process that was forked has no thread of its parent's.
+            if self._session is None or self._session.process != os.getpid():
+                self._session = _Session(self._make_client())
+                weakref.finalize(self, self._session.stop).atexit = False
+            return self._session
+
+    def _make_client(self) -> "AsyncOpenAI":
+        from openai import AsyncOpenAI
+
+        return AsyncOpenAI(
+            base_url=self.address,
+            api_key=self._key or "none",
+            timeout=self._timeout,
+            max_retries=self._retries,
+            http_client=_http_client(self._timeout, self._user_info),
+        )
+
+    def _reason(self, error: Exception) -> str:
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+        tried = f"after {self._retries + 1} tries"
+        if isinstance(error, APITimeoutError):
+            return f"no answer within {self._timeout:g} s {tried}; raise timeout or lower concurrency"
+        if isinstance(error, APIConnectionError):
+            said = self._shown(str(error.__cause__ or error))
+            return f"no connection {tried} ({said}); is the server up at this address?"
+        if not isinstance(error, APIStatusError):
+            return f"a reply that cannot be read ({self._shown(str(error))}); see the server's log"
+        status = error.status_code
+        location = error.response.headers.get("location")
+        if 300 <= status < 400 and location:
+            origin = self._shown(_origin(location) or "the same address")
+            return f"status {status}, a redirect to {origin}, which is not followed; give the address that answers"
+        hint = {401: "set the key", 403: "check the key", 404: "check NAME and URL"}.get(status, "see its log")
+        return f"status {status} ({self._shown(str(error.message))}); {hint}"
+
+    def _shown(self, text: str) -> str:
+        """The server's words as they may stand in a message."""
+        return printable(self.hide(text))[:200]
+
+
+class _Session:
+    """A client on an event loop in a thread of its own."""
+
+    def __init__(self, client: "AsyncOpenAI") -> None:
+        self.client, self.process = client, os.getpid()
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=_serve, args=(self.loop, client), daemon=True, name="differad requests").start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        if self.process == os.getpid():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+def _serve(loop: asyncio.AbstractEventLoop, client: "AsyncOpenAI") -> None:
+    loop.run_forever()
+    loop.run_until_complete(client.close())
+    loop.close()
+
+
+async def _create(client: "AsyncOpenAI", question: dict[str, Any]) -> bytes:
+    """The body of the server's answer, as JSON says it."""
+    response = await client.chat.completions.with_raw_response.create(**question)
+    body: bytes = response.http_response.content
+    return body
+
+
+def _read_completion(body: bytes) -> str:
+    """The text of the first choice. Raises ValidationError, ValueError where it is too long."""
+    if len(body) > MAX_ANSWER:
+        raise ValueError(f"longer than {MAX_ANSWER // 2**20} MB")
+    message = _Completion.model_validate_json(body).choices[0].message
+    content = message.content or ""
+    reasoning = message.reasoning_content or message.reasoning
+    return f"<think>{reasoning}</think>{content}" if reasoning else content
+
+
+def _http_library() -> Any:
+    """The package that the installed `openai` sends requests with: httpx, or httpx2 from its version 3 on."""
+    try:
+        from openai import DefaultAsyncHttpxClient
+    except ModuleNotFoundError as error:
+        if error.name != "openai":
+            raise
+        raise MissingExtraError("a server", "openai", "openai") from None
+    return sys.modules[DefaultAsyncHttpxClient.__mro__[1].__module__]
+
+
+def _http_client(timeout: float, user_info: tuple[str, str] | None) -> Any:
+    """An HTTP client that reads whole answers: within `timeout`, no more than MAX_ANSWER, no redirect to another origin."""
+    from openai import DefaultAsyncHttpxClient
+
+    library = _http_library()
+
+    class Client(DefaultAsyncHttpxClient):
+        async def send(self, request: Any, **how: Any) -> Any:
+            try:
+                async with asyncio.timeout(timeout):
+                    return await self._send_whole(request, {**how, "stream": True, "follow_redirects": False})
+            except TimeoutError:
+                raise library.ReadTimeout("deadline", request=request) from None
+
+        async def _send_whole(self, request: Any, how: dict[str, Any]) -> Any:
+            response = await super().send(request, **how)
+            for _ in range(_MAX_REDIRECTS):
+                following = response.next_request
+                if following is None or not _is_same_place(request, following):
+                    break
+                await response.aclose()
+                response = await super().send(following, **how)
+            try:
+                content = await _read_bounded(response)
+            finally:
+                await response.aclose()
+            coded = ("content-encoding", "content-length", "transfer-encoding")
+            headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in coded]
+            return library.Response(response.status_code, headers=headers, content=content, request=response.request)
+
+    # Answers are short. What is compressed all the same is decompressed within the bound.
+    return Client(timeout=timeout, auth=user_info, headers={"Accept-Encoding": "identity"})
+
+
+def _is_same_place(request: Any, following: Any) -> bool:
+    """Whether a redirect asks the same server the same question."""
+    here, there = request.url, following.url
+    same_origin = (here.scheme, here.host, here.port) == (there.scheme, there.host, there.port)
+    return same_origin and request.method == following.method
+
+
+async def _read_bounded(response: Any) -> bytes:
+    """An answer's content, cut off soon after MAX_ANSWER; empty where it cannot be decompressed."""
+    content, received = bytearray(), 0
+    coding = response.headers.get("content-encoding", "").strip().lower()
+    decoder = zlib.decompressobj(_GZIP_OR_ZLIB) if coding in ("gzip", "x-gzip", "deflate") else None
+    async for part in response.aiter_raw():
+        received += len(part)
+        try:
+            content += decoder.decompress(part, MAX_ANSWER + 1 - len(content)) if decoder else part
+        except zlib.error:
+            return b""
+        if max(received, len(content)) > MAX_ANSWER:
+            break
+    return bytes(content)
+
+
+def _split_user_info(base_url: str) -> tuple[tuple[str, str] | None, str]:
+    """User and password of an address, None where it has none, and the address without them. Raises OptionError."""
+    try:
+        parts = urlsplit(base_url)
+    except ValueError:
+        raise _no_address(base_url) from None
+    user_info, at, place = parts.netloc.rpartition("@")
+    user, _, password = user_info.partition(":")
+    address = parts._replace(netloc=place).geturl()
+    if "@" in address:  # the password holds a slash, which ends the host
+        raise _no_address(base_url)
+    return (unquote(user), unquote(password)) if at else None, address
+
+
+def _no_address(text: str) -> OptionError:
+    return OptionError(
+        f"address {without_user_info(text)!r}: expected http://HOST:PORT/v1; in a password, write / as %2F and @ as %40"
+    )
+
+
+def _origin(address: str) -> str:
+    """Scheme, host and port of an address; empty where it has none."""
+    parts = urlsplit(address)
+    place = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{place}" if place else ""
