@@ -297,7 +297,7 @@ FOREIGN_BESIDE_A_RECORD = {
 def test_a_file_of_another_beside_a_record_is_left_alone(go, which, content):
     go()
     getattr(go, which).write_bytes(content)
-    refused(go, r"jsonl:1: ")
+    refused(go, r"jsonl:1: .*; choose another --out or remove it|jsonl:1: .*, so choose another --out or remove it")
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "report.html"])

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from differad.core import Pair
 from differad.data.stamps import Stamp, combined, file_of, image_name, stamp
-from differad.errors import InputError
+from differad.errors import InputError, ManifestError
 from differad.evaluation.identity import FORMAT, changes, describe_run
 from differad.evaluation.own_files import check_own
 from differad.evaluation.predictions import finished_ids, is_cut_off, keep_finished
@@ -90,7 +90,10 @@ class RunRecord:
         files.check_free([*manifests, *map(Path, (earlier or {}).get("manifests", ()))])
         run = describe_run(locator, manifests, earlier)
         self._files = files
-        self.done = finished_ids(files.predictions, begun=earlier is not None)
+        try:
+            self.done = finished_ids(files.predictions, begun=earlier is not None)
+        except ManifestError as error:
+            raise ManifestError(f"{error}; no file of predictions, so {REMEDY}") from None
         self._images_of: dict[str, str] = {}
         self._stamps: Remembered[Path, Stamp] = Remembered(_CACHED)
         self._logged: Remembered[Path, Stamp] = Remembered(_CACHED)
