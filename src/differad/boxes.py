@@ -37,9 +37,10 @@ def no_boxes() -> Boxes:
 
 
 def area(boxes: Boxes) -> NDArray[np.float64]:
-    """Area of each box, shape (...,); 0 where the corners are reversed or touch."""
-    sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
-    return np.asarray(sides[..., 0] * sides[..., 1])
+    """Area of each box, shape (...,); 0 where the corners are reversed or touch, infinite beyond the largest number."""
+    with np.errstate(over="ignore"):
+        sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
+        return np.asarray(sides[..., 0] * sides[..., 1])
 
 
 def centers(boxes: Boxes) -> NDArray[np.float64]:

@@ -15,6 +15,8 @@ TRUTH_COLOR = (0, 158, 115)
 PREDICTED_COLOR = (230, 100, 0)
 HALO_COLOR = (255, 255, 255)
 _LINE_SHARE = 1 / 250
+# OpenCV draws at 32-bit positions; a box that a model put further away is outside of every image all the same.
+_FURTHEST = 10_000_000
 
 
 def draw_boxes(image: RGB, truth: Boxes | None = None, predicted: Boxes | None = None, scores: object = None) -> RGB:
@@ -24,14 +26,13 @@ def draw_boxes(image: RGB, truth: Boxes | None = None, predicted: Boxes | None =
     """
     canvas = image.copy()
     width = max(2, round(max(image.shape[:2]) * _LINE_SHARE))
+    truth, predicted = (as_boxes(boxes).clip(-_FURTHEST, _FURTHEST) for boxes in (truth, predicted))
     for boxes, color in ((truth, TRUTH_COLOR), (predicted, PREDICTED_COLOR)):
-        for box in as_boxes(boxes):
+        for box in boxes:
             low, high = (tuple(int(v) for v in np.rint(corner)) for corner in (box[:2], box[2:] - 1))
             cv2.rectangle(canvas, low, high, HALO_COLOR, width + 2)
             cv2.rectangle(canvas, low, high, color, width)
-    for box, score in zip(
-        as_boxes(predicted), np.ravel(np.asarray(scores if scores is not None else [])), strict=False
-    ):
+    for box, score in zip(predicted, np.ravel(np.asarray(scores if scores is not None else [])), strict=False):
         _write_beside(canvas, f"{score:.2f}", box[0], box[1], width)
     return canvas
 

@@ -68,3 +68,31 @@ def test_what_cannot_be_summed(tmp_path):
         sha256(tmp_path / "gone")
     with pytest.raises(ManifestError, match="image in memory"):
         files_of([Pair(np.zeros((2, 2, 3), np.uint8), "t.png")])
+
+
+@pytest.mark.parametrize("name", ["two\nlines.png", "back\\slash.png", "a\rreturn.png", "plain name.png"])
+def test_checksums_of_any_name_can_be_checked(tmp_path, name):
+    (tmp_path / name).write_bytes(b"content")
+    (tmp_path / "pairs.jsonl").write_text("")
+    write_card(tmp_path, make_card([], "Odd names"), tmp_path / "pairs.jsonl", files=[tmp_path / name])
+    (line,) = (tmp_path / CHECKSUMS).read_bytes().decode().split("\n")[:-1]
+    assert line.startswith("\\") is (name != "plain name.png")
+    if shutil.which("sha256sum"):
+        done = subprocess.run(
+            ["sha256sum", "--check", "--strict", CHECKSUMS], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_no_html_and_no_link_gets_into_the_card(tmp_path):
+    bad = "<script>alert(1)</script>\n# [x](javascript:alert) | & \u2028<img>"
+    pairs = [Pair("r.png", "t.png", id="a", category=bad, group=bad, boxes=[], extra={"source": bad})]
+    (tmp_path / "pairs.jsonl").write_text("")
+    card = {**make_card(pairs, bad, open_images=False), "notes": [bad]}
+    write_card(tmp_path, card, tmp_path / "pairs.jsonl")
+    text = (tmp_path / "card.md").read_text()
+    assert (
+        text.count("&lt;script&gt;alert(1)&lt;/script&gt; # \\[x](javascript:alert)") == 5
+    )  # title, note, category, group, source
+    assert "<" not in text
+    assert "\n# [" not in text

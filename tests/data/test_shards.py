@@ -114,7 +114,7 @@ def test_a_folder_is_read_in_order(tmp_path, form):
     samples = list(make_samples(5))
     write(form, tmp_path / f"shard-1.{form}", samples[3:])
     write(form, tmp_path / f"shard-0.{form}", samples[:3])
-    (tmp_path / "shards.jsonl").write_text("{}\n")
+    (tmp_path / "shards.jsonl").write_text("")
     assert [file.stem for file in shard_files(tmp_path)] == ["shard-0", "shard-1"]
     assert [pair.id for pair in read_shards(tmp_path)] == [f"a-{number}" for number in range(5)]
 

@@ -21,7 +21,8 @@ from differad.data.manifest import read_pairs
 from differad.data.stamps import file_of
 from differad.errors import InputError, InputWarning, LocatorError, ManifestError
 from differad.evaluation.identity import describe_run
-from differad.evaluation.run import evaluate, locate_to_file
+from differad.evaluation.inspection import inspect_pairs
+from differad.evaluation.run import discard_evaluation, evaluate, locate_to_file
 from differad.images import read_image, write_image
 from differad.locators import load_locator
 from differad.locators.server import ServerLocator, ServerOptions
@@ -280,6 +281,70 @@ def test_a_file_of_another_is_left_alone(go, content):
     refused(go, "exists, and no .*run.json beside it")
 
 
+FOREIGN_BESIDE_A_RECORD = {
+    **{name: FOREIGN[name] for name in ("one line", "lines", "binary")},
+    "a list": b"[]",
+    "one line of text": b"to do: buy lamps",
+    "a whole document with an id": b'{"id": 3}',
+    "zeros, then more": b"\0\0PK",
+    "a pair": b'{"id": "p0", "reference": "good.png", "target": "0.png", "boxes": []}\n',
+    "a pair, its line unfinished": b'{"id": "p0", "reference": "good.png", "target": "0.png", "boxes": []}',
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN_BESIDE_A_RECORD.values(), ids=FOREIGN_BESIDE_A_RECORD.keys())
+@pytest.mark.parametrize("which", ["predictions", "images"])
+def test_a_file_of_another_beside_a_record_is_left_alone(go, which, content):
+    go()
+    getattr(go, which).write_bytes(content)
+    refused(go, r"jsonl:1: .*; choose another --out or remove it|jsonl:1: .*, so choose another --out or remove it")
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "report.html"])
+def test_a_result_that_another_file_took_the_place_of(tmp_path, manifest, name):
+    evaluate([manifest], PlainDifference(), tmp_path / "out", progress=False)
+    (tmp_path / "out" / name).write_text('{"overall": "theirs"}')
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for work in (
+        lambda: evaluate([manifest], PlainDifference(), tmp_path / "out", progress=False),
+        lambda: discard_evaluation(tmp_path / "out"),
+    ):
+        with pytest.raises(InputError, match=rf"{name}: was not written by differad; choose another --out"):
+            work()
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_the_manifest_of_a_run_that_failed_is_left_alone(tmp_path, manifest):
+    """Nothing is finished, so that another run may begin in the same folder; the manifest there is none of its files."""
+    with pytest.raises(LocatorError, match="all 6 pairs failed"):
+        evaluate([manifest], Failing(), manifest.parent, progress=False)
+    before = manifest.read_bytes()
+    other = make_pairs(tmp_path / "other", 2)
+    with pytest.raises(InputError, match=r"pairs\.jsonl: is the manifest itself, or one of an earlier run"):
+        inspect_pairs(other, PlainDifference(), manifest.parent, progress=False)
+    assert manifest.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["results.csv", "pairs.jsonl", "report.html", "overlays/mine.jpg", "overlays"])
+def test_an_inspection_leaves_the_files_of_another_alone(tmp_path, manifest, name):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("theirs")
+    with pytest.raises(InputError, match=r"choose another --out or remove it"):
+        inspect_pairs(manifest, PlainDifference(), tmp_path / "out", progress=False)
+    assert [one.read_text() for one in (tmp_path / "out").rglob("*") if one.is_file()] == ["theirs"]
+
+
+@pytest.mark.parametrize("name", ["results.csv", "pairs.jsonl", "report.html"])
+def test_an_inspection_goes_on_beside_its_own_files_only(tmp_path, manifest, name):
+    inspect_pairs(manifest, PlainDifference(), tmp_path / "out", progress=False)
+    inspect_pairs(manifest, PlainDifference(), tmp_path / "out", progress=False)
+    (tmp_path / "out" / name).write_text("theirs")
+    with pytest.raises(InputError, match=rf"{name}: was not written by differad"):
+        inspect_pairs(manifest, PlainDifference(), tmp_path / "out", progress=False)
+    assert (tmp_path / "out" / name).read_text() == "theirs"
+
+
 def test_the_manifest_is_no_place_for_predictions(tmp_path, manifest):
     before = manifest.read_bytes()
     (tmp_path / "linked").mkdir()
@@ -331,7 +396,8 @@ import sys
 sys.path.insert(0, {folder!r})
 from parts import PlainDifference
 from differad.data.manifest import read_pairs
-from differad.evaluation.run import evaluate, locate_to_file
+from differad.evaluation.inspection import inspect_pairs
+from differad.evaluation.run import discard_evaluation, evaluate, locate_to_file
 if {way!r} == "evaluate":
     evaluate([{manifest!r}], PlainDifference(), {out!r}, progress=False)
 else:

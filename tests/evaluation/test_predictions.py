@@ -128,3 +128,26 @@ def test_places_that_cannot_be_used(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made a folder"):
         PredictionWriter(tmp_path / "file" / "p.jsonl")
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"boxes": []}, {"boxes": [[1, 2, 3, 4]], "anomalous": True, "model": "X9", "note": 1}]
+)
+@pytest.mark.parametrize("reference", [{"reference": "good.png"}, {"references": ["good.png", "other.png"]}])
+def test_a_line_of_a_manifest_is_no_prediction(tmp_path, reference, more):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"id": "a", "target": "a.png"} | reference | more) + "\n")
+    for read in (lambda: list(read_predictions(path)), lambda: PredictionIndex(path), lambda: keep_finished(path)):
+        with pytest.raises(
+            ManifestError, match=r"p\.jsonl:1: .*pair 'a' of a manifest.*; expected a file of predictions"
+        ):
+            read()
+
+
+def test_a_prediction_may_name_its_images(tmp_path):
+    """As the lines of `inspect --json` do."""
+    (tmp_path / "p.jsonl").write_text(
+        json.dumps({"id": "a", "target": "a.png", "reference": "good.png", "boxes": [], "scores": []})
+    )
+    (prediction,) = read_predictions(tmp_path / "p.jsonl")
+    assert prediction.anomalous is False

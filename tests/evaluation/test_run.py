@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from parts import PlainDifference, make_pairs
 
+from differad.core import Location
 from differad.data.manifest import read_pairs
 from differad.errors import InputError, InputWarning, ManifestError
 from differad.evaluation.run import evaluate, locate_to_file, score
@@ -287,3 +289,47 @@ def test_one_or_two_pairs_make_valid_json(tmp_path, count):
         raise AssertionError(constant)
 
     json.loads((tmp_path / "out" / "metrics.json").read_text(), parse_constant=refuse)
+
+
+def test_a_manifest_is_not_scored_as_predictions(tmp_path):
+    manifest = make_pairs(tmp_path / "data", 3)
+    (tmp_path / "copy.jsonl").write_bytes(manifest.read_bytes())
+    for predictions in (manifest, tmp_path / "copy.jsonl"):
+        with pytest.raises(ManifestError, match=r"jsonl:1: .*pair 'p0' of a manifest"):
+            score([manifest], predictions)
+
+
+@pytest.mark.parametrize("far", [1e300, 1.7e308, 2.0**31, 10_000_001])
+@pytest.mark.parametrize("target", ["1.png", "nowhere.png"])
+@pytest.mark.filterwarnings("error")
+def test_a_true_box_larger_than_any_image_is_refused_before_any_work(tmp_path, target, far):
+    manifest = make_pairs(tmp_path / "data", 3, p1={"target": target, "boxes": [[0, 0, far, far]]})
+    (tmp_path / "p.jsonl").write_text('{"id": "p1", "boxes": [[0, 0, 9, 9]]}\n')
+    for work in (
+        lambda: evaluate([manifest], PlainDifference(), tmp_path / "out"),
+        lambda: score([manifest], tmp_path / "p.jsonl"),
+    ):
+        with pytest.raises(
+            ManifestError, match=r"pairs\.jsonl:2: .*pair 'p1': box \[.*no image does; expected pixels"
+        ) as caught:
+            work()
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("box", [[0, 0, 1e300, 1e300], [-1.7e308, 0, 1.7e308, 1e300], [1e300, 1e300, 1.1e300, 1.1e300]])
+def test_a_predicted_box_beyond_all_images_is_a_miss(tmp_path, box):
+    """What a model says is no slip of the user: the pair counts, and the report shows the rest."""
+
+    class Far(PlainDifference):
+        def locate(self, pair):
+            return Location([box], [1.0], 1.0, model=self.name)
+
+    manifest = make_pairs(tmp_path / "data", 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", InputWarning)
+        metrics = evaluate([manifest], Far(), tmp_path / "out", progress=False)
+    # A box of such a size may cover the whole target; it is compared as it was said.
+    assert metrics["overall"]["miou"] == 0
+    assert (tmp_path / "out" / "report.html").stat().st_size

@@ -4,7 +4,7 @@ Written twice: `card.json` for programs, `card.md` for people. Box sizes as a sh
 are left out where the card may open nothing.
 """
 
-import hashlib
+import html
 import json
 import os
 from collections import Counter
@@ -19,7 +19,8 @@ from differad.boxes import area
 from differad.core import Pair
 from differad.data.build import is_place_unknown
 from differad.data.sources.registry import SOURCES
-from differad.errors import InputError, ManifestError
+from differad.data.stamps import sha256
+from differad.errors import ManifestError
 from differad.files import write_lines, write_text
 from differad.images import image_file, image_size
 from differad.progress import track
@@ -64,7 +65,7 @@ def write_card(
     if files is not None:
         listed = sorted(set(files))
         lines = [
-            f"{sha256(path)}  {_relative(path, out)}\n"
+            _checksum_line(sha256(path), _relative(path, out))
             for path in track(listed, "checksums", len(listed), shown=progress)
         ]
         write_lines(out / CHECKSUMS, lines)
@@ -73,6 +74,12 @@ def write_card(
     write_text(out / "card.json", text + "\n")
     write_text(out / "card.md", card_text(whole))
     return whole
+
+
+def _checksum_line(checksum: str, name: str) -> str:
+    """A line as `sha256sum` writes it: where a name has a backslash or a line break, these are escaped and the line begins so."""
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{'' if escaped == name else chr(92)}{checksum}  {escaped}\n"
 
 
 def files_of(pairs: Iterable[Pair]) -> set[Path]:
@@ -85,15 +92,6 @@ def files_of(pairs: Iterable[Pair]) -> set[Path]:
                     raise ManifestError(f"pair {pair.id!r}: holds an image in memory; save it and give its path")
                 found.add(image_file(value))
     return found
-
-
-def sha256(path: Path) -> str:
-    """The checksum of a file, in hexadecimal. Raises InputError."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); its checksum was asked for") from None
 
 
 def card_text(card: Mapping[str, Any]) -> str:
@@ -160,7 +158,7 @@ def _relative(path: Path, out: Path) -> str:
 
 
 def _head(card: Mapping[str, Any]) -> list[str]:
-    lines = [f"# {card['title']}", ""]
+    lines = [f"# {_plain(card['title'])}", ""]
     lines.append(
         f"{card['pairs']} pairs: {card['anomalous']} anomalous, {card['normal']} normal; {card['targets']} different targets."
     )
@@ -168,7 +166,7 @@ def _head(card: Mapping[str, Any]) -> list[str]:
         lines.append(f"The boxes of {card['boxes_left_to_masks']} pairs are left to their masks.")
     if card["place_unknown"]:
         lines.append(f"{card['place_unknown']} anomalous of unknown place: nobody marked where.")
-    lines += [f"\n{note}" for note in card.get("notes", [])]
+    lines += [f"\n{_plain(note)}" for note in card.get("notes", [])]
     lines.append(f"\n`{card['manifest']['name']}`: sha256 `{card['manifest']['sha256']}`")
     if "files" in card:
         lines.append(f"\nChecksums of {card['files']['count']} files: `{card['files']['checksums']}`")
@@ -209,4 +207,9 @@ def _source_lines(card: Mapping[str, Any]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _plain(text).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """Text from outside in one line of Markdown, where it is neither HTML nor a link."""
+    return html.escape(" ".join(text.splitlines()), quote=False).replace("[", "\\[")

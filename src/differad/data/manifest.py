@@ -32,6 +32,8 @@ _Coordinate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Box = Annotated[tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate], AfterValidator(_positive_area)]
 _Text = Annotated[str, Field(min_length=1)]
 Record = TypeVar("Record", bound=BaseModel)
+# Pixels of a side that no image has: a coordinate beyond is a slip, and would overflow what is computed from it.
+_LONGEST_SIDE = 10_000_000
 
 
 class PairRecord(BaseModel):
@@ -50,7 +52,13 @@ class PairRecord(BaseModel):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        """`anomalous` repeats what boxes say, or stands in their place: abnormal, place unknown."""
+        """`anomalous` repeats what boxes say, or stands in their place: abnormal, place unknown. Boxes fit in some image."""
+        for box in self.boxes or ():
+            if max(box) > _LONGEST_SIDE:
+                raise ValueError(
+                    f"pair {shortened(self.id)}: box {list(box)} reaches beyond {_LONGEST_SIDE} pixels, as no image does; "
+                    "expected pixels of the target as x1, y1, x2, y2"
+                )
         if self.boxes is not None and self.anomalous not in (None, bool(self.boxes)):
             raise ValueError(
                 f"anomalous {self.anomalous} beside {len(self.boxes)} boxes; expected boxes for an abnormal target (null: "

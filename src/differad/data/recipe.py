@@ -20,6 +20,7 @@ from differad.data.placing import Placer
 from differad.data.sheet import write_sheet
 from differad.data.sources.registry import SOURCES
 from differad.data.sources.sample import ProblemList, Problems, Sample, refuse
+from differad.data.yaml_text import load_yaml
 from differad.errors import InputError, ManifestError, MissingExtraError, OptionError, WriteError
 
 # States of a category without a pair.
@@ -146,19 +147,17 @@ class BuiltRecipe:
 
 def read_recipe(path: str | Path) -> Recipe:
     """Read a recipe. Raises ManifestError naming the key, MissingExtraError without a YAML reader."""
-    try:
-        import yaml
-    except ImportError:
-        raise MissingExtraError("a recipe", "data", "pyyaml") from None
     path = Path(path)
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        document = load_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such file; expected a recipe in YAML, as recipes/ad_dualdiff.yaml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: cannot be read ({error}); expected a recipe in YAML") from None
-    except yaml.YAMLError as error:
-        raise ManifestError(f"{path}: not YAML ({error}); mend the recipe") from None
+    except MissingExtraError:
+        raise
+    except InputError as error:
+        raise ManifestError(f"{path}: {error}; mend the recipe") from None
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:

@@ -18,7 +18,10 @@ from differad.boxes import as_boxes
 from differad.core import Pair
 from differad.data.manifest import PairRecord, parse_line
 from differad.data.masks import boxes_from_mask, decode_mask
-from differad.errors import InputError, ManifestError, MissingExtraError
+from differad.data.parquet_rows import image_bytes, read_rows, require_pyarrow
+from differad.data.shard_index import ShardEntry, check_content, check_count, check_present, read_index
+from differad.data.tar_members import read_members
+from differad.errors import InputError, ManifestError
 from differad.files import atomic_write, ends_with
 from differad.images import decode_images
 
@@ -75,13 +78,29 @@ def read_shards(path: str | Path) -> Iterator[Pair]:
 
     Pictures are (H, W, 3) uint8 arrays; `extra` holds what else the line says, and under `mask` the (H, W) bool mask of an
     anomalous pair. Raises InputError where there is no shard, ManifestError on one that is broken, ImageError. Shards that were
-    cut off are found before the first pair.
+    cut off, or that `shards.jsonl` beside them names and that are gone, are found before the first pair. Each shard that it
+    names is compared with its checksum before its first pair, and with its number of pairs after the last.
     """
     files = shard_files(path)
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    entries = read_index(folder)
+    if Path(path).is_dir():
+        check_present(folder, entries, files)
     for file in files:
         check_end(file)
     for file in files:
-        yield from READERS[file.suffix](file)
+        yield from _read_shard(file, entries.get(file.name))
+
+
+def _read_shard(path: Path, entry: ShardEntry | None) -> Iterator[Pair]:
+    if entry is not None:
+        check_content(path, entry)
+    count = 0
+    for pair in READERS[path.suffix](path):
+        count += 1
+        yield pair
+    if entry is not None:
+        check_count(path, entry, count)
 
 
 def check_end(path: Path) -> None:
@@ -110,16 +129,6 @@ def shard_files(path: str | Path) -> list[Path]:
     return found
 
 
-def require_pyarrow() -> tuple[Any, Any]:
-    """The modules pyarrow and pyarrow.parquet. Raises MissingExtraError."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingExtraError("Parquet", "data", "pyarrow") from None
-    return pyarrow, pyarrow.parquet
-
-
 def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     # TarInfo's own time (0), owner and mode: nothing of this machine or moment gets into the file.
     member = tarfile.TarInfo(name)
@@ -142,44 +151,41 @@ def _to_row(sample: Sample) -> dict[str, Any]:
 
 
 def _read_webdataset(path: Path) -> Iterator[Pair]:
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for key, members in groupby(_members(tar), key=lambda member: member[0]):
-                parts = {part: content for _, part, content in members}
-                line = parts.pop("json", b"").decode("utf-8", "replace")
-                yield _to_pair(line, parts, f"{path}: {key}")
-    except (tarfile.TarError, EOFError) as error:
-        raise ManifestError(f"{path}: not a whole tar ({error}); write the shard again") from None
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected a tar") from None
+    for key, members in groupby(read_members(path), key=lambda member: _split(member.name)[0]):
+        place, parts = f"{path}: {key}", dict[str, bytes]()
+        for member in members:
+            part = _split(member.name)[1]
+            if part in parts:
+                raise ManifestError(f"{place}: two files for {part!r}; expected one of each for a pair")
+            parts[part] = member.content
+        line = parts.pop("json", b"").decode("utf-8", "replace")
+        yield _to_pair(line, parts, place)
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
-    """Key, part ("reference", "json", …) and content of each file; the key ends at the name's first dot."""
-    for member in iter(tar.next, None):
-        content = tar.extractfile(member)
-        if content is not None:
-            folder, slash, name = member.name.rpartition("/")
-            key, _, ending = name.partition(".")
-            yield folder + slash + key, ending.partition(".")[0], content.read()
-        # The library keeps every header it has seen: a big shard would grow in memory.
-        tar.members.clear()  # type: ignore[attr-defined]
+def _split(name: str) -> tuple[str, str]:
+    """Key and part ("reference", "json", …) of a file's name; the key ends at the name's first dot."""
+    folder, slash, name = name.rpartition("/")
+    key, _, ending = name.partition(".")
+    return folder + slash + key, ending.partition(".")[0]
 
 
 def _read_parquet(path: Path) -> Iterator[Pair]:
-    arrow, parquet = require_pyarrow()
+    for row in read_rows(path):
+        place = f"{path}: {row.get('id')}"
+        cells = {part: image_bytes(row.pop(part, None), f"{place}: {part}") for part in PARTS}
+        parts = {part: content for part, content in cells.items() if content is not None}
+        yield _to_pair(_to_line(row, place), parts, place)
+
+
+def _to_line(row: dict[str, Any], place: str) -> str:
+    """The further columns of a row as a line of a manifest. Raises ManifestError."""
+    facts = row.pop("facts", None) or {}
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROW_GROUP):
-                for row in batch.to_pylist():
-                    parts = {part: row.pop(part) for part in PARTS if row.get(part) is not None}
-                    facts = json.loads(row.pop("facts", "") or "{}")
-                    line = json.dumps({**row, "facts": facts, "reference": "reference", "target": "target"})
-                    yield _to_pair(line, parts, f"{path}: {row.get('id')}")
-    except (arrow.ArrowInvalid, json.JSONDecodeError) as error:
-        raise ManifestError(f"{path}: not a whole Parquet file ({error}); write the shard again") from None
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror or error}); expected Parquet") from None
+        if isinstance(facts, str):
+            facts = json.loads(facts)
+        return json.dumps({**row, "facts": facts, "reference": "reference", "target": "target"})
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ManifestError(f"{place}: a column is no text, number or list of them ({error}); leave it out") from None
 
 
 def _to_pair(line: str, parts: dict[str, bytes], place: str) -> Pair:

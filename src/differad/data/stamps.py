@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from differad.errors import InputError
 from differad.files import is_pipe_or_device
 from differad.images import ImageSource, image_file
 
@@ -31,6 +32,15 @@ def content_hash(path: Path) -> str:
     """BLAKE2b-128 of a file's bytes, in hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file that others compute too, in hexadecimal digits. Raises InputError."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); its checksum was asked for") from None
 
 
 def stamp(path: Path, earlier: Stamp | None = None) -> Stamp:

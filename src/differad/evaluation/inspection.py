@@ -19,7 +19,7 @@ from differad.data.manifest import check_readable, read_pairs, write_pairs
 from differad.drawing import draw_boxes, draw_no_answer, thumbnail
 from differad.errors import ImageError, InputError, ManifestError, NoAnswerError
 from differad.evaluation.inspection_report import Gallery, write_inspection_report
-from differad.evaluation.inspection_rows import Row, header_line
+from differad.evaluation.inspection_rows import OVERLAYS, Row, header_line
 from differad.evaluation.predictions import Prediction, PredictionIndex, to_line
 from differad.evaluation.run import Counts, locate_recorded
 from differad.evaluation.run_record import RunFiles, RunRecord
@@ -131,7 +131,7 @@ def _inspect(
     make_folder(out)
     names = ("predictions.jsonl", "run.json", "images.jsonl", "pairs.jsonl", RESULTS, "report.html")
     predictions, record_file, images, *others = (out / name for name in names)
-    files = RunFiles(out, predictions, record_file, images, tuple(others))
+    files = RunFiles(out, predictions, record_file, images, tuple(others), out / OVERLAYS)
     with sole_run(out):
         with RunRecord(files, locator, manifests) as record:
             pairs = make_pairs(record)

@@ -11,10 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from differad.core import Location, why_no_answer
 from differad.data.keys import SlipFinder
 from differad.data.manifest import numbered_lines, parse_line
-from differad.errors import DifferadError, ManifestError
+from differad.errors import DifferadError, ManifestError, shortened
 from differad.files import AppendFile, atomic_write, make_folder
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
+# A line with none of these that names the images is one of a manifest: its boxes are the truth, not an answer.
+_ANSWER_ONLY = frozenset(
+    {"scores", "confidence", "threshold", "comparable", "answer", "reasoning", "valid", "error", "seconds"}
+)
+_LINE_BEGINS = b'{"id": '
 
 
 class Prediction(BaseModel):
@@ -39,6 +44,17 @@ class Prediction(BaseModel):
     model: str = ""
     seconds: _Number | None = None
     anomalous: bool | None = None
+
+    @model_validator(mode="after")
+    def _is_no_pair(self) -> Self:
+        further = self.model_extra or {}
+        names_images = "target" in further and not further.keys().isdisjoint({"reference", "references"})
+        if names_images and self.model_fields_set.isdisjoint(_ANSWER_ONLY):
+            raise ValueError(
+                f"pair {shortened(self.id)} of a manifest, with its images and no answer; expected a file of predictions, as "
+                "locate --pairs or evaluate write it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _decide(self) -> Self:
@@ -147,12 +163,25 @@ def _finished(path: Path, begun: bool) -> Iterator[tuple[Prediction, str]]:
             try:
                 prediction = _parse(raw, f"{path}:{number}")
             except ManifestError:
-                # A power cut may leave zeros in place of a last line.
-                if (raw.endswith(b"\n") and b"\0" not in raw) or not (begun or number > 1):
+                if not is_cut_off(raw) or not (begun or number > 1):
                     raise
                 return
             if prediction.error is None:
                 yield prediction, raw.decode("utf-8-sig").rstrip("\r\n") + "\n"
+
+
+def is_cut_off(raw: bytes) -> bool:
+    """Whether a last line is what a kill or a power cut left of one of ours: its beginning, or zeros in place of its end."""
+    if raw.endswith(b"\n") and b"\0" not in raw:
+        return False
+    begun, zeros, rest = raw.partition(b"\0")
+    if rest.strip(b"\0\n") or begun[: len(_LINE_BEGINS)] != _LINE_BEGINS[: len(begun)]:
+        return False
+    try:
+        json.loads(begun)
+    except (ValueError, RecursionError):
+        return True
+    return bool(zeros)
 
 
 class PredictionIndex:

@@ -13,9 +13,10 @@ from typing import Any, Self
 
 from differad.core import Pair
 from differad.data.stamps import Stamp, combined, file_of, image_name, stamp
-from differad.errors import InputError
+from differad.errors import InputError, ManifestError
 from differad.evaluation.identity import FORMAT, changes, describe_run
-from differad.evaluation.predictions import finished_ids, keep_finished
+from differad.evaluation.own_files import check_own
+from differad.evaluation.predictions import finished_ids, is_cut_off, keep_finished
 from differad.files import AppendFile, atomic_write, leftovers, write_errors, write_text
 from differad.locators import Locator
 from differad.locators.remembered import Remembered
@@ -34,19 +35,33 @@ class RunFiles:
     record: Path
     images: Path
     others: tuple[Path, ...] = ()
+    folder: Path | None = None
 
     def check_free(self, manifests: Iterable[Path]) -> None:
-        """See that nothing which is not a run's own would be written over. Raises InputError."""
+        """See that nothing which is not a run's own would be written over. Raises InputError.
+
+        Beside a record the predictions and the image log are recognised line by line where they are read.
+        """
         for path in (self.predictions, self.record, self.images, *self.others):
             for manifest in manifests:
                 if path.exists() and manifest.exists() and path.samefile(manifest):
-                    raise InputError(f"{path}: is the manifest itself; choose another --out")
+                    raise InputError(f"{path}: is the manifest itself, or one of an earlier run; choose another --out")
             if path.is_dir():
                 raise InputError(f"{path}: a folder; expected a file to write to, so choose another --out")
             if not self.record.exists() and path.exists() and path.stat().st_size:
                 raise InputError(
                     f"{path}: exists, and no {self.record.name} beside it says which run it is of; {REMEDY}"
                 )
+        folder = self.folder
+        if folder is not None and folder.exists() and not self.record.exists():
+            if not folder.is_dir():
+                raise InputError(f"{folder}: a file; expected a folder to write to, so {REMEDY}")
+            if any(folder.iterdir()):
+                raise InputError(
+                    f"{folder}: holds files, and no {self.record.name} says which run they are of; {REMEDY}"
+                )
+        for path in self.others:
+            check_own(path, REMEDY)
 
     def discard_leftovers(self) -> None:
         """Remove what a killed run left of a write. Raises WriteError."""
@@ -71,11 +86,14 @@ class RunRecord:
     """
 
     def __init__(self, files: RunFiles, locator: Locator, manifests: Sequence[Path]) -> None:
-        files.check_free(manifests)
         earlier = read_run(files.record)
+        files.check_free([*manifests, *map(Path, (earlier or {}).get("manifests", ()))])
         run = describe_run(locator, manifests, earlier)
         self._files = files
-        self.done = finished_ids(files.predictions, begun=earlier is not None)
+        try:
+            self.done = finished_ids(files.predictions, begun=earlier is not None)
+        except ManifestError as error:
+            raise ManifestError(f"{error}; no file of predictions, so {REMEDY}") from None
         self._images_of: dict[str, str] = {}
         self._stamps: Remembered[Path, Stamp] = Remembered(_CACHED)
         self._logged: Remembered[Path, Stamp] = Remembered(_CACHED)
@@ -149,8 +167,6 @@ class RunRecord:
         return lost
 
     def _renewed(self) -> Iterator[str]:
-        if not self.done:
-            return
         for number, entry in _entries(self._files.images):
             try:
                 pair_id, images = entry["id"], tuple(entry["images"])
@@ -180,7 +196,7 @@ def read_run(path: Path) -> dict[str, Any] | None:
         run = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         run = None
     if not isinstance(run, dict) or run.get("format") != FORMAT:
         raise InputError(f"{path}: no record of a run that this version goes on with; {REMEDY}")
@@ -200,9 +216,9 @@ def _entries(path: Path) -> Iterator[tuple[int, Any]]:
         return
     with file:
         for number, raw in enumerate(file, start=1):
-            if not raw.endswith(b"\n") or b"\0" in raw:
+            if is_cut_off(raw):
                 return
             try:
                 yield number, json.loads(raw)
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield number, None

@@ -21,7 +21,7 @@ from typing import Any
 
 import differad
 from differad.data.locks import LOCK, sole_run, wait_for_workers
-from differad.data.shards import require_pyarrow
+from differad.data.parquet_rows import require_pyarrow
 from differad.errors import InputError, InputWarning, ManifestError
 from differad.files import (
     SECONDS_BETWEEN_SYNCS,

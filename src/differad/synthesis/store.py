@@ -16,7 +16,9 @@ import cv2
 import numpy as np
 
 from differad.boxes import to_list
+from differad.data.shard_index import INDEX
 from differad.data.shards import PARTS, Sample, check_end, read_shards, write_parquet, write_webdataset
+from differad.data.stamps import sha256
 from differad.errors import InputError, WriteError
 from differad.files import ends_with, sync_files, write_bytes
 from differad.images import read_image
@@ -218,12 +220,19 @@ def _shards(ending: str, write: Callable[[Path, Iterator[Sample]], None]) -> For
 
         try:
             write(work.out / name, counted())
+            checksum = sha256(work.out / name)
         except InputError as error:
             return Done((), _message(error))
-        line = {"shard": name, "first": indices.start, "pairs": len(indices), "anomalous": anomalous}
+        line = {
+            "shard": name,
+            "first": indices.start,
+            "pairs": len(indices),
+            "anomalous": anomalous,
+            "sha256": checksum,
+        }
         return Done((json.dumps(line),))
 
-    return Format("shards.jsonl", ("",), True, store, _read_shard_line, _check_shard, check_end)
+    return Format(INDEX, ("",), True, store, _read_shard_line, _check_shard, check_end)
 
 
 def _read_shard_line(record: dict[str, Any]) -> Entry:

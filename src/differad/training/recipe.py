@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from differad.answers.formats import FORMATS
-from differad.errors import OptionError
+from differad.data.yaml_text import load_yaml
+from differad.errors import InputError, OptionError, shortened
 from differad.locators.tiny import WEIGHTS, TinyLocator
 from differad.training.localization import DEFAULT_VARIANT, VARIANTS
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+# Letters of a YAML reader's reason that stand in a message.
+_REASON = 200
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -268,11 +270,13 @@ def _checked(path: str | Path, kind: type[AnyRecipe], values: Mapping[str, Any])
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """The YAML mapping at `path`, laid over the one that its `base` names."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(f"{path}: cannot be read ({error.strerror}); expected a recipe in YAML") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path}: not YAML ({str(error)[:200]})") from None
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except InputError as error:
+        raise OptionError(f"{path}: {str(error)[:_REASON]}; mend the recipe") from None
     if not isinstance(values, dict):
         raise OptionError(f"{path}: holds {type(values).__name__}; expected a mapping of keys")
     base = values.pop("base", None)
@@ -298,9 +302,10 @@ def _override(values: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise OptionError(f"{override!r}: expected KEY=VALUE, as in train.learning_rate=1e-5")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise OptionError(f"{override!r}: the value is not YAML; put it in quotes") from None
+        value = load_yaml(text)
+    except InputError as error:
+        reason = "not YAML" if str(error).startswith("not YAML") else str(error)[:_REASON]
+        raise OptionError(f"{shortened(override)}: the value is {reason}; put it in quotes") from None
     *parents, last = key.split(".")
     for parent in parents:
         below = values.get(parent)
@@ -317,5 +322,5 @@ def _explain(error: ValidationError) -> str:
         return f"{key}: no such key{more}; docs/training.md lists them"
     if first["type"] == "missing":
         return f"{key}: missing{more}"
-    value = "" if isinstance(first["input"], dict | BaseModel) else f" {first['input']!r}:"
+    value = "" if isinstance(first["input"], dict | BaseModel) else f" {shortened(first['input'])}:"
     return f"{key}:{value} {first['msg'].removeprefix('Value error, ')}{more}"

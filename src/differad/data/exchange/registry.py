@@ -26,6 +26,7 @@ from differad.data.exchange.yolo import read_yolo, write_yolo
 from differad.data.manifest import read_pairs, write_pairs
 from differad.data.output_folder import OutputFolder, check_empty, claim_folder
 from differad.errors import InputError, OptionError
+from differad.files import leftovers, write_errors
 from differad.images import write_image
 
 
@@ -112,6 +113,9 @@ def import_pairs(
         check_empty(masks)
     if out.exists():
         raise InputError(f"{out}: exists; expected the name of a new manifest, so that no truth is lost")
+    with write_errors(out):
+        for rest in leftovers((out,)):
+            rest.unlink(missing_ok=True)
     pairs = list(read_pairs(manifest))
     corrections = Corrections(pairs, root or manifest.parent, skip_bad=skip_bad)
     exchange.read(file, corrections)

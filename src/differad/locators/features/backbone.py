@@ -5,6 +5,7 @@ times as fast on one core. Knows nothing of references or defects.
 """
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.errors import MissingExtraError
+from differad.errors import InputWarning, MissingExtraError, OptionValueError
 from differad.images import RGB
 from differad.locators.features.efficientnet import MEAN, MULTIPLE, OUTPUTS, SCALE, to_onnx
 from differad.locators.features.weights import BACKBONE, read_safetensors
@@ -27,6 +28,8 @@ _Forward = Callable[[NDArray[np.float32]], Sequence[Any]]
 _NAMES = [name for name, _, _ in OUTPUTS]
 # Each patch is averaged with its eight neighbours: PatchCore (Roth et al. 2022) calls it locally aware.
 _NEIGHBOURS = 3
+# Letters of a failed import's reason that stand in a message.
+_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,14 @@ class Backbone:
     runtime: Runtime = "auto"
 
     def __post_init__(self) -> None:
-        if self.runtime == "onnxruntime" and not find_spec("onnxruntime"):
+        if self.runtime != "onnxruntime":
+            return
+        if not _is_installed():
             raise MissingExtraError("runtime=onnxruntime", "fast", "onnxruntime")
+        reason = _why_unusable()
+        if reason is not None:
+            expected = f"opencv, as the installed onnxruntime cannot be imported ({reason}); or install that anew"
+            raise OptionValueError("runtime", self.runtime, expected)
 
     def maps(self, picture: RGB) -> list[Features]:
         """Raw outputs, (h, w, 40) at stride 8 and (h, w, 112) at stride 16; sides must be multiples of 16."""
@@ -50,7 +59,7 @@ class Backbone:
         return [_normalised(_averaged(output)) for output in self.maps(picture)]
 
     def _forward(self, pixels: NDArray[np.float32]) -> Sequence[Any]:
-        if self.runtime == "onnxruntime" or (self.runtime == "auto" and find_spec("onnxruntime")):
+        if self.runtime == "onnxruntime" or (self.runtime == "auto" and _is_usable()):
             return _onnxruntime()(pixels)
         return _opencv()(pixels)
 
@@ -83,6 +92,46 @@ def _opencv() -> _Forward:
         return list(_own.net.forward(_NAMES))
 
     return forward
+
+
+def _is_installed() -> bool:
+    return find_spec("onnxruntime") is not None
+
+
+_asking = threading.Lock()
+
+
+def _is_usable() -> bool:
+    """Whether ONNX Runtime is there and can be imported; warns once where the import fails."""
+    with _asking:
+        return _is_installed() and _warned_of_unusable() is None
+
+
+@cache
+def _warned_of_unusable() -> str | None:
+    reason = _why_unusable()
+    if reason is not None:
+        warnings.warn(
+            f"onnxruntime is installed and cannot be imported ({reason}); OpenCV gives the same numbers, slower. Install it "
+            "anew, or choose runtime=opencv",
+            InputWarning,
+            stacklevel=2,
+        )
+    return reason
+
+
+@cache
+def _why_unusable() -> str | None:
+    """Why importing ONNX Runtime fails, in a line; None where it does not."""
+    try:
+        module = import_module("onnxruntime")
+    except (
+        ImportError,
+        OSError,
+    ) as error:  # built for another NumPy, Python or processor, or a library of it is missing
+        return " ".join(str(error).split())[:_REASON] or type(error).__name__
+    # A folder that was left behind imports as an empty package.
+    return None if hasattr(module, "InferenceSession") else "it holds no InferenceSession"
 
 
 @cache

@@ -1,0 +1,71 @@
+"""`shards.jsonl`: which shards a set has, how many pairs each holds, and its checksum; what is on the disk is checked against it.
+
+A line is `{"shard": name, "pairs": number, "sha256": digits, …}`; the checksum may be missing, as in sets that were written
+before there was one. Knows nothing of what a shard holds.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from differad.data.manifest import parse_line
+from differad.data.stamps import sha256
+from differad.errors import ManifestError
+
+INDEX = "shards.jsonl"
+_REMEDY = "fetch or write the shard again"
+
+
+class ShardEntry(BaseModel):
+    """A line of the index."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    shard: Annotated[str, Field(min_length=1)]
+    pairs: Annotated[int, Field(ge=0)]
+    sha256: str | None = None
+
+
+def read_index(folder: Path) -> dict[str, ShardEntry]:
+    """The entries of a folder's index by shard; none where there is no index. Raises ManifestError.
+
+    A last line that a kill cut off stands for a shard whose run is not finished, and is passed over.
+    """
+    path = folder / INDEX
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected an index of shards") from None
+    entries = {}
+    for number, raw in enumerate(lines, start=1):
+        if not raw.endswith(b"\n") or b"\0" in raw:
+            break
+        entry = parse_line(ShardEntry, raw.decode("utf-8", "replace"), f"{path}:{number}")
+        entries[entry.shard] = entry
+    return entries
+
+
+def check_present(folder: Path, entries: dict[str, ShardEntry], shards: Sequence[Path]) -> None:
+    """Raise ManifestError where the index of `folder` names a shard that is not among `shards`."""
+    names = {path.name for path in shards}
+    missing = next((name for name in entries if name not in names), None)
+    if missing is not None:
+        raise ManifestError(
+            f"{folder / missing}: no such file, though {INDEX} names it with {entries[missing].pairs} pairs; {_REMEDY}"
+        )
+
+
+def check_content(path: Path, entry: ShardEntry) -> None:
+    """Raise ManifestError where a shard has another checksum than its entry. InputError where it cannot be read."""
+    if entry.sha256 is not None and sha256(path) != entry.sha256:
+        raise ManifestError(f"{path}: has another checksum than {path.with_name(INDEX)} says; {_REMEDY}")
+
+
+def check_count(path: Path, entry: ShardEntry, count: int) -> None:
+    """Raise ManifestError where a shard held another number of pairs than its entry says."""
+    if count != entry.pairs:
+        raise ManifestError(f"{path}: holds {count} pairs, and {path.with_name(INDEX)} says {entry.pairs}; {_REMEDY}")
