@@ -241,18 +241,19 @@ def edge_noise(over: RGB, at_edges: Mask) -> float:
     It is taken tile by tile, and two thirds of the edges lie in tiles with no more: a large defect fills few tiles, so that it
     does not pass for the noise that hides it.
     """
-    ys, xs = np.nonzero(at_edges)
-    if not len(ys):
+    places = np.flatnonzero(at_edges)
+    if not places.size:
         return 0.0
     # Some hundred thousand of them tell the quantile within a thousandth.
-    every = max(1, len(ys) // _EDGE_SAMPLES)
-    ys, xs = ys[::every], xs[::every]
-    tiles = ys * _EDGE_TILES // over.shape[0] * _EDGE_TILES + xs * _EDGE_TILES // over.shape[1]
+    places = places[:: max(1, places.size // _EDGE_SAMPLES)]
+    height, width = over.shape
+    ys, xs = np.divmod(places, width)
+    tiles = ys * _EDGE_TILES // height * _EDGE_TILES + xs * _EDGE_TILES // width
     order = np.argsort(tiles, kind="stable")
-    parts = np.split(over[ys, xs][order], np.flatnonzero(np.diff(tiles[order])) + 1)
+    parts = np.split(over.ravel()[places][order], np.flatnonzero(np.diff(tiles[order])) + 1)
     found = np.array([np.quantile(part, _EDGE_QUANTILE) for part in parts])
     rising = np.argsort(found)
-    reached = np.cumsum(np.array([len(part) for part in parts])[rising]) >= _EDGE_MOST * len(ys)
+    reached = np.cumsum(np.array([len(part) for part in parts])[rising]) >= _EDGE_MOST * len(places)
     return float(found[rising][reached.argmax()])
 
 
