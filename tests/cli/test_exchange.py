@@ -166,7 +166,14 @@ def many_pairs(folder, count):
 def test_an_import_that_is_stopped_while_it_writes_leaves_no_manifest(tmp_path, how):
     count = 20_000  # written in about 0.3 s, so that the first look below comes in the middle
     command = [sys.executable, "-m", "differad", *many_pairs(tmp_path, count)]
-    work = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    work = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that was started in the background hands down an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (begun := list(tmp_path.glob("new.jsonl*"))) and work.poll() is None:
         time.sleep(0.002)
     assert [path.name for path in begun] == [f"new.jsonl.{work.pid}.tmp"]
