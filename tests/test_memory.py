@@ -92,3 +92,9 @@ def test_what_libraries_say_of_memory():
     assert not is_out_of_memory(ValueError("out of memory"))
     assert "not enough memory" in str(unreadable("a.png", MemoryError()))
     assert "broken or truncated" in str(unreadable("a.png", OSError("image file is truncated")))
+
+
+def test_c_code_that_could_not_make_its_error_says_that_memory_ran_out():
+    assert is_out_of_memory(SystemError("error return without exception set"))
+    assert is_out_of_memory(SystemError("<built-in function f> returned NULL without setting an exception"))
+    assert not is_out_of_memory(SystemError("bad argument to internal function"))

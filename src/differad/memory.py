@@ -18,4 +18,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return bool(error.code == cv2.Error.StsNoMem)
     if isinstance(error, ImportError):
         return any(words in str(error).lower() for words in _LOADING)
+    if isinstance(error, SystemError):
+        # C code that could not even make its MemoryError.
+        return any(words in str(error) for words in ("without exception set", "without setting an exception"))
     return isinstance(error, OSError | RuntimeError) and any(words in str(error).lower() for words in _SAYINGS)
