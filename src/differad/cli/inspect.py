@@ -1,13 +1,12 @@
 """`differad inspect`: a good part, or a folder of them, and images to inspect; nothing has to be labelled or listed."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from differad.cli.options import FailOnAnomaly, Family, LocatorOptions, Model, open_locator
-from differad.cli.output import can_show, say
+from differad.cli.options import FailOnAnomaly, Family, LocatorOptions, Model, open_locator, print_json
+from differad.cli.output import say
 from differad.cli.table import VerdictTable
 from differad.errors import OptionError
 from differad.evaluation.inspection import Inspection, inspect_folder, inspect_pairs
@@ -42,7 +41,7 @@ def inspect_command(
 
     def each(row: Row) -> None:
         if as_json:
-            _print_line(row)
+            print_json(row.to_dict(), indent=None)
         else:
             table.add(row)
 
@@ -66,12 +65,6 @@ def _check_arguments(good: Path | None, targets: list[Path] | None, pairs: Path 
         raise OptionError(
             "inspect: expected GOOD and TARGETS, images or folders of them: differad inspect good/ test/ --out DIR"
         )
-
-
-def _print_line(row: Row) -> None:
-    document = row.to_dict()
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
-    typer.echo(text if can_show(text) else json.dumps(document, allow_nan=False))
 
 
 def _summary(inspection: Inspection, out: Path) -> str:

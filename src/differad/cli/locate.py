@@ -21,10 +21,10 @@ _UNANSWERED = {"failed": "failed", "no_answer": "located without an answer"}
 
 
 def locate_command(
-    reference: Annotated[Path | None, typer.Argument(help="A picture of a good part.", show_default=False)] = None,
+    reference: Annotated[Path | None, typer.Argument(help="An image of a good part.", show_default=False)] = None,
     target: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="TARGET", help="A picture of the part to inspect.", show_default=False),
+        typer.Argument(metavar="TARGET", help="An image of the part to inspect.", show_default=False),
     ] = None,
     model: Model = None,
     family: Family = None,

@@ -30,13 +30,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return run_app(arguments)
     except KeyboardInterrupt as interrupt:  # while it loads
         return fail(describe(interrupt), exit_code(interrupt))
-    except (
-        MemoryError,
-        ImportError,
-        OSError,
-        RuntimeError,
-        SystemError,
-    ) as error:  # while it loads, or a command loads more
+    except (MemoryError, ImportError, OSError, RuntimeError, SystemError) as error:
+        # While it loads, or a command loads more.
         if not is_out_of_memory(error):
             raise
         return fail(f"not enough memory to load all it needs; {REMEDY}", 1)

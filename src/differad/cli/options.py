@@ -61,8 +61,8 @@ def open_locator(model: str | None, family: str | None, options: list[str] | Non
     return load_locator(model, family=family, **values)
 
 
-def print_json(document: Any) -> None:
-    """One JSON document on stdout; a NaN in it would be a bug, so it is refused."""
-    text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False)
+def print_json(document: Any, *, indent: int | None = 2) -> None:
+    """One JSON document on stdout, on one line without `indent`; a NaN in it would be a bug, so it is refused."""
+    text = json.dumps(document, ensure_ascii=False, indent=indent, allow_nan=False)
     # Escapes of the terminal's own would not be JSON.
-    typer.echo(text if can_show(text) else json.dumps(document, indent=2, allow_nan=False))
+    typer.echo(text if can_show(text) else json.dumps(document, indent=indent, allow_nan=False))

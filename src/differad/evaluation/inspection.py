@@ -7,8 +7,6 @@ run goes on from; the rest follows from them. Nothing is scored.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from differad.boxes import as_boxes
 from differad.core import Pair
@@ -139,11 +137,7 @@ def _inspect(
                 if pair.id in record.done:
                     record.check_finished(pair)
             write_pairs(out / "pairs.jsonl", pairs)
-            earlier = _rows((pair for pair in pairs if pair.id in record.done), predictions)
-            with _Results(out, earlier, each) as results:
-                counts = locate_recorded(
-                    pairs, locator, record, predictions, total=len(pairs), progress=progress, each=results.add
-                )
+            counts = _locate(pairs, locator, record, predictions, out, each or (lambda _: None), progress)
         inspection, gallery = Inspection(counts=counts), Gallery()
         write_lines(out / RESULTS, _finish(_rows(pairs, predictions), out, inspection, gallery))
         counted = {
@@ -155,35 +149,33 @@ def _inspect(
     return inspection
 
 
-class _Results:
-    """`results.csv` while a run is at work: a line for each finished target, in the order in which they were finished."""
+def _locate(
+    pairs: list[Pair],
+    locator: Locator,
+    record: RunRecord,
+    predictions: Path,
+    out: Path,
+    each: Callable[[Row], None],
+    progress: bool,
+) -> Counts:
+    """Locate what is not finished; `results.csv` has a line for each target that is, in the order in which they were finished."""
 
-    def __init__(self, out: Path, earlier: Iterable[Row], each: Callable[[Row], None] | None) -> None:
-        """Start with the rows of an earlier run. Raises WriteError."""
-        self._out, self._each = out, each or (lambda _: None)
-        write_lines(out / RESULTS, self._lines(earlier))
-        self._file = AppendFile(out / RESULTS)
-
-    def add(self, pair: Pair, outcome: Outcome) -> None:
-        """Append the row of one target; its overlay comes after its verdict. Raises WriteError."""
-        row = Row(pair, Prediction.model_validate_json(to_line(pair.id, outcome)))
-        self._file.append(row.to_csv())
-        self._each(row)
-        _draw(row, self._out)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.__exit__(kind, error, trace)
-
-    def _lines(self, rows: Iterable[Row]) -> Iterator[str]:
+    def earlier() -> Iterator[str]:
         yield header_line()
-        for row in rows:
-            self._each(row)
+        for row in _rows((pair for pair in pairs if pair.id in record.done), predictions):
+            each(row)
             yield row.to_csv()
+
+    write_lines(out / RESULTS, earlier())
+    with AppendFile(out / RESULTS) as results:
+
+        def add(pair: Pair, outcome: Outcome) -> None:
+            row = Row(pair, Prediction.model_validate_json(to_line(pair.id, outcome)))
+            results.append(row.to_csv())
+            each(row)
+            _draw(row, out)  # last: an overlay that cannot be written costs no verdict
+
+        return locate_recorded(pairs, locator, record, predictions, total=len(pairs), progress=progress, each=add)
 
 
 def _finish(rows: Iterable[Row], out: Path, inspection: Inspection, gallery: Gallery) -> Iterator[str]:

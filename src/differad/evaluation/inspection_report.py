@@ -78,7 +78,7 @@ def _card(row: Row) -> dict[str, Any]:
     return {
         **_line(row),
         "reference": str(row.pair.reference),
-        "pictures": thumbnails(row.pair, row.prediction),
+        "images": thumbnails(row.pair, row.prediction),
         "problem": row.prediction.why_no_answer,
         "words": shortened_words(row.prediction) if row.prediction.is_valid else "",
     }

@@ -214,7 +214,7 @@ def _card(case: Case) -> dict[str, Any]:
         "category": case.pair.category,
         "truth": _truth(case.result),
         "confidence": case.result.confidence,
-        "pictures": thumbnails(case.pair, case.prediction, case.pair.boxes),
+        "images": thumbnails(case.pair, case.prediction, case.pair.boxes),
         "words": shortened_words(case.prediction),
         "problem": _problem(case.prediction),
     }

@@ -114,4 +114,4 @@ def _naming(pair: Pair) -> Iterator[None]:
             raise LocatorError(f"{pair.label}: not enough memory to compare it; {REMEDY}") from None
         if not isinstance(error, cv2.error):
             raise
-        raise LocatorError(f"{pair.label}: OpenCV cannot compare it ({error}); check the two pictures") from None
+        raise LocatorError(f"{pair.label}: OpenCV cannot compare it ({error}); check the two images") from None

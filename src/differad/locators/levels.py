@@ -79,7 +79,7 @@ class Residual:
 def levels(reference: RGB, target: RGB, matrix: Matrix) -> Iterator[Level]:
     """The images at each level, smallest first: from a longer side of 640 pixels to their own in even steps of about two.
 
-    Smaller images are enlarged to that, twice at most.
+    Smaller images are enlarged to that, 2.5 times at most.
     """
     larger = max(target.shape[:2]) / SMALLEST
     whole = Level(reference, target, matrix, 1.0)
@@ -111,10 +111,10 @@ def _resize(image: RGB, step: float) -> RGB:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
 
-def residuals(level: Iterable[Level], tolerance: int, workers: int = 0) -> Iterator[tuple[Level, Residual]]:
+def residuals(each: Iterable[Level], tolerance: int, workers: int = 0) -> Iterator[tuple[Level, Residual]]:
     """Each level, smallest first, with what differs at it; the displacement found at one is where the next starts from."""
     start, before = None, 1.0
-    for one in level:
+    for one in each:
         found = residual(one, tolerance, None if start is None else start * np.float32(one.share / before), workers)
         yield one, found
         start, before = found.field, one.share

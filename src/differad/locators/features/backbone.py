@@ -125,10 +125,8 @@ def _why_unusable() -> str | None:
     """Why importing ONNX Runtime fails, in a line; None where it does not."""
     try:
         module = import_module("onnxruntime")
-    except (
-        ImportError,
-        OSError,
-    ) as error:  # built for another NumPy, Python or processor, or a library of it is missing
+    except (ImportError, OSError) as error:
+        # Built for another NumPy, Python or processor, or a library of it is missing.
         return " ".join(str(error).split())[:_REASON] or type(error).__name__
     # A folder that was left behind imports as an empty package.
     return None if hasattr(module, "InferenceSession") else "it holds no InferenceSession"
