@@ -208,6 +208,13 @@ class PredictionIndex:
     def __len__(self) -> int:
         return len(self._offsets)
 
+    def __iter__(self) -> Iterator[Prediction]:
+        """The last prediction of each id, in the order in which the ids first come."""
+        with self._path.open("rb") as file:
+            for offset in self._offsets.values():
+                file.seek(offset)
+                yield _parse(file.readline(), str(self._path))
+
     def get(self, pair_id: str) -> Prediction | None:
         """The prediction of a pair, None where there is none."""
         if pair_id not in self._offsets:
