@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from differad.data.copies import Contents
 from differad.data.nearest import NearestIndex
 
 
@@ -25,17 +26,21 @@ def vectors_of(kind, count, size=24):
     return vectors
 
 
+def index_of(vectors, files=None):
+    return NearestIndex(vectors, files or [None] * len(vectors), Contents())
+
+
 @pytest.mark.parametrize("kind", ["random", "near", "far", "few", "whole"])
 @pytest.mark.parametrize("count", [1, 2, 31, 33, 700])
 def test_all_are_ranked_as_by_brute_force(kind, count):
     vectors = vectors_of(kind, count)
     queries = [*vectors[:20], *vectors_of("random", 5)]
-    for query, ranked in zip(queries, NearestIndex(vectors).ranked(queries), strict=True):
+    for query, ranked in zip(queries, index_of(vectors).ranked(queries), strict=True):
         assert list(ranked) == brute_force(vectors, query)
 
 
 def test_no_query_gives_no_rank():
-    assert NearestIndex(vectors_of("random", 3)).ranked([]) == []
+    assert index_of(vectors_of("random", 3)).ranked([]) == []
 
 
 def test_equal_vectors_are_measured_once(monkeypatch):
@@ -44,6 +49,22 @@ def test_equal_vectors_are_measured_once(monkeypatch):
     norm = np.linalg.norm
     monkeypatch.setattr(np.linalg, "norm", lambda rows, **how: measured.append(len(rows)) or norm(rows, **how))
     vectors = np.zeros((20_000, 4), dtype=np.float32)
-    (ranked,) = NearestIndex(vectors).ranked([vectors[0]])
+    (ranked,) = index_of(vectors).ranked([vectors[0]])
     assert [next(ranked), next(ranked)] == [0, 1]
     assert sum(measured) == 1
+
+
+def test_copies_are_dropped_at_once(tmp_path):
+    """Of equal vectors: copies of two files, every second one, and others that differ."""
+    files = [tmp_path / f"{number}" for number in range(12)]
+    for number, file in enumerate(files):
+        file.write_text("ab"[number % 2] if number < 8 else f"{number}")
+    index = index_of(np.ones((12, 3), dtype=np.float32), files)
+    assert list(index.ranked([np.zeros(3, dtype=np.float32)])[0]) == list(range(12))
+    (ranking,) = index.ranked([np.zeros(3, dtype=np.float32)])
+    came = []
+    for number in ranking:
+        came.append(number)
+        if number in (0, 9):  # the others of 9 are no copies
+            ranking.drop_copies()
+    assert came == [0, 1, 3, 5, 7, 8, 9, 10, 11]

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from differad.core import Pair
 from differad.data.copies import Contents
-from differad.data.nearest import BLOCK, NearestIndex
+from differad.data.nearest import BLOCK, NearestIndex, Ranking
 from differad.data.pairing import describe
 from differad.data.sources.inventory import FOREIGN_ENDINGS
 from differad.data.sources.sample import folder_name, is_image, no_image, walk
@@ -110,7 +110,7 @@ class _Finder:
                 InputWarning,
                 stacklevel=3,
             )
-        self._index = NearestIndex(np.stack(vectors))
+        self._index = NearestIndex(np.stack(vectors), self._good, self._contents)
 
     def find_all(self, targets: Mapping[str, Path], progress: bool) -> dict[str, Path]:
         """The reference of each target by its id."""
@@ -126,11 +126,16 @@ class _Finder:
                 found[name] = self._good[0] if isinstance(vector, ImageError) else self._first_other(path, next(ranks))
         return found
 
-    def _first_other(self, target: Path, ranked: Iterator[int]) -> Path:
+    def _first_other(self, target: Path, ranking: Ranking) -> Path:
         """The nearest good part that is not the target's own file or a copy of it; where all are, the nearest."""
-        nearest = self._good[next(ranked)]
-        others = chain((nearest,), (self._good[number] for number in ranked))
-        return next((path for path in others if not self._is_same(path, target)), nearest)
+        nearest = None
+        for number in ranking:
+            good = self._good[number]
+            if not self._is_same(good, target):
+                return good
+            nearest = nearest or good
+            ranking.drop_copies()
+        return nearest or self._good[0]
 
     def _is_same(self, good: Path, target: Path) -> bool:
         try:

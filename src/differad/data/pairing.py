@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from differad.data.copies import Contents
-from differad.data.nearest import BLOCK, NearestIndex
+from differad.data.nearest import BLOCK, NearestIndex, Ranking
 from differad.data.sources.sample import Problems, Region, Sample, attempt, refuse
 from differad.data.thumbnails import Thumbnail, read_region, read_thumbnail
 from differad.errors import OptionError
@@ -190,7 +190,7 @@ class _Finder:
         self._problems = problems
         self._contents = Contents()
         self._indexed: dict[tuple[str, str], tuple[list[Sample], NearestIndex | None]] = {}
-        self._ranked: dict[_Key, Iterator[Sample]] = {}
+        self._ranked: dict[_Key, tuple[list[Sample], Ranking | None]] = {}
 
     def rank(self, targets: Sequence[Sample]) -> None:
         """Rank the pools by what is nearest to each of `targets`, which `find` is asked for next."""
@@ -204,9 +204,9 @@ class _Finder:
             readable = [(target, vector) for target, vector in described if vector is not None]
             if readable:
                 usable, index = self._index(key)
-                ranks = index.ranked([vector for _, vector in readable]) if index else [iter(())] * len(readable)
-                for (target, _), rank in zip(readable, ranks, strict=True):
-                    self._ranked[target.image, target.region] = map(usable.__getitem__, rank)
+                rankings = index.ranked([vector for _, vector in readable]) if index else [None] * len(readable)
+                for (target, _), ranking in zip(readable, rankings, strict=True):
+                    self._ranked[target.image, target.region] = usable, ranking
 
     def find(self, target: Sample) -> list[Sample] | None:
         """The references of `target`, best first; fewer than wanted where there are no more, none if none will do.
@@ -223,7 +223,7 @@ class _Finder:
         if self._pairing.method == "random":
             return self._draw(target, pool)
         ranked = self._ranked.get((target.image, target.region))
-        return None if ranked is None else self._nearest(target, ranked)
+        return None if ranked is None else self._nearest(target, *ranked)
 
     def _pool(self, target: Sample) -> list[Sample]:
         return self._pools.get((target.category, target.view), [])
@@ -258,20 +258,31 @@ class _Finder:
         """Whether a file is the target's or may be, as it cannot be read, which is reported."""
         return attempt(self._problems, self._contents.same, image, target.image) is not False
 
-    def _nearest(self, target: Sample, ranked: Iterator[Sample]) -> list[Sample]:
+    def _nearest(self, target: Sample, usable: list[Sample], ranking: Ranking | None) -> list[Sample]:
         found: list[Sample] = []
-        for sample in ranked:
-            self._add(found, target, sample)
+        for number in ranking or ():
+            self._add(found, target, usable[number])
             if len(found) == self._pairing.references:
                 break
+            if ranking is not None and self._is_whole_copy(usable[number], target):
+                ranking.drop_copies()  # they are no reference either
         return found
+
+    def _is_whole_copy(self, candidate: Sample, target: Sample) -> bool:
+        if candidate.region is not None or target.region is not None:
+            return False
+        return candidate.image == target.image or self._is_copy(candidate.image, target)
 
     def _index(self, key: tuple[str, str]) -> tuple[list[Sample], NearestIndex | None]:
         """The samples of a pool that can be read, and an index of them; None where there are none."""
         if key not in self._indexed:
             usable, vectors = self._descriptors.stack(self._pools[key], self._problems)
-            self._indexed[key] = usable, NearestIndex(vectors) if usable else None
+            self._indexed[key] = usable, self._make_index(usable, vectors)
         return self._indexed[key]
+
+    def _make_index(self, usable: list[Sample], vectors: NDArray[np.float32]) -> NearestIndex | None:
+        files = [None if sample.region is not None else sample.image for sample in usable]
+        return NearestIndex(vectors, files, self._contents) if usable else None
 
 
 def _no_reference(target: Sample, method: str) -> str:
