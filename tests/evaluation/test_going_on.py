@@ -272,10 +272,10 @@ def test_a_line_that_is_cut_off_anywhere(go, manifest):
     for path, goes_on in ((go.predictions, PREDICTION_GOES_ON), (go.images, IMAGES_GO_ON)):
         first = path.read_bytes().splitlines(keepends=True)[0]
         assert json.loads(first)["id"] == 'p\\0 "ä'
-        assert all(is_cut_off(first[:length], goes_on) for length in range(len(first) - 1))
-        assert all(is_cut_off(first[:length] + bytes(9), goes_on) for length in range(len(first) - 1))
-        assert not is_cut_off(first, goes_on)
-        assert not is_cut_off(first[:-1], goes_on)
+        assert all(is_cut_off(first[:length], 1, goes_on) for length in range(len(first) - 1))
+        assert all(is_cut_off(first[:length] + bytes(9), 1, goes_on) for length in range(len(first) - 1))
+        assert not is_cut_off(first, 1, goes_on)
+        assert not is_cut_off(first[:-1], 1, goes_on)
 
 
 FOREIGN = {

@@ -167,22 +167,22 @@ def _finished(path: Path, begun: bool) -> Iterator[tuple[Prediction, str]]:
             try:
                 prediction = _parse(raw, f"{path}:{number}")
             except ManifestError:
-                if not is_cut_off(raw) or not (begun or number > 1):
+                if not is_cut_off(raw, number) or not (begun or number > 1):
                     raise
                 return
             if prediction.error is None:
                 yield prediction, raw.decode("utf-8-sig").rstrip("\r\n") + "\n"
 
 
-def is_cut_off(raw: bytes, goes_on: bytes = PREDICTION_GOES_ON) -> bool:
+def is_cut_off(raw: bytes, number: int, goes_on: bytes = PREDICTION_GOES_ON) -> bool:
     """Whether a last line is what a kill or a power cut left of one of ours: its beginning, or zeros in place of its end.
 
-    Ours has `goes_on` behind its id.
+    Where no line before tells whose file it is (`number` is 1), it must have `goes_on` behind its id, as ours has.
     """
     if raw.endswith(b"\n") and b"\0" not in raw:
         return False
     begun, zeros, rest = raw.partition(b"\0")
-    if rest.strip(b"\0\n") or not _may_be_ours(begun, goes_on):
+    if rest.strip(b"\0\n") or not _may_be_ours(begun, goes_on if number == 1 else b""):
         return False
     try:
         json.loads(begun)

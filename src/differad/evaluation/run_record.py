@@ -216,7 +216,7 @@ def _entries(path: Path) -> Iterator[tuple[int, Any]]:
         return
     with file:
         for number, raw in enumerate(file, start=1):
-            if is_cut_off(raw, IMAGES_GO_ON):
+            if is_cut_off(raw, number, IMAGES_GO_ON):
                 return
             try:
                 yield number, json.loads(raw)
