@@ -58,6 +58,11 @@ BENCHMARKS = {
     "index": Benchmark(
         "index_speed.py", ("--sizes", "12500", "25000", "--json"), "Indexing a data set beside encoding it anew"
     ),
+    "many": Benchmark(
+        "many_pairs.py",
+        ("--pairs", "10000", "100000", "--images", "5000", "10000"),
+        "Work on many pairs, by their number",
+    ),
     "memory": Benchmark("evaluate_memory.py", ("--pairs", "2000", "--json"), "Memory of an evaluation beside lists"),
 }
 

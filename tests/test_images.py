@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from io import BytesIO
 
 import cv2
 import numpy as np
@@ -10,9 +11,18 @@ import pytest
 import tifffile
 from PIL import Image
 
-from differad.errors import ImageError, OptionError, WriteError
+from differad.errors import ImageError, InputError, OptionError, WriteError
 from differad.headers import pixel_limit
-from differad.images import image_file, image_size, read_header, read_image, read_images, read_reduced, write_image
+from differad.images import (
+    image_file,
+    image_size,
+    read_header,
+    read_image,
+    read_images,
+    read_reduced,
+    write_drawn,
+    write_image,
+)
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -413,3 +423,73 @@ def test_a_jpeg_is_read_small_and_turned(tmp_path):
     assert np.abs(small.astype(int) - read_image(tmp_path / "large.jpg")[2::4, 2::4]).mean() < 2
     write_image(tmp_path / "large.png", two_tone(640, 320))
     assert read_reduced(tmp_path / "large.png", 64).shape == (320, 640, 3)
+
+
+def webp_of(pixels, **how):
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", **how)
+    return buffer.getvalue()
+
+
+def webp_parts():
+    """Images whose WebP files end in all the ways: noise, nothing but zeros, a black half, dots, a ramp, lines."""
+    random = np.random.default_rng(0)
+    side = 160
+    noise = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    half, quarter, ramp, dots = (np.zeros((side, side, 3), np.uint8) for _ in range(4))
+    half[: side // 2], quarter[: side // 4] = noise[: side // 2], noise[: side // 4]
+    ramp[:] = np.arange(side, dtype=np.uint8)[:, None, None]
+    dots[random.random((side, side)) < 0.02] = 255
+    lines = np.repeat(noise[:1], side, axis=0)
+    return {"noise": noise, "half": half, "quarter": quarter, "ramp": ramp, "dots": dots, "lines": lines}
+
+
+@pytest.mark.parametrize("method", [0, 4, 6])
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_webp_file_is_whole_whatever_it_shows(lossless, method):
+    for name, pixels in webp_parts().items():
+        with_alpha = np.dstack([pixels, pixels[:, :, :1] // 2 + 100])
+        for content in (
+            webp_of(pixels, lossless=lossless, method=method),
+            webp_of(with_alpha, lossless=lossless, method=method),
+            webp_of(pixels, lossless=lossless, method=method, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"),
+        ):
+            assert read_image(content).shape == pixels.shape, name
+
+
+@pytest.mark.parametrize("method", [0, 4])
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_webp_file_with_a_zeroed_tail_is_refused(lossless, method):
+    """Zeros are taken for shorter codes than those that stood there, so that some are left over."""
+    # Noise of a sensor. Where all values are equally frequent all codes are equally long, and nothing is left over.
+    noise = np.random.default_rng(0).normal(128, 20, (160, 160, 3)).astype(np.uint8)
+    with_alpha = np.dstack([noise, noise[:, :, :1]])
+    exif = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"
+    for content in (
+        webp_of(noise, lossless=lossless, method=method),
+        webp_of(with_alpha, lossless=lossless, method=method),
+        webp_of(noise, lossless=lossless, method=method, exif=exif),
+    ):
+        for share in (0.1, 0.3, 0.6):
+            lost = int(share * len(content))
+            with pytest.raises(ImageError, match="broken or truncated"):
+                read_image(content[:-lost] + bytes(lost))
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".tif"])
+def test_an_image_that_was_drawn_is_written_over_and_no_other_file(ending, tmp_path):
+    pixels = np.full((20, 30, 3), 90, np.uint8)
+    path = tmp_path / f"overlay{ending}"
+    write_drawn(path, pixels)
+    write_drawn(path, pixels)
+    assert read_image(path).shape == pixels.shape
+    for content in (lambda: write_image(path, pixels), lambda: path.write_text("mine"), lambda: path.write_bytes(b"")):
+        content()
+        before = path.read_bytes()
+        with pytest.raises(
+            InputError, match="exists, and is no image that differad drew; choose another name or remove"
+        ):
+            write_drawn(path, pixels)
+        assert path.read_bytes() == before
+    with pytest.raises(InputError, match="no image that differad drew"):
+        write_drawn(tmp_path, pixels)

@@ -14,6 +14,7 @@ LAYERS = {
     "errors": 0,
     "text": 0,
     "tiff": 1,
+    "webp": 1,
     "boxes": 1,
     "decoding": 1,
     "files": 1,

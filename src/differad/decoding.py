@@ -21,6 +21,7 @@ from differad import tiff
 from differad.errors import ImageError
 from differad.files import is_pipe_or_device
 from differad.headers import BROKEN, READERS, Header, no_pillow_limit, parse_header, pixel_limit, unreadable
+from differad.webp import check_whole
 
 Samples = NDArray[Any]
 _STRIP_PIXELS = 1 << 21
@@ -73,6 +74,9 @@ def load(file: BinaryIO, header: Header, name: str, *, at_least: int | None = No
             if at_least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
                 image.draft(None, (at_least, at_least))
             image.load()
+        if header.format == "WebP" and header.pages == 1:
+            file.seek(0)
+            check_whole(file.read(), header.width * header.height)
     except BROKEN as error:
         raise unreadable(name, error) from None
     if at_least is None and image.size != (header.width, header.height):

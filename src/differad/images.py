@@ -18,7 +18,7 @@ from PIL import Image
 
 from differad import scaling
 from differad.decoding import load, load_deep, opened, split_page, to_array, upright
-from differad.errors import ImageError, shortened
+from differad.errors import ImageError, InputError, shortened
 from differad.files import make_folder, write_bytes
 from differad.headers import BROKEN, ORIENTATION, Header, check_pixels, pixel_limit, unreadable
 from differad.memory import is_out_of_memory
@@ -29,6 +29,7 @@ Samples = NDArray[Any]
 # A path, the bytes of an image file (an upload), a PIL image, or an array in the order RGB.
 ImageSource = str | Path | bytes | Image.Image | NDArray[np.generic]
 _MEMORY_NAME = "image bytes"
+_SOFTWARE, _MADE_BY = 0x0131, "differad"  # EXIF's tag for the program that wrote an image
 
 
 def read_image(source: ImageSource, *, max_pixels: int | None = None) -> RGB:
@@ -136,16 +137,46 @@ def check_ending(path: str | Path) -> None:
         raise ImageError(f"{path}: ending {ending!r} names no image format; expected .png or .jpg")
 
 
+def check_drawn(path: str | Path) -> None:
+    """See that a file to be written is not there, or is one that `write_drawn` wrote. Raises InputError."""
+    path = Path(path)
+    if path.exists() and not (path.is_file() and _is_drawn(path)):
+        raise InputError(f"{path}: exists, and is no image that differad drew; choose another name or remove it")
+
+
+def _is_drawn(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(_SOFTWARE) == _MADE_BY
+    except BROKEN:
+        return False
+
+
+def write_drawn(path: str | Path, pixels: RGB) -> None:
+    """As `write_image`, for an image that differad drew: its EXIF says so, and it may be written over next time.
+
+    Raises InputError where another file is in its place.
+    """
+    check_drawn(path)
+    exif = Image.Exif()
+    exif[_SOFTWARE] = _MADE_BY
+    _write(Path(path), pixels, exif)
+
+
 def write_image(path: str | Path, pixels: RGB) -> None:
     """Write (H, W, 3) uint8 RGB in the format that the file's ending names, whole or not at all.
 
     Raises ImageError for an ending that names none, or a format that cannot hold the image, and WriteError.
     """
-    path = Path(path)
+    _write(Path(path), pixels, None)
+
+
+def _write(path: Path, pixels: RGB, exif: Image.Exif | None) -> None:
     check_ending(path)
     content = BytesIO()
+    how = {} if exif is None else {"exif": exif}
     try:
-        Image.fromarray(pixels).save(content, Image.registered_extensions()[path.suffix.lower()])
+        Image.fromarray(pixels).save(content, Image.registered_extensions()[path.suffix.lower()], **how)
     except (OSError, ValueError) as error:  # too large for the format, for instance
         raise ImageError(f"{path}: cannot be encoded ({error}); choose another ending, as .png") from None
     make_folder(path.parent)

@@ -70,6 +70,16 @@ def test_the_rest_of_an_unfinished_index_is_no_error(tmp_path, form):
         assert len(list(read_shards(tmp_path))) == 2
 
 
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_a_shard_that_the_index_does_not_name_is_refused(tmp_path, form):
+    first, second = (write(form, tmp_path / f"{name}.{form}", make_samples(2)) for name in ("one", "two"))
+    index(tmp_path, {"shard": first.name, "pairs": 2})
+    refused(tmp_path, r"two\.\w+: shards\.jsonl beside it does not name it, .*; move it to another folder")
+    assert len(list(read_shards(second))) == 2  # it was asked for by name
+    (tmp_path / "shards.jsonl").unlink()
+    assert len(list(read_shards(tmp_path))) == 4
+
+
 def test_an_index_that_is_none(tmp_path):
     write("tar", tmp_path / "one.tar", make_samples(1))
     for line in ({}, {"shard": "one.tar"}, {"shard": "one.tar", "pairs": -1}, [3], "one.tar"):

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from differad.data.pairing import Pairing, choose_targets, match_samples
+from differad.data.copies import Contents
+from differad.data.pairing import Pairing, choose_targets, describe, match_samples
 from differad.data.sources.mvtec import read_mvtec
 from differad.data.sources.sample import ProblemList, Sample
+from differad.data.thumbnails import read_thumbnail
 from differad.errors import ManifestError, OptionError
 from miniatures import damage, mvtec, part, save
 
@@ -168,3 +170,35 @@ def test_a_broken_picture_is_told_once(tmp_path):
 def test_options_are_checked(options):
     with pytest.raises(OptionError, match=next(iter(options))):
         Pairing(**options)
+
+
+def test_more_targets_than_are_ranked_at_once_have_the_references_of_brute_force(tmp_path):
+    rng = np.random.default_rng(0)
+    images = {tmp_path / f"{number}.png": rng.integers(0, 255, (6, 8, 3)).astype(np.uint8) for number in range(150)}
+    for path, pixels in images.items():
+        save(path, pixels)
+    samples = [Sample(path, "part", True) for path in images]
+    vectors = np.stack([describe(read_thumbnail(path)) for path in images])
+    for match in match_samples(samples, Pairing(references=3, normal_share=None)):
+        own = list(images).index(match.target.image)
+        order = np.argsort(np.linalg.norm(vectors - vectors[own], axis=1), kind="stable")
+        assert list(images).index(match.reference.image) == [number for number in order if number != own][match.rank]
+
+
+def test_many_copies_take_no_comparison_each(tmp_path, monkeypatch):
+    """300 links to three images: of a pool of copies the first two settle that none of them will do."""
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        save(tmp_path / f"{name}.png", rng.integers(0, 255, (6, 8, 3)).astype(np.uint8))
+    samples = []
+    for number in range(300):
+        path = tmp_path / f"{number:04}.png"
+        path.hardlink_to(tmp_path / f"{'abc'[number % 3]}.png")
+        samples.append(Sample(path, "part", True))
+    compared = []
+    same = Contents.same
+    monkeypatch.setattr(Contents, "same", lambda self, a, b: compared.append(a) or same(self, a, b))
+    matches = list(match_samples(samples, Pairing(normal_share=None)))
+    assert len(matches) == 300
+    assert all(int(m.target.image.stem) % 3 != int(m.reference.image.stem) % 3 for m in matches)
+    assert len(compared) < 10 * len(samples)

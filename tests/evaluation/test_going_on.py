@@ -22,6 +22,7 @@ from differad.data.stamps import file_of
 from differad.errors import InputError, InputWarning, LocatorError, ManifestError
 from differad.evaluation.identity import describe_run
 from differad.evaluation.inspection import inspect_pairs
+from differad.evaluation.predictions import IMAGES_GO_ON, PREDICTION_GOES_ON, is_cut_off
 from differad.evaluation.run import discard_evaluation, evaluate, locate_to_file
 from differad.images import read_image, write_image
 from differad.locators import load_locator
@@ -264,6 +265,19 @@ def test_a_cut_off_line(go):
         assert ids == [f"p{number}" for number in range(6)], (left, kept)
 
 
+def test_a_line_that_is_cut_off_anywhere(go, manifest):
+    """The id holds what JSON escapes, so that the cut may be within an escape or a letter of two bytes."""
+    manifest.write_text(manifest.read_text().replace('"p0"', r'"p\\0 \"ä"'))
+    go()
+    for path, goes_on in ((go.predictions, PREDICTION_GOES_ON), (go.images, IMAGES_GO_ON)):
+        first = path.read_bytes().splitlines(keepends=True)[0]
+        assert json.loads(first)["id"] == 'p\\0 "ä'
+        assert all(is_cut_off(first[:length], 1, goes_on) for length in range(len(first) - 1))
+        assert all(is_cut_off(first[:length] + bytes(9), 1, goes_on) for length in range(len(first) - 1))
+        assert not is_cut_off(first, 1, goes_on)
+        assert not is_cut_off(first[:-1], 1, goes_on)
+
+
 FOREIGN = {
     "one line": b'{"labels": [1, 2, 3]}',
     "lines": b'{"labels": []}\n{"labels": []}\n',
@@ -288,6 +302,9 @@ FOREIGN_BESIDE_A_RECORD = {
     "a whole document with an id": b'{"id": 3}',
     "zeros, then more": b"\0\0PK",
     "a pair": b'{"id": "p0", "reference": "good.png", "target": "0.png", "boxes": []}\n',
+    "unfinished, with an id": b'{"id": "p0", "labels": [1, 2',
+    "unfinished, with an id and boxes": b'{"id": "p\\"0", "boxes": [[1, 2',
+    "unfinished, with a number for an id": b'{"id": 3, "ima',
     "a pair, its line unfinished": b'{"id": "p0", "reference": "good.png", "target": "0.png", "boxes": []}',
 }
 

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -256,6 +257,86 @@ def test_an_answer_byte_by_byte_is_given_up_at_the_deadline(desk: Desk, head: by
         ask(desk, timeout=0.7, retries=1)
     assert time.monotonic() - start < 10  # two tries of 0.7 s and a wait of half a second; the rest is a busy machine's
     assert len(desk.questions) == 2
+
+
+def test_all_tries_of_a_request_end_at_the_deadline(desk: Desk) -> None:
+    desk.write = lambda file: desk.closing.wait(20) and None
+    start = time.monotonic()
+    with pytest.raises(LocatorError, match=r"no answer within 1\.2 s, repetitions included; raise deadline"):
+        ask(desk, timeout=0.4, retries=50)  # three times the timeout
+    assert time.monotonic() - start < 10  # fifty tries would take 20 s and their waits 400 s
+    with pytest.raises(LocatorError, match=r"no answer within 0\.5 s, repetitions included"):
+        ask(desk, timeout=30, retries=0, deadline=0.5)
+
+
+def test_waits_that_a_server_asks_for_end_at_the_deadline(desk: Desk) -> None:
+    desk.write = lambda file: file.write(b"HTTP/1.1 503 Busy\r\nRetry-After: 30\r\nContent-Length: 0\r\n\r\n") and None
+    start = time.monotonic()
+    with pytest.raises(LocatorError, match=r"no answer within 1 s, repetitions included"):
+        ask(desk, deadline=1.0, retries=5)
+    assert time.monotonic() - start < 10
+
+
+# A resolver that does not answer: the call cannot be interrupted.
+HANGING_LOOKUP = """
+import socket, sys, threading
+found = socket.getaddrinfo
+def look_up(host, *rest, **how):
+    if host in ("slow.invalid", b"slow.invalid"):
+        print("looking up", flush=True)
+        threading.Event().wait(60)
+    return found(host, *rest, **how)
+socket.getaddrinfo = look_up
+from differad.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("command", ["locate 0.png 1.png", "evaluate pairs.jsonl --out evaluated"])
+def test_ctrl_c_ends_a_run_while_a_name_is_looked_up(manifest: Path, command: str) -> None:
+    model = ["--model", f"openai:{NAME}@http://slow.invalid/v1", "-o", "timeout=50"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING_LOOKUP, *command.split(), *model],
+        cwd=manifest.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "looking up\n"
+        before = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=40)
+        took = time.monotonic() - before
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGINT
+    assert took < 3  # about a tenth of a second on an idle machine; the lookup takes 60
+
+
+def test_a_lookup_that_hangs_ends_at_the_deadline_and_a_name_that_is_none_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = socket.getaddrinfo
+    release = threading.Event()
+
+    def look_up(host: Any, *rest: Any, **how: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else str(host)
+        if name == "slow.invalid":
+            release.wait(30)
+        if name.endswith(".invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return found(host, *rest, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    options = ServerOptions(timeout=0.5, retries=0)
+    with pytest.raises(LocatorError, match=r"no answer within 0\.5 s"):
+        ServerLocator(NAME, "http://slow.invalid/v1", options).locate(pair())
+    release.set()
+    with pytest.raises(LocatorError, match=r"no connection after 1 tries \(.*; is the server up"):
+        ServerLocator(NAME, "http://no.invalid/v1", options).locate(pair())
 
 
 def endless(status: bytes, head: bytes, part: bytes) -> Any:

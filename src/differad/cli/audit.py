@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from differad.cli.options import AsJson, print_json
-from differad.images import check_ending, write_image
+from differad.images import check_drawn, check_ending, write_drawn
 from differad.training.audit import audit, draw_audit
 from differad.training.localization import DEFAULT_VARIANT
 
@@ -26,12 +26,13 @@ def audit_command(
     figures = audit()
     if save is not None:
         check_ending(save)
+        check_drawn(save)
     if as_json:
         print_json(figures)
     else:
         _print(figures)
     if save is not None:
-        write_image(save, draw_audit())
+        write_drawn(save, draw_audit())
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """`differad export` and `differad import`: pairs and predictions to annotation tools, corrected boxes back."""
 
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from differad.cli.output import say
 from differad.data.exchange.registry import EXCHANGES, export_pairs, import_pairs
 from differad.data.exchange.shared import URL_PREFIX, Predictions, Scores
 from differad.errors import InputWarning, ManifestError
-from differad.evaluation.predictions import read_predictions
+from differad.evaluation.predictions import Prediction, PredictionIndex
 
 Format = Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(EXCHANGES)}.", show_default=False)]
 Manifest = Annotated[Path, typer.Argument(metavar="PAIRS", help="The pairs.jsonl.", show_default=False)]
@@ -104,24 +105,49 @@ def import_command(
 def load_predictions(path: Path) -> Predictions:
     """Answers of a file of predictions by id, boxes (N, 4) in pixels, scores (N,) or (0,); of one id's lines the last counts.
 
-    A line that is no answer is left out, with a warning. Raises ManifestError.
+    They are read from the file when asked for. A line that is no answer is left out, with a warning. Raises ManifestError.
     """
-    found: dict[str, tuple[Boxes, Scores]] = {}
-    unanswered: dict[str, str] = {}
-    for prediction in read_predictions(path):
-        found.pop(prediction.id, None)
-        unanswered.pop(prediction.id, None)
-        if prediction.why_no_answer is not None:
-            unanswered[prediction.id] = prediction.why_no_answer
-            continue
-        boxes, scores = as_boxes(prediction.boxes), np.asarray(prediction.scores or [], dtype=np.float64)
-        if len(scores) not in (0, len(boxes)):
-            raise ManifestError(
-                f"{path}: id {prediction.id!r}: {len(scores)} scores for {len(boxes)} boxes; expected one each, or none"
-            )
-        found[prediction.id] = (boxes, scores)
+    index = PredictionIndex(path)
+    answered, unanswered, reason = set[str](), 0, ""
+    for prediction in index:
+        if prediction.why_no_answer is None:
+            _boxes_and_scores(prediction, path)
+            answered.add(prediction.id)
+        else:
+            unanswered += 1
+            reason = reason or f"pair {prediction.id!r}: {prediction.why_no_answer}"
     if unanswered:
-        first, reason = next(iter(unanswered.items()))
-        left_out = f"{path}: {len(unanswered)} predictions are no answers and were left out"
-        warnings.warn(f"{left_out}, the first: pair {first!r}: {reason}", InputWarning, stacklevel=2)
-    return found
+        left_out = f"{path}: {unanswered} predictions are no answers and were left out"
+        warnings.warn(f"{left_out}, the first: {reason}", InputWarning, stacklevel=2)
+    return _Answers(path, index, answered)
+
+
+class _Answers(Mapping[str, tuple[Boxes, Scores]]):
+    """The answers of a file of predictions."""
+
+    def __init__(self, path: Path, index: PredictionIndex, ids: set[str]) -> None:
+        self._path, self._index, self._ids = path, index, ids
+
+    def __getitem__(self, pair_id: str) -> tuple[Boxes, Scores]:
+        prediction = self._index.get(pair_id) if pair_id in self._ids else None
+        if prediction is None:
+            raise KeyError(pair_id)
+        return _boxes_and_scores(prediction, self._path)
+
+    def __contains__(self, pair_id: object) -> bool:
+        return pair_id in self._ids
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+def _boxes_and_scores(prediction: Prediction, path: Path) -> tuple[Boxes, Scores]:
+    boxes, scores = as_boxes(prediction.boxes), np.asarray(prediction.scores or [], dtype=np.float64)
+    if len(scores) not in (0, len(boxes)):
+        raise ManifestError(
+            f"{path}: id {prediction.id!r}: {len(scores)} scores for {len(boxes)} boxes; expected one each, or none"
+        )
+    return boxes, scores

@@ -14,7 +14,7 @@ from differad.drawing import draw_boxes, draw_no_answer
 from differad.errors import ImageError, ManifestError, NoAnswerError, OptionError
 from differad.evaluation.predictions import Prediction, read_predictions
 from differad.evaluation.run import locate_to_file
-from differad.images import RGB, check_ending, image_file, read_image, read_images, write_image
+from differad.images import RGB, check_drawn, check_ending, image_file, read_image, read_images, write_drawn
 from differad.locators.comparable import visibility_fault
 
 _UNANSWERED = {"failed": "failed", "no_answer": "located without an answer"}
@@ -55,13 +55,14 @@ def locate_command(
     if save is not None:
         check_ending(save)
         _refuse_input(save, first, second)
+        check_drawn(save)
     location = open_locator(model, family, option).locate(Pair(reference=first, target=second))
     if as_json:
         print_json(location.to_dict())
     else:
         say(describe(location))
     if save is not None:
-        write_image(save, _overlay(read_image(second), location))
+        write_drawn(save, _overlay(read_image(second), location))
     if fail_on_anomaly:
         raise typer.Exit(exit_code([location]))
     _check_answered(location, first, second)

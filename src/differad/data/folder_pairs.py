@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from differad.core import Pair
 from differad.data.copies import Contents
+from differad.data.nearest import BLOCK, NearestIndex, Ranking
 from differad.data.pairing import describe
 from differad.data.sources.inventory import FOREIGN_ENDINGS
 from differad.data.sources.sample import folder_name, is_image, no_image, walk
@@ -108,22 +110,32 @@ class _Finder:
                 InputWarning,
                 stacklevel=3,
             )
-        self._vectors = np.stack(vectors)
+        self._index = NearestIndex(np.stack(vectors), self._good, self._contents)
 
     def find_all(self, targets: Mapping[str, Path], progress: bool) -> dict[str, Path]:
         """The reference of each target by its id."""
         if len(self._good) == 1:  # nothing to choose: no target is opened
             return dict.fromkeys(targets, self._good[0])
         vectors = _describe_all(list(targets.values()), "references", progress)
-        return {name: self._find(path, vector) for (name, path), vector in zip(targets.items(), vectors, strict=True)}
+        described = zip(targets.items(), vectors, strict=True)
+        found: dict[str, Path] = {}
+        while block := list(islice(described, BLOCK)):
+            ranks = iter(self._index.ranked([vector for _, vector in block if not isinstance(vector, ImageError)]))
+            for (name, path), vector in block:
+                # The first good part for a target that cannot be read: its locator says why.
+                found[name] = self._good[0] if isinstance(vector, ImageError) else self._first_other(path, next(ranks))
+        return found
 
-    def _find(self, target: Path, vector: _Vector | ImageError) -> Path:
-        """The first good part for a target that cannot be read: its locator says why."""
-        if isinstance(vector, ImageError):
-            return self._good[0]
-        distances = np.linalg.norm(self._vectors - vector, axis=1)
-        ranked: list[Path] = [self._good[number] for number in np.argsort(distances, kind="stable")]
-        return next((path for path in ranked if not self._is_same(path, target)), ranked[0])
+    def _first_other(self, target: Path, ranking: Ranking) -> Path:
+        """The nearest good part that is not the target's own file or a copy of it; where all are, the nearest."""
+        nearest = None
+        for number in ranking:
+            good = self._good[number]
+            if not self._is_same(good, target):
+                return good
+            nearest = nearest or good
+            ranking.drop_copies()
+        return nearest or self._good[0]
 
     def _is_same(self, good: Path, target: Path) -> bool:
         try:

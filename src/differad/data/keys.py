@@ -6,6 +6,7 @@ Further keys are allowed and kept, so that `boxs` makes a pair unlabelled withou
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import lru_cache
 
 from pydantic import BaseModel
 
@@ -13,6 +14,8 @@ from differad.errors import InputWarning, shortened
 
 # How alike two names are, from 0 to 1: `boxs` and `boxes` 0.89, `mask` and `task` 0.75.
 _ALIKE = 0.8
+# Keys whose comparison stays in memory: a file has the same few on every line, and comparing takes longer than reading the line.
+_CACHED = 1024
 # What other tools call it.
 _OTHER_NAMES = {
     "box": "boxes",
@@ -38,7 +41,8 @@ class SlipFinder:
     """Warns, once for each key of a file, of keys that stand where one of `kind` was probably meant."""
 
     def __init__(self, kind: type[BaseModel]) -> None:
-        self._known = tuple(kind.model_fields)
+        known = tuple(kind.model_fields)
+        self._meant = lru_cache(_CACHED)(lambda key: nearest(key, known))
         self._said: set[str] = set()
 
     def check(self, record: BaseModel, place: str) -> None:
@@ -46,7 +50,7 @@ class SlipFinder:
         for key in record.model_extra or {}:
             if key in self._said:
                 continue
-            meant = nearest(key, self._known)
+            meant = self._meant(key)
             if meant is None or (meant in record.model_fields_set and getattr(record, meant) is not None):
                 continue
             self._said.add(key)

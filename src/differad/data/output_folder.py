@@ -7,6 +7,7 @@ The marker lists what is made, each name before its file. Where that fails, all 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from differad.data.locks import LOCK, sole_run
@@ -15,6 +16,8 @@ from differad.errors import InputError, WriteError
 from differad.files import AppendFile, leftovers, make_folder, sync_files, write_errors
 
 _HEADER = "files of an unfinished {}"
+# Files that are brought to the disk in one go, so that no list of all is held.
+_AT_ONCE = 512
 
 
 class OutputFolder:
@@ -23,7 +26,6 @@ class OutputFolder:
     def __init__(self, path: Path, work: str) -> None:
         self.path = path
         self._work = work
-        self._made: dict[Path, None] = {}
         self._marker = AppendFile(path / MARKER)
         try:
             self._list(_HEADER.format(work))
@@ -35,7 +37,6 @@ class OutputFolder:
         """List files of the folder in the marker; called before each is made. Raises WriteError."""
         for path in paths:
             self._list(path.relative_to(self.path).as_posix())
-            self._made[path] = None
 
     def new_file(self, name: str) -> Path:
         """The path of a file that is made next, listed, its folder made. Raises WriteError."""
@@ -58,7 +59,11 @@ class OutputFolder:
 
     def sync(self) -> None:
         """Bring all that was made so far to the disk. Raises WriteError."""
-        sync_files(path for path in self._made if path.is_file() and not path.is_symlink())
+        names = _names_in(self.path / MARKER)
+        next(names)  # what the marker is of
+        made = (path for name in names if (path := self.path / name).is_file() and not path.is_symlink())
+        while some := list(islice(made, _AT_ONCE)):
+            sync_files(some)
 
     def discard(self) -> None:
         """Remove what was made."""
@@ -132,13 +137,19 @@ def _remove_recorded(out: Path, work: str) -> None:
 
 def _recorded(out: Path, work: str) -> list[Path]:
     marker, expected = out / MARKER, _HEADER.format(work)
-    # A kill may cut off the last line, whose file was not made yet.
-    lines = [line for line in marker.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     try:
-        header, *names = [str(json.loads(line)) for line in lines] or [expected]
+        header, *names = list(_names_in(marker)) or [expected]
     except ValueError:
         header, names = "", []
     paths = [Path(name) for name in names]
     if header != expected or any(path.is_absolute() or ".." in path.parts for path in paths):
         raise InputError(f"{marker}: does not list what a build made; remove the folder or choose another")
     return [out / path for path in paths]
+
+
+def _names_in(marker: Path) -> Iterator[str]:
+    """What a marker says it is of, then the names that it lists. Raises ValueError where it is none, OSError."""
+    with marker.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):  # a kill may cut off the last one, whose file was not made yet
+                yield str(json.loads(line))

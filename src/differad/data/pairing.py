@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from differad.data.copies import Contents
+from differad.data.nearest import BLOCK, NearestIndex, Ranking
 from differad.data.sources.sample import Problems, Region, Sample, attempt, refuse
 from differad.data.thumbnails import Thumbnail, read_region, read_thumbnail
 from differad.errors import OptionError
@@ -31,6 +32,7 @@ Embed = Callable[[RGB], NDArray[np.floating]]
 
 _Descriptor = NDArray[np.float32]
 _Key = tuple[Path, Region | None]
+_Pools = dict[tuple[str, str], list[Sample]]
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,14 @@ class Descriptors:
                 self._known[key] = describe(picture) if self.embed is None else self._embedded(picture.pixels, sample)
         return self._known[key]
 
+    def stack(self, samples: Sequence[Sample], problems: Problems = refuse) -> tuple[list[Sample], NDArray[np.float32]]:
+        """The samples that can be read, and their vectors (N, D), which are kept in this one place from now on."""
+        usable = [sample for sample in samples if self.of(sample, problems) is not None]
+        vectors = [vector for sample in usable if (vector := self.of(sample)) is not None]
+        stacked = np.stack(vectors) if vectors else np.empty((0, 0), dtype=np.float32)
+        self._known.update(zip(((sample.image, sample.region) for sample in usable), stacked, strict=True))
+        return usable, stacked
+
     def _embedded(self, pixels: RGB, sample: Sample) -> _Descriptor:
         """Raises OptionError: what `embed` gives is the caller's business, not the data set's."""
         vector = np.asarray(self.embed(pixels) if self.embed else [], dtype=np.float32).ravel()
@@ -116,14 +126,16 @@ def match_samples(
     with makes no pair. Raises ManifestError through `problems`, OptionError.
     """
     pairing = pairing or Pairing()
-    pools = _pools(samples)
-    finder = _Finder(pairing, Descriptors(embed), problems)
-    for target in choose_targets(samples, pairing):
-        pool = pools.get((target.category, target.view), [])
-        references = finder.find(target, pool)
-        if references == [] and not target.is_normal:
-            problems(_no_reference(target, pairing.method))
-        yield from (Match(target, reference, rank) for rank, reference in enumerate(references or []))
+    finder = _Finder(pairing, _pools(samples), Descriptors(embed), problems)
+    chosen = choose_targets(samples, pairing)
+    for start in range(0, len(chosen), BLOCK):
+        targets = chosen[start : start + BLOCK]
+        finder.rank(targets)
+        for target in targets:
+            references = finder.find(target)
+            if references == [] and not target.is_normal:
+                problems(_no_reference(target, pairing.method))
+            yield from (Match(target, reference, rank) for rank, reference in enumerate(references or []))
 
 
 def choose_targets(samples: Sequence[Sample], pairing: Pairing) -> list[Sample]:
@@ -159,9 +171,9 @@ def _numbers(pairing: Pairing, defective: int, normal: int) -> tuple[int, int]:
     return defective, normal if limit is None else min(normal, limit - defective)
 
 
-def _pools(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:
+def _pools(samples: Sequence[Sample]) -> _Pools:
     """Possible references by category and view."""
-    pools: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    pools: _Pools = defaultdict(list)
     for sample in samples:
         if sample.is_normal:
             pools[sample.category, sample.view].append(sample)
@@ -169,29 +181,52 @@ def _pools(samples: Sequence[Sample]) -> dict[tuple[str, str], list[Sample]]:
 
 
 class _Finder:
-    """Finds the references of one target after the other; what belongs to a pool is worked out once."""
+    """Finds the references of targets; what belongs to a pool is worked out once."""
 
-    def __init__(self, pairing: Pairing, descriptors: Descriptors, problems: Problems) -> None:
+    def __init__(self, pairing: Pairing, pools: _Pools, descriptors: Descriptors, problems: Problems) -> None:
         self._pairing = pairing
+        self._pools = pools
         self._descriptors = descriptors
         self._problems = problems
         self._contents = Contents()
-        self._ready: dict[tuple[str, str], tuple[list[Sample], NDArray[np.float32]]] = {}
+        self._indexed: dict[tuple[str, str], tuple[list[Sample], NearestIndex | None]] = {}
+        self._ranked: dict[_Key, tuple[list[Sample], Ranking | None]] = {}
 
-    def find(self, target: Sample, pool: list[Sample]) -> list[Sample] | None:
+    def rank(self, targets: Sequence[Sample]) -> None:
+        """Rank the pools by what is nearest to each of `targets`, which `find` is asked for next."""
+        self._ranked = {}
+        by_pool: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+        for target in targets:
+            if target.template is None and self._pairing.method == "nearest" and self._pool(target):
+                by_pool[target.category, target.view].append(target)
+        for key, members in by_pool.items():
+            described = [(target, self._descriptors.of(target, self._problems)) for target in members]
+            readable = [(target, vector) for target, vector in described if vector is not None]
+            if readable:
+                usable, index = self._index(key)
+                rankings = index.ranked([vector for _, vector in readable]) if index else [None] * len(readable)
+                for (target, _), ranking in zip(readable, rankings, strict=True):
+                    self._ranked[target.image, target.region] = usable, ranking
+
+    def find(self, target: Sample) -> list[Sample] | None:
         """The references of `target`, best first; fewer than wanted where there are no more, none if none will do.
 
-        None where the target itself cannot be read, which is reported then.
+        None where the target itself cannot be read, which was reported.
         """
         if target.template is not None:
             if self._is_copy(target.template, target):
                 return []
             return [Sample(target.template, target.category, True, product=target.product, view=target.view)]
+        pool = self._pool(target)
         if self._pairing.method == "given" or not pool:
             return []
         if self._pairing.method == "random":
             return self._draw(target, pool)
-        return self._nearest(target, pool)
+        ranked = self._ranked.get((target.image, target.region))
+        return None if ranked is None else self._nearest(target, *ranked)
+
+    def _pool(self, target: Sample) -> list[Sample]:
+        return self._pools.get((target.category, target.view), [])
 
     def _draw(self, target: Sample, pool: list[Sample]) -> list[Sample]:
         # By the target's name: what others there are does not change its references.
@@ -223,28 +258,31 @@ class _Finder:
         """Whether a file is the target's or may be, as it cannot be read, which is reported."""
         return attempt(self._problems, self._contents.same, image, target.image) is not False
 
-    def _nearest(self, target: Sample, pool: list[Sample]) -> list[Sample] | None:
-        own = self._descriptors.of(target, self._problems)
-        if own is None:
-            return None
-        usable, vectors = self._described(pool)
+    def _nearest(self, target: Sample, usable: list[Sample], ranking: Ranking | None) -> list[Sample]:
         found: list[Sample] = []
-        if usable:
-            distances = np.linalg.norm(vectors - own, axis=1)
-            for number in np.argsort(distances, kind="stable"):
-                self._add(found, target, usable[number])
-                if len(found) == self._pairing.references:
-                    break
+        for number in ranking or ():
+            self._add(found, target, usable[number])
+            if len(found) == self._pairing.references:
+                break
+            if ranking is not None and self._is_whole_copy(usable[number], target):
+                ranking.drop_copies()  # they are no reference either
         return found
 
-    def _described(self, pool: list[Sample]) -> tuple[list[Sample], NDArray[np.float32]]:
-        key = pool[0].category, pool[0].view
-        if key not in self._ready:
-            vectors = [self._descriptors.of(sample, self._problems) for sample in pool]
-            usable = [sample for sample, vector in zip(pool, vectors, strict=True) if vector is not None]
-            known = [vector for vector in vectors if vector is not None]
-            self._ready[key] = usable, np.stack(known) if known else np.empty((0, 0), dtype=np.float32)
-        return self._ready[key]
+    def _is_whole_copy(self, candidate: Sample, target: Sample) -> bool:
+        if candidate.region is not None or target.region is not None:
+            return False
+        return candidate.image == target.image or self._is_copy(candidate.image, target)
+
+    def _index(self, key: tuple[str, str]) -> tuple[list[Sample], NearestIndex | None]:
+        """The samples of a pool that can be read, and an index of them; None where there are none."""
+        if key not in self._indexed:
+            usable, vectors = self._descriptors.stack(self._pools[key], self._problems)
+            self._indexed[key] = usable, self._make_index(usable, vectors)
+        return self._indexed[key]
+
+    def _make_index(self, usable: list[Sample], vectors: NDArray[np.float32]) -> NearestIndex | None:
+        files = [None if sample.region is not None else sample.image for sample in usable]
+        return NearestIndex(vectors, files, self._contents) if usable else None
 
 
 def _no_reference(target: Sample, method: str) -> str:

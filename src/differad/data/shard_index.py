@@ -50,8 +50,14 @@ def read_index(folder: Path) -> dict[str, ShardEntry]:
 
 
 def check_present(folder: Path, entries: dict[str, ShardEntry], shards: Sequence[Path]) -> None:
-    """Raise ManifestError where the index of `folder` names a shard that is not among `shards`."""
+    """Raise ManifestError where an index names a shard of `folder` that is not among `shards`, or does not name one that is."""
     names = {path.name for path in shards}
+    unnamed = next((path for path in shards if path.name not in entries), None)
+    if entries and unnamed is not None:
+        raise ManifestError(
+            f"{unnamed}: {INDEX} beside it does not name it, so nobody knows whether it is whole; move it to another folder, or "
+            "run the command that wrote it again if it was not finished"
+        )
     missing = next((name for name in entries if name not in names), None)
     if missing is not None:
         raise ManifestError(

@@ -78,8 +78,9 @@ def read_shards(path: str | Path) -> Iterator[Pair]:
 
     Pictures are (H, W, 3) uint8 arrays; `extra` holds what else the line says, and under `mask` the (H, W) bool mask of an
     anomalous pair. Raises InputError where there is no shard, ManifestError on one that is broken, ImageError. Shards that were
-    cut off, or that `shards.jsonl` beside them names and that are gone, are found before the first pair. Each shard that it
-    names is compared with its checksum before its first pair, and with its number of pairs after the last.
+    cut off, that `shards.jsonl` names and that are gone, or that lie in a folder whose `shards.jsonl` does not name them are
+    found before the first pair. Each shard that it names is compared with its checksum before its first pair, and with its
+    number of pairs after the last.
     """
     files = shard_files(path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent

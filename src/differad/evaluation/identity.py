@@ -19,7 +19,9 @@ from differad.text import without_user_info
 
 FORMAT = "differad run 1"
 # Options that change how long an answer takes, not the answer.
-_SPEED = frozenset({"workers", "concurrency", "timeout", "retries", "batch_size", "remember_prefixes", "api_key_env"})
+_SPEED = frozenset(
+    {"workers", "concurrency", "timeout", "deadline", "retries", "batch_size", "remember_prefixes", "api_key_env"}
+)
 # Files of a checkpoint's folder that its answers depend on.
 _WEIGHTS = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 

@@ -6,7 +6,8 @@ detection metrics only. A metric without a pair to measure is None.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from differad.boxes import Boxes, area, iou
 from differad.evaluation.intervals import Estimate, estimate, mean_interval, unvaried, unvaried_f1
 
 Values = NDArray[np.float64]
+_Draws = dict[str, Values]
 
 RESAMPLES = 2000
 HIT = 0.3
@@ -27,7 +29,7 @@ WITH_INTERVAL = ("miou", "acc_0.3", "acc_0.5", "acc_0.7", "f1_0.3", "detection_f
 _BLOCK_CELLS = 4_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PairResult:
     """What one labelled pair contributes; `placed` is False where it is abnormal and nobody marked where."""
 
@@ -59,29 +61,48 @@ def size_name(truth: Boxes, width: int, height: int) -> str | None:
 
 def summarise(results: Sequence[PairResult], seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Metrics `overall` (with `macro`, the mean over categories), by `categories`, `groups` and `sizes`."""
-    ranked = _can_rank(results)
+    return summarise_beside(results, {}, seed, resamples)[0]
 
-    def measured(members: Sequence[PairResult]) -> dict[str, Any]:
-        return _measure(members, _resample(members, np.random.default_rng(seed), resamples), ranked)
 
-    overall = measured(results)
-    categories = _split(results, lambda result: result.category)
-    by_category = {name: measured(members) for name, members in categories.items()}
-    overall["macro"] = _macro(categories, by_category, seed, resamples)
+def summarise_beside(
+    results: Sequence[PairResult],
+    baselines: Mapping[str, Sequence[PairResult]],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What `summarise` says of `results`, and of each of `baselines` what it says `overall` and by `categories`.
+
+    Sets of equally many pairs see the same draws, which are made once for all of them.
+    """
+    answers = [results, *baselines.values()]
+    categories = [_split(one, lambda result: result.category) for one in answers]
     order = [name for name, _ in SIZES]
     sizes = _split([result for result in results if result.size], lambda result: order.index(str(result.size)))
     groups = _split([result for result in results if result.group], lambda result: result.group)
-    return {
-        "overall": overall,
-        "categories": by_category,
-        "groups": {name: measured(members) for name, members in groups.items()},
-        "sizes": {order[index]: measured(members) for index, members in sizes.items()},
-    }
+    # The only category is the whole.
+    parts = [part for one in categories if len(one) > 1 for part in one.values()]
+    draws = _resample_alike([*answers, *parts, *groups.values(), *sizes.values()], seed, resamples)
+    streams = _resample_categories([one for one in categories if len(one) > 1], seed, resamples)
+    found = []
+    for one, by_category in zip(answers, categories, strict=True):
+        ranked = _can_rank(one)
+        overall = _measure(one, draws[id(one)], ranked)
+        if len(by_category) == 1:
+            measured = {name: dict(overall) for name in by_category}
+        else:
+            measured = {name: _measure(own, draws[id(own)], ranked) for name, own in by_category.items()}
+        overall["macro"] = _macro(by_category, measured, streams)
+        found.append({"overall": overall, "categories": measured})
+    main, *others = found
+    ranked = _can_rank(results)
+    main["groups"] = {name: _measure(own, draws[id(own)], ranked) for name, own in groups.items()}
+    main["sizes"] = {order[index]: _measure(own, draws[id(own)], ranked) for index, own in sizes.items()}
+    return main, dict(zip(baselines, others, strict=True))
 
 
 def measure(results: Sequence[PairResult], seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Every metric of one set of pairs, with 95 % intervals: percentile bootstrap over pairs, see `intervals`."""
-    return _measure(results, _resample(results, np.random.default_rng(seed), resamples), _can_rank(results))
+    return _measure(results, _resample_alike([results], seed, resamples)[id(results)], _can_rank(results))
 
 
 def auroc(positive: Values, negative: Values) -> float | None:
@@ -164,21 +185,52 @@ def _stream(seed: int, category: str) -> np.random.Generator:
     return np.random.default_rng([seed, int.from_bytes(name)])
 
 
-def _resample(results: Sequence[PairResult], rng: np.random.Generator, resamples: int) -> dict[str, Values]:
-    """Metrics of `resamples` bootstrap samples of the pairs, each of shape (resamples,)."""
-    count = len(results)
-    columns = _columns(results)
+def _resample_alike(sets: Sequence[Sequence[PairResult]], seed: int, resamples: int) -> dict[int, _Draws]:
+    """The resamples of each set, by its `id`, drawn from the same seed."""
+    by_count: dict[int, list[Sequence[PairResult]]] = defaultdict(list)
+    for members in sets:
+        by_count[len(members)].append(members)
+    return {
+        id(members): draws
+        for alike in by_count.values()
+        for members, draws in zip(alike, _resample(alike, np.random.default_rng(seed), resamples), strict=True)
+    }
+
+
+def _resample_categories(
+    categories: Sequence[Mapping[str, Sequence[PairResult]]], seed: int, resamples: int
+) -> dict[int, _Draws]:
+    """The resamples of each category, by the `id` of its results, each drawn by itself.
+
+    With the seed of the categories' own intervals, all would resample the same positions.
+    """
+    named: dict[tuple[str, int], list[Sequence[PairResult]]] = defaultdict(list)
+    for one in categories:
+        for name, members in one.items():
+            named[name, len(members)].append(members)
+    return {
+        id(members): draws
+        for (name, _), alike in named.items()
+        for members, draws in zip(alike, _resample(alike, _stream(seed, name), resamples), strict=True)
+    }
+
+
+def _resample(sets: Sequence[Sequence[PairResult]], rng: np.random.Generator, resamples: int) -> list[_Draws]:
+    """Metrics of `resamples` bootstrap samples of each of `sets`, equally many pairs each; shape (resamples,)."""
+    count = len(sets[0])
+    columns = [_columns(results) for results in sets]
     block = max(1, _BLOCK_CELLS // max(1, count))
-    sums = []
+    sums: list[list[Values]] = [[] for _ in sets]
     for start in range(0, resamples, block):
         drawn = rng.integers(count, size=(min(block, resamples - start), count))
         offsets = count * np.arange(len(drawn))[:, None]
-        weights = np.bincount((drawn + offsets).ravel(), minlength=drawn.size).reshape(drawn.shape)
-        sums.append(weights @ columns)
-    return _ratios(np.concatenate(sums))
+        weights = np.bincount((drawn + offsets).ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
+        for own, summands in zip(sums, columns, strict=True):
+            own.append(weights @ summands)
+    return [_ratios(np.concatenate(own)) for own in sums]
 
 
-def _measure(results: Sequence[PairResult], draws: dict[str, Values], ranked: bool) -> dict[str, Any]:
+def _measure(results: Sequence[PairResult], draws: _Draws, ranked: bool) -> dict[str, Any]:
     sums = _columns(results).sum(axis=0)
     of = dict(zip(_COLUMNS, sums.tolist(), strict=True))
     counts = {name: int(of[name]) for name in ("pairs", "anomalous", "normal")}
@@ -192,7 +244,7 @@ def _measure(results: Sequence[PairResult], draws: dict[str, Values], ranked: bo
     return {**counts, **values, **intervals, "auroc": area_under, "auroc_invalid": unranked}
 
 
-def _estimate(name: str, sums: Values, draws: dict[str, Values]) -> Estimate | None:
+def _estimate(name: str, sums: Values, draws: _Draws) -> Estimate | None:
     """The metric `name` of sums (len(_COLUMNS),) with its interval; None where no pair measures it."""
     value = _number(_ratios(sums)[name])
     if value is None:
@@ -202,7 +254,7 @@ def _estimate(name: str, sums: Values, draws: dict[str, Values]) -> Estimate | N
 
 
 def _macro(
-    categories: dict[str, list[PairResult]], by_category: dict[str, dict[str, Any]], seed: int, resamples: int
+    categories: Mapping[str, Sequence[PairResult]], by_category: dict[str, dict[str, Any]], streams: dict[int, _Draws]
 ) -> dict[str, Any]:
     """Means over the categories that have the metric; the interval resamples each category by itself."""
     macro: dict[str, Any] = {"categories": len(categories)}
@@ -213,12 +265,10 @@ def _macro(
         (only,) = by_category.values()
         return macro | {f"{name}_ci95": only[f"{name}_ci95"] for name in WITH_INTERVAL}
     parts: dict[str, list[Estimate]] = {name: [] for name in WITH_INTERVAL}
-    for category, members in categories.items():
-        # With the seed of the categories' own intervals, all would resample the same positions.
-        draws = _resample(members, _stream(seed, category), resamples)
+    for members in categories.values():
         sums = _columns(members).sum(axis=0)
         for name in WITH_INTERVAL:
-            part = _estimate(name, sums, draws)
+            part = _estimate(name, sums, streams[id(members)])
             if part is not None:
                 parts[name].append(part)
     return macro | {

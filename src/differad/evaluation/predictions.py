@@ -1,6 +1,7 @@
 """`predictions.jsonl`: one prediction a line, appended as it is made, so that a killed run loses at most the pair in hand."""
 
 import json
+import re
 from collections.abc import Container, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,10 @@ _Number = Annotated[float, Field(allow_inf_nan=False)]
 _ANSWER_ONLY = frozenset(
     {"scores", "confidence", "threshold", "comparable", "answer", "reasoning", "valid", "error", "seconds"}
 )
-_LINE_BEGINS = b'{"id": '
+# What a line of a prediction, or of an image log, begins with: id, and what follows it.
+_ID_BEGINS = b'{"id": "'
+PREDICTION_GOES_ON, IMAGES_GO_ON = b'", "anomalous": ', b'", "images": ['
+_IN_QUOTES = re.compile(rb'(?:[^"\\]|\\.)*\\?')
 
 
 class Prediction(BaseModel):
@@ -163,25 +167,35 @@ def _finished(path: Path, begun: bool) -> Iterator[tuple[Prediction, str]]:
             try:
                 prediction = _parse(raw, f"{path}:{number}")
             except ManifestError:
-                if not is_cut_off(raw) or not (begun or number > 1):
+                if not is_cut_off(raw, number) or not (begun or number > 1):
                     raise
                 return
             if prediction.error is None:
                 yield prediction, raw.decode("utf-8-sig").rstrip("\r\n") + "\n"
 
 
-def is_cut_off(raw: bytes) -> bool:
-    """Whether a last line is what a kill or a power cut left of one of ours: its beginning, or zeros in place of its end."""
+def is_cut_off(raw: bytes, number: int, goes_on: bytes = PREDICTION_GOES_ON) -> bool:
+    """Whether a last line is what a kill or a power cut left of one of ours: its beginning, or zeros in place of its end.
+
+    Where no line before tells whose file it is (`number` is 1), it must have `goes_on` behind its id, as ours has.
+    """
     if raw.endswith(b"\n") and b"\0" not in raw:
         return False
     begun, zeros, rest = raw.partition(b"\0")
-    if rest.strip(b"\0\n") or begun[: len(_LINE_BEGINS)] != _LINE_BEGINS[: len(begun)]:
+    if rest.strip(b"\0\n") or not _may_be_ours(begun, goes_on if number == 1 else b""):
         return False
     try:
         json.loads(begun)
     except (ValueError, RecursionError):
         return True
     return bool(zeros)
+
+
+def _may_be_ours(begun: bytes, goes_on: bytes) -> bool:
+    head, behind = begun[: len(_ID_BEGINS)], begun[len(_ID_BEGINS) :]
+    quoted = _IN_QUOTES.match(behind)
+    rest = behind[quoted.end() :] if quoted else b""
+    return _ID_BEGINS.startswith(head) and rest[: len(goes_on)] == goes_on[: len(rest)]
 
 
 class PredictionIndex:
@@ -207,6 +221,13 @@ class PredictionIndex:
 
     def __len__(self) -> int:
         return len(self._offsets)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        """The last prediction of each id, in the order in which the ids first come."""
+        with self._path.open("rb") as file:
+            for offset in self._offsets.values():
+                file.seek(offset)
+                yield _parse(file.readline(), str(self._path))
 
     def get(self, pair_id: str) -> Prediction | None:
         """The prediction of a pair, None where there is none."""

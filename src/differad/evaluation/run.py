@@ -24,7 +24,7 @@ from differad.data.manifest import check_readable, read_pairs
 from differad.data.truth import check_boxes, check_mask, in_fractions
 from differad.errors import DifferadError, ImageError, InputError, InputWarning, LocatorError, ManifestError
 from differad.evaluation.baselines import BASELINES
-from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise
+from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise_beside
 from differad.evaluation.predictions import Prediction, PredictionIndex, PredictionWriter
 from differad.evaluation.report import Case, Showcase, write_report
 from differad.evaluation.run_record import Inputs, RunFiles, RunRecord, read_run
@@ -325,12 +325,9 @@ def _score(pairs: Iterator[Pair], predictions: Path, seed: int) -> tuple[dict[st
     for pair in pairs:
         _add(tally, showcase, pair, index.get(pair.id))
     _warn_of_outside(tally)
-    metrics = summarise(tally.results, seed)
-    metrics["baselines"] = {
-        name: {part: values for part, values in summarise(results, seed).items() if part in ("overall", "categories")}
-        for name, results in tally.baselines.items()
-        if results
-    }
+    measured = {name: results for name, results in tally.baselines.items() if results}
+    metrics, baselines = summarise_beside(tally.results, measured, seed)
+    metrics["baselines"] = baselines
     metrics |= {
         **{name: tally.failures[name] for name in _FAILURES},
         "first_reasons": tally.first_reasons,

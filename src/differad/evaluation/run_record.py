@@ -16,7 +16,7 @@ from differad.data.stamps import Stamp, combined, file_of, image_name, stamp
 from differad.errors import InputError, ManifestError
 from differad.evaluation.identity import FORMAT, changes, describe_run
 from differad.evaluation.own_files import check_own
-from differad.evaluation.predictions import finished_ids, is_cut_off, keep_finished
+from differad.evaluation.predictions import IMAGES_GO_ON, finished_ids, is_cut_off, keep_finished
 from differad.files import AppendFile, atomic_write, leftovers, write_errors, write_text
 from differad.locators import Locator
 from differad.locators.remembered import Remembered
@@ -216,7 +216,7 @@ def _entries(path: Path) -> Iterator[tuple[int, Any]]:
         return
     with file:
         for number, raw in enumerate(file, start=1):
-            if is_cut_off(raw):
+            if is_cut_off(raw, number, IMAGES_GO_ON):
                 return
             try:
                 yield number, json.loads(raw)

@@ -1,19 +1,22 @@
 """One question to a chat completions server, as text: deadlines, bounds, secrets, and requests that can be given up.
 
 What is repeated, and after which waits, is the `openai` client's affair. Each try has a deadline for all of it, the
-answer's last byte included; a deadline needs asyncio, so requests run on an event loop in a thread of its own.
+answer's last byte included, and so have all tries together; a deadline needs asyncio, so requests run on an event loop in a
+thread of its own.
 
 Knows nothing of images, boxes or prompts.
 """
 
 import asyncio
 import os
+import socket
 import sys
 import threading
 import weakref
 import zlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote, urlsplit
 
@@ -83,13 +86,13 @@ class Requests:
 class ChatClient:
     """Asks the server at `base_url`, whose user and password, if any, are sent as basic authentication.
 
-    `key` is the bearer token. `timeout` bounds each of `retries` + 1 tries, in seconds. Raises OptionError for an address
-    that cannot be one, MissingExtraError.
+    `key` is the bearer token. `timeout` bounds each of `retries` + 1 tries, `deadline` all of them and the waits between, in
+    seconds. Raises OptionError for an address that cannot be one, MissingExtraError.
     """
 
-    def __init__(self, base_url: str, key: str | None, timeout: float, retries: int) -> None:
+    def __init__(self, base_url: str, key: str | None, timeout: float, retries: int, deadline: float) -> None:
         self._user_info, self.address = _split_user_info(base_url)
-        self._key, self._timeout, self._retries = key, timeout, retries
+        self._key, self._timeout, self._retries, self._deadline = key, timeout, retries, deadline
         self._lock = threading.Lock()
         self._session: _Session | None = None
         user, password = self._user_info or ("", "")
@@ -110,9 +113,13 @@ class ChatClient:
 
         session = self._open()
         try:
-            return _read_completion(requests.run(_create(session.client, question), session.loop))
+            return _read_completion(requests.run(_create(session.client, question, self._deadline), session.loop))
         except CancelledError:
             raise LocatorError("given up") from None
+        except TimeoutError:
+            raise LocatorError(
+                f"no answer within {self._deadline:g} s, repetitions included; raise deadline or lower concurrency"
+            ) from None
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
@@ -170,7 +177,7 @@ class _Session:
 
     def __init__(self, client: "AsyncOpenAI") -> None:
         self.client, self.process = client, os.getpid()
-        self.loop = asyncio.new_event_loop()
+        self.loop = _Loop()
         threading.Thread(target=_serve, args=(self.loop, client), daemon=True, name="differad requests").start()
 
     def stop(self) -> None:
@@ -185,9 +192,31 @@ def _serve(loop: asyncio.AbstractEventLoop, client: "AsyncOpenAI") -> None:
     loop.close()
 
 
-async def _create(client: "AsyncOpenAI", question: dict[str, Any]) -> bytes:
-    """The body of the server's answer, as JSON says it."""
-    response = await client.chat.completions.with_raw_response.create(**question)
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop on which a name that is looked up keeps no process from ending: a lookup cannot be interrupted."""
+
+    async def getaddrinfo(self, host: Any, port: Any, **how: Any) -> Any:
+        """As `socket.getaddrinfo`, in a thread that ends with the process."""
+        found: asyncio.Future[Any] = self.create_future()
+
+        def look_up() -> None:
+            settle: Callable[[Any], None] = found.set_result
+            outcome: object
+            try:
+                outcome = socket.getaddrinfo(host, port, **how)
+            except (OSError, UnicodeError) as error:
+                settle, outcome = found.set_exception, error
+            with suppress(RuntimeError):  # the loop has ended
+                self.call_soon_threadsafe(lambda: None if found.done() else settle(outcome))
+
+        threading.Thread(target=look_up, daemon=True, name="differad lookup").start()
+        return await found
+
+
+async def _create(client: "AsyncOpenAI", question: dict[str, Any], deadline: float) -> bytes:
+    """The body of the server's answer, as JSON says it. Raises TimeoutError."""
+    async with asyncio.timeout(deadline):
+        response = await client.chat.completions.with_raw_response.create(**question)
     body: bytes = response.http_response.content
     return body
 

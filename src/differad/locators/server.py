@@ -66,6 +66,8 @@ FAMILY_PREFIXES: dict[str, str] = {
 _ADDRESS = re.compile(r"openai:(?P<name>.+?)@(?P<url>https?://[^/\s?#]+[^\s?#]*)")
 _MIMES = {"JPEG": "image/jpeg", "PNG": "image/png"}
 _KEPT_IMAGES = 8
+# A server that is silent for so many whole tries will not answer the next one either; failures that come at once take no time.
+_TRIES_WORTH = 3
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class ServerOptions:
 
     concurrency: int = option(8, "requests under way at once")
     timeout: float = option(120.0, "seconds for a request and its whole answer, until it is given up and repeated")
+    deadline: float | None = option(None, "seconds for a request with all its repetitions; none: three times timeout")
     retries: int = option(4, "repetitions of a failed request, after waits that double from half a second to eight")
     max_tokens: int = option(1024, "an answer is cut off after this many tokens")
     temperature: float = option(0.0, "0 takes the likeliest token")
@@ -87,6 +90,7 @@ class ServerOptions:
     def __post_init__(self) -> None:
         check_at_least("concurrency", self.concurrency, 1)
         check_at_least("timeout", self.timeout, 0.001)
+        check_at_least("deadline", self.deadline, 0.001)
         check_at_least("retries", self.retries, 0)
         check_at_least("max_tokens", self.max_tokens, 1)
         check_at_least("temperature", self.temperature, 0)
@@ -123,7 +127,8 @@ class ServerLocator:
         self._rule = _resize_rule(self._format, self.options.processor)
         self.weights = (Path(self.options.processor),) if self.options.processor else ()
         key = _key(self.options.api_key_env)
-        self._client = ChatClient(base_url, key, self.options.timeout, self.options.retries)
+        timeout, deadline = self.options.timeout, self.options.deadline
+        self._client = ChatClient(base_url, key, timeout, self.options.retries, deadline or _TRIES_WORTH * timeout)
         self._requests = Requests()
         self.name = f"openai:{name}@{self._client.address}"
         self._files = _FileUrls(_KEPT_IMAGES)

@@ -8,49 +8,73 @@ The keys `pair_id`, `reference`, `category`, `group`, `labelled` and `anomalous`
 over them. A file that another tool has written without them is matched by `file_name`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from differad.data.coco_labels import CocoEntry, read_coco_file
-from differad.data.exchange.shared import LABEL, Corrections, ExportOptions, Item, name_below, write_json
+from differad.data.exchange.shared import (
+    LABEL,
+    Corrections,
+    ExportOptions,
+    Item,
+    Spool,
+    json_list,
+    json_text,
+    name_below,
+)
 from differad.data.output_folder import OutputFolder
 from differad.errors import ManifestError
+from differad.files import write_lines
 
 _CATEGORY = 1
 _DIGITS = 4
 
 
-def write_coco(folder: OutputFolder, items: Sequence[Item], options: ExportOptions) -> None:
-    """Write `instances.json`, and `predictions.json` if any item has a prediction. Raises ManifestError, WriteError."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
+def write_coco(folder: OutputFolder, items: Iterable[Item], options: ExportOptions) -> None:
+    """Write `instances.json`, and `predictions.json` if any item has a prediction. Raises ManifestError, WriteError.
+
+    The items go by once: images are written, the lists behind them wait on the disk.
+    """
+    with Spool[str](folder.path) as annotations, Spool[list[str]](folder.path) as results:
+        images = _images(items, options, annotations, results)
+        write_lines(folder.new_file("instances.json"), _document(images, annotations))
+        if len(results):
+            write_lines(folder.new_file("predictions.json"), chain(json_list(chain.from_iterable(results)), "\n"))
+
+
+def _document(images: Iterator[str], annotations: Iterable[str]) -> Iterator[str]:
+    """The text of `instances.json`; `annotations` are asked for after the last image."""
+    yield f'{{"info": {json_text({"description": "differad pairs", "version": "1.0"})},\n"licenses": [],\n"images": '
+    yield from json_list(images)
+    yield ',\n"annotations": '
+    yield from json_list(annotations)
+    yield f',\n"categories": {json_text([{"id": _CATEGORY, "name": LABEL, "supercategory": LABEL}])}}}\n'
+
+
+def _images(
+    items: Iterable[Item], options: ExportOptions, annotations: Spool[str], results: Spool[list[str]]
+) -> Iterator[str]:
+    """The entries of the images; their boxes go into `annotations`, the predictions of an item into `results`."""
     for number, item in enumerate(items, start=1):
-        images.append(_image_entry(number, item, options))
         for box in [] if item.boxes is None else item.boxes.tolist():
-            annotations.append(_annotation_entry(len(annotations) + 1, number, box))
-        for rank, box in enumerate([] if item.predicted is None else item.predicted.tolist()):
-            score = item.score(rank)
-            results.append(
-                {
-                    "image_id": number,
-                    "category_id": _CATEGORY,
-                    "bbox": _bbox(box),
-                    # The results format demands a score.
-                    "score": 1.0 if score is None else score,
-                }
-            )
-    document = {
-        "info": {"description": "differad pairs", "version": "1.0"},
-        "licenses": [],
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": _CATEGORY, "name": LABEL, "supercategory": LABEL}],
+            annotations.add(json_text(_annotation_entry(len(annotations) + 1, number, box)))
+        if item.predicted is not None:
+            results.add([json_text(_result(number, item, rank)) for rank in range(len(item.predicted))])
+        yield json_text(_image_entry(number, item, options))
+
+
+def _result(number: int, item: Item, rank: int) -> dict[str, Any]:
+    """The predicted box `rank` of an item, whose image has `number`. The results format demands a score."""
+    score = item.score(rank)
+    box = [] if item.predicted is None else item.predicted[rank].tolist()
+    return {
+        "image_id": number,
+        "category_id": _CATEGORY,
+        "bbox": _bbox(box),
+        "score": 1.0 if score is None else score,
     }
-    write_json(folder.new_file("instances.json"), document)
-    if any(item.predicted is not None for item in items):
-        write_json(folder.new_file("predictions.json"), results)
 
 
 def _image_entry(number: int, item: Item, options: ExportOptions) -> dict[str, Any]:

@@ -12,10 +12,11 @@ Predicted boxes have the label `predicted` and never come back as truth, unless 
 XML that declares a document type (and with it entities) is refused.
 """
 
+import json
 import xml.etree.ElementTree as ET
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from xml.parsers import expat
 
@@ -24,15 +25,15 @@ from differad.data.exchange.shared import (
     Corrections,
     ExportOptions,
     Item,
+    Spool,
     finite,
     name_below,
     same_boxes,
-    write_json,
 )
 from differad.data.output_folder import OutputFolder
 from differad.data.shapes import Region, bitmap, ellipse, polygon, runs_to_mask, turned_about_center
 from differad.errors import ManifestError
-from differad.files import write_bytes
+from differad.files import write_lines, write_text
 
 PREDICTED = "predicted"
 NORMAL = "normal"
@@ -51,34 +52,45 @@ _LABELS = [
 ]
 
 
-def write_cvat(folder: OutputFolder, items: Sequence[Item], options: ExportOptions) -> None:
+def write_cvat(folder: OutputFolder, items: Iterable[Item], options: ExportOptions) -> None:
     """Write `annotations.xml` and `labels.json`.
 
     Raises ManifestError where pairs disagree on one target's boxes, and WriteError.
     """
-    by_name: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        by_name[name_below(options.root, item.pair, "target")].append(item)
+    with Spool[Item](folder.path) as waiting:
+        # CVAT numbers the frames of a task in the order of their names.
+        places = sorted((name_below(options.root, item.pair, "target"), waiting.add(item)) for item in items)
+        images = (
+            (name, [waiting.at(place) for _, place in own]) for name, own in groupby(places, key=lambda place: place[0])
+        )
+        count = sum(1 for _ in groupby(places, key=lambda place: place[0]))
+        write_lines(folder.new_file("annotations.xml"), _document(count, images))
+    write_text(folder.new_file("labels.json"), json.dumps(_LABELS, indent=1) + "\n")
+
+
+def _document(count: int, images: Iterable[tuple[str, list[Item]]]) -> Iterator[str]:
+    """The text of `annotations.xml` for `count` images, each with the items that have it for a target."""
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
     task = ET.SubElement(ET.SubElement(root, "meta"), "task")
-    for key, text in (("name", "differad"), ("size", str(len(by_name))), ("mode", "annotation")):
+    for key, text in (("name", "differad"), ("size", str(count)), ("mode", "annotation")):
         ET.SubElement(task, key).text = text
     labels = ET.SubElement(task, "labels")
     for name, kind in ((LABEL, "rectangle"), (PREDICTED, "rectangle"), (NORMAL, "tag"), (ABNORMAL, "tag")):
         label = ET.SubElement(labels, "label")
         ET.SubElement(label, "name").text = name
         ET.SubElement(label, "type").text = kind
-    # CVAT numbers the frames of a task in the order of their names.
-    for number, name in enumerate(sorted(by_name)):
-        _add_image(root, number, name, by_name[name])
     ET.indent(root)
-    whole = ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
-    write_bytes(folder.new_file("annotations.xml"), whole)
-    write_json(folder.new_file("labels.json"), _LABELS)
+    head, end, _ = ET.tostring(root, encoding="unicode").rpartition("\n</annotations>")
+    yield f"<?xml version='1.0' encoding='utf-8'?>\n{head}"
+    for number, (name, items) in enumerate(images):
+        image = _image(number, name, items)
+        ET.indent(image, level=1)
+        yield f"\n  {ET.tostring(image, encoding='unicode')}"
+    yield f"{end}\n"
 
 
-def _add_image(root: ET.Element, number: int, name: str, items: list[Item]) -> None:
+def _image(number: int, name: str, items: list[Item]) -> ET.Element:
     first = items[0]
     for other in items[1:]:
         if not same_boxes(first.boxes, other.boxes) or first.place_unknown != other.place_unknown:
@@ -87,7 +99,7 @@ def _add_image(root: ET.Element, number: int, name: str, items: list[Item]) -> N
                 "knows images by name only, so make them agree or export them from two manifests"
             )
     size = {"width": str(first.width), "height": str(first.height)}
-    image = ET.SubElement(root, "image", {"id": str(number), "name": name, **size})
+    image = ET.Element("image", {"id": str(number), "name": name, **size})
     tag = ABNORMAL if first.place_unknown else NORMAL if first.pair.anomalous is False else None
     if tag is not None:
         ET.SubElement(image, "tag", {"label": tag, "source": "manual"})
@@ -98,6 +110,7 @@ def _add_image(root: ET.Element, number: int, name: str, items: list[Item]) -> N
             element = _add_box(image, PREDICTED, "auto", box)
             score = item.score(rank)
             ET.SubElement(element, "attribute", {"name": "score"}).text = "" if score is None else f"{score:.4f}"
+    return image
 
 
 def _add_box(image: ET.Element, label: str, source: str, box: list[float]) -> ET.Element:

@@ -10,8 +10,9 @@ The truth is an annotation (an empty one says normal; none at all says unlabelle
 `abnormal` says that the target is abnormal at an unknown place, `normal` that it is normal.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -24,14 +25,15 @@ from differad.data.exchange.shared import (
     Corrections,
     ExportOptions,
     Item,
+    json_list,
+    json_text,
     name_below,
-    write_json,
 )
 from differad.data.label_files import load_json, parse_entry
 from differad.data.output_folder import OutputFolder
 from differad.data.shapes import Region, bitmap, brush_to_mask, ellipse, polygon, turned
 from differad.errors import ManifestError
-from differad.files import write_text
+from differad.files import write_lines, write_text
 
 _STATE, _NORMAL, _ABNORMAL = "state", "normal", "abnormal"
 _CONFIG = f"""\
@@ -149,10 +151,10 @@ class _Task(BaseModel):
     annotations: list[_Annotation] = []
 
 
-def write_label_studio(folder: OutputFolder, items: Sequence[Item], options: ExportOptions) -> None:
+def write_label_studio(folder: OutputFolder, items: Iterable[Item], options: ExportOptions) -> None:
     """Write `tasks.json` and `config.xml`. Raises ManifestError, WriteError."""
-    tasks = [_task(number, item, options) for number, item in enumerate(items, start=1)]
-    write_json(folder.new_file("tasks.json"), tasks)
+    tasks = (json_text(_task(number, item, options)) for number, item in enumerate(items, start=1))
+    write_lines(folder.new_file("tasks.json"), chain(json_list(tasks), "\n"))
     write_text(folder.new_file("config.xml"), _CONFIG)
 
 

@@ -1,6 +1,7 @@
 """The table of exchanges, and the two calls that use it: `export_pairs` and `import_pairs`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +18,10 @@ from differad.data.exchange.shared import (
     Corrections,
     ExportOptions,
     Item,
+    Items,
     Predictions,
     file_name,
     merge,
-    prepare,
 )
 from differad.data.exchange.yolo import read_yolo, write_yolo
 from differad.data.manifest import read_pairs, write_pairs
@@ -33,7 +34,7 @@ from differad.images import write_image
 class Exchange(NamedTuple):
     """How a format is written into an empty folder, how it is read, and a line on it."""
 
-    write: Callable[[OutputFolder, Sequence[Item], ExportOptions], None]
+    write: Callable[[OutputFolder, Iterable[Item], ExportOptions], None]
     read: Callable[[Path, Corrections], None]
     help: str
 
@@ -73,20 +74,22 @@ def export_pairs(
     exchange = exchange_named(name)
     predictions = predictions or {}
     options = ExportOptions(root or manifest.parent, copy, url_prefix)
-    pairs = list(read_pairs(manifest))
-    items, cut = prepare(pairs, predictions)
-    with claim_folder(out, force=True, work="export") as folder:
-        exchange.write(folder, items, options)
-    known = {pair.id for pair in pairs}
+    items = Items(manifest, predictions)
+    is_new = not out.exists()
+    try:
+        with claim_folder(out, force=True, work="export") as folder:
+            exchange.write(folder, items, options)
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # somebody else has put something there
+                out.rmdir()
+        raise
+    counts = ("pairs", "unlabelled", "place_unknown", "boxes", "predictions")
     return {
         "format": name,
-        "pairs": len(items),
-        "unlabelled": sum(item.pair.anomalous is None for item in items),
-        "place_unknown": sum(item.place_unknown for item in items),
-        "boxes": sum(len(item.boxes) for item in items if item.boxes is not None),
-        "predictions": sum(item.predicted is not None for item in items),
-        "unknown_predictions": len(predictions.keys() - known),
-        "cut_boxes": cut,
+        **{count: items.counts[count] for count in counts},
+        "unknown_predictions": len(predictions) - items.counts["predictions"],
+        "cut_boxes": items.counts["cut_boxes"],
         "files": sorted(path.name for path in out.iterdir()),
     }
 

@@ -9,13 +9,15 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +25,15 @@ from numpy.typing import NDArray
 from differad.boxes import Boxes, clip, is_degenerate, no_boxes, order_corners
 from differad.core import Pair
 from differad.data.label_files import DIGITS, SAME, Size, check_size, count_moved, cut_at_edges
+from differad.data.manifest import read_pairs
 from differad.data.shapes import Mask, Region, boxes_of
 from differad.errors import InputError, ManifestError
-from differad.files import write_text
+from differad.files import write_errors
 from differad.images import image_size
 
 Scores = NDArray[np.float64]
 Predictions = Mapping[str, tuple[Boxes, Scores]]
+Value = TypeVar("Value")
 
 # The one class: differad says where a part is abnormal, not in which way.
 LABEL = "defect"
@@ -72,28 +76,44 @@ class Item:
         return float(self.scores[number]) if len(self.scores) else None
 
 
-def prepare(pairs: Sequence[Pair], predictions: Predictions) -> tuple[list[Item], int]:
-    """Measure the targets and cut boxes off at their edges; return the items and how many boxes were cut.
+class Items:
+    """The items of a manifest in its order, read as they are asked for; counts what went by.
 
-    A predicted box that lies wholly outside is left out. Raises ImageError, and ManifestError on such a true box.
+    A true or predicted box is cut off at the target's edges. A predicted one that lies wholly outside is left out.
+    Raises ManifestError, also on a true box outside, and ImageError.
     """
-    items, cut = [], 0
-    for pair in pairs:
+
+    def __init__(self, manifest: Path, predictions: Predictions) -> None:
+        self._manifest = manifest
+        self._predictions = predictions
+        self.counts: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Item]:
+        self.counts = Counter()
+        for pair in read_pairs(self._manifest):
+            item = self._item(pair)
+            self.counts["pairs"] += 1
+            self.counts["unlabelled"] += pair.anomalous is None
+            self.counts["place_unknown"] += item.place_unknown
+            self.counts["boxes"] += 0 if item.boxes is None else len(item.boxes)
+            self.counts["predictions"] += item.predicted is not None
+            yield item
+
+    def _item(self, pair: Pair) -> Item:
         width, height = image_size(image_path(pair, "target"))
         boxes = None
         if pair.boxes is not None:
             boxes, moved = cut_at_edges(pair.boxes, width, height, f"pair {pair.id!r}")
-            cut += moved
+            self.counts["cut_boxes"] += moved
         predicted, scores = None, np.empty(0)
-        if pair.id in predictions:
-            raw, scores = predictions[pair.id]
+        if pair.id in self._predictions:
+            raw, scores = self._predictions[pair.id]
             ordered = order_corners(raw)
             predicted = clip(ordered, width, height)
-            cut += count_moved(predicted, ordered)
+            self.counts["cut_boxes"] += count_moved(predicted, ordered)
             has_area = np.logical_not(is_degenerate(predicted))
             predicted, scores = predicted[has_area], scores[has_area] if len(scores) else scores
-        items.append(Item(pair, width, height, boxes, predicted, scores))
-    return items, cut
+        return Item(pair, width, height, boxes, predicted, scores)
 
 
 def file_name(pair_id: str) -> str:
@@ -317,9 +337,61 @@ def _settled(pair: Pair, label: Label, *, empty_is_normal: bool) -> Label | None
     return Label(no_boxes(), False)
 
 
-def write_json(path: Path, document: Any) -> None:
-    """One JSON document as a file. Raises WriteError."""
-    write_text(path, json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+class Spool(Generic[Value]):
+    """Values that wait on the disk until what stands before them in a file is written. Raises WriteError.
+
+    They lie in a file without a name in `folder`, which a kill removes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        with write_errors(folder):
+            self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - closed by the with block that this object is for
+
+    def add(self, value: Value) -> int:
+        """Append a value; its place, for `at`."""
+        with write_errors(self._folder):
+            place = self._file.seek(0, os.SEEK_END)
+            pickle.dump(value, self._file)
+        self._count += 1
+        return place
+
+    def at(self, place: int) -> Value:
+        """The value that `add` put at a place."""
+        self._file.seek(place)
+        value: Value = pickle.load(self._file)
+        return value
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Value]:
+        self._file.seek(0)
+        for _ in range(self._count):
+            value: Value = pickle.load(self._file)
+            yield value
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # nobody reads it any more
+            self._file.close()
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON in one line."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def json_list(entries: Iterable[str]) -> Iterator[str]:
+    """The text of a JSON list whose entries are JSON already, one a line."""
+    before = "[\n"
+    for entry in entries:
+        yield before + entry
+        before = ",\n"
+    yield "[]" if before == "[\n" else "\n]"
 
 
 def finite(text: str | None, place: str, field: str) -> float:
@@ -334,5 +406,4 @@ def finite(text: str | None, place: str, field: str) -> float:
 
 
 def _absolute(path: Path) -> Path:
-    # Not `resolve`: a link stands for a name in the data set, not for where its bytes lie.
-    return Path(os.path.normpath(Path.cwd() / path))
+    return Path(os.path.abspath(path))  # noqa: PTH100 - not `resolve`: a link is a name of the data set, not where its bytes lie

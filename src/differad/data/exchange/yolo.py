@@ -9,10 +9,11 @@ the two apart. Predictions are written as `yolo predict save_txt save_conf` does
 File names come from ids alone (`file_name`), since ids may hold slashes or differ by case only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from differad.boxes import Boxes
+from differad.core import Pair
 from differad.data.exchange.shared import LABEL, Corrections, ExportOptions, Item, file_name, finite, image_path
 from differad.data.manifest import numbered_lines, read_pairs, write_pairs
 from differad.data.output_folder import OutputFolder
@@ -34,10 +35,16 @@ _OVERSHOOT = 0.01
 _FIELDS = ("class", "cx", "cy", "width", "height")
 
 
-def write_yolo(folder: OutputFolder, items: Sequence[Item], options: ExportOptions) -> None:
+def write_yolo(folder: OutputFolder, items: Iterable[Item], options: ExportOptions) -> None:
     """Write the layout; images are linked, or copied with `options.copy`. Raises InputError, WriteError."""
     for name in ("images/labelled", "images/unlabelled", "labels/labelled"):
         folder.new_folder(name)
+    write_text(folder.new_file("data.yaml"), _DATA)
+    write_pairs(folder.new_file("pairs.jsonl"), _write_files(folder, items, options))
+
+
+def _write_files(folder: OutputFolder, items: Iterable[Item], options: ExportOptions) -> Iterator[Pair]:
+    """Write image and labels of each item; its pair."""
     for item in items:
         name = file_name(item.pair.id)
         target = image_path(item.pair, "target")
@@ -51,8 +58,7 @@ def write_yolo(folder: OutputFolder, items: Sequence[Item], options: ExportOptio
             _write_labels(folder.new_file(f"labels/{split}/{name}.txt"), item, item.boxes)
         if item.predicted is not None:
             _write_labels(folder.new_file(f"predictions/labels/{name}.txt"), item, item.predicted, with_scores=True)
-    write_text(folder.new_file("data.yaml"), _DATA)
-    write_pairs(folder.new_file("pairs.jsonl"), (item.pair for item in items))
+        yield item.pair
 
 
 def _write_labels(path: Path, item: Item, boxes: Boxes, *, with_scores: bool = False) -> None:
