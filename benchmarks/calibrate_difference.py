@@ -113,9 +113,8 @@ def groups_of(seed: int) -> list[tuple[tuple, list[Found], np.ndarray]]:
             constants = replace(COMPARING, edge=edge, contrast=contrast)
             unit = unit_of_noise(constants, left.spread, left.edges, left.contrast)
             for low, ratio in itertools.product(LOWS, HIGH_RATIOS):
-                groups = group(
-                    left.over, unit, left.at_edges, low=low, high=low * ratio, grow=TOLERANCE, gap=COMPARING.gap
-                )
+                at = {"low": low, "high": low * ratio, "core": COMPARING.core, "grow": TOLERANCE, "gap": COMPARING.gap}
+                groups = group(left.over, unit, left.at_edges, **at)
                 groups = sorted(groups, key=lambda g: -g.mean * g.thickness)[:30]
                 found.setdefault((edge, contrast, low, ratio), []).extend(
                     Found(evidence(g, level), g.box * scale, touches(g.box * side / len(level.target), pair.mask))

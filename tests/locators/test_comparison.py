@@ -135,13 +135,25 @@ def test_groups_are_joined_grown_and_measured():
     over[40:42, 40:42] = 8  # never high: dropped
     at_edges = np.zeros((60, 60), bool)
     at_edges[:, 14:19] = True  # the last column of the square, the first of its neighbour
-    joined = group(over, 2.0, at_edges, low=3, high=6, grow=1, gap=2)
+    joined = group(over, 2.0, at_edges, low=3, high=6, core=0.5, grow=1, gap=2)
     assert [g.box.tolist() for g in joined] == [[9, 9, 21, 16]]
     assert joined[0].mean == pytest.approx((25 * 8 + 10 * 4) / 35)
     assert joined[0].thickness == pytest.approx(3, abs=0.2)
     assert joined[0].at_edges == pytest.approx(10 / 35)
-    apart = group(over, 2.0, at_edges, low=3, high=3, grow=0, gap=0)
+    apart = group(over, 2.0, at_edges, low=3, high=3, core=0, grow=0, gap=0)
     assert [g.box.tolist() for g in apart] == [[10, 10, 15, 15], [18, 10, 20, 15], [40, 40, 42, 42]]
+
+
+def test_a_box_encloses_the_strong_part_of_a_group_and_stays_inside():
+    over = np.zeros((30, 30), np.uint8)
+    over[0:3, 2:12] = 6
+    over[0:3, 6:8] = 20
+    at_edges = np.zeros((30, 30), bool)
+    whole, core = (group(over, 1.0, at_edges, low=3, high=3, core=c, grow=1, gap=0)[0] for c in (0, 0.35))
+    assert whole.box.tolist() == [1, 0, 13, 4]
+    assert core.box.tolist() == [5, 0, 9, 4]
+    # What is weak counts for how likely the group is a defect all the same.
+    assert core.mean == whole.mean == pytest.approx((24 * 6 + 6 * 20) / 30)
 
 
 def test_noise_of_edges_is_what_most_tiles_have():
@@ -157,4 +169,4 @@ def test_noise_of_edges_is_what_most_tiles_have():
 
 def test_no_difference_no_group():
     none = field(level=0)
-    assert group(none, 1.0, np.zeros(none.shape[:2], bool), low=3, high=6, grow=2, gap=3) == []
+    assert group(none, 1.0, np.zeros(none.shape[:2], bool), low=3, high=6, core=0, grow=2, gap=3) == []

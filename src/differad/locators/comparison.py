@@ -42,8 +42,8 @@ _DEVIATION = 1.4826
 class Group:
     """Neighbouring differences.
 
-    `box` (4,) encloses them in pixels; `mean` is their mean over the low threshold, in units of noise; `thickness` is the
-    radius in pixels of the largest disc that fits inside; `at_edges` is the share of them that lie on edges.
+    `box` (4,) encloses the stronger ones in pixels; `mean` is their mean over the low threshold, in units of noise;
+    `thickness` is the radius in pixels of the largest disc that fits inside; `at_edges` is the share of them that lie on edges.
     """
 
     box: NDArray[np.float64]
@@ -258,11 +258,13 @@ def edge_noise(over: RGB, at_edges: Mask) -> float:
 
 
 def group(
-    over: RGB | Image, unit: float, at_edges: Mask, *, low: float, high: float, grow: int, gap: int
+    over: RGB | Image, unit: float, at_edges: Mask, *, low: float, high: float, core: float, grow: int, gap: int
 ) -> list[Group]:
     """Connected regions (H, W) over `low` units that reach `high` somewhere, grown by `grow`, joined over gaps of `gap` pixels.
 
     The envelope takes `tolerance` pixels off every region; growing by as much gives them back. `at_edges` (H, W) marks edges.
+    A box encloses what reaches a share `core` of the group's strongest difference: faint noise that a gap joins to a defect at
+    one size of the images, and not at another, does not move it.
     """
     weak = (over > low * unit).view(np.uint8)
     x, y, width, height = cv2.boundingRect(weak)
@@ -272,6 +274,7 @@ def group(
     rim = max(grow, gap) + 1
     left, top = max(0, x - rim), max(0, y - rim)
     part = np.s_[top : y + height + rim, left : x + width + rim]
+    sides = np.array(over.shape[1::-1] * 2)
     weak, over, at_edges = weak[part], over[part], at_edges[part]
     depth = cv2.distanceTransform(weak, cv2.DIST_L2, 3)
     wide = cv2.dilate(weak, np.ones((2 * grow + 1, 2 * grow + 1), np.uint8))
@@ -283,11 +286,18 @@ def group(
         own = (labels[place] == label) & (weak[place] > 0)
         values = over[place][own] / unit
         if values.size and values.max() >= high:
-            rows, columns = place
-            box = np.array([columns.start + left, rows.start + top, columns.stop + left, rows.stop + top], np.float64)
+            strong = own & (over[place] >= core * float(values.max()) * unit)
+            corner = np.array([place[1].start + left, place[0].start + top] * 2)
+            box = np.clip(_enclosing(strong, grow) + corner, 0, sides)
             thickness, share = float(depth[place][own].max()), float(at_edges[place][own].mean())
             groups.append(Group(box, float(values.mean()), thickness, share))
     return groups
+
+
+def _enclosing(mask: Mask, grow: int) -> NDArray[np.float64]:
+    """The box (4,) around what (h, w) `mask` marks, `grow` pixels off on each side."""
+    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return np.array([xs[0] - grow, ys[0] - grow, xs[-1] + 1 + grow, ys[-1] + 1 + grow], np.float64)
 
 
 def _slices(labels: NDArray[np.int32], count: int) -> list[tuple[slice, slice]]:

@@ -99,7 +99,9 @@ class DifferenceLocator(Embedded):
         for level, found in found_at:
             back = stretch(level.target.shape, target.shape)
             c, unit, grow = self.constants, self._unit(found, registration), self.options.tolerance
-            for one in group(found.over, unit, found.at_edges, low=c.low, high=c.high, grow=grow, gap=c.gap):
+            for one in group(
+                found.over, unit, found.at_edges, low=c.low, high=c.high, core=c.core, grow=grow, gap=c.gap
+            ):
                 logit = np.dot([c.bias, c.mean, c.thickness, c.ragged], evidence(one, level))
                 yield Candidate(one.box * back, logistic(float(logit)), level.share)
 
