@@ -15,7 +15,7 @@ import numpy as np
 from differad.cli.main import run
 from differad.core import Pair
 from differad.data.manifest import read_pairs
-from differad.synthesis.draw import DrawOptions
+from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
 from docs_blocks import ROOT
 from miniatures import damage, marked, mvtec, part, save
@@ -95,7 +95,7 @@ def drawn(name: str, count: int, size: int = 128, **options: float) -> Callable[
     def build(folder: Path) -> None:
         manifest = folder / name
         out = manifest.with_name(f"{manifest.stem}_drawn")
-        made = synthesize(DrawOptions(seed=5, size=size, **options), count, out, progress=False)  # type: ignore[arg-type]
+        made = synthesize(SynthesisOptions(seed=5, size=size, **options), count, out, progress=False)  # type: ignore[arg-type]
         lines = [json.loads(line) for line in Path(made.manifest).read_text().splitlines()]
         for line in lines:
             line |= {key: f"{out.name}/{line[key]}" for key in ("reference", "target", "mask") if line[key]}

@@ -180,7 +180,10 @@ PAGES = {
         given=(images("good_parts"), images("photos", size=720)),
         scaled={"--count 10000": "--count 2", "--workers 2": "--workers 1"},
         leaves=("pairs/pairs.jsonl", "own/pairs.jsonl", "natural/pairs.jsonl"),
-        holds=("pair.mask.shape == (224, 224)", "(pair.target == Drawer(DrawOptions(seed=0, size=224)).draw(17).target).all()"),
+        holds=(
+            "pair.mask.shape == (224, 224)",
+            "(pair.target == PairGenerator(SynthesisOptions(seed=0, size=224)).generate(17).target).all()",
+        ),
     ),
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ from differad.data.manifest import read_pairs
 from differad.errors import InputWarning, WriteError
 from differad.files import AppendFile, atomic_folder, atomic_write, leftovers, sync_files, write_bytes, write_text
 from differad.images import read_image
-from differad.synthesis.draw import DrawOptions
+from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
 from faults import Disk, full_after, no_file_above
 
@@ -356,7 +356,7 @@ def test_a_line_that_does_not_fit_is_cut_off(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-OPTIONS = DrawOptions(seed=5, size=32)
+OPTIONS = SynthesisOptions(seed=5, size=32)
 
 
 def draw(out, form="folder", count=12):
@@ -403,8 +403,8 @@ def test_a_set_that_lost_files_is_made_whole(tmp_path, form, damage):
         lost.unlink()
     else:
         lost.write_bytes(lost.read_bytes()[: {"empty": 0, "cut": 100, "short": before_the_end(lost)}[damage]])
-    said = {"empty": "empty", "gone": "gone"}.get(damage, "not whole")
-    with pytest.warns(InputWarning, match=f"{lost.name}: {said}; pairs are drawn again from number"):
+    message = {"empty": "empty", "gone": "missing"}.get(damage, "incomplete")
+    with pytest.warns(InputWarning, match=f"{lost.name}: {message}; pairs are generated again from number"):
         assert draw(tmp_path / "set", form, count=48).kept < 48
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 

@@ -10,7 +10,7 @@ import pytest
 from differad.cli.main import run
 from differad.data.manifest import read_pairs
 from differad.images import image_size
-from differad.synthesis.draw import DrawOptions
+from differad.synthesis.draw import SynthesisOptions
 
 
 def command(*arguments):
@@ -107,5 +107,5 @@ def test_help_has_an_example_and_every_option(capsys, monkeypatch):
     assert command("--help") == 0
     out = capsys.readouterr().out
     assert "Example: differad synthesize --count 10000" in out
-    for field in fields(DrawOptions):
+    for field in fields(SynthesisOptions):
         assert f"--{field.name.replace('_', '-')}" in out

@@ -17,7 +17,7 @@ def test_a_category_s_name_is_no_markup(name, capsys):
 
 
 def test_what_has_no_place_is_a_dash_and_counted_below(capsys):
-    unknown = PairResult("a", True, 0.0, True, True, confidence=0.9, placed=False)
+    unknown = PairResult("a", True, 0.0, True, True, confidence=0.9, has_location=False)
     invalid = PairResult("a", False, 0.0, False, False)
     lines = printed([unknown, unknown, invalid], capsys, boxes_cut=3).splitlines()
     assert lines[1].split() == ["a", "3", "-", "-", "-", "1.00", "0.00", "0.67"]

@@ -22,7 +22,7 @@ from differad.data.stamps import file_of
 from differad.errors import InputError, InputWarning, LocatorError, ManifestError
 from differad.evaluation.identity import describe_run
 from differad.evaluation.inspection import inspect_pairs
-from differad.evaluation.predictions import IMAGES_GO_ON, PREDICTION_GOES_ON, is_cut_off
+from differad.evaluation.predictions import IMAGES_AFTER_ID, PREDICTION_AFTER_ID, is_cut_off
 from differad.evaluation.run import discard_evaluation, evaluate, locate_to_file
 from differad.images import read_image, write_image
 from differad.locators import load_locator
@@ -203,7 +203,7 @@ def test_an_image_that_changes_while_the_run_is_at_work(tmp_path, manifest):
                 replace_image(Path(pair.reference))
             return super().locate(pair)
 
-    with pytest.raises(InputError, match=r"good\.png: changed while the run was at work"):
+    with pytest.raises(InputError, match=r"good\.png: changed during the run"):
         evaluate([manifest], Swapping(), tmp_path / "out", progress=False)
 
 
@@ -219,13 +219,13 @@ def test_pages_are_in_their_file(tmp_path):
 def test_a_record_that_is_none(go, content):
     go()
     go.record.write_text(content)
-    refused(go, r"no record of a run that this version goes on with")
+    refused(go, r"not a record of a run that this version can continue")
 
 
 def test_predictions_without_a_record(go):
     go()
     go.record.unlink()
-    refused(go, r"jsonl: exists, and no .*run\.json beside it says which run it is of")
+    refused(go, r"jsonl: exists without the .*run\.json of its run")
 
 
 def test_an_image_log_that_is_cut_or_gone(go, manifest):
@@ -238,9 +238,9 @@ def test_an_image_log_that_is_cut_or_gone(go, manifest):
         ids = [json.loads(line)["id"] for line in go.predictions.read_text().splitlines()]
         assert ids == [f"p{number}" for number in range(6)]
     go.images.write_text("3\n" + whole)
-    refused(go, r"images\.jsonl:1: is no line of an image log")
+    refused(go, r"images\.jsonl:1: not a line of an image log")
     go.images.unlink()
-    refused(go, "does not say which images pair 'p")
+    refused(go, "has no line with the images of pair 'p")
     go.images.write_text(whole + '{"id": "p')  # a kill before the prediction that it stands for
     go()
     assert go.images.read_text() == whole
@@ -269,13 +269,13 @@ def test_a_line_that_is_cut_off_anywhere(go, manifest):
     """The id holds what JSON escapes, so that the cut may be within an escape or a letter of two bytes."""
     manifest.write_text(manifest.read_text().replace('"p0"', r'"p\\0 \"ä"'))
     go()
-    for path, goes_on in ((go.predictions, PREDICTION_GOES_ON), (go.images, IMAGES_GO_ON)):
+    for path, after_id in ((go.predictions, PREDICTION_AFTER_ID), (go.images, IMAGES_AFTER_ID)):
         first = path.read_bytes().splitlines(keepends=True)[0]
         assert json.loads(first)["id"] == 'p\\0 "ä'
-        assert all(is_cut_off(first[:length], 1, goes_on) for length in range(len(first) - 1))
-        assert all(is_cut_off(first[:length] + bytes(9), 1, goes_on) for length in range(len(first) - 1))
-        assert not is_cut_off(first, 1, goes_on)
-        assert not is_cut_off(first[:-1], 1, goes_on)
+        assert all(is_cut_off(first[:length], 1, after_id) for length in range(len(first) - 1))
+        assert all(is_cut_off(first[:length] + bytes(9), 1, after_id) for length in range(len(first) - 1))
+        assert not is_cut_off(first, 1, after_id)
+        assert not is_cut_off(first[:-1], 1, after_id)
 
 
 FOREIGN = {
@@ -337,7 +337,7 @@ def test_the_manifest_of_a_run_that_failed_is_left_alone(tmp_path, manifest):
         evaluate([manifest], Failing(), manifest.parent, progress=False)
     before = manifest.read_bytes()
     other = make_pairs(tmp_path / "other", 2)
-    with pytest.raises(InputError, match=r"pairs\.jsonl: is the manifest itself, or one of an earlier run"):
+    with pytest.raises(InputError, match=r"pairs\.jsonl: is a manifest of this or an earlier run"):
         inspect_pairs(other, PlainDifference(), manifest.parent, progress=False)
     assert manifest.read_bytes() == before
 
@@ -369,9 +369,9 @@ def test_the_manifest_is_no_place_for_predictions(tmp_path, manifest):
     (tmp_path / "copy.jsonl").write_bytes(before)
     pairs = list(read_pairs(manifest))
     for out in (manifest, tmp_path / "linked" / "predictions.jsonl"):
-        with pytest.raises(InputError, match="is the manifest itself"):
+        with pytest.raises(InputError, match="is a manifest of this or an earlier run"):
             locate_to_file(pairs, PlainDifference(), out, manifests=[manifest])
-    with pytest.raises(InputError, match="is the manifest itself"):
+    with pytest.raises(InputError, match="is a manifest of this or an earlier run"):
         evaluate([manifest], PlainDifference(), tmp_path / "linked")
     with pytest.raises(InputError, match="exists, and no"):
         locate_to_file(pairs, PlainDifference(), tmp_path / "copy.jsonl", manifests=[manifest])

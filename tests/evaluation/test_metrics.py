@@ -170,8 +170,8 @@ def test_a_refused_category_counts_in_the_macro_auroc():
 
 
 def test_a_pair_at_an_unknown_place_counts_in_detection_only():
-    unknown = PairResult("a", True, 0.0, True, True, confidence=0.9, placed=False)
-    overlooked = PairResult("a", True, 0.0, False, True, confidence=0.2, placed=False)
+    unknown = PairResult("a", True, 0.0, True, True, confidence=0.9, has_location=False)
+    overlooked = PairResult("a", True, 0.0, False, True, confidence=0.2, has_location=False)
     hit = PairResult("a", True, 0.8, True, True, confidence=0.8)
     good, alarm = (
         PairResult("a", False, 0.0, False, True, confidence=0.1),

@@ -96,8 +96,8 @@ def test_a_real_browser_shows_it(report, tmp_path):
     assert len(colors) > 1000  # pictures are drawn, not only text
 
 
-def case(number, iou, anomalous=True, gave_box=True, confidence=None, placed=True):
-    result = PairResult("a", anomalous, iou, gave_box, True, confidence=confidence, placed=placed)
+def case(number, iou, anomalous=True, gave_box=True, confidence=None, has_location=True):
+    result = PairResult("a", anomalous, iou, gave_box, True, confidence=confidence, has_location=has_location)
     return Case(Pair("r.png", "t.png", id=str(number)), Prediction(id=str(number)), result)
 
 
@@ -122,9 +122,9 @@ def test_of_equal_cases_the_first_are_kept_and_surer_misses_come_first():
 
 def test_a_pair_at_an_unknown_place_is_no_miss():
     showcase = Showcase(shown=2)
-    showcase.add(case(0, 0.0, placed=False))
+    showcase.add(case(0, 0.0, has_location=False))
     for number, confidence in enumerate((0.3, 0.1, 0.2), start=1):
-        showcase.add(case(number, 0.0, gave_box=False, confidence=confidence, placed=False))
+        showcase.add(case(number, 0.0, gave_box=False, confidence=confidence, has_location=False))
     assert (showcase.cases("worst"), showcase.cases("best"), sum(showcase.histogram)) == ([], [], 0)
     assert [c.pair.id for c in showcase.cases("overlooked")] == ["2", "3"]
     assert [c.pair.id for c in showcase.cases("found")] == ["0"]

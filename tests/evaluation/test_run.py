@@ -126,7 +126,7 @@ def test_manifests_are_checked_before_any_work(tmp_path):
     assert not (tmp_path / "out").exists()
 
     one, two = make_pairs(tmp_path / "one", 2), make_pairs(tmp_path / "two", 2)
-    with pytest.raises(ManifestError, match=r"id 'p0' stands in .*one"):
+    with pytest.raises(ManifestError, match=r"id 'p0' is also in .*one"):
         evaluate([one, two], PlainDifference(), tmp_path / "out")
     unlabelled = make_pairs(tmp_path / "bare", 1, p0={"boxes": None})
     with pytest.raises(ManifestError, match="no labelled pair"):
@@ -276,7 +276,7 @@ def test_predictions_of_another_frame_are_said(tmp_path, box):
     manifest = make_pairs(tmp_path / "data", 3)
     predictions = tmp_path / "p.jsonl"
     predictions.write_text(json.dumps({"id": "p1", "boxes": [box]}) + "\n")
-    with pytest.warns(InputWarning, match="1 of 3 pairs: the predicted box lies outside.*the first: pair 'p1'"):
+    with pytest.warns(InputWarning, match="1 of 3 pairs: the predicted box is outside.*the first: pair 'p1'"):
         assert score([manifest], predictions)["predictions_outside"] == 1
 
 

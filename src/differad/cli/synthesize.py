@@ -1,6 +1,6 @@
 """`differad synthesize`: training pairs made from a seed, as many as are wanted.
 
-What can be drawn is said once, in `DrawOptions`: each of its fields is an option here, with its help.
+What can be drawn is said once, in `SynthesisOptions`: each of its fields is an option here, with its help.
 """
 
 import inspect
@@ -13,7 +13,7 @@ import typer
 
 from differad.cli.options import AsJson, print_json
 from differad.cli.output import say
-from differad.synthesis.draw import DrawOptions
+from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.engines import ENGINES
 from differad.synthesis.run import SHARD_SIZE, Summary, synthesize
 from differad.synthesis.store import FORMATS
@@ -38,7 +38,7 @@ def _run(
 ) -> None:
     given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in drawn.items()}
     summary = synthesize(
-        DrawOptions(**given),
+        SynthesisOptions(**given),
         count,
         out,
         workers=workers,
@@ -60,10 +60,12 @@ def describe(summary: Summary) -> str:
 
 
 def _with_draw_options(run: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each field of `DrawOptions`, which is what `**drawn` stands for."""
+    """The command with an option for each field of `SynthesisOptions`, which is what `**drawn` stands for."""
     signature = inspect.signature(run)
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "drawn"]
-    more = [_parameter(field.name, field.type, field.default, field.metadata["help"]) for field in fields(DrawOptions)]
+    more = [
+        _parameter(field.name, field.type, field.default, field.metadata["help"]) for field in fields(SynthesisOptions)
+    ]
     as_json = own.pop()
 
     def synthesize_command(**given: Any) -> None:
