@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 @dataclass(frozen=True)
 class Page:
-    """What a page needs in order to run, and what it promises besides.
+    """Requirements of a page for its run, and further promises to check.
 
     `given` builds stand-ins for the user's files in the page's folder. `scaled` puts shorter work in the place of words of the
     page, each of which must occur; SERVER in it is the address of a model server that answers. `elsewhere` are commands that the
@@ -58,7 +58,7 @@ class Run:
             self.names = {"__name__": "page", **self.page.names(self.folder)}
             for block in blocks(self.name, text):
                 assert not (fault := block.fault()), fault
-                if not block.note("not_run"):
+                if not block.attribute("not_run"):
                     self.block(block)
             assert not self.unused, (
                 f"{self.name}: its entry in tests/test_docs.py has what the page does not: {self.unused}"
@@ -69,9 +69,9 @@ class Run:
                 assert eval(expression, self.names), f"{self.name}: not true after its code: {expression}"
 
     def block(self, block: Block) -> None:
-        if file := block.note("file"):
+        if file := block.attribute("file"):
             Path(file).write_text(block.text + "\n")
-        elif block.note("output"):
+        elif block.attribute("output"):
             self.output(block)
         elif block.language == "python":
             self.python(block)
@@ -125,8 +125,8 @@ class Run:
                 )
 
     def output(self, block: Block) -> None:
-        """Each line of the block has its like, figures aside, in what was printed."""
-        words = block.note("of") or ""
+        """Each line of the block equals a printed line, apart from figures."""
+        words = block.attribute("of") or ""
         command, printed = next(entry for entry in reversed(self.outputs) if words in entry[0])
         forms = {form(line) for line in printed.splitlines()}
         for line in block.text.splitlines():
@@ -134,5 +134,5 @@ class Run:
 
 
 def form(line: str) -> str:
-    """A line without what changes from run to run: figures, and how wide its columns are."""
+    """A line without the parts that differ between runs: figures, and the width of columns."""
     return " ".join(_NUMBER.sub("0", line).split())

@@ -1,4 +1,4 @@
-"""README and docs run as printed: each page's commands and snippets, in order, in an empty folder; what is not run says why.
+"""README and docs run as printed: each page's commands and snippets, in order, in an empty folder; others give a reason.
 
 PAGES states what a page needs, what of it is scaled down, and what it promises besides. How a page is executed: docs_runner.py.
 """
@@ -208,7 +208,7 @@ def test_what_help_texts_and_heads_of_files_name_exists():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_code_stands_in_fences(name):
-    """Indented code has no info string: nothing says whether it runs."""
+    """Indented code has no info string, so nothing states whether it runs."""
     assert [f"{name}:{number}" for number in indented_code(read_page(name))] == []
 
 
@@ -228,7 +228,7 @@ def test_what_one_page_leaves_to_another_is_run_there():
             run = [
                 block
                 for block in blocks(other, read_page(other))
-                if block.language == "sh" and not block.note("not_run")
+                if block.language == "sh" and not block.attribute("not_run")
             ]
             assert command in [without_comment(line) for block in run for _, line in block.commands()], (name, command)
 

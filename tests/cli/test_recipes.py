@@ -1,4 +1,4 @@
-"""`differad recipes` lists and copies what comes with differad."""
+"""`differad recipes` lists and copies the recipes of differad."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_they_are_listed_with_what_they_are(capsys):
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_a_copy_is_all_of_them(tmp_path, capsys, there):
+def test_a_copy_has_all_recipes(tmp_path, capsys, there):
     out = tmp_path / "recipes"
     if there:
         out.mkdir()

@@ -1,4 +1,4 @@
-"""Going on with a run: only where everything is as it was, one run at a time, and never over another's file."""
+"""Continuing a run: only if nothing has changed, one run at a time, and never over a file of another run."""
 
 import json
 import os
@@ -40,7 +40,7 @@ class Weighty(PlainDifference):
 
 
 class Failing(PlainDifference):
-    """Fails as a server that is down does."""
+    """Fails like a server that is down."""
 
     def locate(self, pair):
         raise LocatorError(f"pair {pair.id!r}: no connection")
@@ -58,7 +58,7 @@ def manifest(tmp_path):
 
 @pytest.fixture(params=["evaluate", "locate"])
 def go(request, tmp_path, manifest):
-    """Locate the manifest's pairs, again and again to the same place, by either way; `go.predictions` is the file."""
+    """Locate the manifest's pairs repeatedly to the same output, by either function; `go.predictions` is the file."""
 
     def start(locator=None, manifests=(manifest,)):
         locator = locator or PlainDifference()
@@ -74,7 +74,7 @@ def go(request, tmp_path, manifest):
 
 
 def refused(go, message, **arguments):
-    """Going on is refused, and no byte of what is there has changed."""
+    """The run cannot be continued, and no byte of its files has changed."""
     before = {path: path.read_bytes() for path in go.predictions.parent.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=message):
         go(**arguments)
@@ -82,7 +82,7 @@ def refused(go, message, **arguments):
 
 
 def replace_image(path, *, same_size=False):
-    """Other content under the same name; as many bytes, and the old time of change, where asked for."""
+    """Other content under the same name; with `same_size` of as many bytes and with the old modification time."""
     if same_size:
         status = path.stat()
         content = bytearray(path.read_bytes())
@@ -158,7 +158,7 @@ def test_two_manifests_of_one_name(go, tmp_path):
 
 
 def test_an_id_that_means_other_images(tmp_path, manifest):
-    """Pairs that come from no file are told apart too."""
+    """Pairs that come from no file are distinguished too."""
     pairs = list(read_pairs(manifest))
     locate_to_file(pairs, PlainDifference(), tmp_path / "p.jsonl", progress=False)
     swapped = [Pair(pairs[0].reference, pairs[1].target, id="p0")]
@@ -246,8 +246,8 @@ def test_an_image_log_that_is_cut_or_gone(go, manifest):
     assert go.images.read_text() == whole
 
 
-def test_nothing_finished_is_nothing_to_keep(go, manifest):
-    """A first run that failed as a whole binds nobody to its model."""
+def test_a_run_without_finished_pairs_may_change(go, manifest):
+    """After a first run that failed entirely, another model may be used."""
     with pytest.raises(LocatorError, match="all 6 pairs failed, the first: pair 'p0': no connection"):
         go(Failing(pause=0.001))
     go()
@@ -292,7 +292,7 @@ FOREIGN = {
 def test_a_file_of_another_is_left_alone(go, content):
     go.predictions.parent.mkdir(exist_ok=True)
     go.predictions.write_bytes(content)
-    refused(go, "exists, and no .*run.json beside it")
+    refused(go, "exists without the .*run.json of its run")
 
 
 FOREIGN_BESIDE_A_RECORD = {
@@ -318,7 +318,7 @@ def test_a_file_of_another_beside_a_record_is_left_alone(go, which, content):
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "report.html"])
-def test_a_result_that_another_file_took_the_place_of(tmp_path, manifest, name):
+def test_a_result_that_was_replaced_by_another_file(tmp_path, manifest, name):
     evaluate([manifest], PlainDifference(), tmp_path / "out", progress=False)
     (tmp_path / "out" / name).write_text('{"overall": "theirs"}')
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -332,7 +332,7 @@ def test_a_result_that_another_file_took_the_place_of(tmp_path, manifest, name):
 
 
 def test_the_manifest_of_a_run_that_failed_is_left_alone(tmp_path, manifest):
-    """Nothing is finished, so that another run may begin in the same folder; the manifest there is none of its files."""
+    """Nothing is finished, so another run may start in the same folder; the manifest in it is not one of its files."""
     with pytest.raises(LocatorError, match="all 6 pairs failed"):
         evaluate([manifest], Failing(), manifest.parent, progress=False)
     before = manifest.read_bytes()
@@ -353,7 +353,7 @@ def test_an_inspection_leaves_the_files_of_another_alone(tmp_path, manifest, nam
 
 
 @pytest.mark.parametrize("name", ["results.csv", "pairs.jsonl", "report.html"])
-def test_an_inspection_goes_on_beside_its_own_files_only(tmp_path, manifest, name):
+def test_an_inspection_continues_only_with_its_own_files(tmp_path, manifest, name):
     inspect_pairs(manifest, PlainDifference(), tmp_path / "out", progress=False)
     inspect_pairs(manifest, PlainDifference(), tmp_path / "out", progress=False)
     (tmp_path / "out" / name).write_text("theirs")
@@ -373,7 +373,7 @@ def test_the_manifest_is_no_place_for_predictions(tmp_path, manifest):
             locate_to_file(pairs, PlainDifference(), out, manifests=[manifest])
     with pytest.raises(InputError, match="is a manifest of this or an earlier run"):
         evaluate([manifest], PlainDifference(), tmp_path / "linked")
-    with pytest.raises(InputError, match="exists, and no"):
+    with pytest.raises(InputError, match="exists without the"):
         locate_to_file(pairs, PlainDifference(), tmp_path / "copy.jsonl", manifests=[manifest])
     with pytest.raises(InputError, match="data: a folder; expected the file"):
         locate_to_file(pairs, PlainDifference(), manifest.parent, manifests=[manifest])
@@ -385,7 +385,7 @@ def test_the_manifest_is_no_place_for_predictions(tmp_path, manifest):
 def test_results_of_another_are_left_alone(tmp_path, manifest, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("theirs")
-    with pytest.raises(InputError, match=rf"{name}: exists, and no run\.json beside it"):
+    with pytest.raises(InputError, match=rf"{name}: exists without the run\.json of its run"):
         evaluate([manifest], PlainDifference(), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
@@ -468,7 +468,7 @@ def test_all_pairs_failing_is_an_error(go, manifest):
         go()  # the others are kept
 
 
-def test_no_answer_at_all_is_said(go):
+def test_no_answer_at_all_is_reported(go):
     with pytest.warns(InputWarning, match="none of 6 pairs got an answer that counts"):
         go(Refusing())
 

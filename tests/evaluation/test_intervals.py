@@ -1,4 +1,4 @@
-"""Intervals against Wilson's own equation, the normal approximation, and how often they hold a truth that is known."""
+"""Intervals against Wilson's own equation, the normal approximation, and their coverage of known true values."""
 
 import math
 import sys
@@ -92,7 +92,7 @@ def test_the_order_of_a_manifest_does_not_change_the_macro_interval(order):
     assert high - low == pytest.approx(expected, rel=0.09)
 
 
-def test_a_further_category_changes_nobody_s_interval():
+def test_a_further_category_changes_no_other_interval():
     rng = np.random.default_rng(1)
     one, two, three = (located(name, rng.random(20)) for name in "abc")
     both, all_three = summarise(one + two), summarise(three + one + two)

@@ -123,7 +123,7 @@ def test_auroc_equals_counting_pairs(seed):
 
 
 def brute_force_auroc(results):
-    """Every anomalous pair against every normal one; what cannot be ranked loses, whichever side it is on."""
+    """Every anomalous pair against every normal one; pairs that cannot be ranked lose on either side."""
     wins = []
     for bad, good in itertools.product([r for r in results if r.anomalous], [r for r in results if not r.anomalous]):
         if any(not r.valid or r.confidence is None for r in (bad, good)):
