@@ -33,7 +33,7 @@ def draw_boxes(image: RGB, truth: Boxes | None = None, predicted: Boxes | None =
             cv2.rectangle(canvas, low, high, HALO_COLOR, width + 2)
             cv2.rectangle(canvas, low, high, color, width)
     for box, score in zip(predicted, np.ravel(np.asarray(scores if scores is not None else [])), strict=False):
-        _write_beside(canvas, f"{score:.2f}", box[0], box[1], width)
+        _write_label(canvas, f"{score:.2f}", box[0], box[1], width)
     return canvas
 
 
@@ -45,7 +45,7 @@ def draw_no_answer(image: RGB) -> RGB:
     for color, thick in ((HALO_COLOR, line + 2), (PREDICTED_COLOR, line)):
         cv2.line(canvas, (0, 0), (width - 1, height - 1), color, thick, cv2.LINE_AA)
         cv2.line(canvas, (0, height - 1), (width - 1, 0), color, thick, cv2.LINE_AA)
-    _write_beside(canvas, "no answer", line, 0, line)
+    _write_label(canvas, "no answer", line, 0, line)
     return canvas
 
 
@@ -65,7 +65,7 @@ def jpeg_data_url(image: RGB, quality: int = 82) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _write_beside(canvas: RGB, text: str, x: float, y: float, width: int) -> None:
+def _write_label(canvas: RGB, text: str, x: float, y: float, width: int) -> None:
     size = 0.3 + 0.15 * width
     weight = max(1, width // 2)
     (_, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, weight)

@@ -39,7 +39,7 @@ def test_a_second_run_continues_and_reports_it(tmp_path, capsys):
     assert command("--count", 4, *arguments) == 0
     assert command("--count", 6, *arguments) == 0
     assert "6 pairs (" in (out := capsys.readouterr().out)
-    assert "4 kept, 2 drawn in" in out
+    assert "4 kept, 2 generated in" in out
 
 
 def test_options_of_the_drawing(tmp_path):

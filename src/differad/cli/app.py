@@ -22,7 +22,7 @@ from differad.cli.inspect import inspect_command
 from differad.cli.locate import locate_command
 from differad.cli.models import models_command
 from differad.cli.output import (
-    AGAIN,
+    SAME_COMMAND,
     Advice,
     log_lines,
     warnings_as_lines,
@@ -49,16 +49,16 @@ app = typer.Typer(
 )
 # Each command, with the advice how to continue after Ctrl-C or a full disk.
 COMMANDS: dict[str, tuple[Callable[..., Any], str | Advice]] = {
-    "locate": (locate_command, lambda arguments: AGAIN if arguments["pairs"] is not None else ""),
-    "inspect": (inspect_command, AGAIN),
-    "evaluate": (evaluate_command, AGAIN),
+    "locate": (locate_command, lambda arguments: SAME_COMMAND if arguments["pairs"] is not None else ""),
+    "inspect": (inspect_command, SAME_COMMAND),
+    "evaluate": (evaluate_command, SAME_COMMAND),
     "score": (score_command, ""),
     "build": (build_command, "what it had made was removed; run it again"),
     "build-recipe": (build_recipe_command, "what it had made was removed; run it again"),
     "split": (split_command, ""),
     "check-leaks": (check_leaks_command, ""),
     "audit-reward": (audit_command, ""),
-    "synthesize": (synthesize_command, AGAIN),
+    "synthesize": (synthesize_command, SAME_COMMAND),
     "export": (export_command, ""),
     "import": (import_command, ""),
     "models": (models_command, ""),

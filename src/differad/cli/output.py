@@ -17,7 +17,7 @@ from differad.text import printable
 
 _QUIET = Annotated[bool, typer.Option("--quiet", "-q", envvar="DIFFERAD_QUIET", help="Print only errors on stderr.")]
 _VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Print more on stderr; errors with their traceback.")]
-AGAIN = "the same command goes on from there"
+SAME_COMMAND = "the same command goes on from there"
 # Maps a command's arguments to the advice how to continue its work.
 Advice = Callable[[dict[str, Any]], str]
 

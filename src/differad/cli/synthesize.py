@@ -57,7 +57,7 @@ def _run(
 
 def describe(summary: Summary) -> str:
     """A summary as a line of text."""
-    new = f"{summary.drawn} drawn in {summary.seconds:.1f} s, {summary.pairs_per_second:.0f} a second"
+    new = f"{summary.drawn} generated in {summary.seconds:.1f} s, {summary.pairs_per_second:.0f} a second"
     return f"{summary.pairs} pairs ({summary.anomalous} anomalous; {summary.kept} kept, {new}): {summary.manifest}"
 
 

@@ -49,7 +49,9 @@ class Gallery:
 
 def write_inspection_report(path: Path, model: str, counts: Mapping[str, int], gallery: Gallery) -> None:
     """Write the page; `counts` are numbers of targets by outcome. Raises WriteError."""
-    sections = [(title, note, [_card(row) for row in gallery.rows(verdict)]) for verdict, title, note in SECTIONS]
+    sections = [
+        (title, description, [_card(row) for row in gallery.rows(verdict)]) for verdict, title, description in SECTIONS
+    ]
     page = render_page(
         "inspection.html.j2",
         model=model,

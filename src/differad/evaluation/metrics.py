@@ -61,10 +61,10 @@ def size_name(truth: Boxes, width: int, height: int) -> str | None:
 
 def summarise(results: Sequence[PairResult], seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Metrics `overall` (with `macro`, the mean over categories), by `categories`, `groups` and `sizes`."""
-    return summarise_beside(results, {}, seed, resamples)[0]
+    return summarise_with_baselines(results, {}, seed, resamples)[0]
 
 
-def summarise_beside(
+def summarise_with_baselines(
     results: Sequence[PairResult],
     baselines: Mapping[str, Sequence[PairResult]],
     seed: int = 0,

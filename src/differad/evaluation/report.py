@@ -133,8 +133,8 @@ def write_report(path: str | Path, metrics: dict[str, Any], showcase: Showcase) 
         rows=list(_rows(metrics)),
         bars=_bars(showcase.histogram),
         sections=[
-            (title, note, [_card(case) for case in showcase.cases(kind)])
-            for kind, title, note in SECTIONS
+            (title, description, [_card(case) for case in showcase.cases(kind)])
+            for kind, title, description in SECTIONS
             if showcase.cases(kind)
         ],
     )

@@ -24,7 +24,7 @@ from differad.data.manifest import check_readable, read_pairs
 from differad.data.truth import check_boxes, check_mask, in_fractions
 from differad.errors import DifferadError, ImageError, InputError, InputWarning, LocatorError, ManifestError
 from differad.evaluation.baselines import BASELINES
-from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise_beside
+from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise_with_baselines
 from differad.evaluation.predictions import Prediction, PredictionIndex, PredictionWriter
 from differad.evaluation.report import Case, Showcase, write_report
 from differad.evaluation.run_record import Inputs, RunFiles, RunRecord, read_run
@@ -330,7 +330,7 @@ def _score(pairs: Iterator[Pair], predictions: Path, seed: int) -> tuple[dict[st
         _add(counts, showcase, pair, index.get(pair.id))
     _warn_of_outside(counts)
     measured = {name: results for name, results in counts.baselines.items() if results}
-    metrics, baselines = summarise_beside(counts.results, measured, seed)
+    metrics, baselines = summarise_with_baselines(counts.results, measured, seed)
     metrics["baselines"] = baselines
     metrics |= {
         **{name: counts.failures[name] for name in _FAILURES},

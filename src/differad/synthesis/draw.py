@@ -21,9 +21,9 @@ from differad.errors import InputError, OptionError
 from differad.images import read_image
 from differad.options import check_option, option
 from differad.synthesis.camera import Nuisance, View, sample_view
-from differad.synthesis.fills import FILLS, Bool, Foreign
-from differad.synthesis.normals import NORMALS, PartGenerator, cut_object, list_images, photograph
-from differad.synthesis.pairs import MARGIN_SHARE, SyntheticPair, make_pair, photograph_pair
+from differad.synthesis.fills import FILLS, Bool, ForeignMaterial
+from differad.synthesis.normals import NORMALS, PartGenerator, crop_object, crop_photograph, list_images
+from differad.synthesis.pairs import MARGIN_SHARE, SyntheticPair, make_pair, render_pair
 from differad.synthesis.regions import REGIONS, Coverage
 from differad.synthesis.siblings import SURFACES, generate_instances
 from differad.synthesis.textures import Image
@@ -150,7 +150,7 @@ class PairGenerator:
         self._photographs = [] if options.photographs is None else list_images(options.photographs)
         self._normals = self._normal_sources()
         bank = None if options.defects is None else _DefectBank(options.defects)
-        self._foreign = Foreign(self._foreign_texture, bank)
+        self._foreign = ForeignMaterial(self._foreign_texture, bank)
 
     def generate(self, index: int) -> SyntheticPair:
         """Pair number `index` (from 0). Raises ImageError if an image of a folder cannot be read."""
@@ -195,18 +195,18 @@ class PairGenerator:
         template, part = generate_instances(rng, generate, size) if different_instance else (generate(rng, size),) * 2
         tried: list[str] = []
         variants = self._damaged(rng, part, kind, difficulty, tried) if anomalous else iter(())
-        pair = self._photograph(template, part, variants, views, category)
+        pair = self._render(template, part, variants, views, category)
         return _with_facts(pair, tried[-1], difficulty) if anomalous else pair
 
     def _normal_sources(self) -> dict[str, PartGenerator]:
         if self.options.normals is None:
             return {name: NORMALS[name] for name in self.options.categories or NORMALS}
         paths = list_images(self.options.normals)
-        return {self.options.normals.resolve().name: lambda rng, size: photograph(rng, size, paths)}
+        return {self.options.normals.resolve().name: lambda rng, size: crop_photograph(rng, size, paths)}
 
     def _foreign_texture(self, rng: np.random.Generator, size: int) -> Image:
         if self._photographs and rng.random() < 0.5:
-            return photograph(rng, size, self._photographs)
+            return crop_photograph(rng, size, self._photographs)
         return NORMALS[str(rng.choice(list(NORMALS)))](rng, size)
 
     def _views(self, rng: np.random.Generator) -> tuple[View, View]:
@@ -251,24 +251,24 @@ class PairGenerator:
     def _natural(self, rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
         """A photograph with and without an object from another one; either may be the reference."""
         size = self.options.size + 2 * self._margin
-        without_object = photograph(rng, size, self._photographs)
+        without_object = crop_photograph(rng, size, self._photographs)
         views = self._views(rng)
         if not anomalous:
-            return self._photograph(without_object, without_object, iter(()), views, "natural")
+            return self._render(without_object, without_object, iter(()), views, "natural")
         other, coverage = self._object(rng, size)
         with_object = np.asarray(without_object + coverage[..., None] * (other - without_object), dtype=np.float32)
         kind = str(rng.choice(NATURAL_KINDS))
         before, after = (without_object, with_object) if kind == "added" else (with_object, without_object)
-        return _with_facts(self._photograph(before, before, iter((after,)), views, "natural"), kind, "")
+        return _with_facts(self._render(before, before, iter((after,)), views, "natural"), kind, "")
 
     def _object(self, rng: np.random.Generator, size: int) -> tuple[Image, Coverage]:
         """Pixels (size, size, 3) of another photograph, moved into position, and their coverage: a segment if it has any."""
-        segment = cut_object(rng, self._photographs[int(rng.integers(len(self._photographs)))])
+        segment = crop_object(rng, self._photographs[int(rng.integers(len(self._photographs)))])
         radius = self.options.size * rng.uniform(0.06, 0.25)
         center = rng.uniform(self._margin + radius, size - self._margin - radius, 2)
         if segment is None:
             coverage = REGIONS[str(rng.choice(_COMPACT))](rng, size, center, radius)
-            return photograph(rng, size, self._photographs), coverage
+            return crop_photograph(rng, size, self._photographs), coverage
         piece, mask = segment
         scale = 2 * radius / max(mask.shape)
         motion = np.array([[scale, 0, 0], [0, scale, 0]])
@@ -276,11 +276,11 @@ class PairGenerator:
         coverage = cv2.warpAffine(mask.astype(np.float32), motion, (size, size), flags=cv2.INTER_LINEAR)
         return np.asarray(cv2.warpAffine(piece, motion, (size, size), flags=cv2.INTER_LINEAR)), np.asarray(coverage)
 
-    def _photograph(
+    def _render(
         self, template: Image, part: Image, variants: Iterator[Image], views: tuple[View, View], category: str
     ) -> SyntheticPair:
         noise = float(views[1].noise.std())
-        return photograph_pair(
+        return render_pair(
             template,
             part,
             variants,

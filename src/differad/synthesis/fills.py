@@ -1,6 +1,6 @@
 """Appearance of defects: each fill takes an image and a coverage and returns a changed copy.
 
-Images are (H, W, 3) float32 grey levels, coverages (H, W) float32 alpha masks in [0, 1]. `Foreign` supplies material from
+Images are (H, W, 3) float32 grey levels, coverages (H, W) float32 alpha masks in [0, 1]. `ForeignMaterial` supplies material from
 elsewhere: another texture, or a defect from other data. Knows nothing of cameras or of how strong a change must be.
 """
 
@@ -22,7 +22,7 @@ _MIN_CLONED = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Foreign:
+class ForeignMaterial:
     """Source of foreign material.
 
     `texture(rng, size)` returns an image (size, size, 3) of another surface; `defect(rng)`, None without a bank of real or
@@ -33,15 +33,15 @@ class Foreign:
     defect: Callable[[np.random.Generator], tuple[Image, Bool]] | None = None
 
 
-Fill = Callable[[np.random.Generator, Image, Coverage, Foreign], Image]
+Fill = Callable[[np.random.Generator, Image, Coverage, ForeignMaterial], Image]
 
 
-def foreign_texture(rng: np.random.Generator, part: Image, coverage: Coverage, foreign: Foreign) -> Image:
+def foreign_texture(rng: np.random.Generator, part: Image, coverage: Coverage, foreign: ForeignMaterial) -> Image:
     """The region shows another surface."""
     return _blend(part, foreign.texture(rng, len(part)), coverage)
 
 
-def shifted(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: Foreign) -> Image:
+def shifted(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: ForeignMaterial) -> Image:
     """Another brightness or colour, with unchanged structure."""
     change = _step(rng, 25, 100)
     if rng.random() < 0.5:
@@ -49,7 +49,7 @@ def shifted(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign:
     return _blend(part, part + change.astype(np.float32), coverage)
 
 
-def stained(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: Foreign) -> Image:
+def stained(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: ForeignMaterial) -> Image:
     """A translucent, uneven film with a soft rim: oil, water, burn marks."""
     soft = _gaussian_blur(coverage)
     tint = rng.uniform(0.25, 0.75, 3) if rng.random() < 0.6 else np.full(3, rng.uniform(0.25, 0.7))
@@ -57,7 +57,7 @@ def stained(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign:
     return _blend(part, part * tint.astype(np.float32), soft * cloud)
 
 
-def scratched(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: Foreign) -> Image:
+def scratched(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: ForeignMaterial) -> Image:
     """A groove: dark on one side, lit on the other."""
     depth = rng.uniform(40, 110)
     lit = cv2.warpAffine(coverage, np.array([[1, 0, 1], [0, 1, 1]], np.float32), coverage.shape[::-1])
@@ -69,13 +69,13 @@ def scratched(rng: np.random.Generator, part: Image, coverage: Coverage, _foreig
     )
 
 
-def pierced(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: Foreign) -> Image:
+def pierced(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: ForeignMaterial) -> Image:
     """Holes: nearly black, or what shines through."""
     level = rng.uniform(0, 25) if rng.random() < 0.75 else rng.uniform(225, 255)
     return _blend(part, np.full_like(part, level), coverage)
 
 
-def smeared(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: Foreign) -> Image:
+def smeared(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: ForeignMaterial) -> Image:
     """The structure is blurred, in all directions or along one."""
     reach = int(rng.integers(4, 10))
     if rng.random() < 0.5:
@@ -87,7 +87,7 @@ def smeared(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign:
     return _blend(part, cv2.filter2D(part, -1, kernel / kernel.sum()), coverage)
 
 
-def missing(_rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: Foreign) -> Image:
+def missing(_rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: ForeignMaterial) -> Image:
     """The region is removed and filled in from its surroundings (Telea's inpainting)."""
     window = _window(coverage, 8)
     piece, hole = part[window], (coverage[window] > 0.05).astype(np.uint8)
@@ -97,14 +97,14 @@ def missing(_rng: np.random.Generator, part: Image, coverage: Coverage, _foreign
     return result
 
 
-def duplicated(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: Foreign) -> Image:
+def duplicated(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: ForeignMaterial) -> Image:
     """The region shows a copy of another region of the same part."""
     height, width = coverage.shape
     dx, dy = (int(rng.choice([-1, 1]) * rng.integers(side // 6, side // 2)) for side in (width, height))
     return _blend(part, np.roll(part, (dy, dx), axis=(0, 1)), coverage)
 
 
-def turned(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: Foreign) -> Image:
+def turned(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: ForeignMaterial) -> Image:
     """The region's content is rotated in its place."""
     ys, xs = np.nonzero(coverage > 0.5)
     middle = (float(xs.mean()), float(ys.mean())) if len(xs) else (0.0, 0.0)
@@ -113,7 +113,7 @@ def turned(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: 
     return _blend(part, _moved(part, motion), coverage)
 
 
-def shoved(rng: np.random.Generator, part: Image, coverage: Coverage, foreign: Foreign) -> Image:
+def shoved(rng: np.random.Generator, part: Image, coverage: Coverage, foreign: ForeignMaterial) -> Image:
     """The region's content is displaced by a share of its size; its old position is filled in."""
     size = float(np.sqrt((coverage > 0.5).sum()))
     direction = rng.uniform(0, 2 * np.pi)
@@ -123,7 +123,7 @@ def shoved(rng: np.random.Generator, part: Image, coverage: Coverage, foreign: F
     return _blend(missing(rng, part, coverage, foreign), _moved(part, motion), moved_coverage)
 
 
-def warped(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: Foreign) -> Image:
+def warped(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: ForeignMaterial) -> Image:
     """The structure is warped: dents, folds, pulled threads."""
     window = _window(coverage, 12)
     piece, soft = part[window], _gaussian_blur(coverage)[window]
@@ -135,7 +135,7 @@ def warped(rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: 
     return result
 
 
-def transplanted(rng: np.random.Generator, part: Image, coverage: Coverage, foreign: Foreign) -> Image:
+def transplanted(rng: np.random.Generator, part: Image, coverage: Coverage, foreign: ForeignMaterial) -> Image:
     """A defect from other data, scaled by 0.6 to 1.4 and inserted by Poisson blending (Perez et al., 2003).
 
     Without a bank of defects a piece of another surface in the region's shape is inserted instead.
@@ -155,13 +155,13 @@ def transplanted(rng: np.random.Generator, part: Image, coverage: Coverage, fore
     return np.asarray(cv2.seamlessClone(source, background, mask.astype(np.uint8) * 255, (x, y), mode), np.float32)
 
 
-def stark(_rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: Foreign) -> Image:
+def stark(_rng: np.random.Generator, part: Image, coverage: Coverage, _foreign: ForeignMaterial) -> Image:
     """Maximal contrast, visible on any part: black where the part is bright, white where it is dark."""
     opposite = np.where(part.mean(axis=2, keepdims=True) < 128, np.float32(255), np.float32(0))
     return _blend(part, np.asarray(np.broadcast_to(opposite, part.shape)), coverage)
 
 
-def _foreign_crop(rng: np.random.Generator, coverage: Coverage, foreign: Foreign) -> tuple[Image, Bool]:
+def _foreign_crop(rng: np.random.Generator, coverage: Coverage, foreign: ForeignMaterial) -> tuple[Image, Bool]:
     if foreign.defect is None:
         window = _window(coverage, 1)
         return foreign.texture(rng, len(coverage))[window], np.asarray(coverage[window] > 0.3)

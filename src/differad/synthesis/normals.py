@@ -47,7 +47,7 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(paths)
 
 
-def cut_object(rng: np.random.Generator, path: Path) -> tuple[Image, NDArray[np.bool_]] | None:
+def crop_object(rng: np.random.Generator, path: Path) -> tuple[Image, NDArray[np.bool_]] | None:
     """An object (h, w, 3) of a photograph and its mask (h, w); None without a `NAME_segments.png` beside it that marks one.
 
     Each value of that map except 0 is one object; those over a quarter or under a thousandth of the image are ignored.
@@ -78,7 +78,7 @@ def crop_square(rng: np.random.Generator, image: Image, size: int) -> Image:
     return np.asarray(np.clip(cv2.resize(piece, (size, size), interpolation=interpolation), 0, 255), dtype=np.float32)
 
 
-def photograph(rng: np.random.Generator, size: int, paths: list[Path]) -> Image:
+def crop_photograph(rng: np.random.Generator, size: int, paths: list[Path]) -> Image:
     """A random square of one of `paths`, mirrored half of the time. Raises ImageError."""
     image = read_image(paths[int(rng.integers(len(paths)))])
     mirrored = image[:, ::-1] if rng.random() < 0.5 else image

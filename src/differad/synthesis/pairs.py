@@ -81,12 +81,10 @@ def make_pair(
         template = part = generate_texture(rng, part_size, category)
         variants = (damage_surface(rng, part, margin) for _ in range(_ATTEMPTS))
     binary = category == "board" and style is not None and style.binary
-    return photograph_pair(
-        template, part, variants if anomalous else (), (first, second), category=category, binary=binary
-    )
+    return render_pair(template, part, variants if anomalous else (), (first, second), category=category, binary=binary)
 
 
-def photograph_pair(
+def render_pair(
     template: Image,
     part: Image,
     variants: Iterable[Image],

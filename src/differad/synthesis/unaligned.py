@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from differad.synthesis.camera import REFERENCE_NUISANCE, Nuisance, capture, render, sample_view
-from differad.synthesis.fills import FILLS, Foreign
+from differad.synthesis.fills import FILLS, ForeignMaterial
 from differad.synthesis.normals import NORMALS
 from differad.synthesis.pairs import SyntheticPair
 from differad.synthesis.regions import REGIONS, blob, stroke
@@ -150,7 +150,7 @@ def damage(rng: np.random.Generator, part: Image, shape: tuple[int, int], margin
         change = rng.choice([-1, -1, 1]) * rng.uniform(30, 110)
         return name, np.asarray(np.clip(part + change * coverage, 0, 255), dtype=np.float32)
     coverage = REGIONS[region](rng, len(part), center, radius)
-    return name, FILLS[name](rng, part, coverage, Foreign(generate_texture))
+    return name, FILLS[name](rng, part, coverage, ForeignMaterial(generate_texture))
 
 
 def crop(rng: np.random.Generator, shape: tuple[int, int], part_type: PartType) -> tuple[slice, slice]:
