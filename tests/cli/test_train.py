@@ -75,7 +75,7 @@ def test_a_recipe_of_the_other_phase_is_refused(app):
     ],
 )
 def test_data_that_is_missing_is_named_before_anything_is_loaded(
-    app, there, tmp_path, monkeypatch, recipe, given, message, check
+    app, existing_inputs, tmp_path, monkeypatch, recipe, given, message, check
 ):
     monkeypatch.chdir(tmp_path)
     phase = "rl" if "rl" in recipe else "sft"
