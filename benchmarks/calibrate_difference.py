@@ -3,7 +3,7 @@
     python benchmarks/calibrate_difference.py --pairs 480 --json
 
 The result belongs into src/differad/locators/calibration.py. Reads no real picture. Half of the pairs are normal;
-boards and surfaces are seen under `Nuisance()` (shift, turn, scale, wobble, light, noise, swollen edges, JPEG).
+boards and surfaces are seen under `Nuisance()` (shift, turn, scale, elastic_warp, light, noise, swollen edges, JPEG).
 
 - registration: `accept` lies half way between the 5 % quantile of pairs of one part and the 99 % quantile of pairs of two
   (boards, grain, prints; woven cloth repeats itself, so another piece of it does fit); `enough` is the 5 % quantile over
@@ -77,7 +77,9 @@ def draw(seed: int, category: str | None = None) -> SyntheticPair:
     turn = seed // len(CATEGORIES)
     size = SIZES[turn // 2 % len(SIZES)]
     usual, share = Nuisance(), size / SIDE
-    nuisance = replace(usual, shift=usual.shift * share, wobble=usual.wobble * share, etch=usual.etch * share)
+    nuisance = replace(
+        usual, shift=usual.shift * share, elastic_warp=usual.elastic_warp * share, etch=usual.etch * share
+    )
     return make_pair(np.random.default_rng(seed), category, anomalous=turn % 2 == 0, size=size, nuisance=nuisance)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/evaluate_memory.py [--pairs 10000] [--json]
 
-Peer: the usual script that collects every pair's pictures and prediction in lists, over the first tenth of the pairs; its
+Baseline: the usual script that collects every pair's images and prediction in lists, over the first tenth of the pairs; its
 growth per 1,000 pairs is compared. Reads the process's resident memory, so Linux only.
 """
 
@@ -19,7 +19,7 @@ from differad import load_locator, read_pairs
 from differad.evaluation.run import evaluate
 from differad.images import read_images
 
-SIDE, PICTURES, STEPS = 160, 20, 10
+SIDE, IMAGES, STEPS = 160, 20, 10
 
 
 def resident_mib():
@@ -28,12 +28,12 @@ def resident_mib():
 
 
 def make_pairs(folder, count):
-    """A manifest of `count` pairs over a few pictures: the number of pairs is what matters, not their bytes on disk."""
+    """A manifest of `count` pairs over a few images: the number of pairs matters, not their bytes on disk."""
     rng = np.random.default_rng(0)
     good = np.kron(rng.integers(0, 200, (SIDE // 8, SIDE // 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     Image.fromarray(good).save(folder / "good.png")
     boxes = []
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         x, y = rng.integers(0, SIDE - 40, 2).tolist()
         target = good.copy()
         target[y : y + 30, x : x + 40] = 255
@@ -42,13 +42,13 @@ def make_pairs(folder, count):
     with (folder / "pairs.jsonl").open("w") as file:
         for number in range(count):
             pair = {"id": f"pair-{number}", "category": f"c{number % 4}", "reference": "good.png"}
-            pair |= {"target": f"{number % PICTURES}.png", "boxes": boxes[number % PICTURES]}
+            pair |= {"target": f"{number % IMAGES}.png", "boxes": boxes[number % IMAGES]}
             file.write(json.dumps(pair) + "\n")
     return folder / "pairs.jsonl"
 
 
 class Watched:
-    """A locator that notes the process's memory as its answers go by."""
+    """A locator that samples the process's memory between its answers."""
 
     def __init__(self, locator, every):
         self.name, self.locator, self.every, self.samples = locator.name, locator, every, []
@@ -61,16 +61,16 @@ class Watched:
 
 
 def growth_per_1000(samples):
-    """Slope of memory over pairs, MiB per 1,000 pairs, once the first tenth has warmed everything up."""
+    """Slope of memory over pairs, MiB per 1,000 pairs, without the first tenth (warm-up)."""
     pairs, mib = np.array(samples[1:]).T
     return float(np.polyfit(pairs / 1000, mib, 1)[0])
 
 
-def hoard(manifest, locator, count):
-    """The peer: everything in lists."""
-    kept, samples = [], []
+def growth_with_lists(manifest, locator, count):
+    """The baseline: everything in lists."""
+    results, samples = [], []
     for number, pair in enumerate(read_pairs(manifest), start=1):
-        kept.append((pair, read_images(pair.reference, pair.target), locator.locate(pair)))
+        results.append((pair, read_images(pair.reference, pair.target), locator.locate(pair)))
         if number % (count // STEPS) == 0:
             samples.append((number, resident_mib()))
         if number == count:
@@ -89,15 +89,15 @@ def main():
         watched = Watched(load_locator("difference"), arguments.pairs // STEPS)
         metrics = evaluate([manifest], watched, folder / "out", progress=False)
         after = resident_mib()
-        peer = hoard(manifest, watched.locator, arguments.pairs // 10)
-    own = growth_per_1000(watched.samples)
+        baseline = growth_with_lists(manifest, watched.locator, arguments.pairs // 10)
+    streamed = growth_per_1000(watched.samples)
     result = {
         "pairs": metrics["overall"]["pairs"],
         "resident_mib": {str(number): round(mib, 1) for number, mib in watched.samples},
         "resident_mib_after_scoring": round(after, 1),
-        "growth_mib_per_1000_pairs": round(own, 3),
-        "peer_growth_mib_per_1000_pairs": round(peer, 1),
-        "ratio_to_peer": round(own / peer, 4),
+        "growth_mib_per_1000_pairs": round(streamed, 3),
+        "peer_growth_mib_per_1000_pairs": round(baseline, 1),
+        "ratio_to_peer": round(streamed / baseline, 4),
     }
     print(json.dumps(result, indent=2) if arguments.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
 

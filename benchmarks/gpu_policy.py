@@ -32,7 +32,7 @@ from differad.locators.tiny.evidence import AREA, PATCH
 from differad.locators.tiny.known import write_known
 from differad.locators.tiny.pairs import resized
 from differad.locators.tiny.preparing import Task, own_processes, prepare
-from differad.synthesis.draw import DrawOptions
+from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
 from differad.training.policy import open_source
 from differad.training.recipe import RlRecipe, SftRecipe, load_recipe
@@ -71,7 +71,7 @@ def rows(context: Any) -> Iterator[dict[str, Any]]:
     sizes = TINY if context.tiny else FULL
     cores = 2 if context.tiny else usable_cores()
     folder = Path(context.folder)
-    options = DrawOptions(seed=1, size=sizes.side, siblings=0.5, aspect=2.5)
+    options = SynthesisOptions(seed=1, size=sizes.side, siblings=0.5, aspect=2.5)
     with _light_workers():
         drawn = synthesize(options, sizes.pairs, folder / "pairs", workers=cores, progress=False)
     yield {"what": "pairs drawn", "cores": cores, "pairs_per_s": drawn.pairs_per_second, "seconds": drawn.seconds}

@@ -1,10 +1,10 @@
-"""Many targets against one reference: the prompt up to the reference kept, beside plain `model.generate` on whole prompts.
+"""Many targets against one reference: a cached prompt prefix up to the reference, beside plain `model.generate`.
 
     python benchmarks/inspect_speed.py [--targets 200] [--batch 16] [--threads 2] [--out docs/inspect_speed.md]
 
 Both sides are the same locator on the same checkpoint (a Qwen2-VL of random weights, float32) and read the same files; the
-plain one has `remember_prefixes=0`. They take turns, some targets each, so that other work on the machine weighs on both
-alike. Answers are compared word by word. Memory is measured in a process for each side.
+plain one has `remember_prefixes=0`. They alternate after some targets, so that other work on the machine affects both
+alike. Answers are compared as text. Memory is measured in one process per side.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from differad.locators.local import LocalLocator, LocalOptions
 from differad.training.scratch import build_scratch
 from grpo_speed import ANSWER, SCRATCH, Clock, added_memory, write_page
 
-SIDES = {"plain generate": 0, "kept prefix": 4}
+SIDES = {"plain generate": 0, "cached prefix": 4}
 PARTS = ("vision", "language", "other")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What one row of the table measures: `batch` targets at once."""
+    """A row of the table: `targets` targets, `batch` at once, images of `tokens` tokens."""
 
     tokens: int
     batch: int
@@ -40,7 +40,7 @@ class Case:
 
 
 def write_targets(folder: Path, side: int, count: int) -> list[Pair]:
-    """Pictures of noise, side x side, each target brighter in one place."""
+    """Images of noise, side x side, each target brighter in one region."""
     random = np.random.default_rng(0)
     good = random.integers(0, 200, (side, side, 3), np.uint8)
     Image.fromarray(good).save(folder / "good.png", compress_level=1)
@@ -63,7 +63,7 @@ def make_locator(folder: Path, side: str, batch: int) -> LocalLocator:
 
 
 def watched(locator: LocalLocator) -> Clock:
-    """A clock of what the locator's vision tower and language model take."""
+    """A clock of the time of the locator's vision tower and language model."""
     clock, model = Clock(), locator._model.model
     clock.follow("vision", model.visual)
     clock.follow("language", model.language_model)
@@ -71,7 +71,7 @@ def watched(locator: LocalLocator) -> Clock:
 
 
 def measure(case: Case, threads: int) -> tuple[dict[str, dict[str, float]], int]:
-    """Seconds a target of each side, whole and by part, and how many answers differ."""
+    """Seconds a target of each side, whole and by part, and the number of differing answers."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -87,19 +87,19 @@ def measure(case: Case, threads: int) -> tuple[dict[str, dict[str, float]], int]
         for begin in range(2, case.targets + 2, turn):
             for side, locator in locators.items():
                 start = time.perf_counter()
-                answers[side] += [found.answer for found in locator.locate_many(pairs[begin : begin + turn])]
+                answers[side] += [location.answer for location in locator.locate_many(pairs[begin : begin + turn])]
                 taken[side] += time.perf_counter() - start
         times = {}
         for side in SIDES:
             parts = clocks[side].seconds
             parts["other"] = taken[side] - parts["vision"] - parts["language"]
             times[side] = {"whole": taken[side] / case.targets} | {part: parts[part] / case.targets for part in PARTS}
-    plain, kept = answers.values()
-    return times, sum(one != other for one, other in zip(plain, kept, strict=True))
+    plain, cached = answers.values()
+    return times, sum(first != second for first, second in zip(plain, cached, strict=True))
 
 
 def memory_of(side: str, batch: int, threads: int) -> float:
-    """MiB that some batches of one side add to its process at its highest (Linux)."""
+    """Peak MiB that some batches of one side add to its process (Linux)."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -110,7 +110,7 @@ def memory_of(side: str, batch: int, threads: int) -> float:
 
 
 def cases(targets: int, batch: int) -> list[Case]:
-    """The case in the middle first, then growth with the targets at once and with the pictures' size."""
+    """The main case first, then growth with the targets at once and with the images' size."""
     few = max(2, targets // 8)
     smaller = sorted({1, 4, batch} - {batch})
     return [
@@ -129,15 +129,15 @@ def report(arguments: argparse.Namespace) -> str:
             memory[side] = pool.submit(memory_of, side, arguments.batch, arguments.threads).result()
     blocks: list[str] = []
     growth = [
-        "| tokens a picture | targets at once | plain generate, ms | kept prefix, ms | ratio |",
+        "| tokens an image | targets at once | plain generate, ms | cached prefix, ms | ratio |",
         "|---|---|---|---|---|",
     ]
     differing = 0
     for case in cases(arguments.targets, arguments.batch):
-        times, others = measure(case, arguments.threads)
-        differing += others
-        plain, kept = (times[side]["whole"] for side in SIDES)
-        row = f"| {case.tokens} | {case.batch} | {1e3 * plain:.0f} | {1e3 * kept:.0f} | **{plain / kept:.2f} x** |"
+        times, count = measure(case, arguments.threads)
+        differing += count
+        plain, cached = (times[side]["whole"] for side in SIDES)
+        row = f"| {case.tokens} | {case.batch} | {1e3 * plain:.0f} | {1e3 * cached:.0f} | **{plain / cached:.2f} x** |"
         growth.append(row)
         print(row, file=sys.stderr)
         if not blocks:
@@ -147,21 +147,21 @@ def report(arguments: argparse.Namespace) -> str:
 
 def head(arguments: argparse.Namespace, differing: int, load: float) -> str:
     return (
-        f"{arguments.targets} targets against one reference, {arguments.batch} at once on both sides, pictures of 256 tokens, "
+        f"{arguments.targets} targets against one reference, {arguments.batch} at once on both sides, images of 256 tokens, "
         f"answers of at most {ANSWER} tokens, {arguments.threads} threads; {differing} answers differ, of all rows. Load of the "
-        f"machine {load:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores. Decoding costs both alike; the "
-        "more targets are answered at once, the less it weighs."
+        f"machine {load:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores. Decoding takes the same time on "
+        "both sides; its share falls with the number of targets at once."
     )
 
 
 def parts_table(times: dict[str, dict[str, float]], memory: dict[str, float]) -> str:
-    lines = ["| milliseconds a target | plain generate | kept prefix | ratio |", "|---|---|---|---|"]
+    lines = ["| milliseconds a target | plain generate | cached prefix | ratio |", "|---|---|---|---|"]
     for part in ("whole", *PARTS):
-        plain, kept = (times[side][part] for side in SIDES)
+        plain, cached = (times[side][part] for side in SIDES)
         name = "**whole**" if part == "whole" else part
-        lines.append(f"| {name} | {1e3 * plain:.1f} | {1e3 * kept:.1f} | {plain / kept:.2f} x |")
-    plain, kept = (memory[side] for side in SIDES)
-    return "\n".join([*lines, f"| peak memory, MiB | {plain:.0f} | {kept:.0f} | {plain / kept:.2f} x |"])
+        lines.append(f"| {name} | {1e3 * plain:.1f} | {1e3 * cached:.1f} | {plain / cached:.2f} x |")
+    plain, cached = (memory[side] for side in SIDES)
+    return "\n".join([*lines, f"| peak memory, MiB | {plain:.0f} | {cached:.0f} | {plain / cached:.2f} x |"])
 
 
 def main() -> None:
@@ -174,7 +174,7 @@ def main() -> None:
     text = report(arguments)
     print(text)
     if arguments.out:
-        write_page(arguments.out, "A kept prefix: many targets against one reference", "inspect_speed.py", text)
+        write_page(arguments.out, "A cached prefix: many targets against one reference", "inspect_speed.py", text)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How often do the 95 % intervals of `differad evaluate` hold the truth? Simulated pairs whose true metrics are known.
+"""Coverage of the 95 % intervals of `differad evaluate`, on simulated pairs with known true metrics.
 
     python benchmarks/interval_coverage.py --trials 2000       # rewrites the table in docs/evaluation.md
 
 A simulated category has pairs that are abnormal with probability 0.6, or all of them (found with probability p, IoU then uniform
 in 0.3..1), and normal ones (right with probability p). In the order of a manifest, normal pairs come first; in "opposite orders"
-every second category is reversed, so that draws which categories share would cancel out.
+every second category is reversed, so that draws shared by categories would cancel out.
 """
 
 import argparse
@@ -21,12 +21,12 @@ START, END = "<!-- coverage -->\n", "<!-- end of coverage -->"
 
 
 def truth(share, abnormal):
-    """The true metrics of a category whose pairs are answered rightly with probability `share`."""
-    found, alarms = abnormal * share, (1 - abnormal) * (1 - share)
+    """The true metrics of a category whose pairs are answered correctly with probability `share`."""
+    detected, false_alarms = abnormal * share, (1 - abnormal) * (1 - share)
     return {
         "miou": share * MEAN_IOU,
         "acc_0.3": share,
-        "detection_f1": 2 * found / (found + alarms + abnormal),
+        "detection_f1": 2 * detected / (detected + false_alarms + abnormal),
         "normal_accuracy": share,
     }
 
@@ -41,9 +41,9 @@ def category(rng, name, share, count, *, abnormal=ABNORMAL, backwards=False):
 
 
 def coverage(trials, shares, count, *, abnormal=ABNORMAL, opposite=False, macro=False, resamples=1000, seed=0):
-    """Share of `trials` whose interval holds the truth, and the mean width, by metric that there is.
+    """Share of `trials` whose interval holds the true value, and the mean width, by defined metric.
 
-    One category of `count` pairs for each of `shares`. Categories of one size make the micro average's truth one of a mixture.
+    One category of `count` pairs for each of `shares`. With equal sizes the micro average's true value is that of a mixture.
     """
     rng = np.random.default_rng(seed)
     parts = [truth(share, abnormal) for share in shares]
@@ -59,7 +59,9 @@ def coverage(trials, shares, count, *, abnormal=ABNORMAL, opposite=False, macro=
             category(rng, str(number), share, count, abnormal=abnormal, backwards=opposite and number % 2)
             for number, share in enumerate(shares)
         ]
-        overall = summarise([result for one in sets for result in one], seed=trial, resamples=resamples)["overall"]
+        overall = summarise([result for members in sets for result in members], seed=trial, resamples=resamples)[
+            "overall"
+        ]
         for name in METRICS:
             bounds = (overall["macro"] if macro else overall)[f"{name}_ci95"]
             if bounds is not None:

@@ -1,4 +1,4 @@
-"""The table of README from stored runs: each category on its own, with intervals, beside the trivial baselines.
+"""The table of README from stored runs: each category with intervals, and the trivial baselines.
 
 differad evaluate …/pairs.jsonl … --out runs/difference
 python benchmarks/markdown_table.py runs/difference/metrics.json runs/features/metrics.json
@@ -28,8 +28,8 @@ def main():
     for category, values in runs[0]["categories"].items():
         head = f"**{category}**, {values['pairs']} ({values['anomalous']})"
         for run in runs:
-            own = run["categories"][category]
-            print(f"| {head} | **`{run['model']}`** | " + " | ".join(cell(own, c, True) for c in COLUMNS) + " |")
+            metrics = run["categories"][category]
+            print(f"| {head} | **`{run['model']}`** | " + " | ".join(cell(metrics, c, True) for c in COLUMNS) + " |")
             head = ""
         for name, parts in runs[0]["baselines"].items():
             row = (cell(parts["categories"][category], column, False) for column in COLUMNS)

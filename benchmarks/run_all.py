@@ -1,10 +1,10 @@
-"""All benchmarks of speed and memory, one after the other, and one page of what they say.
+"""Run all benchmarks of speed and memory one after the other, and write one page with their results.
 
-    python benchmarks/run_all.py [--only grpo inspect]      # docs/benchmarks.md, a picture; 10 minutes on two cores
+    python benchmarks/run_all.py [--only grpo inspect]      # docs/benchmarks.md, a plot; 10 minutes on two cores
 
-Needs a machine with nothing else on it, and `pip install 'differad[local,train,fast]' matplotlib scikit-image`. Each program
-runs in a process of its own, says in its head what it is held against, and may be run alone with larger numbers. What one of
-them cannot do here is told on the page, and the others go on.
+Needs an otherwise idle machine, and `pip install 'differad[local,train,fast]' matplotlib scikit-image`. Each program runs in
+its own process, names its baseline in its docstring, and may be run alone with larger numbers. A failure is reported on the
+page, and the other programs still run.
 """
 
 import argparse
@@ -21,13 +21,13 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 HERE = Path(__file__).parent
-# A ratio stands bold in a growth table's row, whose first two numbers are what grew.
+# A row of a growth table: its first two numbers are the varied sizes, the bold one is the ratio.
 ROW = re.compile(r"^\| (\d+) \| (\d+) \|.*\*\*([\d.]+) x\*\*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A program, what it takes here, its title on the page, and what to know when reading its figures."""
+    """A program, its options, its title on the page, and a remark on its figures."""
 
     program: str
     options: tuple[str, ...]
@@ -45,18 +45,18 @@ BENCHMARKS = {
         ("--json",),
         "The embedded locators",
         "With one reference for all (`seconds_same_reference`) only the first target shows the reference's part. The others "
-        "cannot be aligned to it, so `auto` asks `tiny` there in place of `features`, and `difference` searches in vain: these "
-        "rows are no measure of what a kept reference saves. That is the share of the reference in a look, "
-        "`milliseconds_of_a_look.reference`, and shows in `tiny` alone, which looks the same way at every pair.",
+        "cannot be aligned to it, so `auto` uses `tiny` instead of `features` for them, and the registration of `difference` "
+        "fails: these rows do not measure the gain of a cached reference. The gain is the reference's share of a pass, "
+        "`milliseconds_of_a_look.reference`, and shows only in `tiny`, which processes all pairs alike.",
     ),
     "difference": Benchmark(
         "difference_speed.py", ("--pairs", "40", "--json"), "`difference` beside a crude difference"
     ),
     "features": Benchmark("features_speed.py", ("--pairs", "16", "--json"), "`features`, by runtime"),
     "rewards": Benchmark("rewards_speed.py", ("--json",), "Reading and scoring answers beside a plain loop"),
-    "synthesis": Benchmark("synthesis_speed.py", ("--count", "600", "--json"), "Drawing pairs beside a plain loop"),
+    "synthesis": Benchmark("synthesis_speed.py", ("--count", "600", "--json"), "Generating pairs beside a plain loop"),
     "index": Benchmark(
-        "index_speed.py", ("--sizes", "12500", "25000", "--json"), "Indexing a data set beside encoding it anew"
+        "index_speed.py", ("--sizes", "12500", "25000", "--json"), "Indexing a data set beside re-encoding it"
     ),
     "many": Benchmark(
         "many_pairs.py",
@@ -68,26 +68,26 @@ BENCHMARKS = {
 
 
 def run(benchmark: Benchmark) -> tuple[str, float]:
-    """What a program says, and its seconds."""
+    """A program's output, and its seconds."""
     start = time.perf_counter()
     command = [sys.executable, str(HERE / benchmark.program), *benchmark.options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = done.stdout.strip()
+    output = done.stdout.strip()
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        said = f"Failed with exit code {done.returncode}: {reason}"
-    return said, time.perf_counter() - start
+        output = f"Failed with exit code {done.returncode}: {reason}"
+    return output, time.perf_counter() - start
 
 
-def section(benchmark: Benchmark, said: str, seconds: float) -> str:
+def section(benchmark: Benchmark, output: str, seconds: float) -> str:
     command = " ".join(["python", f"benchmarks/{benchmark.program}", *benchmark.options])
-    body = table(json.loads(said)) if said.startswith("{") else said
+    body = table(json.loads(output)) if output.startswith("{") else output
     note = f"\n{benchmark.note}\n" if benchmark.note else ""
     return f"## {benchmark.title}\n\n{fence(f'{command}      # {seconds:.0f} s', seconds)}\n\n{body}\n{note}"
 
 
 def fence(command: str, seconds: float) -> str:
-    """A block of the page; one that takes long says why tests/test_docs.py does not run it."""
+    """A block of the page; a long one is marked so that tests/test_docs.py does not run it."""
     note = f" not run: needs a quiet machine for {seconds:.0f} s" if seconds > 20 else ""
     return f"```sh{note}\n{command}\n```"
 
@@ -106,23 +106,25 @@ def flat(report: object, prefix: str = "") -> list[tuple[str, object]]:
     return [leaf for key, value in report.items() for leaf in flat(value, f"{prefix}.{key}" if prefix else str(key))]
 
 
-def draw(said: dict[str, str], path: Path) -> None:
-    """Ratios over the number of answers, over targets at once and over the size of pictures."""
+def draw(outputs: dict[str, str], path: Path) -> None:
+    """Plot ratios over the number of answers, over targets at once and over the size of images."""
     from matplotlib import pyplot
 
-    grpo, kept = (
-        [(int(tokens), int(many), float(ratio)) for tokens, many, ratio in ROW.findall(said.get(name, ""))]
+    grpo, cached = (
+        [(int(tokens), int(many), float(ratio)) for tokens, many, ratio in ROW.findall(outputs.get(name, ""))]
         for name in ("grpo", "inspect")
     )
     # The growth table of GRPO names answers first.
     grpo = [(tokens, many, ratio) for many, tokens, ratio in grpo]
     titles = ("GRPO step, times stock TRL", "locating, times plain generate")
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
-    for row, rows, title, many in zip(axes, (grpo, kept), titles, ("answers a group", "targets at once"), strict=True):
+    for row, rows, title, many in zip(
+        axes, (grpo, cached), titles, ("answers a group", "targets at once"), strict=True
+    ):
         usual = rows[0][1] if rows else 0
         curves = (
-            (sorted((m, x) for t, m, x in rows if t == 256), f"{many} (pictures of 256 tokens)"),
-            (sorted((t, x) for t, m, x in rows if m == usual), f"tokens a picture ({usual} {many})"),
+            (sorted((m, x) for t, m, x in rows if t == 256), f"{many} (images of 256 tokens)"),
+            (sorted((t, x) for t, m, x in rows if m == usual), f"tokens an image ({usual} {many})"),
         )
         for axis, (points, what) in zip(row, curves, strict=True):
             axis.plot(*zip(*points, strict=True), marker="o") if points else None
@@ -136,26 +138,26 @@ def draw(said: dict[str, str], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), help="these alone")
+    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), help="only these")
     parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
     parser.add_argument("--picture", type=Path, default=Path("docs/images/benchmarks.png"))
     arguments = parser.parse_args()
     load, start = os.getloadavg()[0], time.perf_counter()
-    said, sections = {}, []
+    outputs, sections = {}, []
     for name in arguments.only:
-        said[name], seconds = run(BENCHMARKS[name])
-        sections.append(section(BENCHMARKS[name], said[name], seconds))
+        outputs[name], seconds = run(BENCHMARKS[name])
+        sections.append(section(BENCHMARKS[name], outputs[name], seconds))
         print(f"{name}: {seconds:.0f} s", file=sys.stderr)
     whole = (time.perf_counter() - start) / 60
     head = (
         f"# Benchmarks\n\n{fence('python benchmarks/run_all.py', 60 * whole)}\n\n"
         f"{whole:.1f} minutes on {os.cpu_count()} cores, load {load:.1f} before. "
-        "What is left of the floating-point operations, and why: [grpo_speed.md](grpo_speed.md).\n\n"
-        f"![Ratios over answers and pictures' sizes](images/{arguments.picture.name})\n"
+        "The remaining floating-point operations, and why: [grpo_speed.md](grpo_speed.md).\n\n"
+        f"![Ratios over answers and images' sizes](images/{arguments.picture.name})\n"
     )
     arguments.page.write_text("\n".join([head, *sections]))
-    draw(said, arguments.picture)
-    if failed := [name for name, text in said.items() if text.startswith("Failed")]:
+    draw(outputs, arguments.picture)
+    if failed := [name for name, text in outputs.items() if text.startswith("Failed")]:
         sys.exit(f"failed: {', '.join(failed)}; see {arguments.page}")
 
 

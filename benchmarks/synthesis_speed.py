@@ -1,9 +1,9 @@
-"""Speed and memory of `differad synthesize` beside a plain loop, and where the time of a pair goes.
+"""Speed and memory of `differad synthesize` beside a plain loop, and the time of a pair by stage.
 
     python benchmarks/synthesis_speed.py --count 10000 --json
 
-Peer: one process that draws, and saves with Pillow's default compression, the same pairs in the same run. Memory is the sum
-of the peaks of the run and its workers, in processes of their own, for sets of several sizes: flat if nothing is hoarded.
+Baseline: one process that generates the same pairs in the same run and saves them with Pillow's default compression. Memory is
+the sum of the peaks of the run and its worker processes for sets of several sizes: constant if nothing accumulates.
 Reads /proc, so Linux only.
 """
 
@@ -19,24 +19,24 @@ from pathlib import Path
 import cv2
 from PIL import Image
 
-from differad.synthesis.draw import Drawer, DrawOptions
+from differad.synthesis.draw import PairGenerator, SynthesisOptions
 from differad.synthesis.run import synthesize
-from differad.synthesis.store import encode_pair, write_pictures
+from differad.synthesis.store import encode_pair, write_images
 
 MEMORY_SHARES = (0.1, 0.25, 0.5)
 RUN = (
-    "import sys; from differad.synthesis.draw import DrawOptions; from differad.synthesis.run import synthesize; "
-    "synthesize(DrawOptions(size=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3], workers=int(sys.argv[4]))"
+    "import sys; from differad.synthesis.draw import SynthesisOptions; from differad.synthesis.run import synthesize; "
+    "synthesize(SynthesisOptions(size=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3], workers=int(sys.argv[4]))"
 )
 
 
 def plain_loop(options, count, out):
-    """Pairs a second of the peer."""
-    drawer, lines = Drawer(options), []
+    """Pairs per second of the baseline."""
+    generator, lines = PairGenerator(options), []
     out.mkdir()
     start = time.perf_counter()
     for index in range(count):
-        pair = drawer.draw(index)
+        pair = generator.generate(index)
         for name, pixels in (("reference", pair.reference), ("target", pair.target), ("mask", pair.mask)):
             Image.fromarray(pixels).save(out / f"{index:08d}_{name}.png")
         lines.append(json.dumps({"id": str(index), "boxes": pair.boxes.tolist()}))
@@ -45,19 +45,19 @@ def plain_loop(options, count, out):
 
 
 def shares(options, count, out):
-    """Milliseconds of a pair by part, in one process."""
+    """Milliseconds per pair and stage, in one process."""
     for part in ("reference", "target", "mask"):
         (out / part).mkdir(parents=True)
-    drawer, spent = Drawer(options), defaultdict(float)
+    generator, spent = PairGenerator(options), defaultdict(float)
     for index in range(count):
-        marks = [time.perf_counter()]
-        pair = drawer.draw(index)
-        marks.append(time.perf_counter())
+        times = [time.perf_counter()]
+        pair = generator.generate(index)
+        times.append(time.perf_counter())
         sample = encode_pair(pair, options.seed, index)
-        marks.append(time.perf_counter())
-        write_pictures(out, sample)
-        marks.append(time.perf_counter())
-        for name, before, after in zip(("draw", "encode", "write"), marks, marks[1:], strict=False):
+        times.append(time.perf_counter())
+        write_images(out, sample)
+        times.append(time.perf_counter())
+        for name, before, after in zip(("draw", "encode", "write"), times, times[1:], strict=False):
             spent[name] += after - before
     whole = sum(spent.values())
     milliseconds = {name: round(1000 * seconds / count, 2) for name, seconds in spent.items()}
@@ -65,7 +65,7 @@ def shares(options, count, out):
 
 
 def peak_mib(size, count, out, workers):
-    """Sum of the peaks of a run and its workers."""
+    """Sum of the peak memory of a run and its workers in MiB."""
     command = [sys.executable, "-c", RUN, str(size), str(count), str(out), str(workers)]
     process, peaks = subprocess.Popen(command), {}
     while process.poll() is None:
@@ -89,14 +89,14 @@ def high_water_mib(pid):
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0.0
-    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
-    return int(found[0]) / 1024 if found else 0.0
+    values = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(values[0]) / 1024 if values else 0.0
 
 
 def measure(options, count, folder):
     cv2.setNumThreads(1)
     sample = max(100, count // 10)
-    peer = plain_loop(options, sample, folder / "plain")
+    baseline = plain_loop(options, sample, folder / "plain")
     parts = shares(options, sample, folder / "parts")
     rates = {}
     for workers in (1, 2):
@@ -108,8 +108,8 @@ def measure(options, count, folder):
     return {
         "pairs": count,
         "size": options.size,
-        "pairs_per_second": {"plain loop (Pillow)": round(peer, 1), **{k: round(v, 1) for k, v in rates.items()}},
-        "ratio_to_plain_loop": {name: round(rate / peer, 2) for name, rate in rates.items()},
+        "pairs_per_second": {"plain loop (Pillow)": round(baseline, 1), **{k: round(v, 1) for k, v in rates.items()}},
+        "ratio_to_plain_loop": {name: round(rate / baseline, 2) for name, rate in rates.items()},
         "part_of_a_pair": parts,
         "kib_per_pair": round(sum(files) / 1024 / count, 1),
         "peak_mib_of_run_and_2_workers": {str(number): mib for number, mib in peaks.items()},
@@ -134,11 +134,11 @@ def table(report):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000, help="pairs of the sets that are timed")
-    parser.add_argument("--size", type=int, default=224, help="side of the pictures in pixels")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = measure(DrawOptions(size=arguments.size), arguments.count, Path(folder))
+        report = measure(SynthesisOptions(size=arguments.size), arguments.count, Path(folder))
     print(json.dumps(report, indent=1)) if arguments.json else table(report)
 
 

@@ -1,4 +1,4 @@
-"""Whether two environments give the same answers: the answers of one to stored pairs as JSON lines, and two such files compared.
+"""Compare the answers of two environments: write the answers to stored pairs as JSON lines, and compare two such files.
 
     differad synthesize --count 100 --seed 7 --size 384 --out runs/versions/pairs            # once, in either environment
     python benchmarks/versions_differ.py answer runs/versions/pairs/pairs.jsonl --out old.jsonl      # in the one
@@ -6,7 +6,7 @@
     python benchmarks/versions_differ.py compare old.jsonl new.jsonl [--json]
 
 The pairs are stored as PNG once, because synthetic pairs may themselves differ between versions. The first line of a
-file of answers says what gave them: versions and processor. For another processor in one of two runs set
+file of answers holds versions and processor. To emulate another processor in one of two runs set
 `OPENCV_CPU_DISABLE=AVX512-SKX,AVX2,FP16,AVX,SSE4.2,SSE4.1`. Answers are those of one thread.
 """
 
@@ -33,10 +33,10 @@ MODELS = ("difference", "features", "tiny", "auto")
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the answers of one model differ. A verdict is normal, anomalous or not comparable.
+    """Differences between the answers of one model. A verdict is normal, anomalous or not comparable.
 
-    `confidence` is the largest change where both gave one; of the pairs whose first boxes both exist, `moved` is the
-    largest change of a coordinate in pixels and `iou` the lowest overlap.
+    `confidence` is the largest change if both have one. Over pairs with boxes in both, `moved` is the largest change of a
+    coordinate of the first box in pixels and `iou` its lowest overlap.
     """
 
     model: str
@@ -51,7 +51,7 @@ class Difference:
 
 
 def environment() -> dict[str, str]:
-    """What may change an answer."""
+    """Properties of the environment that may change an answer."""
     return {
         "opencv": cv2.__version__,
         "numpy": np.__version__,
@@ -77,17 +77,22 @@ def _answer(outcome: Location | DifferadError) -> dict[str, Any]:
 
 
 def differences(first: Iterable[Mapping[str, Any]], second: Iterable[Mapping[str, Any]]) -> list[Difference]:
-    """Model by model. Raises InputError where the lines are not those of the same pairs and models."""
-    mine, others = ({(line["model"], line["id"]): line for line in lines} for lines in (first, second))
-    if mine.keys() != others.keys():
-        key = sorted(mine.keys() ^ others.keys())[0]
+    """The differences by model. Raises InputError if the lines are not of the same pairs and models."""
+    first_lines, second_lines = ({(line["model"], line["id"]): line for line in lines} for lines in (first, second))
+    if first_lines.keys() != second_lines.keys():
+        key = sorted(first_lines.keys() ^ second_lines.keys())[0]
         raise InputError(f"{key}: only one of the two files answers this pair; answer the same manifests with both")
-    models = dict.fromkeys(model for model, _ in mine)
-    return [_difference(model, [(mine[k], others[k]) for k in mine if k[0] == model]) for model in models]
+    models = dict.fromkeys(model for model, _ in first_lines)
+    return [
+        _difference(model, [(first_lines[key], second_lines[key]) for key in first_lines if key[0] == model])
+        for model in models
+    ]
 
 
 def _difference(model: str, both: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Difference:
-    sure = [abs(a["confidence"] - b["confidence"]) for a, b in both if None not in (a["confidence"], b["confidence"])]
+    changes = [
+        abs(a["confidence"] - b["confidence"]) for a, b in both if None not in (a["confidence"], b["confidence"])
+    ]
     boxed = [(as_boxes(a["boxes"][:1]), as_boxes(b["boxes"][:1])) for a, b in both if a["boxes"] and b["boxes"]]
     moved = [float(np.abs(a - b).max()) for a, b in boxed]
     return Difference(
@@ -95,8 +100,8 @@ def _difference(model: str, both: list[tuple[Mapping[str, Any], Mapping[str, Any
         pairs=len(both),
         equal=sum(a == b for a, b in both),
         verdicts=sum(a["verdict"] != b["verdict"] for a, b in both),
-        confidence=max(sure, default=0.0),
-        confidence_99=float(np.quantile(sure, 0.99)) if sure else 0.0,
+        confidence=max(changes, default=0.0),
+        confidence_99=float(np.quantile(changes, 0.99)) if changes else 0.0,
         moved=max(moved, default=0.0),
         moved_over_1=sum(pixels > 1 for pixels in moved),
         iou=min((float(iou(a, b)[0]) for a, b in boxed), default=1.0),
@@ -114,10 +119,10 @@ def _write(pairs: Sequence[Pair], models: Sequence[str], out: Path) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def _table(found: Iterable[Difference]) -> Iterator[str]:
+def _table(by_model: Iterable[Difference]) -> Iterator[str]:
     yield "| model | pairs | equal | other verdict | confidence: largest, 99 % | first box: pixels, over 1, lowest IoU |"
     yield "|---|---|---|---|---|---|"
-    for d in found:
+    for d in by_model:
         boxes = f"{d.moved:.1f}, {d.moved_over_1}, {d.iou:.2f}"
         yield (
             f"| `{d.model}` | {d.pairs} | {d.equal} | {d.verdicts} | {d.confidence:.2g}, {d.confidence_99:.2g} | {boxes} |"
@@ -127,7 +132,7 @@ def _table(found: Iterable[Difference]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    answer = commands.add_parser("answer", help="write what this environment answers")
+    answer = commands.add_parser("answer", help="write the answers of this environment")
     answer.add_argument("manifests", nargs="+", type=Path)
     answer.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     answer.add_argument("--out", type=Path, required=True)
@@ -138,14 +143,14 @@ def main() -> None:
     if args.command == "answer":
         _write([pair for manifest in args.manifests for pair in read_pairs(manifest)], args.models, args.out)
         return
-    (first, mine), (second, others) = (_read(path) for path in args.files)
-    found = differences(mine, others)
+    (first, first_lines), (second, second_lines) = (_read(path) for path in args.files)
+    by_model = differences(first_lines, second_lines)
     if args.json:
-        print(json.dumps({"environments": [first, second], "models": [asdict(each) for each in found]}))
+        print(json.dumps({"environments": [first, second], "models": [asdict(difference) for difference in by_model]}))
         return
     for name in first:
         print(f"{name}: {first[name]} | {second[name]}")
-    print("\n".join(_table(found)))
+    print("\n".join(_table(by_model)))
 
 
 if __name__ == "__main__":

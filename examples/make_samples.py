@@ -22,7 +22,7 @@ SEED = 5
 # Two flat colours and a steady fixture: a picture that a viewer reads at once and that PNG packs well.
 STYLE = BoardStyle((24, 78, 52), (205, 168, 96), binary=False)
 STEADY = Nuisance(
-    shift=3, angle=0.4, scale=0.004, gain=0.1, offset=6, gradient=0, noise=0.5, wobble=0.5, etch=0.3, jpeg=0
+    shift=3, angle=0.4, scale=0.004, gain=0.1, offset=6, gradient=0, noise=0.5, elastic_warp=0.5, etch=0.3, jpeg=0
 )
 LEVELS = 24
 

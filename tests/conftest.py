@@ -9,7 +9,7 @@ from desk import Desk
 
 @pytest.fixture
 def desk() -> Iterator[Desk]:
-    """A server that answers as a test says."""
+    """A server whose answers a test sets."""
     made = Desk()
     yield made
     made.close()

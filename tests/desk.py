@@ -1,4 +1,4 @@
-"""A chat completions server for tests: real HTTP, answers as a test says."""
+"""A chat completions server for tests: real HTTP, with answers that a test sets."""
 
 import json
 import socket
@@ -18,9 +18,9 @@ def free_port() -> int:
 
 
 class Desk:
-    """A real HTTP server that answers as `reply(number, question)` says: (status, content type, body).
+    """A real HTTP server that answers with `reply(number, question)`: (status, content type, body).
 
-    Where `write` is set, it writes the whole response, the status line too, as it likes.
+    If `write` is set, it writes the whole response instead, with the status line.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Desk:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 desk.bodies.append(body)
                 question = json.loads(body)
-                number = desk.note(question, {name.lower(): value for name, value in self.headers.items()})
+                number = desk.record(question, {name.lower(): value for name, value in self.headers.items()})
                 try:
                     if desk.write is not None:
                         self.close_connection = True
@@ -52,7 +52,7 @@ class Desk:
                     self.end_headers()
                     self.wfile.write(answer)
                 except ConnectionError:
-                    return  # The client gave up waiting, which is what some tests are about.
+                    return  # The client gave up waiting, which some tests provoke.
 
             def log_message(self, *_: Any) -> None:
                 return
@@ -61,7 +61,7 @@ class Desk:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
-    def note(self, question: dict[str, Any], headers: dict[str, str]) -> int:
+    def record(self, question: dict[str, Any], headers: dict[str, str]) -> int:
         with self._lock:
             self.questions.append(question)
             self.headers.append(headers)

@@ -1,4 +1,4 @@
-"""What a page of the documentation holds: fenced blocks, commands in them, code within its sentences. Runs nothing.
+"""Parse a page of the documentation: fenced blocks, commands in them, code within sentences. Runs nothing.
 
 The info string of a fence is its language, then at most one of these:
 
@@ -15,55 +15,53 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 LANGUAGES = ("sh", "python", "json", "yaml", "text")
 _FENCE = re.compile(r"(?P<mark>[ >]*)(?P<fence>`{3,}(?!.*`)|~{3,})(?P<info>.*)")
-_NOTES = re.compile(r"(?P<not_run>not run: \S.*)|file: (?P<file>\S+)|(?P<output>output)(?: of: (?P<of>\S.*))?")
-# Code within a sentence: between like rows of backticks, perhaps over the end of a line, never over the end of a paragraph.
+_ATTRIBUTES = re.compile(r"(?P<not_run>not run: \S.*)|file: (?P<file>\S+)|(?P<output>output)(?: of: (?P<of>\S.*))?")
+# Code within a sentence: between equally long rows of backticks, perhaps across lines, never across paragraphs.
 _SPAN = re.compile(r"(?<!`)(`+)(?!`)((?:(?!\n\s*\n).)+?)(?<!`)\1(?!`)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it stands (its first line), its language, what its info string says besides, and its text."""
+    """A fenced block: its page and first line, its language, the rest of its info string, and its text."""
 
     page: str
     line: int
     language: str
-    notes: str
+    attributes: str
     text: str
 
     @property
     def place(self) -> str:
         return f"{self.page}:{self.line}"
 
-    def note(self, name: str) -> str | None:
-        """`not_run`, `file`, `output` or `of` of the info string, None where it does not say so."""
-        found = _NOTES.fullmatch(self.notes)
-        return found[name] if found else None
+    def attribute(self, name: str) -> str | None:
+        """`not_run`, `file`, `output` or `of` of the info string, None if it lacks that."""
+        match = _ATTRIBUTES.fullmatch(self.attributes)
+        return match[name] if match else None
 
     def commands(self) -> list[tuple[int, str]]:
-        """Line numbers and commands; a line that ends in a backslash goes on in the next."""
-        found, begun = [], ""
+        """Line numbers and commands; a line that ends in a backslash is continued by the next."""
+        commands, command = [], ""
         for number, line in enumerate(self.text.splitlines(), start=self.line):
-            begun = begun.removesuffix("\\") + line
-            if not begun.endswith("\\"):
-                found += [(number, begun)] if without_comment(begun) else []
-                begun = ""
-        return found
+            command = command.removesuffix("\\") + line
+            if not command.endswith("\\"):
+                commands += [(number, command)] if without_comment(command) else []
+                command = ""
+        return commands
 
     def fault(self) -> str | None:
-        """What is wrong with the fence itself, or None."""
+        """The error in the fence itself, or None."""
         if self.language not in LANGUAGES:
             return f"{self.place}: ```{self.language}: unknown language; expected one of {', '.join(LANGUAGES)}"
-        if self.notes and not _NOTES.fullmatch(self.notes):
-            return (
-                f"{self.place}: ```{self.language} {self.notes}: expected nothing, not run: WHY, file: NAME or output"
-            )
-        if self.language in ("json", "yaml", "text") and not self.notes:
+        if self.attributes and not _ATTRIBUTES.fullmatch(self.attributes):
+            return f"{self.place}: ```{self.language} {self.attributes}: expected nothing, not run: WHY, file: NAME or output"
+        if self.language in ("json", "yaml", "text") and not self.attributes:
             return f"{self.place}: ```{self.language}: neither run nor says why; expected not run: WHY, file: NAME or output"
         return None
 
 
 def without_comment(command: str) -> str:
-    """A command as it is compared: no comment behind it, single spaces."""
+    """A command in the form for comparisons: no comment after it, single spaces."""
     return " ".join(re.split(r"(?:^|\s)#\s", command, maxsplit=1)[0].split())
 
 
@@ -72,17 +70,17 @@ def read_page(page: str) -> str:
 
 
 def blocks(page: str, text: str) -> list[Block]:
-    """The fenced blocks of a page's text, in order; also those of a list or a quotation, whose lines begin with its mark."""
+    """The fenced blocks of a page's text, in order, also in a list or a quotation, where lines start with its mark."""
     found: list[Block] = []
     for first, mark, info, body in _fences(page, text):
-        language, _, notes = info.strip().partition(" ")
+        language, _, attributes = info.strip().partition(" ")
         plain = [line.removeprefix(mark) if line.startswith(mark) else line.lstrip() for line in body]
-        found.append(Block(page, first + 1, language, notes.strip(), "\n".join(plain)))
+        found.append(Block(page, first + 1, language, attributes.strip(), "\n".join(plain)))
     return found
 
 
 def prose(text: str) -> str:
-    """A page's text with empty lines in the place of its fenced blocks."""
+    """A page's text with empty lines in place of its fenced blocks."""
     lines = text.splitlines()
     for first, _, _, body in _fences("", text):
         lines[first - 1 : first + len(body) + 1] = [""] * (len(body) + 2)
@@ -90,7 +88,7 @@ def prose(text: str) -> str:
 
 
 def _fences(page: str, text: str) -> list[tuple[int, str, str, list[str]]]:
-    """Of each fence its first line's number, what stands before it on its lines, its info string and its body."""
+    """For each fence the number of its first line, the mark before it, its info string and its body."""
     found: list[tuple[int, str, str, list[str]]] = []
     body: list[str] = []
     begun: tuple[int, re.Match[str]] | None = None
@@ -108,7 +106,7 @@ def _fences(page: str, text: str) -> list[tuple[int, str, str, list[str]]]:
 
 
 def indented_code(text: str) -> list[int]:
-    """Lines of code that stands indented, where no info string can say anything of it."""
+    """Lines of indented code, which has no info string."""
     lines = prose(text).splitlines()
     return [
         number
@@ -124,7 +122,7 @@ def links(text: str) -> list[tuple[str, str]]:
 
 
 def anchors(text: str) -> set[str]:
-    """What GitHub calls the headings of a page."""
+    """GitHub's anchors of the headings of a page."""
     titles = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 

@@ -1,6 +1,6 @@
-"""Whether what a page names exists: commands and options of differad, options of programs beside it, files, modules, extras.
+"""Check that names on a page exist: commands and options of differad, options of other programs here, files, modules, extras.
 
-Runs nothing. It looks at fenced blocks, those that are not run too, and at code within sentences and tables.
+Runs nothing. It reads all fenced blocks, and code within sentences and tables.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from differad.training.recipe import RlRecipe
 from docs_blocks import ROOT, blocks, read_page, spans, without_comment
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-# Options and scripts of other programs that pages speak of.
+# Options and scripts of other programs that pages mention.
 FOREIGN = {"--max-model-len", "prepare_data.py"}
 PLACEHOLDERS = {"key", "part.key"}
 _CALL = re.compile(r"(?:^|\s)differad\s+(?=\S)(.*)", re.DOTALL)
@@ -40,7 +40,7 @@ _EXTRA = re.compile(r"(?:differad|\.)\[([\w,]+)\]")
 
 
 def texts(page: str) -> list[tuple[str, str]]:
-    """Places and code of a page: each span within its sentences, each command of its shell blocks."""
+    """Positions and code of a page: each span within its sentences, each command of its shell blocks."""
     text = read_page(page)
     fenced = [block for block in blocks(page, text) if block.language == "sh"]
     return [
@@ -50,7 +50,7 @@ def texts(page: str) -> list[tuple[str, str]]:
 
 
 def examples() -> list[tuple[str, str]]:
-    """Places and commands of help texts, and of the heads of recipes and of the programs beside differad."""
+    """Positions and commands of help texts, and of the headers of recipes and programs."""
     heads = [path for ending in ("yaml", "sh") for path in (ROOT / "recipes").rglob(f"*.{ending}")]
     programs = [path for folder in ("benchmarks", "scripts", "examples") for path in (ROOT / folder).glob("*.py")]
     lines = [(path, line) for path in (*heads, *programs) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -67,7 +67,7 @@ def _help(command: Any, name: str = "differad") -> list[tuple[str, str]]:
 
 
 def faults(code: str) -> list[str]:
-    """What a piece of code names that does not exist."""
+    """Names in a piece of code that do not exist."""
     found = [fault for part in re.split(r"\s(?:\||&&|;)\s", code) for fault in _calls(part)]
     read = re.sub(r"--out [^\s\]]+", "", code)
     found += [f"no file {name}" for name in _FILE.findall(read) if not (ROOT / name).exists()]
@@ -129,7 +129,7 @@ def _words(text: str) -> list[str]:
 
 @cache
 def _all_options() -> set[str]:
-    """Every option of every command, and what stands in quotes like one in the programs beside differad."""
+    """Every option of every command, and quoted strings in other programs that look like one."""
 
     def of(command: Any) -> set[str]:
         return _options(command).union(*(of(other) for other in getattr(command, "commands", {}).values()))
@@ -146,7 +146,7 @@ def _all_options() -> set[str]:
 
 @cache
 def _model_options() -> set[str]:
-    """What `-o` sets, of every kind of model; of a model's parts as PART.NAME."""
+    """All options of `-o`, of every kind of model; those of a model's parts as PART.NAME."""
     return {option.name for kind, _ in KINDS.values() for option in list_options(kind)}
 
 
@@ -158,7 +158,7 @@ def _keys(code: str) -> list[str]:
 
 
 def _is_key(section: type[BaseModel], parts: list[str]) -> bool:
-    """Whether a section has a key of that name, and the section behind it the next one; what is no section has what it likes."""
+    """Whether nested sections have these keys; values that are no sections accept any further key."""
     if not parts:
         return True
     if parts[0] not in section.model_fields:

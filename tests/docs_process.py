@@ -22,7 +22,7 @@ _PRELOAD = ["pytest", "differad.cli.app", "differad.training.sft", "differad.tra
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left: exit code, stdout, stderr."""
+    """Result of a command: exit code, stdout, stderr."""
 
     code: int
     out: str

@@ -1,8 +1,8 @@
-"""Executes a page of the documentation as a new user would: its fences in order, in one empty folder.
+"""Execute a page of the documentation as a new user would: its fences in order, in one empty folder.
 
-Shell lines run one by one in bash, Python blocks as one module, in the order of the page. What a command says that it writes
-(`--out`, `--save`, `--copy`) must be there afterwards, `--json` must print one document, an exit code other than 0 must stand
-in the comment behind it (`# exit code 3: …`), and no command may end in a traceback.
+Shell lines run one by one in bash, Python blocks as one module, in the order of the page. The outputs of a command
+(`--out`, `--save`, `--copy`) must exist afterwards, `--json` must print one document, an exit code other than 0 must be named
+in the comment after the command (`# exit code 3: …`), and no command may end in a traceback.
 """
 
 import io
@@ -25,15 +25,15 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 @dataclass(frozen=True)
 class Page:
-    """What a page needs in order to run, and what it promises besides.
+    """Requirements of a page for its run, and further promises to check.
 
-    `given` builds stand-ins for the user's files in the page's folder. `scaled` puts shorter work in the place of words of the
-    page, each of which must occur; SERVER in it is the address of a model server that answers. `elsewhere` are commands that the
-    named page runs. `names` are what a Python block takes as given. `leaves` are files that are there at the end, `prints`
-    patterns by words of a command, `holds` Python expressions that are true at the end.
+    `setup` creates stand-ins for the user's files in the page's folder. `scaled` replaces text of the page, which must occur, by
+    shorter work; SERVER in it is the address of a running model server. `elsewhere` are commands that the named page runs.
+    `names` are variables that Python blocks assume. `leaves` are files that exist at the end, `prints` patterns by words of a
+    command, `holds` Python expressions that are true at the end.
     """
 
-    given: tuple[Callable[[Path], object], ...] = ()
+    setup: tuple[Callable[[Path], object], ...] = ()
     scaled: Mapping[str, str] = field(default_factory=dict)
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     names: Callable[[Path], Mapping[str, Any]] = lambda folder: {}
@@ -43,7 +43,7 @@ class Page:
 
 
 class Run:
-    """One execution of a page's text in a folder; `page()` does all of it, and raises AssertionError with the line at fault."""
+    """One execution of a page's text in a folder; `all_of` runs it, and raises AssertionError with the wrong line."""
 
     def __init__(self, name: str, page: Page, folder: Path, server: str) -> None:
         self.name, self.page, self.folder, self.server = name, page, folder, server
@@ -53,12 +53,12 @@ class Run:
 
     def all_of(self, text: str) -> None:
         with chdir(self.folder):
-            for build in self.page.given:
+            for build in self.page.setup:
                 build(self.folder)
             self.names = {"__name__": "page", **self.page.names(self.folder)}
             for block in blocks(self.name, text):
                 assert not (fault := block.fault()), fault
-                if not block.note("not_run"):
+                if not block.attribute("not_run"):
                     self.block(block)
             assert not self.unused, (
                 f"{self.name}: its entry in tests/test_docs.py has what the page does not: {self.unused}"
@@ -69,9 +69,9 @@ class Run:
                 assert eval(expression, self.names), f"{self.name}: not true after its code: {expression}"
 
     def block(self, block: Block) -> None:
-        if file := block.note("file"):
+        if file := block.attribute("file"):
             Path(file).write_text(block.text + "\n")
-        elif block.note("output"):
+        elif block.attribute("output"):
             self.output(block)
         elif block.language == "python":
             self.python(block)
@@ -125,8 +125,8 @@ class Run:
                 )
 
     def output(self, block: Block) -> None:
-        """Each line of the block has its like, figures aside, in what was printed."""
-        words = block.note("of") or ""
+        """Each line of the block equals a printed line, apart from figures."""
+        words = block.attribute("of") or ""
         command, printed = next(entry for entry in reversed(self.outputs) if words in entry[0])
         forms = {form(line) for line in printed.splitlines()}
         for line in block.text.splitlines():
@@ -134,5 +134,5 @@ class Run:
 
 
 def form(line: str) -> str:
-    """A line without what changes from run to run: figures, and how wide its columns are."""
+    """A line without the parts that differ between runs: figures, and the width of columns."""
     return " ".join(_NUMBER.sub("0", line).split())

@@ -1,4 +1,4 @@
-"""What a user has before the documentation begins: images, manifests, data sets, checkpoints, all made here and small.
+"""Files that the documentation assumes: images, manifests, data sets, checkpoints, all small and generated.
 
 Each function takes the folder of a page and writes there under the names that the page uses.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from differad.cli.main import run
 from differad.core import Pair
 from differad.data.manifest import read_pairs
-from differad.synthesis.draw import DrawOptions
+from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
 from docs_blocks import ROOT
 from miniatures import damage, marked, mvtec, part, save
@@ -48,7 +48,7 @@ def folders(good: str = "good", test: str = "test") -> Callable[[Path], None]:
 
 
 def inspected(folder: Path) -> None:
-    """`inspected`, what `differad inspect good/ test/` left, and `corrected.json`, what was made of it in Label Studio."""
+    """`inspected`, the output of `differad inspect good/ test/`, and `corrected.json`, its correction from Label Studio."""
     manifest, answers = "inspected/pairs.jsonl", "inspected/predictions.jsonl"
     with redirect_stdout(io.StringIO()):
         assert run(["inspect", "good", "test", "--out", "inspected", "--quiet"]) == 3
@@ -90,12 +90,12 @@ def predictions(folder: Path) -> None:
 
 
 def drawn(name: str, count: int, size: int = 128, **options: float) -> Callable[[Path], None]:
-    """A manifest of that name with synthetic pairs, each of a part of its own."""
+    """A manifest of that name with synthetic pairs, each of another part."""
 
     def build(folder: Path) -> None:
         manifest = folder / name
         out = manifest.with_name(f"{manifest.stem}_drawn")
-        made = synthesize(DrawOptions(seed=5, size=size, **options), count, out, progress=False)  # type: ignore[arg-type]
+        made = synthesize(SynthesisOptions(seed=5, size=size, **options), count, out, progress=False)  # type: ignore[arg-type]
         lines = [json.loads(line) for line in Path(made.manifest).read_text().splitlines()]
         for line in lines:
             line |= {key: f"{out.name}/{line[key]}" for key in ("reference", "target", "mask") if line[key]}
@@ -128,7 +128,7 @@ def real_iad_zippers(folder: Path) -> None:
 
 
 def from_tool(tool: str, file: str, name: str) -> Callable[[Path], None]:
-    """What an annotation tool gives back for `pairs.jsonl` when nothing was to be corrected: `file` of its export, as `name`."""
+    """The export of an annotation tool for `pairs.jsonl` without corrections: its `file`, stored as `name`."""
 
     def build(folder: Path) -> None:
         with redirect_stdout(io.StringIO()):
@@ -153,7 +153,7 @@ def wrong_manifest(folder: Path) -> None:
 
 
 def policy_at(name: str) -> Callable[[Path], None]:
-    """An embedded policy of one's own: a copy of the shipped one."""
+    """The user's own embedded policy: a copy of the shipped one."""
     return lambda folder: void(shutil.copytree(SHIPPED_POLICY, folder / name))
 
 
@@ -170,7 +170,7 @@ def checkpoint_at(name: str, model_type: str) -> Callable[[Path], None]:
 
 
 def checkout(*names: str) -> Callable[[Path], None]:
-    """What a page takes from a checkout, whose commands run at its root."""
+    """Files of a checkout for a page whose commands run at its root."""
     return lambda folder: void(*((folder / name).symlink_to(ROOT / name) for name in names))
 
 
@@ -183,4 +183,4 @@ def normal_pairs() -> list[Pair]:
 
 
 def void(*_: object) -> None:
-    """Takes what functions return that are called for what they do."""
+    """Ignores return values of functions that are called for their effects."""

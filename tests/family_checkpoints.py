@@ -48,7 +48,7 @@ class Family:
 
 
 def build_family(folder: Path, family: Family) -> Path:
-    """Write the checkpoint; its answers depend on what it is shown."""
+    """Write the checkpoint; its answers depend on its inputs."""
     torch.manual_seed(0)
     tokenizer = _tokenizer(family)
     config = AutoConfig.for_model(family.model_type, **family.config(tokenizer))
@@ -94,7 +94,7 @@ def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
 
 
 def _text(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
-    """What most language models of these families call their sizes."""
+    """Size parameters by the names that most language models of these families use."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": HIDDEN,

@@ -14,7 +14,7 @@ _state = {"root": None, "left": None, "calls": 0}
 
 
 def _hook(event, arguments):
-    """Python calls this before each such call of its own; it cannot be taken off, so it asks whether it is on."""
+    """An audit hook; it cannot be removed, so it checks whether it is active."""
     if _state["root"] is None or event not in _TAKE_ROOM:
         return
     path = arguments[_TAKE_ROOM[event]]
@@ -42,7 +42,7 @@ def full_after(root, calls=None):
 
 @contextmanager
 def no_file_above(size):
-    """No file of this process, or of one that it starts, can grow beyond `size` bytes: writes are cut there, then fail."""
+    """No file of this process or its children can grow beyond `size` bytes: writes are cut off there, then fail."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -52,10 +52,10 @@ def no_file_above(size):
 
 
 class Disk:
-    """What a power cut would leave of the files below a folder: `sync` is what the operating system is asked for."""
+    """Simulates a power cut on the files below a folder: only content that was flushed by fsync remains."""
 
     def __init__(self, root, monkeypatch, copies=None):
-        """`copies`: a folder that receives, at each sync, what a power cut right after it would leave."""
+        """`copies`: a folder that receives, at each sync, the files that a power cut right after it would leave."""
         self._root, self._copies = Path(root), copies
         self._synced = {}
         self._seen = set()
@@ -70,7 +70,7 @@ class Disk:
             self._copy()
 
     def _copy(self):
-        """What is left is copied once: most syncs change nothing else."""
+        """Copies the remaining files once, since most syncs change nothing else."""
         left = {}
         for path in self._root.rglob("*"):
             if path.is_file() and not path.is_symlink():
@@ -87,7 +87,7 @@ class Disk:
             (folder / name).write_bytes(content)
 
     def cut_power(self):
-        """Cut every file off where it was brought to the disk, which is nowhere for most."""
+        """Truncate every file to its flushed size, which is 0 for most."""
         for path in self._root.rglob("*"):
             if path.is_file() and not path.is_symlink():
                 with path.open("r+b") as file:

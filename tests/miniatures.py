@@ -1,4 +1,4 @@
-"""Data sets in miniature, with pictures that differ as parts do."""
+"""Miniature data sets whose images differ as real parts do."""
 
 import numpy as np
 from PIL import Image

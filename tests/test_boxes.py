@@ -86,7 +86,7 @@ def test_to_list_keeps_whole_numbers_whole():
     assert boxes.to_list(boxes.as_boxes([1, 2.5, 3.14159, 4])) == [[1, 2.5, 3.14, 4]]
 
 
-def test_grown_boxes_stay_within_the_picture():
+def test_grown_boxes_stay_within_the_image():
     found = boxes.grow(np.array([[10.0, 20, 30, 40], [0, 0, 200, 100]]), 0.05, 200, 100)
     assert found.tolist() == [[0, 10, 40, 50], [0, 0, 200, 100]]
     assert boxes.grow(boxes.no_boxes(), 0.05, 200, 100).shape == (0, 4)

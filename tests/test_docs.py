@@ -1,6 +1,6 @@
-"""README and docs run as printed: each page's commands and snippets, in order, in an empty folder; what is not run says why.
+"""README and docs run as printed: each page's commands and snippets, in order, in an empty folder; others give a reason.
 
-PAGES states what a page needs, what of it is scaled down, and what it promises besides. How a page is executed: docs_runner.py.
+PAGES holds the requirements of each page, its scaled-down work and further promises. docs_runner.py executes a page.
 """
 
 import os
@@ -47,7 +47,7 @@ TRAINING = dict.fromkeys(
 
 PAGES = {
     "README.md": Page(
-        given=(good_and_test, folders(), labelled(), from_tool("label-studio", "tasks.json", "corrected.json"),
+        setup=(good_and_test, folders(), labelled(), from_tool("label-studio", "tasks.json", "corrected.json"),
                mvtec_at("data/mvtec_ad"), checkout("Makefile", "pyproject.toml", "constraints.txt"),
                *(labelled(f"data/{name}/pairs.jsonl") for name in ("natural", "synthetic", "held_out")),
                checkpoint_at("runs/qwen3-vl-2b/sft-lora/model", "qwen3_vl")),
@@ -65,12 +65,12 @@ PAGES = {
         holds=("location.anomalous is True", "location.boxes.shape == (1, 4)", "location.confidence > 0.9", "location.reasoning"),
     ),
     "docs/ad_dualdiff.md": Page(
-        given=(mvtec_at("DATASETS/mvtec", "metal_nut", "tile"), real_iad_zippers, checkout("recipes")),
+        setup=(mvtec_at("DATASETS/mvtec", "metal_nut", "tile"), real_iad_zippers, checkout("recipes")),
         leaves=("ad_dualdiff/pairs.jsonl", "ad_dualdiff/card.md", "ad_dualdiff/sheet.html", "my_benchmark/pairs.jsonl"),
         prints={"--out ad_dualdiff": "(?s)absent.*aitex"},
     ),
     "docs/benchmarks.md": Page(
-        given=(checkout("benchmarks", "tests"),),
+        setup=(checkout("benchmarks", "tests"),),
         scaled={
             "--pairs 40": "--pairs 2",
             "--pairs 16": "--pairs 2",
@@ -79,28 +79,28 @@ PAGES = {
         },
     ),
     "docs/build.md": Page(
-        given=(mvtec_at("data/mvtec"), folders(), inspected),
+        setup=(mvtec_at("data/mvtec"), folders(), inspected),
         scaled={"/data/mvtec": "data/mvtec"},
         leaves=(*(f"pairs/mvtec/{name}" for name in ("card.json", "card.md", "sheet.html")), "splits/train.jsonl",
                 "splits/test.jsonl"),
     ),
     "docs/command_line.md": Page(
-        given=(folders(),),
+        setup=(folders(),),
         leaves=tuple(f"inspected/{name}" for name in ("results.csv", "overlays", "report.html", "pairs.jsonl")),
     ),
-    "docs/data.md": Page(given=(wrong_manifest,)),
+    "docs/data.md": Page(setup=(wrong_manifest,)),
     "docs/difference.md": Page(
-        given=(good_and_test,),
+        setup=(good_and_test,),
         scaled={"false_alarms=0.02": "false_alarms=0.5"},
         names=lambda folder: {"pair": a_pair(), "normal_pairs": normal_pairs()},
         holds=("location.anomalous", "stricter.options.threshold != locator.options.threshold"),
     ),
     "docs/evaluation.md": Page(
-        given=(labelled(), labelled("more/pairs.jsonl", "more/"), predictions),
+        setup=(labelled(), labelled("more/pairs.jsonl", "more/"), predictions),
         leaves=("runs/difference/predictions.jsonl", "runs/difference/metrics.json", "runs/difference/report.html"),
     ),
     "docs/exchange.md": Page(
-        given=(labelled(), predictions, from_tool("label-studio", "tasks.json", "export.json"),
+        setup=(labelled(), predictions, from_tool("label-studio", "tasks.json", "export.json"),
                from_tool("cvat", "annotations.xml", "annotations.xml"), from_tool("coco", "instances.json", "instances.json")),
         scaled={
             "--root /data": "--root .",
@@ -115,13 +115,13 @@ PAGES = {
         holds=("len(evaluation.params.imgIds) == 3",),
     ),
     "docs/features.md": Page(
-        given=(good_and_test, more_good_parts),
+        setup=(good_and_test, more_good_parts),
         scaled=FEW_NORMALS,
         names=lambda folder: {"pair": a_pair(), "normal_pairs": normal_pairs()},
         holds=("location.anomalous", "heat.ndim == 2", "several.locate(pair).anomalous"),
     ),
     "docs/models.md": Page(
-        given=(good_and_test, labelled(), checkpoint_at("my-qwen2.5-vl", "qwen2_5_vl")),
+        setup=(good_and_test, labelled(), checkpoint_at("my-qwen2.5-vl", "qwen2_5_vl")),
         scaled={"device=cuda": "device=cpu", "http://127.0.0.1:8000/v1": "SERVER"},
         names=lambda folder: {"targets": ["test.png", "good.png"]},
         leaves=("runs/features/metrics.json", "runs/qwen3/metrics.json"),
@@ -129,7 +129,7 @@ PAGES = {
         holds=("outcome.anomalous",),
     ),
     "docs/python.md": Page(
-        given=(good_and_test, folders("more_good"), labelled(), drawn("normal.jsonl", 2, normal_share=1)),
+        setup=(good_and_test, folders("more_good"), labelled(), drawn("normal.jsonl", 2, normal_share=1)),
         scaled=FEW_NORMALS,
         leaves=("overlay.png",),
         holds=("location.anomalous", "len(pairs) == 3", "bgr.ndim == 3"),
@@ -140,7 +140,7 @@ PAGES = {
         holds=("len(list(read_shards('shards'))) == 4", "len(shard_files('shards')) == 1"),
     ),
     "docs/tiny.md": Page(
-        given=(good_and_test, policy_at("runs/tiny/own/model"), drawn("my/pairs.jsonl", 8),
+        setup=(good_and_test, policy_at("runs/tiny/own/model"), drawn("my/pairs.jsonl", 8),
                drawn("my/calibration.jsonl", 12, size=96), checkout("recipes", "benchmarks")),
         scaled={
             **FEW_NORMALS,
@@ -154,7 +154,7 @@ PAGES = {
         holds=("location.anomalous",),
     ),
     "docs/training.md": Page(
-        given=(good_and_test, images("PHOTOGRAPHS", size=720)),
+        setup=(good_and_test, images("PHOTOGRAPHS", size=720)),
         scaled={
             "bash recipes/tiny/train.sh work/look 0.005": f"LEAST=4 bash recipes/tiny/train.sh work/look 0.0005 {SHORT}",
             # What train.sh has just made by the same scripts and recipes.
@@ -172,15 +172,18 @@ PAGES = {
                 "--model runs/tiny/rl/model": r"score 0\.\d\d|normal"},
     ),
     "docs/versions.md": Page(
-        given=(checkout("benchmarks"),),
+        setup=(checkout("benchmarks"),),
         scaled={"--count 100": "--count 1", "--size 384": "--size 160"},
         leaves=("old.jsonl", "new.jsonl"),
     ),
     "docs/synthesis.md": Page(
-        given=(images("good_parts"), images("photos", size=720)),
+        setup=(images("good_parts"), images("photos", size=720)),
         scaled={"--count 10000": "--count 2", "--workers 2": "--workers 1"},
         leaves=("pairs/pairs.jsonl", "own/pairs.jsonl", "natural/pairs.jsonl"),
-        holds=("pair.mask.shape == (224, 224)", "(pair.target == Drawer(DrawOptions(seed=0, size=224)).draw(17).target).all()"),
+        holds=(
+            "pair.mask.shape == (224, 224)",
+            "(pair.target == PairGenerator(SynthesisOptions(seed=0, size=224)).generate(17).target).all()",
+        ),
     ),
 }  # fmt: skip
 
@@ -205,7 +208,7 @@ def test_what_help_texts_and_heads_of_files_name_exists():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_code_stands_in_fences(name):
-    """Indented code has no info string: nothing says whether it runs."""
+    """Indented code has no info string, so nothing states whether it runs."""
     assert [f"{name}:{number}" for number in indented_code(read_page(name))] == []
 
 
@@ -225,7 +228,7 @@ def test_what_one_page_leaves_to_another_is_run_there():
             run = [
                 block
                 for block in blocks(other, read_page(other))
-                if block.language == "sh" and not block.note("not_run")
+                if block.language == "sh" and not block.attribute("not_run")
             ]
             assert command in [without_comment(line) for block in run for _, line in block.commands()], (name, command)
 

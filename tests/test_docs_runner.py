@@ -1,4 +1,4 @@
-"""What the documentation's own test notices: the pages themselves are in test_docs.py."""
+"""Tests of the documentation's test; the pages themselves are tested in test_docs.py."""
 
 import os
 
@@ -105,7 +105,7 @@ def test_every_way_to_write_a_fence(opening, closing):
     mark = opening[: len(opening) - len(opening.lstrip(" >"))]
     text = f"1. Text\n\n{opening.format('sh not run: why')}\n{mark}a `b`\n{mark}  ``c``\n{closing}\n\n`d`\n"
     (block,) = blocks("page.md", text)
-    assert (block.line, block.language, block.note("not_run")) == (4, "sh", "not run: why")
+    assert (block.line, block.language, block.attribute("not_run")) == (4, "sh", "not run: why")
     assert block.text == "a `b`\n  ``c``"
     assert spans(text) == [(8, "d")]
 

@@ -1,4 +1,4 @@
-"""Boxes on pictures."""
+"""Boxes drawn on images."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ def painted(image, color):
 def test_boxes_are_drawn_where_they_are(value):
     image = np.full((300, 400, 3), value, np.uint8)
     drawn = draw_boxes(image, truth=BOX, predicted=as_boxes([[200, 200, 390, 290]]))
-    assert image.min() == image.max() == value  # the picture itself is left alone
+    assert image.min() == image.max() == value  # the image itself is not changed
     for color, box in ((TRUTH_COLOR, (100, 60, 180, 140)), (PREDICTED_COLOR, (200, 200, 390, 290))):
         assert np.abs(np.subtract(painted(drawn, color), box)).max() <= 2  # the line's width
     assert (drawn[75:125, 115:165] == value).all()  # the inside stays visible
@@ -41,14 +41,14 @@ def test_scores_are_written_and_boxes_may_reach_the_border():
     assert (with_score != without).any()
 
 
-def test_a_thumbnail_shrinks_picture_and_boxes_alike():
+def test_a_thumbnail_scales_image_and_boxes():
     small = thumbnail(np.zeros((600, 1200, 3), np.uint8), 300, truth=as_boxes([[400, 200, 800, 400]]))
     assert small.shape == (150, 300, 3)
     assert np.abs(np.subtract(painted(small, TRUTH_COLOR), (100, 50, 200, 100))).max() <= 2
     assert thumbnail(np.zeros((10, 20, 3), np.uint8), 300).shape == (10, 20, 3)  # never enlarged
 
 
-def test_a_data_url_holds_the_picture():
+def test_a_data_url_holds_the_image():
     kind, _, data = jpeg_data_url(np.full((8, 9, 3), 200, np.uint8)).partition(",")
     assert kind == "data:image/jpeg;base64"
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))

@@ -21,7 +21,7 @@ from differad.data.manifest import read_pairs
 from differad.errors import InputWarning, WriteError
 from differad.files import AppendFile, atomic_folder, atomic_write, leftovers, sync_files, write_bytes, write_text
 from differad.images import read_image
-from differad.synthesis.draw import DrawOptions
+from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
 from faults import Disk, full_after, no_file_above
 
@@ -70,7 +70,7 @@ TIMES = re.compile(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Four pairs, predictions of them, what Label Studio would give back, and a folder of good and bad parts."""
+    """Four pairs, their predictions, an export of Label Studio, and a folder of good and bad parts."""
     folder = tmp_path_factory.mktemp("data") / "data"
     rng = np.random.default_rng(0)
     lines = []
@@ -110,7 +110,7 @@ def save(path, pixels):
 
 
 def polygon(pair_id):
-    """What Label Studio gives back for a triangle."""
+    """An export of Label Studio with a triangle."""
     value = {"points": [[10, 10], [60, 10], [10, 70]], "polygonlabels": ["defect"]}
     region = {"id": "r", "type": "polygonlabels", "from_name": "p", "to_name": "image", "value": value}
     size = {"original_width": SIDE, "original_height": SIDE, "image_rotation": 0}
@@ -118,7 +118,7 @@ def polygon(pair_id):
 
 
 def files(folder):
-    """Every file below a folder by its name, without what differs from run to run."""
+    """Every file below a folder by its name, without parts that differ between runs."""
     found = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): TIMES.sub(b"", path.read_bytes()) for path in found}
 
@@ -128,7 +128,7 @@ def differad(name, data, out):
 
 
 def check_line(captured, out):
-    """One line on stderr, which names a place below `out` and how to go on."""
+    """One line on stderr that names a path below `out` and how to continue."""
     lines = captured.err.splitlines()
     assert len(lines) == 1, captured.err
     assert lines[0].startswith("differad: ")
@@ -167,7 +167,7 @@ def whole(command, data, capsys, monkeypatch):
 
 
 def test_no_room_for_the_nth_call(command, data, whole, capsys):
-    """From the n-th call that takes room on there is none, for every n."""
+    """The disk is full from the n-th call that needs space, for every n."""
     expected, count = whole
     assert count > 1
     for calls in range(count):
@@ -185,7 +185,7 @@ def test_no_room_for_the_nth_call(command, data, whole, capsys):
 
 @pytest.mark.parametrize("size", [10, 1000])
 def test_a_write_that_is_cut_off(command, data, whole, capsys, size):
-    """The operating system takes the first bytes of a file and refuses the rest, whoever writes them."""
+    """The operating system accepts the first bytes of any file and refuses the rest."""
     expected, _ = whole
     out = data.parent / "cut" / command
     out.mkdir(parents=True)
@@ -204,7 +204,7 @@ def test_a_write_that_is_cut_off(command, data, whole, capsys, size):
 
 @pytest.fixture
 def small_disk(data):
-    """A file system of 64 KiB, as deep as other outputs lie; what is in it is gone afterwards."""
+    """A file system of 64 KiB, as deep in the tree as other outputs; it is removed afterwards."""
     folder = data.parent / "mounted"
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
@@ -230,7 +230,7 @@ def test_a_small_disk(command, data, whole, small_disk, capsys, kept):
     assert files(out) == expected
 
 
-def test_the_verdict_comes_before_the_picture(data, tmp_path, capsys):
+def test_the_verdict_comes_before_the_image(data, tmp_path, capsys):
     with full_after(tmp_path, 0):
         assert differad("save", data, tmp_path) == 2
     captured = capsys.readouterr()
@@ -239,7 +239,7 @@ def test_the_verdict_comes_before_the_picture(data, tmp_path, capsys):
     assert files(tmp_path) == {}
 
 
-def test_a_table_comes_before_the_picture(tmp_path, capsys):
+def test_a_table_comes_before_the_image(tmp_path, capsys):
     with full_after(tmp_path, 0):
         assert run(["audit-reward", "--save", str(tmp_path / "audit.png"), "--json", "--quiet"]) == 2
     captured = capsys.readouterr()
@@ -250,8 +250,8 @@ def test_a_table_comes_before_the_picture(tmp_path, capsys):
 @pytest.mark.parametrize(
     "name", ["locate", "evaluate", "synthesize", "build", "export coco", "import", "split", "save"]
 )
-def test_a_place_that_cannot_be_written(name, data, tmp_path, capsys):
-    """A file stands where a folder is to be."""
+def test_an_output_that_cannot_be_written(name, data, tmp_path, capsys):
+    """A file has the path of an output folder."""
     (tmp_path / "file").write_bytes(b"mine")
     assert differad(name, data, tmp_path / "file") == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -287,7 +287,7 @@ def test_whole_or_not_at_all(tmp_path):
     assert files(tmp_path) == {"a.txt": b"new"}
 
 
-def test_what_a_file_takes_the_place_of(tmp_path):
+def test_what_a_file_may_replace(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(WriteError, match="folder: cannot be written"):
         write_text(tmp_path / "folder", "")
@@ -316,7 +316,7 @@ def test_an_error_about_another_file_is_no_failed_write(tmp_path):
     assert files(tmp_path) == {}
 
 
-def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     def fill(content, fail=False):
         with atomic_folder(tmp_path / "model") as fresh:
             write_text(fresh / "a", content)
@@ -356,7 +356,7 @@ def test_a_line_that_does_not_fit_is_cut_off(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-OPTIONS = DrawOptions(seed=5, size=32)
+OPTIONS = SynthesisOptions(seed=5, size=32)
 
 
 def draw(out, form="folder", count=12):
@@ -383,7 +383,7 @@ def test_a_power_cut_takes_nothing_that_the_manifest_names(tmp_path, monkeypatch
 
 
 def before_the_end(path):
-    """Where a file can be cut off so that what is left looks well: a tar between two pairs."""
+    """A size at which a cut-off file looks valid: a tar between two pairs."""
     if path.suffix != ".tar":
         return -1
     with tarfile.open(path) as tar:
@@ -392,10 +392,10 @@ def before_the_end(path):
 
 @pytest.mark.parametrize("form", ["folder", "webdataset", "parquet"])
 @pytest.mark.parametrize("damage", ["empty", "gone", "cut", "short"])
-def test_a_set_that_lost_files_is_made_whole(tmp_path, form, damage):
+def test_a_set_with_lost_files_is_completed(tmp_path, form, damage):
     if form == "parquet":
         pytest.importorskip("pyarrow")
-    draw(tmp_path / "whole", form, count=48)  # more than are read again as a whole
+    draw(tmp_path / "whole", form, count=48)  # more than are read completely when a set is continued
     shutil.copytree(tmp_path / "whole", tmp_path / "set")
     names = sorted(name for name in files(tmp_path / "set") if name.endswith((".png", ".tar", ".parquet")))
     lost = tmp_path / "set" / names[len(names) // 2]
@@ -403,8 +403,8 @@ def test_a_set_that_lost_files_is_made_whole(tmp_path, form, damage):
         lost.unlink()
     else:
         lost.write_bytes(lost.read_bytes()[: {"empty": 0, "cut": 100, "short": before_the_end(lost)}[damage]])
-    said = {"empty": "empty", "gone": "gone"}.get(damage, "not whole")
-    with pytest.warns(InputWarning, match=f"{lost.name}: {said}; pairs are drawn again from number"):
+    message = {"empty": "empty", "gone": "missing"}.get(damage, "incomplete")
+    with pytest.warns(InputWarning, match=f"{lost.name}: {message}; pairs are generated again from number"):
         assert draw(tmp_path / "set", form, count=48).kept < 48
     assert files(tmp_path / "set") == files(tmp_path / "whole")
 
@@ -424,7 +424,7 @@ def test_what_the_predictions_name_survives_a_power_cut(data, tmp_path, monkeypa
 
 @pytest.mark.parametrize("name", ["evaluate", "inspect", "locate"])
 def test_a_power_cut_at_any_moment_of_a_run(data, tmp_path, monkeypatch, capsys, name):
-    """What the predictions name is whole, and the same command ends as if nothing had been."""
+    """All files that the predictions name are whole, and the same command gives the result of an uninterrupted run."""
     monkeypatch.setattr("differad.evaluation.run.SECONDS_BETWEEN_SYNCS", 0)
     out, copies = data.parent / "cut" / name, data.parent / "copies" / name
     out.mkdir(parents=True)
@@ -452,7 +452,7 @@ def test_builds_and_exports_are_on_the_disk_when_they_are_finished(data, tmp_pat
 
 
 def test_files_without_a_sync_are_lost(tmp_path, monkeypatch):
-    """What the tests of power cuts rest on."""
+    """The assumption of the tests of power cuts."""
     disk = Disk(tmp_path, monkeypatch)
     for name in "ab":
         write_bytes(tmp_path / name, b"content", sync=False)

@@ -52,7 +52,7 @@ def least_bits(samples):
 
 
 def over_white(colour, alpha):
-    """Each 8 bits; what Pillow and arithmetic round differently is one level."""
+    """Both 8 bits; different rounding of Pillow and arithmetic changes one level."""
     share = alpha[..., None] / 255
     return colour * share + 255 * (1 - share)
 
@@ -241,7 +241,7 @@ WHOLE = list(samples_of_files())
 
 
 def refusal(read, path):
-    """The one line by which a file is refused, empty where it is read. Any other error is a bug."""
+    """The one-line error that refuses a file, empty if it is read. Any other error is a bug."""
     try:
         read(path)
     except ImageError as error:

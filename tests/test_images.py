@@ -1,4 +1,4 @@
-"""Pictures as cameras, scanners and exports really write them, and files that are none."""
+"""Images as cameras, scanners and programs write them, and files that are no images."""
 
 import subprocess
 import sys
@@ -92,7 +92,7 @@ def test_deep_samples_are_scaled_by_the_depth_they_use(tmp_path, depth, factor):
     assert read_image(path)[0, :, 0].tolist() == expected[0].tolist() == [0, 128, 255]
 
 
-def test_pictures_to_compare_share_one_depth():
+def test_images_to_compare_share_one_depth():
     bright, dark = np.array([[4095]], np.uint16), np.array([[1000]], np.uint16)
     reference, target = read_images(bright, dark)
     assert (reference[0, 0, 0], target[0, 0, 0]) == (255, 1000 // 16)  # 12 bits for both
@@ -113,7 +113,7 @@ def test_an_array_that_is_rgb_already_is_not_copied():
     assert not np.shares_memory(read_image(array[:, ::-1]), array)
 
 
-def test_alpha_is_laid_over_white(tmp_path):
+def test_alpha_is_composited_over_white(tmp_path):
     pixels = np.array([[[255, 0, 0, 255], [255, 0, 0, 0]]], np.uint8)
     path = tmp_path / "alpha.png"
     Image.fromarray(pixels).save(path)
@@ -197,7 +197,7 @@ def test_broken_files_are_clear_errors(tmp_path):
                 image_size(tmp_path / name)
 
 
-def test_a_png_turned_by_exif_has_its_size_turned_wherever_the_chunk_stands(tmp_path):
+def test_exif_orientation_of_a_png_applies_to_its_size_wherever_the_chunk_is(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (40, 20)).save(tmp_path / "before.png", exif=exif)
@@ -407,7 +407,7 @@ def test_samples_that_are_no_light_are_refused():
     assert read_image(floats(-0.004, 0.5))[0, :2, 0].tolist() == [0, 128]  # a black level taken off leaves some noise
 
 
-def test_beside_eight_bits_deep_samples_are_as_bright():
+def test_deep_samples_are_as_bright_as_eight_bit_ones():
     plain = np.full((10, 10), 48, np.uint8)
     deep = np.full((10, 10), 48 << 4, np.uint16)  # 768 of 12 bits; alone it would pass for 10
     assert read_image(deep).max() == 768 >> 2
@@ -460,7 +460,7 @@ def test_a_webp_file_is_whole_whatever_it_shows(lossless, method):
 @pytest.mark.parametrize("method", [0, 4])
 @pytest.mark.parametrize("lossless", [True, False])
 def test_a_webp_file_with_a_zeroed_tail_is_refused(lossless, method):
-    """Zeros are taken for shorter codes than those that stood there, so that some are left over."""
+    """Zeros decode as shorter codes than the original ones, so that some are left over."""
     # Noise of a sensor. Where all values are equally frequent all codes are equally long, and nothing is left over.
     noise = np.random.default_rng(0).normal(128, 20, (160, 160, 3)).astype(np.uint8)
     with_alpha = np.dstack([noise, noise[:, :, :1]])

@@ -85,5 +85,5 @@ def test_files_are_written_in_one_place(path):
         return
     lines = path.read_text().splitlines()
     found = [line.strip() for line in lines if WRITES.search(line) and "atomic_write(" not in line]
-    into_folder = ["shutil.copytree(root, fresh, dirs_exist_ok=True, ignore=_NO_RECIPES)"]
+    into_folder = ["shutil.copytree(root, temporary, dirs_exist_ok=True, ignore=_NO_RECIPES)"]
     assert found in ([], ["shutil.copy2(source, fresh)"], ["np.save(content, half)"], into_folder)

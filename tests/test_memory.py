@@ -1,4 +1,4 @@
-"""Where memory does not suffice for one pair, that pair fails with the reason, and the others are answered."""
+"""If memory does not suffice for one pair, that pair fails with the reason, and the others are answered."""
 
 import os
 import subprocess
@@ -64,7 +64,7 @@ main(["locate", *sys.argv[2:]])
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process may address is limited otherwise")
 @pytest.mark.parametrize("megabytes", [150, 220, 290, 330, 360, 420, 500, 600])
 def test_a_process_that_may_not_grow(folder, megabytes):
-    """Where the libraries do not fit, or the images, or all does: a verdict or one line, never a traceback."""
+    """Memory too small for the libraries or for the images, or sufficient: a verdict or one line, never a traceback."""
     images = [str(folder / name) for name in ("small_good.png", "small.png")]
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, str(megabytes), *images],

@@ -1,4 +1,4 @@
-"""What the built package says of itself: authors, addresses, licences, links that work outside of a checkout."""
+"""Metadata of the built package: authors, addresses, licences, links that work outside of a checkout."""
 
 import re
 import tomllib

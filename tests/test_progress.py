@@ -1,4 +1,4 @@
-"""Progress where nobody watches: lines now and then, none when quiet; how far an interrupted run had come."""
+"""Progress without a terminal: occasional lines, none when quiet; the position of an interrupted run."""
 
 import logging
 import re

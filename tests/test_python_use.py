@@ -1,4 +1,4 @@
-"""What somebody meets who calls differad from Python: errors, types, images in memory, values that compare, other processes."""
+"""Use from Python: errors, types, images in memory, values that compare, other processes."""
 
 import json
 import multiprocessing
@@ -71,7 +71,7 @@ def test_bytes_of_a_file_are_an_image(kind):
     assert load_locator("difference").locate(Pair(GOOD, uploaded)) == load_locator("difference").locate(PAIR)
 
 
-def test_bytes_are_told_apart_by_all_of_them():
+def test_images_in_bytes_are_compared_completely():
     assert image_name(b"a\0") != image_name(b"a") != image_name(b"a\0\0")
     assert image_name(b"a") == image_name(bytearray(b"a"))
 
@@ -91,7 +91,7 @@ WRONG = [
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("place", ["reference", "target"])
-def test_what_is_no_image_costs_its_pair_only(wrong, place, tmp_path):
+def test_input_that_is_no_image_affects_only_its_pair(wrong, place, tmp_path):
     pairs = [replace(PAIR, id="before"), replace(PAIR, id="wrong", **{place: wrong}), replace(PAIR, id="after")]
     first, error, last = load_locator("difference").locate_many(pairs)
     assert isinstance(error, ImageError)
@@ -155,7 +155,7 @@ def test_pairs_of_images_in_memory_are_equal_by_their_content():
 
 
 def test_a_threshold_found_is_one_of_the_command_line(tmp_path, capsys):
-    """docs/python.md: what `calibrate` finds, printed, gives the command line the same verdicts."""
+    """docs/python.md: the printed threshold of `calibrate` gives the same verdicts on the command line."""
     rng = np.random.default_rng(0)
     good = np.asarray(Image.open(GOOD).convert("RGB"))
     for number in range(4):

@@ -116,7 +116,7 @@ def test_hostile_text_is_scored_not_raised():
         assert score_answer(text, [1, 2, 3, 4]).format == 0
 
 
-def test_wrong_truth_is_an_error_that_says_so():
+def test_wrong_true_boxes_are_an_error():
     with pytest.raises(InputError, match=r"shape \(2, 4\) for 1 answers"):
         score_answers(["a"], [[1, 2, 3, 4], [1, 2, 3, 4]])
     with pytest.raises(InputError, match=r"shape \(1, 3\)"):

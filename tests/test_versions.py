@@ -1,4 +1,4 @@
-"""What `make test-newest` prints when it fails, and that its files say what they should."""
+"""Output of a failing `make test-newest`, and the content of its files."""
 
 import re
 import subprocess

@@ -1,7 +1,7 @@
-"""Checkpoints of the three Qwen-VL classes, a few thousand weights each, laid out as the published ones are.
+"""Checkpoints of the three Qwen-VL classes, a few thousand weights each, with the files of published ones.
 
-They read a prompt and pictures like the real ones and then say one fixed text: each token of the answer names the next
-in the output layer, whatever the pictures show. What a test checks is therefore the whole way, not the model's wits.
+They read a prompt and images like the real ones and then say one fixed text: each token of the answer names the next
+in the output layer, whatever the images show. What a test checks is therefore the whole way, not the model's wits.
 """
 
 import json
@@ -24,7 +24,7 @@ SPECIALS = (
     "<|box_start|>",
     "<|box_end|>",
 )
-# The part of the published template that conversations with pictures use.
+# The part of the published template that conversations with images use.
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -38,7 +38,7 @@ HIDDEN = 64
 
 
 def build_checkpoint(folder: Path, model_type: str, answer: str | None) -> Path:
-    """Write a checkpoint that says `answer`, or (None) one with random weights, whose answers depend on its input."""
+    """Write a checkpoint that always answers `answer`, or (None) one with random weights, whose answers depend on its input."""
     torch.manual_seed(0)
     pieces = [] if answer is None else cut(answer)
     tokenizer = build_tokenizer(pieces)
@@ -56,7 +56,7 @@ def build_checkpoint(folder: Path, model_type: str, answer: str | None) -> Path:
 
 
 def generate_plainly(model: Any, batch: Any, config: Any) -> torch.Tensor:
-    """What `model.generate` makes of a batch of prompts with pictures, every row encoded whole."""
+    """The output of `model.generate` for a batch of prompts with images, every row encoded completely."""
     return model.generate(
         input_ids=batch.ids,
         attention_mask=batch.mask,
@@ -68,7 +68,7 @@ def generate_plainly(model: Any, batch: Any, config: Any) -> torch.Tensor:
 
 
 def cut(answer: str, count: int = 4) -> list[str]:
-    """The answer in pieces, each a token of its own, so that its text has to be put together from several."""
+    """The answer in pieces, each its own token, so that its text is composed of several."""
     size = -(-len(answer) // count)
     pieces = [answer[start : start + size] for start in range(0, len(answer), size)]
     if len(set(pieces)) < len(pieces):
@@ -147,7 +147,7 @@ def _chain(model: Any, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> 
 
 
 def _stir(model: Any) -> None:
-    """Weights large enough that what a picture shows moves the answer."""
+    """Weights large enough that an image's content changes the answer."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -1,4 +1,4 @@
-"""How far floating point results may lie apart: bounds that follow from arithmetic, never from what one machine gave.
+"""Bounds of differences between floating point results: they follow from arithmetic, never from results of one machine.
 
 **One sum.** A sum of n products, added in any order, with or without fused multiply-add, is off by at most n u sum|a b| with
 u = eps / 2 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1); independent roundings give sqrt(n) u sum|a b|
@@ -30,12 +30,12 @@ EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16"
 
 
 def rounding(terms: int, scale: float, dtype: str = "float32") -> float:
-    """What a sum of `terms` products may be off by, where such sums are of size `scale`."""
+    """Error bound of a sum of `terms` products, for sums of size `scale`."""
     return terms * EPS[dtype] * scale
 
 
 def distance_rounding(channels: int, distances: ArrayLike = 0.0) -> NDArray[np.float64]:
-    """What distances d of unit vectors (channels,), from float32 similarities s as d = sqrt(2 - 2 s), may be off by.
+    """Error bound of distances d of unit vectors (channels,), from float32 similarities s as d = sqrt(2 - 2 s).
 
     The square is off by r = 2 `rounding` and |d - d'| = |d^2 - d'^2| / (d + d'): r / d, and sqrt(r) next to zero.
     """
@@ -44,7 +44,7 @@ def distance_rounding(channels: int, distances: ArrayLike = 0.0) -> NDArray[np.f
 
 
 def assert_rounded(found: Any, exact: Any, *, terms: int, scale: float | None = None) -> None:
-    """`found` is `exact` but for the rounding of one float32 sum; `scale`: the largest exact value unless given."""
+    """`found` equals `exact` up to the rounding of one float32 sum; `scale`: by default the largest exact value."""
     found, exact = _doubled(found), _doubled(exact)
     assert found.shape == exact.shape
     allowed = rounding(terms, _largest(exact) if scale is None else scale)
@@ -54,7 +54,7 @@ def assert_rounded(found: Any, exact: Any, *, terms: int, scale: float | None = 
 def assert_as_near(
     found: Any, other: Any, exact: Any, *, terms: int, dtype: str = "float32", scale: float | None = None
 ) -> float:
-    """Each row of `found` is as near to `exact` as that of `other`, both computed in `dtype`, in the sense told above.
+    """Each row of `found` is as near to `exact` as that of `other`, both computed in `dtype`, in the sense defined above.
 
     `terms`: of the longest sum; `scale`: the root mean square of the row unless given. Returns the largest error allowed.
     """
@@ -73,7 +73,7 @@ def assert_as_near(
 
 
 def assert_gradients_as_near(found: Gradients, other: Gradients, exact: Gradients, *, terms: int) -> None:
-    """Every gradient of a model as a row of its own, in float32.
+    """Every gradient of a model as its own row, in float32.
 
     One sum's rounding is taken of the root mean square of all gradients: some, as that of a bias of keys, which moves all scores
     of a softmax alike, are sums of such numbers that cancel.

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from differad.errors import InputError
-from differad.synthesis.normals import list_pictures
+from differad.synthesis.normals import list_images
 
 # Thumbnails and links to another size of the same image are left out.
 LEAST_BYTES, LEAST_SIDE, LARGEST_SIDE = 60_000, 700, 1400
@@ -21,7 +21,7 @@ LEAST_BYTES, LEAST_SIDE, LARGEST_SIDE = 60_000, 700, 1400
 def candidates(root: Path) -> list[Path]:
     """Image files below `root` that may be photographs, by their size on disk."""
     try:
-        paths = list_pictures(root)
+        paths = list_images(root)
     except InputError:  # no image below it
         return []
     return [

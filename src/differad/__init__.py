@@ -1,4 +1,4 @@
-"""differad: one-shot visual inspection. Show a good part and a part to inspect; get what is abnormal and where."""
+"""differad: one-shot visual inspection. Compares an image of a good part with one to inspect, and locates what is abnormal."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,8 @@ __all__ = [
     "load_locator",
     "read_pairs",
 ]
-# Loaded when first asked for: the command line must be able to answer Ctrl-C before half a second of imports.
-_HOMES = {
+# Loaded on first access: the command line must be able to answer Ctrl-C before half a second of imports.
+_MODULES = {
     "Location": "differad.core",
     "Pair": "differad.core",
     "Locator": "differad.locators",
@@ -47,8 +47,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        value = getattr(import_module(_MODULES[name]), name)
     elif name == "__version__":
         value = _version()
     else:

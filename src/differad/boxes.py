@@ -32,12 +32,12 @@ def as_boxes(values: ArrayLike | None) -> Boxes:
 
 
 def no_boxes() -> Boxes:
-    """The empty set, shape (0, 4): how "nothing abnormal" is written everywhere but in an answer's text."""
+    """The empty set, shape (0, 4): it means "nothing abnormal" everywhere except in an answer's text."""
     return np.empty((0, 4), dtype=np.float64)
 
 
 def area(boxes: Boxes) -> NDArray[np.float64]:
-    """Area of each box, shape (...,); 0 where the corners are reversed or touch, infinite beyond the largest number."""
+    """Area of each box, shape (...,); 0 if the corners are reversed or touch, infinite on overflow."""
     with np.errstate(over="ignore"):
         sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
         return np.asarray(sides[..., 0] * sides[..., 1])
@@ -76,7 +76,7 @@ def _intersection(a: Boxes, b: Boxes) -> NDArray[np.float64]:
 
 
 def stretch(source: tuple[int, ...], sink: tuple[int, ...]) -> NDArray[np.float64]:
-    """The factors (4,) that bring boxes in an image of shape `source` (H, W, ...) to one of shape `sink`."""
+    """The factors (4,) that scale boxes from an image of shape `source` (H, W, ...) to one of shape `sink`."""
     return np.array([sink[1] / source[1], sink[0] / source[0]] * 2)
 
 
@@ -93,14 +93,14 @@ def order_corners(boxes: Boxes) -> Boxes:
 
 
 def clip(boxes: Boxes, width: float, height: float) -> Boxes:
-    """Boxes cut off at an image of `width` x `height`; one wholly outside becomes degenerate."""
+    """Boxes clipped to an image of `width` x `height`; one wholly outside becomes degenerate."""
     return np.asarray(np.clip(boxes, 0.0, np.array([width, height, width, height], dtype=np.float64)))
 
 
 def grow(boxes: Boxes, margin: float, width: int, height: int) -> Boxes:
-    """Boxes (N, 4) larger by `margin` of the picture's longer side on each of theirs, cut off at the picture's border."""
-    by = margin * max(width, height)
-    return clip(boxes + np.array([-by, -by, by, by]), width, height)
+    """Boxes (N, 4) extended on each side by `margin` times the image's longer side, clipped to the image."""
+    pixels = margin * max(width, height)
+    return clip(boxes + np.array([-pixels, -pixels, pixels, pixels]), width, height)
 
 
 def scale(boxes: Boxes, x: float, y: float) -> Boxes:

@@ -1,4 +1,4 @@
-"""The two values that everything passes: a `Pair` goes in, a `Location` comes out."""
+"""The two central values: a `Pair` is the input of a locator, a `Location` its output."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,15 +14,15 @@ from differad.images import ImageSource
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """An image of a normal part, one of a part to inspect, and the truth where it is known.
+    """An image of a normal part, one of a part to inspect, and the true boxes if known.
 
-    `boxes` are pixels of the target (EXIF orientation applied), shape (N, 4), x2/y2 exclusive; (0, 4) says that the
-    target is normal. `anomalous` follows from the boxes where they are given; True without boxes says that the target is
-    abnormal and nobody marked where, False without boxes becomes (0, 4), None that nobody has labelled it. Images may be
-    paths, bytes of image files, PIL images, or arrays in the order RGB (OpenCV's `imread` gives BGR: turn it round).
+    `boxes` are pixels of the target (EXIF orientation applied), shape (N, 4), x2/y2 exclusive; (0, 4) means that the
+    target is normal. `anomalous` follows from the boxes if there are any. Without boxes, True means that the target is
+    abnormal at an unknown place, False becomes boxes (0, 4), and None means unlabelled. Images may be paths, bytes of image
+    files, PIL images, or arrays in the order RGB (OpenCV's `imread` returns BGR: reverse the channels).
 
-    Two pairs are equal where they name the same images and say the same of them: paths as they are written, images in memory by
-    their content. A path is not equal to the image in its file.
+    Two pairs are equal if they have the same images and labels; paths are compared as written, images in memory by content.
+    A path is not equal to the image in its file.
     """
 
     reference: ImageSource
@@ -46,7 +46,7 @@ class Pair:
 
     @property
     def label(self) -> str:
-        """What messages call it: its id, else its target."""
+        """Name of the pair in messages: its id, else its target."""
         if self.id:
             return f"pair {self.id!r}"
         return str(self.target) if isinstance(self.target, str | Path) else "the pair"
@@ -55,13 +55,14 @@ class Pair:
         if not isinstance(other, Pair):
             return NotImplemented
         images = ((self.reference, other.reference), (self.target, other.target))
-        return self._says() == other._says() and self.extra == other.extra and all(_same_image(*two) for two in images)
+        same_images = all(_same_image(first, second) for first, second in images)
+        return self._key() == other._key() and self.extra == other.extra and same_images
 
     def __hash__(self) -> int:
-        return hash(self._says())  # images in memory are left out: equal pairs have equal hashes without them
+        return hash(self._key())  # without images: equal pairs have equal hashes anyway
 
-    def _says(self) -> tuple[Any, ...]:
-        """All that two equal pairs have alike, but images and further keys."""
+    def _key(self) -> tuple[Any, ...]:
+        """The values that are equal in equal pairs, except images and further keys."""
         boxes = None if self.boxes is None else tuple(np.ravel(self.boxes).tolist())
         mask = None if self.mask is None else Path(self.mask)
         return self.id, self.category, boxes, mask, self.group, self.anomalous
@@ -69,16 +70,15 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Location:
-    """What a locator says of a target: where it is abnormal, how sure it is, and why.
+    """Answer of a locator about a target: where it is abnormal, with which confidence, and why.
 
-    `boxes` (N, 4) are pixels of the target as it lies on disk (EXIF orientation applied), best first; none means
-    normal where `valid`. `scores` (N,) are in [0, 1]. `confidence` is how sure the locator is that the target is abnormal
-    at all, in [0, 1], given for normal targets too; None where the model tells nothing. `valid` is False when a model's
-    answer could not be read; it then has no boxes, and evaluation counts it as wrong. `comparable` is False where the two
-    images cannot be compared (another part, nothing to see): no answer either, so `valid` is False too. `threshold` is the
-    confidence from which on the locator gave a box, None where it decides in another way. Two locations are equal where they
-    say the same, however long that took. A location itself is neither true nor false: ask `anomalous`. For JSON there is
-    `to_dict`.
+    `boxes` (N, 4) are pixels of the target as it is on disk (EXIF orientation applied), best first; none means normal if
+    `valid`. `scores` (N,) are in [0, 1]. `confidence` in [0, 1] is how likely the target is abnormal, for normal targets too;
+    None if the model gives none. `valid` is False if a model's answer could not be read; it then has no boxes, and evaluation
+    counts it as wrong. `comparable` is False if the two images cannot be compared (another part, a blank image); then there
+    is no answer, and `valid` is False too. `threshold` is the confidence from which the locator gives a box, None if it
+    decides in another way. Two locations are equal if all values except `seconds` are. A location has no truth value: use
+    `anomalous`. For JSON there is `to_dict`.
     """
 
     boxes: Boxes = field(default_factory=no_boxes)
@@ -100,29 +100,29 @@ class Location:
             raise InputError(f"{len(self.scores)} scores for {len(self.boxes)} boxes: expected one each, or none")
 
     def __eq__(self, other: object) -> bool:
-        return self._says() == other._says() if isinstance(other, Location) else NotImplemented
+        return self._key() == other._key() if isinstance(other, Location) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._says())
+        return hash(self._key())
 
     def __bool__(self) -> bool:
         raise TypeError(
             "a Location is neither true nor false: ask location.anomalous (True, False, or None where there is no answer)"
         )
 
-    def _says(self) -> tuple[Any, ...]:
-        """All that two equal locations have alike: every field but the time taken."""
-        values = [getattr(self, one.name) for one in fields(self) if one.name != "seconds"]
+    def _key(self) -> tuple[Any, ...]:
+        """The values that are equal in equal locations: every field except `seconds`."""
+        values = [getattr(self, item.name) for item in fields(self) if item.name != "seconds"]
         return tuple(tuple(np.ravel(value).tolist()) if isinstance(value, np.ndarray) else value for value in values)
 
     @property
     def anomalous(self) -> bool | None:
-        """Whether any box was given; None where there is no answer (`valid` is False), which is never "normal"."""
+        """Whether there are boxes; None if there is no answer (`valid` is False), which is never "normal"."""
         return len(self.boxes) > 0 if self.valid else None
 
     @property
     def why_no_answer(self) -> str | None:
-        """The reason, in a line, where there is no answer; None where there is one."""
+        """The reason in one line if there is no answer, else None."""
         return None if self.valid else why_no_answer(self.reasoning, self.answer)
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,22 +142,22 @@ class Location:
         }
 
 
-def _same_image(one: ImageSource, other: ImageSource) -> bool:
-    """Whether two sources are the same path, or images in memory of one kind with the same content."""
-    if isinstance(one, str | Path) and isinstance(other, str | Path):
-        return Path(one) == Path(other)
-    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
-    return type(one) is type(other) and not isinstance(one, np.ndarray) and bool(one == other)
+def _same_image(first: ImageSource, second: ImageSource) -> bool:
+    """Whether two sources are the same path, or images in memory of one type with the same content."""
+    if isinstance(first, str | Path) and isinstance(second, str | Path):
+        return Path(first) == Path(second)
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        return first.dtype == second.dtype and np.array_equal(first, second)
+    return type(first) is type(second) and not isinstance(first, np.ndarray) and bool(first == second)
 
 
 def why_no_answer(reasoning: str, answer: str) -> str:
-    """The reason, in a line, of a location that is not valid: what a model said and nobody could read, or its reasoning."""
+    """The reason in one line why a location is not valid: the model's unreadable answer, or the reasoning."""
     if answer.strip():
         return f"unreadable answer {shortened(answer)}"
     return " ".join(reasoning.split()) or "no reason was given"
 
 
 def _storable(text: str) -> str:
-    """The text without half surrogates, which a model may write and UTF-8 cannot hold."""
+    """The text without lone surrogates, which a model may write and UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")

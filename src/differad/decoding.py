@@ -1,6 +1,6 @@
-"""Opens image files and decodes their samples: 8 bits by Pillow, deeper ones, which Pillow narrows, by OpenCV.
+"""Open image files and decode their samples: 8 bits by Pillow, deeper ones, which Pillow narrows, by OpenCV.
 
-Everything here is as the file stores it; `upright` turns it. Broken bytes become an `ImageError`.
+Samples are as the file stores them; `upright` applies the orientation. Broken bytes become an `ImageError`.
 """
 
 import os
@@ -25,25 +25,25 @@ from differad.webp import check_whole
 
 Samples = NDArray[Any]
 _STRIP_PIXELS = 1 << 21
-# OpenCV 5 moved it. Both give the level before.
+# OpenCV 5 moved this function. Both versions return the previous level.
 _set_log_level: Callable[[int], int] = getattr(cv2.utils, "logging", cv2).setLogLevel
 _SILENT = 0
 _UNSIGNED = 1  # TIFF's sample format
-_DIFFERENCES = 2  # TIFF's predictor: each sample as its distance from the one before
+_DIFFERENCES = 2  # TIFF's predictor: each sample as its difference from the previous one
 
 
 def split_page(source: str | Path) -> tuple[Path, int | None]:
-    """The file that `image.tif[2]` means and its page from 1; None where no page is named or the file has that very name."""
+    """The file of `image.tif[2]` and its page from 1; None if no page is named or a file has exactly this name."""
     path = Path(source)
-    found = re.fullmatch(r"(.+)\[(\d{1,9})\]", path.name)
-    if found is None or os.path.lexists(path):
+    match = re.fullmatch(r"(.+)\[(\d{1,9})\]", path.name)
+    if match is None or os.path.lexists(path):
         return path, None
-    return path.with_name(found[1]), int(found[2])
+    return path.with_name(match[1]), int(match[2])
 
 
 @contextmanager
 def opened(source: str | Path | bytes, name: str, max_pixels: int | None = None) -> Iterator[tuple[BinaryIO, Header]]:
-    """The file and the header of the image that `source` names. Raises ImageError."""
+    """The opened file and the header of the image `source`. Raises ImageError."""
     limit = pixel_limit(max_pixels)
     if isinstance(source, bytes):
         with BytesIO(source) as content:
@@ -63,7 +63,7 @@ def opened(source: str | Path | bytes, name: str, max_pixels: int | None = None)
 
 
 def load(file: BinaryIO, header: Header, name: str, *, at_least: int | None = None) -> Image.Image:
-    """The decoded image, as stored, not turned. A JPEG may come at 1/2, 1/4 or 1/8 with `at_least` pixels a side.
+    """The decoded image as stored, orientation not applied; a JPEG at 1/2, 1/4 or 1/8 if `at_least` pixels a side remain.
 
     Raises ImageError.
     """
@@ -81,7 +81,7 @@ def load(file: BinaryIO, header: Header, name: str, *, at_least: int | None = No
         raise unreadable(name, error) from None
     if at_least is None and image.size != (header.width, header.height):
         raise ImageError(
-            f"{name}: broken image, of {image.size} pixels by its samples, not as its head says; export it again"
+            f"{name}: broken image, its samples have {image.size} pixels and its header other numbers; export it again"
         )
     return image
 
@@ -93,7 +93,7 @@ def load_deep(file: BinaryIO, header: Header, name: str) -> Samples:
     except ImageError:
         if _is_unsigned_32(header) and int(cv2.__version__.partition(".")[0]) < 5:
             raise ImageError(
-                f"{name}: unsigned samples of 32 bits, of which OpenCV {cv2.__version__} decodes a few kinds alone; "
+                f"{name}: unsigned samples of 32 bits, of which OpenCV {cv2.__version__} decodes only some kinds; "
                 "pip install 'opencv-python-headless>=5', or export it with 16 bits"
             ) from None
         raise
@@ -120,21 +120,21 @@ def _load_deep(file: BinaryIO, header: Header, name: str) -> Samples:
         raise unreadable(name, error) from None
     if samples is None and header.channels == 1 and header.bits in (16, 32):
         samples = np.asarray(load(file, header, name))
-        samples = samples.view(np.uint32) if _is_unsigned_32(header) else samples  # to Pillow these are signed
+        samples = samples.view(np.uint32) if _is_unsigned_32(header) else samples  # Pillow reads these as signed
     if samples is None or samples.shape[:2] != (header.height, header.width):
         raise ImageError(f"{name}: samples of {header.bits} bits that cannot be decoded; export it with 8 bits")
     if 8 < header.bits < 16 and samples.dtype == np.uint16:
-        samples = samples >> (16 - header.bits)  # OpenCV moves packed samples to the upper bits
+        samples = samples >> (16 - header.bits)  # OpenCV shifts packed samples to the upper bits
     samples = samples[:, :, None] if samples.ndim == 2 else samples
     if header.channels == 2:
-        return samples[:, :, [0, 3]]  # OpenCV spreads the grey of a PNG with alpha
+        return samples[:, :, [0, 3]]  # OpenCV copies the grey of a PNG with alpha to three channels
     return samples if samples.shape[2] == 1 else samples[:, :, [2, 1, 0, 3][: samples.shape[2]]]
 
 
 def to_array(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
-    """8-bit samples of a loaded image, upright: (H, W, 1) where it is grey, else (H, W, 3) RGB, alpha over white.
+    """8-bit samples of a loaded image, upright: (H, W, 1) if it is grey, else (H, W, 3) RGB, alpha composited over white.
 
-    Strip by strip, since Pillow's conversions and its export each hold the whole image once more.
+    Works in strips, since Pillow's conversion and its export each copy the whole image.
     """
     is_grey = image.mode in ("1", "L") and "transparency" not in image.info
     shape = image.size if orientation >= 5 else image.size[::-1]
@@ -146,7 +146,7 @@ def to_array(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
 
 
 def strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
-    """An image as pieces of some rows each, with their place."""
+    """Strips of an image, each with its rows."""
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
@@ -157,11 +157,11 @@ def strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
 
 
 def upright(samples: Samples, orientation: int) -> Samples:
-    """A view of (H, W, …) turned by an EXIF orientation, 1 to 8."""
-    turned = samples.swapaxes(0, 1) if orientation >= 5 else samples
+    """A view of (H, W, …) with an EXIF orientation, 1 to 8, applied."""
+    transposed = samples.swapaxes(0, 1) if orientation >= 5 else samples
     rows = slice(None, None, -1) if orientation in (3, 4, 7, 8) else slice(None)
     columns = slice(None, None, -1) if orientation in (2, 3, 6, 7) else slice(None)
-    return turned[rows, columns]
+    return transposed[rows, columns]
 
 
 _INVERSE = {6: 8, 8: 6}
@@ -169,7 +169,7 @@ _INVERSE = {6: 8, 8: 6}
 
 def _over_white(image: Image.Image) -> Samples:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        # Pillow knows no way from La to RGBA but through LA.
+        # Pillow converts La to RGBA only via LA.
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
@@ -189,21 +189,22 @@ def _reader(file: BinaryIO, header: Header) -> Image.Image:
 
 
 def _check_png(content: bytes, header: Header) -> None:
-    """Whole and unchanged, by checksums: libpng would report on stderr by itself what is not."""
+    """Check a PNG's checksums and pixel data, because libpng would print errors on stderr itself. Raises ValueError."""
     if header.pages > 1:
         raise ValueError("frames of more than 8 bits cannot be taken apart")
-    place, packed = 8, zlib.decompressobj()
-    while place < len(content):
-        length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
-        body = content[place + 8 : place + 8 + length]
-        if zlib.crc32(kind + body) != int.from_bytes(content[place + 8 + length : place + 12 + length], "big"):
+    position, packed = 8, zlib.decompressobj()
+    while position < len(content):
+        length, kind = int.from_bytes(content[position : position + 4], "big"), content[position + 4 : position + 8]
+        end = position + 8 + length
+        body = content[position + 8 : end]
+        if zlib.crc32(kind + body) != int.from_bytes(content[end : end + 4], "big"):
             raise ValueError(f"chunk {kind!r} is damaged")
         while kind == b"IDAT" and body and not packed.eof:
             packed.decompress(body, _STRIP_PIXELS)
             body = packed.unconsumed_tail
         if kind == b"IEND":
             break
-        place += 12 + length
+        position += 12 + length
     if not packed.eof:
         raise ValueError("its pixels are cut off")
 
@@ -216,19 +217,20 @@ def _check_tiff(header: Header, page: tiff.Page) -> None:
 
 
 def _channel_by_channel(content: bytes, layout: tiff.Layout, header: Header, page: tiff.Page) -> Samples:
-    """Deep samples (H, W, C) of a TIFF in the two ways that OpenCV does not know: separate planes, grey with alpha."""
+    """Deep samples (H, W, C) of a TIFF in two layouts that OpenCV does not support: separate planes, grey with alpha."""
     height, width, channels = header.height, header.width, header.channels
     if page.value(tiff.PLANES, 1) != 1:
-        planes = [_plane(bytes(tiff.single_channel(content, layout, page, one)), page) for one in range(channels)]
-        whole = [plane for plane in planes if plane is not None and plane.shape == (height, width)]
-        if len(whole) == channels:
-            return np.stack(whole, axis=2)
+        planes = [_plane(bytes(tiff.single_channel(content, layout, page, index)), page) for index in range(channels)]
+        decoded = [plane for plane in planes if plane is not None and plane.shape == (height, width)]
+        if len(decoded) == channels:
+            return np.stack(decoded, axis=2)
     else:
         predictor = page.value(tiff.PREDICTOR, 1)
-        mixed = _by_opencv(bytes(tiff.single_channel(content, layout, page, None)))
-        if mixed is not None and mixed.shape == (height, width * channels) and predictor in (1, _DIFFERENCES):
-            samples = mixed.reshape(height, width, channels)
-            step = page.value(tiff.TILE_WIDTH, width)  # each tile begins anew
+        interleaved = _by_opencv(bytes(tiff.single_channel(content, layout, page, None)))
+        has_shape = interleaved is not None and interleaved.shape == (height, width * channels)
+        if interleaved is not None and has_shape and predictor in (1, _DIFFERENCES):
+            samples = interleaved.reshape(height, width, channels)
+            step = page.value(tiff.TILE_WIDTH, width)  # each tile starts again
             for left in range(0, width, step) if predictor == _DIFFERENCES else ():
                 tile = samples[:, left : left + step]
                 np.cumsum(tile, axis=1, dtype=tile.dtype, out=tile)
@@ -237,14 +239,14 @@ def _channel_by_channel(content: bytes, layout: tiff.Layout, header: Header, pag
 
 
 def _plane(content: bytes, page: tiff.Page) -> Samples | None:
-    """One channel. OpenCV does not know tiles of 8 bits without compression, Pillow does."""
+    """One channel. OpenCV does not support uncompressed tiles of 8 bits, Pillow does."""
     if page.value(tiff.BITS, 1) == 8 and page.value(tiff.SAMPLE_FORMAT, 1) == 1:
         return np.asarray(READERS["TIFF"](BytesIO(content)))
     return _by_opencv(content)
 
 
 def _by_opencv(content: bytes) -> Samples | None:
-    level = _set_log_level(_SILENT)  # what is broken is said once, by the error
+    level = _set_log_level(_SILENT)  # the error alone reports what is broken
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     finally:

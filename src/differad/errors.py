@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree: every message names the value, what was expected and the remedy, in one line.
+"""All errors, as one tree: every message names the value, what was expected and the remedy, in one line.
 
 The command line prints a `DifferadError` as that line and exits with its `exit_code`; anything else is a bug and
 keeps its traceback in the library.
@@ -19,21 +19,21 @@ class DifferadError(Exception):
 
 
 class InputError(DifferadError):
-    """The input or an option is wrong; the caller can mend it."""
+    """The input or an option is wrong; the caller can correct it."""
 
     exit_code = 2
 
 
 class ImageError(InputError):
-    """A picture that cannot be read, or is not what it should be."""
+    """An image that cannot be read, or is not as expected."""
 
 
 class WriteError(InputError):
-    """A file or folder that cannot be written: a full disk, a read-only folder; what was finished before is kept."""
+    """A file or folder that cannot be written: a full disk, a read-only folder; finished work is kept."""
 
 
 class ManifestError(InputError):
-    """A line of a `pairs.jsonl` or `predictions.jsonl` that does not hold what it must."""
+    """An invalid line of a `pairs.jsonl` or `predictions.jsonl`."""
 
 
 class OptionError(InputError):
@@ -70,20 +70,20 @@ class LocatorError(DifferadError):
 
 
 class NoAnswerError(DifferadError):
-    """A target has no answer: it cannot be compared with its reference, or what a model said cannot be read."""
+    """A target has no answer: it cannot be compared with its reference, or a model's answer cannot be read."""
 
     exit_code = 4
 
 
 class PeerError(DifferadError):
-    """Another process of the same run failed, for the reason given; that process says so itself."""
+    """Another process of the same run failed, for the given reason; that process reports it itself."""
 
 
 class InputWarning(UserWarning):
-    """Something in the input looks wrong but may be meant; given by `warnings.warn`, a line on stderr of the command line."""
+    """Something in the input looks wrong but may be intended; issued by `warnings.warn`, a line on stderr in the commands."""
 
 
 def shortened(value: object, limit: int = 60) -> str:
-    """A value as it stands in a message: its `repr`, cut off after `limit` letters."""
+    """A value for a message: its `repr`, cut off after `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,8 +1,7 @@
-"""The one way to write: a file or a folder is there whole or not at all, and what cannot be written is one line.
+"""Atomic writes for the whole package: a file or folder is written whole or not at all; failures become one-line errors.
 
-What is written gets a temporary name beside its own, is brought to the disk, and takes its name in one step. So a full disk, a
-kill or a power cut leaves the old file, or none. Files that grow line by line are `AppendFile`s: a line that does not fit is cut
-off again.
+Content is written under a temporary name in the same folder, flushed to the disk and renamed in one step. So a full disk, a kill
+or a power cut leaves the old file, or none. Files that grow line by line are `AppendFile`s: a line that does not fit is removed.
 """
 
 import errno
@@ -21,46 +20,46 @@ from typing import Self
 from differad.errors import WriteError
 
 TEMPORARY_ENDING = ".tmp"
-# Files that grow are brought to the disk this often: it takes milliseconds, and a power cut loses no more than that.
+# Interval of flushes of growing files: a flush takes milliseconds, and a power cut loses the data of one interval at most.
 SECONDS_BETWEEN_SYNCS = 2.0
-# Bytes of a file's name, on all common file systems.
+# Maximum bytes of a file's name on all common file systems.
 _LONGEST_NAME = 255
-# What a file system answers that knows no such call for this kind of file; the write itself was not refused.
+# Errors of file systems that do not support fsync for this kind of file; the write itself succeeded.
 _CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF})
 _TEMPORARY = re.compile(rf"(.+)\.\d+{re.escape(TEMPORARY_ENDING)}", re.DOTALL)
-# From so many files on they are brought to the disk by several threads.
-_MANY, _SIDE_BY_SIDE = 64, 8
+# From this number of files on, several threads flush them.
+_MANY, _THREADS = 64, 8
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 @contextmanager
 def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """A name beside `path` to write a file to. It becomes `path` when the block ends well, and is removed when it does not.
+    """A temporary path in the folder of `path`. It is renamed to `path` if the block succeeds, else removed.
 
-    Without `sync` a power cut may take the content: whoever names the file elsewhere calls `sync_files` before.
+    Without `sync` a power cut may lose the content: call `sync_files` before another file refers to this one.
     Raises WriteError.
     """
     with write_errors(path):
-        target, fresh = _names(path)
+        target, temporary = _names(path)
         _check_replaceable(target)
-    with write_errors(path, target, fresh):
+    with write_errors(path, target, temporary):
         try:
-            yield fresh
+            yield temporary
             if sync:
-                _sync(fresh)
-            fresh.replace(target)
+                _sync(temporary)
+            temporary.replace(target)
             if sync:
                 _sync_folder(target.parent)
         finally:
             with suppress(OSError):
-                fresh.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Write a whole file; see `atomic_write`. Raises WriteError."""
-    with atomic_write(path, sync=sync) as fresh:
-        fresh.write_bytes(content)
+    with atomic_write(path, sync=sync) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:
@@ -70,47 +69,45 @@ def write_text(path: Path, text: str, *, sync: bool = True) -> None:
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write a whole file of UTF-8 line by line; each of `lines` ends with its own newline. Raises WriteError."""
-    with atomic_write(path) as fresh, fresh.open("w", encoding="utf-8", newline="\n") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(lines)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` to write to. It takes the place of `folder` when the block ends well.
+    """A temporary folder beside `folder`. It replaces `folder` if the block succeeds, else it is removed.
 
-    It is removed when the block does not, and so is what a kill left of an earlier one: the caller lets nobody else write there.
-    Raises WriteError.
+    Remains of a killed run are removed too: the caller ensures that no other process writes there. Raises WriteError.
     """
-    fresh, old = unfinished(folder), unfinished(folder.with_name(f"{folder.name}.old"))
-    with write_errors(folder, fresh, old):
+    temporary, old = unfinished(folder), unfinished(folder.with_name(f"{folder.name}.old"))
+    with write_errors(folder, temporary, old):
         if old.exists() and not folder.exists():  # killed between the two steps below
             old.replace(folder)
-        for rest in (fresh, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        for path in (temporary, old):
+            shutil.rmtree(path, ignore_errors=True)
         make_folder(folder.parent)
-        fresh.mkdir()
+        temporary.mkdir()
         try:
-            yield fresh
-            sync_tree(fresh)
+            yield temporary
+            sync_tree(temporary)
             if folder.exists():
                 folder.replace(old)
-            fresh.replace(folder)
+            temporary.replace(folder)
             _sync_folder(folder.parent)
         finally:
-            for rest in (fresh, old):
-                shutil.rmtree(rest, ignore_errors=True)
+            for path in (temporary, old):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def unfinished(folder: Path) -> Path:
-    """The name of a folder while `atomic_folder` is at work, the same in every process."""
+    """The name of the temporary folder of `atomic_folder`, the same in every process."""
     return folder.with_name(f"{folder.name}{TEMPORARY_ENDING}")
 
 
 class AppendFile:
-    """A file that grows by whole texts: one that does not fit is cut off again. Raises WriteError.
+    """A file to which texts are appended whole or not at all. Raises WriteError.
 
-    At the end of a `with` block all of it is brought to the disk. Where the block fails, a new file that is still empty is
-    removed.
+    The end of a `with` block flushes it to the disk. If the block fails, a new file that is still empty is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,7 +120,7 @@ class AppendFile:
                 _sync_folder(path.parent)
 
     def append(self, text: str) -> None:
-        """Hand a text to the operating system, all of it or nothing. Raises WriteError."""
+        """Append a whole text or nothing, without a flush to the disk. Raises WriteError."""
         content = memoryview(text.encode())
         with write_errors(self._path):
             try:
@@ -137,13 +134,13 @@ class AppendFile:
         self._end += len(content)
 
     def sync(self) -> None:
-        """Bring all that was appended to the disk. Raises WriteError."""
+        """Flush all appended texts to the disk. Raises WriteError."""
         with write_errors(self._path):
             _sync_descriptor(self._file.fileno())
 
     def close(self) -> None:
-        """Append no more."""
-        with suppress(OSError):  # nothing is held back that could still fail
+        """Close the file."""
+        with suppress(OSError):  # the file is unbuffered, so no content can be lost
             self._file.close()
 
     def __enter__(self) -> Self:
@@ -163,7 +160,7 @@ class AppendFile:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, where they are missing. Raises WriteError."""
+    """Create a folder and its missing parents. Raises WriteError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -171,13 +168,13 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_files(paths: Iterable[Path]) -> None:
-    """Bring files, and the folders that name them, to the disk. Raises WriteError."""
+    """Flush files and their folders to the disk. Raises WriteError."""
     files = list(paths)
     if len(files) < _MANY:
         for path in files:
             _sync_file(path)
-    else:  # side by side: a disk does many in one go
-        with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+    else:  # in parallel: a disk combines many flushes
+        with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(_sync_file, files))
     for folder in {path.parent for path in files}:
         with write_errors(folder):
@@ -185,21 +182,21 @@ def sync_files(paths: Iterable[Path]) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring a folder, with all below it, to the disk. Raises WriteError."""
+    """Flush a folder with everything below it to the disk. Raises WriteError."""
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())]
-    sync_files(path for one in folders for path in one.iterdir() if path.is_file() and not path.is_symlink())
-    for one in folders:
-        with write_errors(one):
-            _sync_folder(one)
+    sync_files(path for parent in folders for path in parent.iterdir() if path.is_file() and not path.is_symlink())
+    for parent in folders:
+        with write_errors(parent):
+            _sync_folder(parent)
 
 
 @contextmanager
 def write_errors(path: Path, *others: Path) -> Iterator[None]:
-    """Raise the OSError of a write inside as a WriteError that names `path`.
+    """Turn an OSError of a write inside into a WriteError that names `path`.
 
-    An OSError that names another file than `path` and `others`, or nothing at all, was no write to them, and stays as it is.
+    An OSError that names another file than `path` and `others`, or nothing at all, concerns no write to them and is re-raised.
     """
-    names = {str(one) for one in (path, *others)}
+    names = {str(item) for item in (path, *others)}
     try:
         yield
     except OSError as error:
@@ -210,17 +207,17 @@ def write_errors(path: Path, *others: Path) -> Iterator[None]:
 
 
 def unwritable(path: Path, error: OSError) -> WriteError:
-    """What a write of `path` that failed is to raise: one line with the reason and the remedy."""
+    """The error for a failed write of `path`: one line with the reason and the remedy."""
     return WriteError(f"{path}: cannot be written ({_reason(error)}); {_remedy(error)}")
 
 
 def is_pipe_or_device(path: Path) -> bool:
-    """Whether a path can be read only once, or without end; it may keep a reader waiting for ever. A link to nothing is none."""
+    """Whether a path is a pipe or a device, which may block a reader or have no end. False for a dangling link."""
     return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def ends_with(path: Path, ending: bytes) -> bool:
-    """Whether a file's last bytes are these: a file that was cut off has others. Raises OSError."""
+    """Whether a file ends with these bytes, as a file that was not cut off does. Raises OSError."""
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) < len(ending):
             return False
@@ -229,23 +226,23 @@ def ends_with(path: Path, ending: bytes) -> bool:
 
 
 def leftovers(paths: Iterable[Path]) -> list[Path]:
-    """What kills left of writes of these files."""
+    """Temporary files that killed runs left of writes to these files."""
     names: dict[Path, set[str]] = defaultdict(set)
     for path in paths:
         names[path.parent] |= {path.name, _short(path.name)}
     return [
-        one
-        for folder, known in names.items()
+        path
+        for folder, file_names in names.items()
         if folder.is_dir()
-        for one in folder.iterdir()
-        if (match := _TEMPORARY.fullmatch(one.name)) and match[1] in known
+        for path in folder.iterdir()
+        if (match := _TEMPORARY.fullmatch(path.name)) and match[1] in file_names
     ]
 
 
 def _names(path: Path) -> tuple[Path, Path]:
-    """Where a file really goes, a link followed, and its temporary name."""
+    """The real path of a file, links resolved, and its temporary path."""
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
-    # Named by process: one that outlives its run for a moment does not write into the next run's file.
+    # Holds the process id: a process that outlives its run for a moment does not write into the next run's file.
     ending = f".{os.getpid()}{TEMPORARY_ENDING}"
     name = target.name
     if len(os.fsencode(name)) + len(ending) > _LONGEST_NAME:
@@ -258,7 +255,7 @@ def _short(name: str) -> str:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raise OSError for what a file must not take the place of: a folder, a device, a file that is write-protected."""
+    """Raise OSError for a path that a file must not replace: a folder, a device, a write-protected file."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if path.exists() and not path.is_file():
@@ -281,14 +278,14 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
+    if os.name == "nt":  # Windows cannot open folders
         return
     try:
         _sync(folder)
-    except PermissionError:  # one that may be written to and not be read
+    except PermissionError:  # the folder is writable but not readable
         return
     except OSError as error:
-        raise OSError(error.errno, error.strerror) from None  # it is about what was written there
+        raise OSError(error.errno, error.strerror) from None  # no folder name: the error concerns the written file
 
 
 def _sync_descriptor(descriptor: int) -> None:
@@ -299,12 +296,12 @@ def _sync_descriptor(descriptor: int) -> None:
             raise
 
 
-def _is_within(name: str, places: set[str]) -> bool:
-    return any(name == place or name.startswith(f"{place}{os.sep}") for place in places)
+def _is_within(name: str, paths: set[str]) -> bool:
+    return any(name == path or name.startswith(f"{path}{os.sep}") for path in paths)
 
 
 def _reason(error: OSError) -> str:
-    if error.errno in _FULL:  # libraries add words of their own
+    if error.errno in _FULL:  # libraries add their own text
         return os.strerror(error.errno)
     return error.strerror or str(error) or type(error).__name__
 

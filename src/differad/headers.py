@@ -1,6 +1,6 @@
-"""What the head of an image file says: format, size, orientation, depth, channels, pages. No pixel is decoded here.
+"""Headers of image files: format, size, orientation, depth, channels, pages. No pixel is decoded.
 
-Five formats are opened, each by its own reader and only after its signature was seen: PNG, JPEG, TIFF, BMP, WebP.
+Five formats are opened, each by its own reader and only if its signature matches: PNG, JPEG, TIFF, BMP, WebP.
 Broken bytes become an `ImageError`.
 """
 
@@ -31,12 +31,12 @@ from differad import tiff
 from differad.errors import ImageError, OptionError
 from differad.memory import REMEDY, is_out_of_memory
 
-# 200 megapixels: more than any area-scan camera delivers, less than what exhausts a small machine's memory.
+# 200 megapixels: more than any area-scan camera delivers, less than would exhaust a small machine's memory.
 MAX_PIXELS = 200_000_000
 MAX_PIXELS_VARIABLE = "DIFFERAD_MAX_PIXELS"
 ORIENTATION = 0x0112
-# Decoders raise whatever their format's parser meets on broken bytes; a bug of ours in here would show as a broken file,
-# which is why only calls into the parsers stand inside.
+# Errors that decoders raise on broken bytes. A bug of this package would look like a broken file, so only calls of parsers are
+# inside blocks that catch these.
 BROKEN = (
     *(OSError, ValueError, SyntaxError, LookupError, EOFError, ArithmeticError, MemoryError, RuntimeError, TypeError),
     *(AssertionError, struct.error, zlib.error, cv2.error, Image.DecompressionBombError),
@@ -61,11 +61,11 @@ _PILLOW_LIMIT = threading.RLock()
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about one of its images. `width` and `height` are pixels as stored, before `orientation` (1 to 8).
+    """Header of one image of a file. `width` and `height` are pixels as stored, before `orientation` (1 to 8).
 
-    `bits` is the depth of a sample in the file, `stated_bits` the depth that its values use, where the file says so.
+    `bits` is the depth of a sample in the file, `stated_bits` the depth that its values use, if the file states it.
     `is_deep`: Pillow would narrow or garble its samples.
-    `pages` counts images of the file, `index` is the place of this one in it.
+    `pages` is the number of images in the file, `index` the position of this one.
     """
 
     format: str
@@ -88,7 +88,7 @@ class Header:
 
     @property
     def is_plain(self) -> bool:
-        """Whether every decoder gives the same pixels: one upright image, 8 bits or fewer, grey or RGB, nothing more."""
+        """Whether all decoders give the same pixels: one upright image, up to 8 bits, grey or RGB, no alpha, no palette."""
         is_simple = self.channels in (1, 3) and not (self.has_alpha or self.has_palette or self.is_deep)
         return is_simple and self.pages == 1 and self.orientation == 1
 
@@ -99,16 +99,16 @@ class Header:
 
 
 def unreadable(name: str, error: BaseException) -> ImageError:
-    """What an image is said to be whose reader raised `error`, one of BROKEN."""
+    """The error for an image whose reader raised `error`, one of BROKEN."""
     if is_out_of_memory(error):
         return ImageError(f"{name}: not enough memory to decode it; {REMEDY}")
     return ImageError(f"{name}: broken or truncated image ({error}); export it again")
 
 
 def pixel_limit(max_pixels: int | None = None) -> int:
-    """The largest number of pixels that is decoded: the argument, else DIFFERAD_MAX_PIXELS, else 200 million.
+    """The maximum number of pixels to decode: the argument, else DIFFERAD_MAX_PIXELS, else 200 million.
 
-    Raises OptionError where it is no positive whole number.
+    Raises OptionError if it is no positive whole number.
     """
     value: object = os.environ.get(MAX_PIXELS_VARIABLE, "") if max_pixels is None else max_pixels
     if value == "":
@@ -143,7 +143,7 @@ def parse_header(file: BinaryIO, name: str, page: int | None, limit: int) -> Hea
 
 
 def check_pixels(width: int, height: int, name: str, limit: int) -> None:
-    """Raises ImageError on an image without pixels or with more than `limit`."""
+    """Raise ImageError for an image without pixels or with more than `limit`."""
     if width < 1 or height < 1:
         raise ImageError(f"{name}: {width}x{height} pixels; expected at least one")
     if width * height > limit:
@@ -155,9 +155,9 @@ def check_pixels(width: int, height: int, name: str, limit: int) -> None:
 
 @contextmanager
 def no_pillow_limit(pixels: int) -> Iterator[None]:
-    """Our own limit was checked; Pillow's, which is the process's and warns at half, would make a second one."""
+    """Disable Pillow's limit, which is global and warns at half of it: `pixel_limit` was checked already."""
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and pixels <= limit:  # None: perhaps another thread took it off for a moment
+    if limit is not None and pixels <= limit:  # None: another thread may have disabled it for a moment
         yield
         return
     with _PILLOW_LIMIT:
@@ -180,7 +180,7 @@ def _format(file: BinaryIO) -> str | None:
 
 
 def _orientation(value: object) -> int:
-    """1 for what is no orientation: viewers show such files as they are stored."""
+    """A valid orientation, else 1: viewers show such files as they are stored."""
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
@@ -205,20 +205,20 @@ def _jpeg_header(file: BinaryIO, page: int) -> Header:
 
 
 def _photographs(file: BinaryIO) -> list[tuple[int, Header]]:
-    """The images of a multi-picture JPEG (CIPA DC-007) with their place in it; smaller ones are previews or gain maps."""
+    """The images of a Multi-Picture Format JPEG (CIPA DC-007) with their index; smaller ones are previews or gain maps."""
     file.seek(0)
     image = MpoImagePlugin.MpoImageFile(file)
-    found: list[tuple[int, Header]] = []
+    photographs: list[tuple[int, Header]] = []
     for index in range(image.n_frames):
         try:
             with no_pillow_limit(1 << 62):
                 image.seek(index)
         except BROKEN:
-            break  # cameras and editors leave entries that lead nowhere behind
-        if not found or image.width * image.height >= found[0][1].width * found[0][1].height:
+            break  # cameras and editors leave entries without an image
+        if not photographs or image.width * image.height >= photographs[0][1].width * photographs[0][1].height:
             orientation = _orientation(image.getexif().get(ORIENTATION))
-            found.append((index, Header("JPEG", *image.size, orientation, channels=len(image.getbands()))))
-    return found
+            photographs.append((index, Header("JPEG", *image.size, orientation, channels=len(image.getbands()))))
+    return photographs
 
 
 def _webp_header(file: BinaryIO, page: int) -> Header:
@@ -230,23 +230,23 @@ def _webp_header(file: BinaryIO, page: int) -> Header:
 
 
 def _holds_lossy_webp(content: bytes) -> bool:
-    """Whether any image of a WebP file is a VP8 one. Format: RFC 9649, section 2."""
-    place, end = 12, len(content)
-    while place + 8 <= end:
-        kind, length = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "little")
+    """Whether any image of a WebP file is lossy (VP8). Format: RFC 9649, section 2."""
+    position, end = 12, len(content)
+    while position + 8 <= end:
+        kind, length = content[position : position + 4], int.from_bytes(content[position + 4 : position + 8], "little")
         if kind == b"VP8 ":
             return True
-        # A frame's own chunks follow its 16 bytes.
-        place += 24 if kind == b"ANMF" else 8 + length + length % 2
+        # The chunks of a frame follow its 16 bytes.
+        position += 24 if kind == b"ANMF" else 8 + length + length % 2
     return False
 
 
 def _png_header(file: BinaryIO, page: int) -> Header:
-    """From its chunks' heads alone: Pillow decodes all pixels for an orientation, which may stand behind them."""
+    """Read from the chunks' headers, since Pillow decodes all pixels to find an orientation that may come after them."""
     chunks = dict(_png_chunks(file))
     width, height, bits, colour = struct.unpack(">IIBB", chunks[b"IHDR"][:10])
     frames = struct.unpack(">I", chunks[b"acTL"][:4])[0] if b"acTL" in chunks else 1
-    # The image that plain readers show is a further one, unless it is the first of the animation.
+    # The default image counts in addition to the frames, unless it is the first frame.
     pages = max(1, frames + (b"acTL" in chunks and b"fcTL" not in chunks))
     key = chunks.get(b"tRNS", b"") if colour != 3 else b""
     return Header(
@@ -266,15 +266,15 @@ def _png_header(file: BinaryIO, page: int) -> Header:
 
 
 def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Chunks that say something about the image, the first one first. Format: PNG specification, section 5."""
-    end, place, has_pixels = file.seek(0, os.SEEK_END), 8, False
+    """Chunks that describe the image, in their order. Format: PNG specification, section 5."""
+    end, position, has_pixels = file.seek(0, os.SEEK_END), 8, False
     while True:
-        file.seek(place)
+        file.seek(position)
         head = file.read(8)
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
-        if place + 12 + length > end or (place == 8 and kind != b"IHDR"):
+        if position + 12 + length > end or (position == 8 and kind != b"IHDR"):
             raise ValueError("it ends before its last chunk")
-        place += 12 + length
+        position += 12 + length
         has_pixels |= kind == b"IDAT"
         if kind in (b"IHDR", b"tRNS", b"eXIf") or (kind in (b"acTL", b"fcTL") and not has_pixels):
             yield kind, file.read(length)
@@ -296,7 +296,7 @@ def _png_text(kind: bytes, content: bytes) -> bytes:
 
 
 def _png_orientation(chunks: dict[bytes, bytes]) -> int:
-    """From the EXIF chunk, else from the EXIF that ImageMagick writes as text, else from XMP."""
+    """Orientation from the EXIF chunk, else from the EXIF that ImageMagick writes as text, else from XMP."""
     content = chunks.get(b"eXIf")
     if content is None and b"Raw profile type exif" in chunks:
         content = bytes.fromhex("".join(chunks[b"Raw profile type exif"].decode("latin-1").split("\n")[3:]))
@@ -305,13 +305,13 @@ def _png_orientation(chunks: dict[bytes, bytes]) -> int:
         exif.load(content)
     if ORIENTATION in exif:
         return _orientation(exif[ORIENTATION])
-    found = _XMP_ORIENTATION.search(chunks.get(b"XML:com.adobe.xmp", b""))
-    return _orientation(int(found[1])) if found else 1
+    match = _XMP_ORIENTATION.search(chunks.get(b"XML:com.adobe.xmp", b""))
+    return _orientation(int(match[1])) if match else 1
 
 
 def _tiff_header(file: BinaryIO, page: int) -> Header:
-    every = tiff.read_pages(file)
-    images = [(index, one) for index, one in enumerate(every) if one.is_image] or [(0, every[0])]
+    pages = tiff.read_pages(file)
+    images = [(index, entry) for index, entry in enumerate(pages) if entry.is_image] or [(0, pages[0])]
     index, chosen = images[min(page, len(images)) - 1]
     channels = chosen.value(tiff.CHANNELS, 1)
     bits, kind, photometric = (chosen.value(tag, 1) for tag in (tiff.BITS, tiff.SAMPLE_FORMAT, tiff.PHOTOMETRIC))
@@ -331,7 +331,7 @@ def _tiff_header(file: BinaryIO, page: int) -> Header:
         is_deep=is_deep,
         has_palette=photometric == 3,
         is_inverted=photometric == 0,
-        # Without a word about it, a fourth channel is alpha to every reader.
+        # All readers take an undeclared fourth channel as alpha.
         has_alpha=channels in (2, 4) and photometric in _TIFF_PLAIN and (not extra or extra[0] in (1, 2, 999)),
         is_premultiplied=extra == (_PREMULTIPLIED,),
         stated_bits=_stated_bits(chosen, bits) if is_deep and kind != _FLOAT else None,
@@ -340,9 +340,9 @@ def _tiff_header(file: BinaryIO, page: int) -> Header:
 
 
 def _stated_bits(page: tiff.Page, bits: int) -> int | None:
-    """Depth that a TIFF says its values use: by its highest sample value, or by samples packed to 9 to 15 bits."""
+    """Depth that a TIFF states for its values: by MaxSampleValue, or by samples packed to 9 to 15 bits."""
     highest = max(page.values(tiff.HIGHEST), default=0)
-    # Some writers put the image's own brightest sample there, which says nothing about its depth.
+    # Some writers store the image's brightest sample there, which is unrelated to its depth.
     if highest > 255 and (highest + 1).bit_count() == 1:
         return min(highest.bit_length(), bits)
     return bits if 8 < bits < 16 else None

@@ -1,8 +1,8 @@
-"""Images in, (H, W, 3) uint8 RGB arrays out, whatever a camera or an export wrote.
+"""Read and write images: files of any camera or program become (H, W, 3) uint8 RGB arrays.
 
-Orientation is applied, deep samples are scaled to 8 bits, alpha is laid over white, palette, CMYK and grey become RGB.
-`image.tif[2]` names the second page of a file. What is truncated, empty, no image, absurdly large or several images in one
-file raises `ImageError`. Knows nothing about pairs or boxes.
+Orientation is applied, deep samples are scaled to 8 bits, alpha is composited over white, palette, CMYK and grey become RGB.
+`image.tif[2]` names the second page of a file. A file that is truncated, empty, no image, too large or holds several images
+raises `ImageError`. Knows nothing about pairs or boxes.
 """
 
 import hashlib
@@ -36,28 +36,28 @@ def read_image(source: ImageSource, *, max_pixels: int | None = None) -> RGB:
     """Read a path, the bytes of a file, a PIL image or an array (RGB) into a contiguous (H, W, 3) uint8 RGB array.
 
     Deeper samples are scaled by the smallest of 8, 10, 12, 14 or 16 bits that holds all but one in a thousand of them, unless
-    the file states its depth: cameras store 12-bit data in 16-bit files without saying so. Floats are shares of 1, or levels
-    like integers. An array that is what is wanted comes back itself, not copied. `max_pixels`: see `headers.pixel_limit`.
+    the file states its depth: cameras store 12-bit data in 16-bit files without stating it. Floats are shares of 1, or levels
+    like integers. A contiguous (H, W, 3) uint8 array is returned itself, not copied. `max_pixels`: see `headers.pixel_limit`.
     Raises ImageError.
     """
     return read_images(source, max_pixels=max_pixels)[0]
 
 
 def read_images(*sources: ImageSource, max_pixels: int | None = None) -> list[RGB]:
-    """Read images that are to be compared: as `read_image`, but with one scale for all deep ones.
+    """Read images for a comparison: as `read_image`, but with one scale for all deep ones.
 
     A dark target beside a bright reference from one camera would otherwise be brightened. Raises ImageError.
     """
     decode = partial(decode_image, max_pixels=max_pixels)
     if len(sources) < 2 or not all(isinstance(source, str | Path) for source in sources):
         return scaling.to_rgb([decode(source) for source in sources])
-    # Decoders run outside of Python's lock, and files of many megapixels take most of the time of an answer.
+    # Decoders release the GIL, and decoding files of many megapixels takes most of the time of an answer.
     with ThreadPoolExecutor(len(sources)) as pool:
         return scaling.to_rgb(list(pool.map(decode, sources)))
 
 
 def decode_image(source: ImageSource, *, max_pixels: int | None = None) -> Decoded:
-    """One image's samples in their own depth, for `scaling.to_rgb` of all that are to be compared. Raises ImageError."""
+    """One image's samples in their original depth, for `scaling.to_rgb` of all compared images. Raises ImageError."""
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
@@ -68,7 +68,7 @@ def decode_image(source: ImageSource, *, max_pixels: int | None = None) -> Decod
 
 
 def decode_images(*files: tuple[bytes, str]) -> list[RGB]:
-    """As `read_images`, from the bytes of files, each with the name that stands in errors. Raises ImageError."""
+    """As `read_images`, from the bytes of files, each with its name for errors. Raises ImageError."""
     decoded = []
     for content, name in files:
         with opened(content, name) as (file, header):
@@ -93,21 +93,21 @@ def read_header(source: str | Path) -> Header:
 
 
 def image_file(source: str | Path) -> Path:
-    """The file that a path means: `image.tif` for `image.tif[2]`."""
+    """The file of a path: `image.tif` for `image.tif[2]`."""
     return split_page(source)[0]
 
 
-def digest(*pictures: RGB) -> bytes:
+def digest(*images: RGB) -> bytes:
     """BLAKE2b-128 of the images' shapes and pixels."""
-    found = hashlib.blake2b(digest_size=16)
-    for picture in pictures:
-        found.update(str(picture.shape).encode())
-        found.update(np.ascontiguousarray(picture).data)
-    return found.digest()
+    content_hash = hashlib.blake2b(digest_size=16)
+    for image in images:
+        content_hash.update(str(image.shape).encode())
+        content_hash.update(np.ascontiguousarray(image).data)
+    return content_hash.digest()
 
 
 def image_size(source: ImageSource, *, max_pixels: int | None = None) -> tuple[int, int]:
-    """(width, height) in pixels of what `read_image` gives, from the header alone. Raises ImageError."""
+    """(width, height) in pixels of the result of `read_image`, from the header alone. Raises ImageError."""
     if isinstance(source, np.ndarray):
         if source.ndim < 2:
             raise ImageError(f"array of shape {source.shape}: expected (H, W) or (H, W, C)")
@@ -120,7 +120,7 @@ def image_size(source: ImageSource, *, max_pixels: int | None = None) -> tuple[i
 
 
 def _file_or_bytes(source: object) -> tuple[str | Path | bytes, str]:
-    """What `opened` opens, and its name in messages. Raises ImageError for what is no image at all, such as None."""
+    """The argument for `opened`, and its name in messages. Raises ImageError for any other type, such as None."""
     if isinstance(source, str | Path):
         return source, str(source)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -131,14 +131,14 @@ def _file_or_bytes(source: object) -> tuple[str | Path | bytes, str]:
 
 
 def check_ending(path: str | Path) -> None:
-    """Raise ImageError where the ending of a file to be written names no image format."""
+    """Raise ImageError if the ending of an output file is that of no image format."""
     ending = Path(path).suffix
     if Image.registered_extensions().get(ending.lower()) not in Image.SAVE:
         raise ImageError(f"{path}: ending {ending!r} names no image format; expected .png or .jpg")
 
 
 def check_drawn(path: str | Path) -> None:
-    """See that a file to be written is not there, or is one that `write_drawn` wrote. Raises InputError."""
+    """Check that an output file does not exist or was written by `write_drawn`. Raises InputError."""
     path = Path(path)
     if path.exists() and not (path.is_file() and _is_drawn(path)):
         raise InputError(f"{path}: exists, and is no image that differad drew; choose another name or remove it")
@@ -153,9 +153,9 @@ def _is_drawn(path: Path) -> bool:
 
 
 def write_drawn(path: str | Path, pixels: RGB) -> None:
-    """As `write_image`, for an image that differad drew: its EXIF says so, and it may be written over next time.
+    """As `write_image`, for an image that differad drew: its EXIF marks it, so that it may be overwritten later.
 
-    Raises InputError where another file is in its place.
+    Raises InputError if any other file exists at `path`.
     """
     check_drawn(path)
     exif = Image.Exif()
@@ -164,9 +164,9 @@ def write_drawn(path: str | Path, pixels: RGB) -> None:
 
 
 def write_image(path: str | Path, pixels: RGB) -> None:
-    """Write (H, W, 3) uint8 RGB in the format that the file's ending names, whole or not at all.
+    """Write (H, W, 3) uint8 RGB atomically in the format of the file's ending.
 
-    Raises ImageError for an ending that names none, or a format that cannot hold the image, and WriteError.
+    Raises ImageError for an ending of no image format, or a format that cannot hold the image, and WriteError.
     """
     _write(Path(path), pixels, None)
 
@@ -174,9 +174,9 @@ def write_image(path: str | Path, pixels: RGB) -> None:
 def _write(path: Path, pixels: RGB, exif: Image.Exif | None) -> None:
     check_ending(path)
     content = BytesIO()
-    how = {} if exif is None else {"exif": exif}
+    arguments = {} if exif is None else {"exif": exif}
     try:
-        Image.fromarray(pixels).save(content, Image.registered_extensions()[path.suffix.lower()], **how)
+        Image.fromarray(pixels).save(content, Image.registered_extensions()[path.suffix.lower()], **arguments)
     except (OSError, ValueError) as error:  # too large for the format, for instance
         raise ImageError(f"{path}: cannot be encoded ({error}); choose another ending, as .png") from None
     make_folder(path.parent)
@@ -220,7 +220,7 @@ def _from_pil(source: Image.Image, limit: int) -> Decoded:
 
 
 def _loaded(image: Image.Image, limit: int) -> tuple[Image.Image, int]:
-    """A PIL image with its pixels, and how it is still to be turned: Pillow turns a TIFF while it loads it."""
+    """A PIL image with its pixels, and the orientation still to apply: Pillow applies a TIFF's while loading it."""
     check_pixels(*image.size, "image", limit)
     narrowed = [str(tile[3]) for tile in getattr(image, "tile", []) if ";16" in str(tile[3])]
     if narrowed and not image.mode.startswith("I"):

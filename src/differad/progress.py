@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar where a person is watching, a line now and then where the output goes to a file or a pipe."""
+"""Progress on stderr: a bar on a terminal, an occasional line if the output goes to a file or a pipe."""
 
 import logging
 import sys
@@ -22,24 +22,24 @@ from differad.text import printable
 
 Item = TypeVar("Item")
 
-# Its level decides how much is said: from ERROR on neither bars nor lines are shown (`differad -q`).
+# Its level sets the verbosity: from ERROR on neither bars nor lines are shown (`differad -q`).
 LOGGER = logging.getLogger("differad")
-# A run that is over sooner needs no line; a log of hours stays short enough to read.
+# A shorter run needs no line, and a log of hours stays readable.
 SECONDS_BETWEEN_LINES = 15.0
 
 
-# The innermost bar that is open or was left by an interruption, for who asks afterwards how far the work had come.
+# The innermost bar that is open or was interrupted, for `latest_position`.
 _latest: Progress | None = None
 _open: list[Progress] = []
 
 
 def is_quiet() -> bool:
-    """Whether nothing but errors is said (`differad -q`)."""
+    """Whether only errors are printed (`differad -q`)."""
     return LOGGER.getEffectiveLevel() >= logging.ERROR
 
 
 def is_verbose() -> bool:
-    """Whether everything is said (`differad -v`)."""
+    """Whether all messages are printed (`differad -v`)."""
     return LOGGER.getEffectiveLevel() <= logging.DEBUG
 
 
@@ -51,10 +51,10 @@ def progress_bar(
     after_bar: Sequence[ProgressColumn] | None = None,
     threaded: bool = True,
 ) -> Iterator[Progress]:
-    """A bar that vanishes when it is done; lines of text, `seconds_between_lines` apart, where stderr is no terminal.
+    """A bar that vanishes at the end; lines of text, `seconds_between_lines` apart, if stderr is no terminal.
 
-    `after_bar` are the columns behind "n/N" (default: elapsed and remaining time). None seconds: the caller writes its lines
-    itself. Not `threaded`: the bar is drawn only when it is updated, which is safe where the process forks meanwhile.
+    `after_bar` are the columns after "n/N" (default: elapsed and remaining time). With `seconds_between_lines` None the caller
+    writes its own lines. Without `threaded` the bar is drawn only on updates, which is safe if the process forks.
     """
     global _latest
     if after_bar is None:
@@ -75,13 +75,13 @@ def progress_bar(
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None, *, shown: bool = True) -> Iterator[Item]:
-    """The items, with a bar while they pass."""
+    """Yield the items and show a bar."""
     with progress_bar(shown) as bar:
         yield from bar.track(items, total=total, description=description)
 
 
 def latest_position() -> str:
-    """How far the work under the innermost bar has come, as "pairs: 12 of 40"; empty where it is done or there is none."""
+    """Position of the innermost bar, as "pairs: 12 of 40"; empty if it is finished or there is none."""
     return _position(_latest) if _latest is not None and not _latest.finished else ""
 
 
@@ -96,7 +96,7 @@ def _position(progress: Progress) -> str:
 
 @contextmanager
 def _lines(progress: Progress, seconds: float | None) -> Iterator[None]:
-    """Write the position to stderr every so many seconds meanwhile; None writes nothing."""
+    """Write the position to stderr every `seconds` seconds; None writes nothing."""
     if seconds is None:
         yield
         return

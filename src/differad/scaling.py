@@ -1,7 +1,7 @@
-"""Samples of any depth to 8 bits, by one scale for all images that are compared. Knows nothing about files.
+"""Convert samples of any depth to 8 bits, by one scale for all compared images. Knows nothing about files.
 
-A file of 16 bits rarely says how many of them its camera uses. The scale is therefore taken from the values, but never from
-the brightest ones: one in a thousand may lie above it (hot pixels, glints) and is clipped.
+A file of 16 bits rarely states how many of them its camera uses. The scale is therefore estimated from the values, but not
+from the brightest ones: one in a thousand may exceed it (hot pixels, glints) and is clipped.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,19 +18,19 @@ Samples = NDArray[Any]
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 # Sensors have up to about this share of hot pixels; a glint of fewer pixels is still white after clipping.
 CLIPPED_SHARE = 1e-3
-# From so many samples on, one alone is never more than noise.
+# From this number of samples on, a single one is always allowed to be clipped.
 _FEW_SAMPLES = 100
-# Sharpening and interpolation overshoot the full scale of floats, and lie below zero, by such shares of it.
+# Shares of the full scale by which sharpening and interpolation of floats exceed it, and fall below zero.
 _OVERSHOOT, _UNDERSHOOT = 0.1, 0.01
-# Floats up to the first are shares of 1, over-exposed where they are above it; from the second on they count levels.
-# What lies between is too bright for the one and as good as black for the other.
+# Floats up to the first are shares of 1, over-exposed above 1; from the second on they are levels. Values between are too
+# bright for shares and nearly black for levels.
 _BRIGHTEST_SHARE, _DARKEST_LEVELS = 2.0, 16.0
 _STRIP_SAMPLES = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """Samples (H, W, 1) grey or (H, W, 3) RGB, upright. `stated_bits` is their depth where the file says it.
+    """Samples (H, W, 1) grey or (H, W, 3) RGB, upright. `stated_bits` is their depth if the file states it.
 
     `alpha` (H, W) in any depth, 0 transparent. `is_inverted`: 0 is white.
     """
@@ -44,27 +44,27 @@ class Decoded:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it has 8 bits already, so that its RGB does not depend on the images that it is compared with."""
+        """Whether it has 8 bits already, so that its RGB does not depend on the other compared images."""
         return bool(self.values.dtype == np.uint8)
 
 
 def to_rgb(images: Sequence[Decoded]) -> list[NDArray[np.uint8]]:
-    """Each image as contiguous (H, W, 3) uint8; one that is so already comes back itself, not copied.
+    """Each image as contiguous (H, W, 3) uint8; one that already is so is returned itself, not copied.
 
-    Raises ImageError on samples that are no light intensities.
+    Raises ImageError for samples that are no light intensities.
     """
     ranges = [None if image.is_plain else _check(image) for image in images]
     plain = [image.values for image, span in zip(images, ranges, strict=True) if span is None]
     rules = _rules([image for image, span in zip(images, ranges, strict=True) if span], [r for r in ranges if r], plain)
-    following = iter(rules)
+    next_rules = iter(rules)
     return [
-        _convert(image, None if span is None else next(following)) for image, span in zip(images, ranges, strict=True)
+        _convert(image, None if span is None else next(next_rules)) for image, span in zip(images, ranges, strict=True)
     ]
 
 
 @dataclass(frozen=True)
 class _Range:
-    """What the values of one image reach: the depth that holds them, and for floats whether they may be shares of 1."""
+    """Range of an image's values: the depth that holds them, and whether they may be shares of 1 or levels."""
 
     bits: int
     may_be_shares: bool
@@ -100,15 +100,15 @@ def _full_scale(bits: int, is_float: bool) -> float:
 
 
 def _fits(values: Samples, limit: float) -> bool:
-    """Whether no more than the clipped share of the values lies above `limit`."""
+    """Whether at most the clipped share of the values exceeds `limit`."""
     allowed = max(int(values.size * CLIPPED_SHARE), int(values.size >= _FEW_SAMPLES))
     return int(np.count_nonzero(values > limit)) <= allowed
 
 
 def _rules(images: Sequence[Decoded], ranges: Sequence[_Range], plain: Sequence[Samples]) -> list[_Rule]:
-    """How each image that has more than 8 bits comes to them."""
+    """The conversion of each image of more than 8 bits to 8 bits."""
     floats = [span for image, span in zip(images, ranges, strict=True) if image.values.dtype.kind == "f"]
-    # Black floats fit any scale, so that they say nothing about it.
+    # Black floats fit any scale, so they do not decide.
     are_shares = any(span.may_be_shares and not span.may_be_levels for span in floats)
     are_levels = any(span.may_be_levels and not span.may_be_shares for span in floats)
     if are_shares and are_levels:
@@ -132,23 +132,23 @@ def _rules(images: Sequence[Decoded], ranges: Sequence[_Range], plain: Sequence[
 
 
 def _common_bits(levels: Sequence[tuple[Decoded, _Range]], plain: Sequence[Samples]) -> int:
-    """The depth of all images that do not state theirs: the least that holds them.
+    """The common depth of all images that do not state theirs: the smallest that holds them.
 
-    Beside images of 8 bits it is the one, that or deeper, at which they are as bright as those: the least one is four
-    times too bright where the data are dark.
+    If there are images of 8 bits, it is the depth, at least this one, with the most similar brightness: the smallest depth
+    would be four times too bright for dark data.
     """
-    least = max((span.bits for _, span in levels), default=8)
-    open_ones = [image.values for image, _ in levels if image.stated_bits is None]
-    wanted = _mean(plain, 255)
-    if not (open_ones and wanted >= 1):
-        return least
-    depths = [bits for bits in BIT_DEPTHS if bits >= least]
-    brightness = {bits: _mean(open_ones, 2**bits - 1) * 2.0 ** (8 - bits) for bits in depths}
-    return min(depths, key=lambda bits: abs(np.log(max(brightness[bits], 1e-3) / wanted)))
+    smallest = max((span.bits for _, span in levels), default=8)
+    undeclared = [image.values for image, _ in levels if image.stated_bits is None]
+    plain_brightness = _mean(plain, 255)
+    if not (undeclared and plain_brightness >= 1):
+        return smallest
+    depths = [bits for bits in BIT_DEPTHS if bits >= smallest]
+    brightness = {bits: _mean(undeclared, 2**bits - 1) * 2.0 ** (8 - bits) for bits in depths}
+    return min(depths, key=lambda bits: abs(np.log(max(brightness[bits], 1e-3) / plain_brightness)))
 
 
 def _mean(images: Sequence[Samples], limit: int) -> float:
-    """Mean of the images' means, of values cut at 0 and `limit`; 0 of none."""
+    """Mean of the images' means, of values clipped to [0, limit]; 0 without images."""
     means = [
         np.mean([np.clip(strip, 0, limit).mean(dtype=np.float64) for strip in np.array_split(values, _strips(values))])
         for values in images
@@ -183,7 +183,7 @@ def _convert(image: Decoded, rule: _Rule | None) -> NDArray[np.uint8]:
             strip = _over_white(
                 strip, image.alpha[top : top + rows, :, None] * (255.0 / shares), image.is_premultiplied
             )
-        if strip.shape[2] == 1:  # NumPy takes five times as long to spread grey over three channels
+        if strip.shape[2] == 1:  # NumPy takes five times as long to copy grey to three channels
             cv2.cvtColor(np.ascontiguousarray(strip), cv2.COLOR_GRAY2RGB, dst=rgb[top : top + rows])
         else:
             rgb[top : top + rows] = strip
@@ -191,7 +191,7 @@ def _convert(image: Decoded, rule: _Rule | None) -> NDArray[np.uint8]:
 
 
 def _alpha_bits(alpha: Samples) -> float:
-    """The value of what is opaque: the full scale of the least depth that holds all of them."""
+    """The value of opaque pixels: the full scale of the smallest depth that holds all values."""
     highest = float(alpha.max())
     scales = [1.0] * (alpha.dtype.kind == "f") + [2.0**bits - 1 for bits in BIT_DEPTHS]
     return next((scale for scale in scales if highest <= scale), highest)
@@ -199,5 +199,5 @@ def _alpha_bits(alpha: Samples) -> float:
 
 def _over_white(colour: Samples, alpha: Samples, is_premultiplied: bool) -> Samples:
     share = alpha / 255.0
-    shown = colour + 255 * (1 - share) if is_premultiplied else colour * share + 255 * (1 - share)
-    return np.clip(np.rint(shown), 0, 255).astype(np.uint8)
+    composited = colour + 255 * (1 - share) if is_premultiplied else colour * share + 255 * (1 - share)
+    return np.clip(np.rint(composited), 0, 255).astype(np.uint8)

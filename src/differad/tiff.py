@@ -1,4 +1,4 @@
-"""The directories of a TIFF file: what each page holds, read from their entries alone (TIFF 6.0, BigTIFF).
+"""The directories of a TIFF file: the fields of each page, without pixels (TIFF 6.0, BigTIFF).
 
 Knows nothing about pixels. Broken bytes raise ValueError or `struct.error`.
 """
@@ -37,7 +37,7 @@ _WANTED = frozenset(
     | {PLANES, PREDICTOR, EXTRA, SAMPLE_FORMAT}
     | {STRIP_OFFSETS, STRIP_ROWS, STRIP_BYTES, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES}
 )
-# Longer values of the fields above say nothing that is needed here.
+# Longer values of the fields above are not needed.
 _LONGEST_VALUE = 1 << 20
 _MOST_DIRECTORIES = 65_536
 _REDUCED, _TRANSPARENCY = 1, 4  # bits of NewSubfileType
@@ -46,7 +46,7 @@ _OLD_REDUCED = 2
 
 @dataclass(frozen=True)
 class Layout:
-    """How this file writes numbers: byte order, and the wider offsets of BigTIFF."""
+    """Number format of a file: byte order, and whether offsets are the wider ones of BigTIFF."""
 
     order: str
     is_big: bool
@@ -58,16 +58,16 @@ class Layout:
 
     @property
     def first(self) -> int:
-        """Where the offset of the first directory stands."""
+        """Position of the offset of the first directory."""
         return 8 if self.is_big else 4
 
 
 @dataclass(frozen=True)
 class Field:
-    """Whole numbers of one entry, and where in the file the first of them stands."""
+    """Integers of one entry, the position of the first in the file, and their `struct` code."""
 
     values: tuple[int, ...]
-    place: int
+    position: int
     code: str
 
 
@@ -85,21 +85,21 @@ class Page:
         return field.values[0] if field and field.values else default
 
     def values(self, tag: int) -> tuple[int, ...]:
-        """All numbers of a field; none of one that is absent."""
+        """All numbers of a field; empty if it is absent."""
         field = self.fields.get(tag)
         return field.values if field else ()
 
     @property
     def is_image(self) -> bool:
-        """Neither a smaller copy of another page (a thumbnail, a pyramid's level) nor its transparency mask."""
+        """Whether the page is neither a smaller copy of another (a thumbnail, a pyramid's level) nor its transparency mask."""
         kind = self.value(SUBFILE, 0)
         return not kind & (_REDUCED | _TRANSPARENCY) and self.value(OLD_SUBFILE, 0) != _OLD_REDUCED
 
     @property
     def stacked(self) -> int:
-        """Images that ImageJ wrote behind each other under this one directory; 1 for a file of anybody else."""
-        found = re.search(r"^images=(\d{1,9})\s*$", self.description, re.MULTILINE)
-        return int(found[1]) if found and self.description.startswith("ImageJ=") else 1
+        """Number of images that ImageJ wrote one after the other with this directory; 1 for files of other programs."""
+        match = re.search(r"^images=(\d{1,9})\s*$", self.description, re.MULTILINE)
+        return int(match[1]) if match and self.description.startswith("ImageJ=") else 1
 
 
 def read_layout(file: BinaryIO) -> Layout:
@@ -130,12 +130,12 @@ def read_pages(file: BinaryIO) -> list[Page]:
 
 
 def single_page(content: bytes, layout: Layout, page: Page) -> bytearray:
-    """The file with `page` as its first one, marked as upright: whoever decodes it turns nothing by itself."""
+    """The file with `page` as its first one, marked as upright, so that no decoder rotates it."""
     changed = bytearray(content)
     struct.pack_into(layout.pointer, changed, layout.first, page.offset)
     orientation = page.fields.get(ORIENTATION)
     if orientation is not None and orientation.values:
-        struct.pack_into(layout.order + orientation.code, changed, orientation.place, 1)
+        struct.pack_into(layout.order + orientation.code, changed, orientation.position, 1)
     return changed
 
 
@@ -147,12 +147,12 @@ def single_channel(content: bytes, layout: Layout, page: Page, plane: int | None
     fields |= {tag: page.values(tag)[:1] for tag in (BITS, SAMPLE_FORMAT)}
     fields |= {tag: tuple(side * factor for side in page.values(tag)) for tag in (WIDTH, TILE_WIDTH)}
     fields |= {PHOTOMETRIC: (1,), CHANNELS: (1,), PLANES: (1,)}
-    # Differences between neighbours of one channel are not those of a row of mixed ones: the caller adds these up.
+    # The predictor's differences are between pixels of one channel, not of an interleaved row: the caller accumulates them.
     fields[PREDICTOR] = page.values(PREDICTOR) if plane is not None else ()
     for tag in (STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES):
         values = page.values(tag)
-        each = len(values) // channels
-        fields[tag] = values if plane is None else values[plane * each : (plane + 1) * each]
+        per_channel = len(values) // channels
+        fields[tag] = values if plane is None else values[plane * per_channel : (plane + 1) * per_channel]
     return _with_first_page(content, layout, {tag: values for tag, values in sorted(fields.items()) if values})
 
 
@@ -183,34 +183,35 @@ def _read_page(file: BinaryIO, layout: Layout, offset: int) -> tuple[Page, int]:
         raise ValueError("its directory is cut off")
     fields: dict[int, Field] = {}
     description = ""
-    for tag, kind, length, place in _entries(entries, layout, start):
+    for tag, kind, length, position in _entries(entries, layout, start):
         if tag in _WANTED and kind in _TYPE_BYTES and length * _TYPE_BYTES[kind] <= _LONGEST_VALUE:
-            where = _value_place(file, layout, place, length * _TYPE_BYTES[kind])
+            value_position = _value_position(file, layout, position, length * _TYPE_BYTES[kind])
             if kind == _ASCII and tag == DESCRIPTION:
-                file.seek(where)
+                file.seek(value_position)
                 description = file.read(length).decode("latin-1").rstrip("\0")
             elif kind in _INTEGERS:
                 code = _INTEGERS[kind]
-                fields[tag] = Field(_unpack(file, where, f"{layout.order}{length}{code}"), where, code)
-    following = _unpack(file, start + count * entry_bytes, layout.pointer)[0]
-    return Page(offset, fields, description), following
+                values = _unpack(file, value_position, f"{layout.order}{length}{code}")
+                fields[tag] = Field(values, value_position, code)
+    next_offset = _unpack(file, start + count * entry_bytes, layout.pointer)[0]
+    return Page(offset, fields, description), next_offset
 
 
 def _entries(entries: bytes, layout: Layout, start: int) -> Iterator[tuple[int, int, int, int]]:
-    """Tag, type, count and the place of the value (or of its offset) of each entry."""
+    """Tag, type, count and the position of the value (or of its offset) of each entry."""
     code = layout.order + ("HHQ8x" if layout.is_big else "HHI4x")
     for number, (tag, kind, length) in enumerate(struct.iter_unpack(code, entries)):
         size = struct.calcsize(code)
         yield tag, kind, length, start + number * size + (12 if layout.is_big else 8)
 
 
-def _value_place(file: BinaryIO, layout: Layout, place: int, size: int) -> int:
+def _value_position(file: BinaryIO, layout: Layout, position: int, size: int) -> int:
     inline = 8 if layout.is_big else 4
-    return place if size <= inline else int(_unpack(file, place, layout.pointer)[0])
+    return position if size <= inline else int(_unpack(file, position, layout.pointer)[0])
 
 
-def _unpack(file: BinaryIO, place: int, code: str) -> tuple[int, ...]:
-    file.seek(place)
+def _unpack(file: BinaryIO, position: int, code: str) -> tuple[int, ...]:
+    file.seek(position)
     size = struct.calcsize(code)
     content = file.read(size)
     if len(content) < size:

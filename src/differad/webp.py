@@ -1,6 +1,6 @@
-"""Whether a WebP file arrived whole: it has no checksum, and its decoder takes zeros for pixels as it takes any other bytes.
+"""Detect incomplete WebP files: the format has no checksum, and decoders accept zeros like any other bytes as pixels.
 
-Format: RFC 9649, section 2. Knows nothing of what the pixels show.
+Format: RFC 9649, section 2. Knows nothing of the image's content.
 """
 
 from io import BytesIO
@@ -10,27 +10,27 @@ from PIL import WebPImagePlugin
 from differad.headers import BROKEN, no_pillow_limit
 
 _PIXELS = (b"VP8 ", b"VP8L")
-# A file's data end in a few zeros by themselves: so many do not count, and so many must be needed by some pixel.
-_FEW_ZEROS, _NEEDED = 64, 32
+# Fewer trailing zeros than the first are normal; the last bytes, as many as the second, must be needed by some pixel.
+_MIN_ZEROS, _NEEDED = 64, 32
 
 
 def check_whole(content: bytes, pixels: int) -> None:
-    """See that no zeros stand in place of a file's last bytes; `pixels` is how many it has. Raises ValueError.
+    """Check that a file's last bytes were not replaced by zeros; `pixels` is its number of pixels. Raises ValueError.
 
     Pixels that are coded by zeros need these, and the file cannot be decoded without the last of them. Zeros in place of other
-    bytes are taken for shorter codes: the last pixel comes before the last byte. Only where all codes are equally long, in an
-    image of uniform noise, does this not tell.
+    bytes decode as shorter codes, so the last pixel comes before the last byte. The check fails only if all codes are equally
+    long, in an image of uniform noise.
     """
-    end, place = min(len(content), 8 + int.from_bytes(content[4:8], "little")), 12
-    while place + 8 <= end:
-        kind, length = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "little")
+    end, position = min(len(content), 8 + int.from_bytes(content[4:8], "little")), 12
+    while position + 8 <= end:
+        kind, length = content[position : position + 4], int.from_bytes(content[position + 4 : position + 8], "little")
         if kind == bytes(4):
             raise ValueError("its last chunks are zeros, so it did not arrive whole")
-        data = content[place + 8 : place + 8 + length]
+        data = content[position + 8 : position + 8 + length]
         zeros = len(data) - len(data.rstrip(b"\0"))
-        if kind in _PIXELS and zeros >= _FEW_ZEROS and _decodes(kind, data[:-_NEEDED], pixels):
+        if kind in _PIXELS and zeros >= _MIN_ZEROS and _decodes(kind, data[:-_NEEDED], pixels):
             raise ValueError(f"its last {zeros} bytes are zeros that no pixel needs, so it did not arrive whole")
-        place += 8 + length + length % 2
+        position += 8 + length + length % 2
 
 
 def _decodes(kind: bytes, data: bytes, pixels: int) -> bool:

@@ -80,7 +80,7 @@ def test_build_for_a_person_lists_what_it_left_out(root, tmp_path):
     assert "no mask at" in done.stderr
 
 
-def test_build_counts_defects_of_unknown_place_apart(tmp_path):
+def test_build_counts_defects_of_unknown_place_separately(tmp_path):
     root = tmp_path / "factory"
     for number in range(4):
         folder = root / ("good" if number < 2 else "bad")
@@ -111,7 +111,7 @@ def test_build_lazily(root, tmp_path):
     [
         (["--copy", "--link"], "--copy with --link"),
         (["--lazy", "--check"], "--lazy with --check"),
-        (["--lazy", "--pairing", "nearest"], "which --lazy rules out"),
+        (["--lazy", "--pairing", "nearest"], "which --lazy excludes"),
         (["--pairing", "best"], "one of nearest, random, given"),
         (["--normals", "1"], "normal_share=1.0"),
         (["--category", "bolt"], "category 'bolt'"),
@@ -165,7 +165,7 @@ def test_split_by_instance(manifest, tmp_path):
     assert [line.split(",")[0] for line in done.stdout.splitlines()] == ["a: 4 pairs", "b: 2 pairs", "c: 2 pairs"]
 
 
-def test_leaks_are_told_and_end_with_an_error(manifest, tmp_path):
+def test_leaks_are_listed_and_end_with_an_error(manifest, tmp_path):
     with pytest.raises(ManifestError, match=r"16 leaks between the sides, the first image .*; expected none"):
         differad("check-leaks", manifest, manifest)
     done = CliRunner().invoke(app, ["check-leaks", str(manifest), str(manifest), "--json", "--shared-references"])
@@ -205,7 +205,7 @@ def test_a_folder_in_use_is_refused(manifest, root):
 
 
 def test_an_unfinished_build_is_started_over(manifest, root, tmp_path):
-    """What a killed run leaves: its marker, and half of a file."""
+    """Remains of a killed run: its marker, and half of a file."""
     commands = {
         "build": ["mvtec", root, "--sheet"],
         "split": [manifest, "--by", "category", "--held-out", "nut", "--radius", "0"],
@@ -224,7 +224,7 @@ def test_an_unfinished_build_is_started_over(manifest, root, tmp_path):
 
 @pytest.mark.parametrize("out", ["pairs", "derived/first/pairs"])
 def test_the_output_folder_inside_the_data_set_is_no_kind_of_defect(root, tmp_path, monkeypatch, out):
-    """Neither while it is written nor later on, wherever below the root it lies."""
+    """Neither while it is written nor later, anywhere below the root."""
     parts = tmp_path / "parts"
     parts.mkdir()
     (root / "nut/train/good").rename(parts / "good")

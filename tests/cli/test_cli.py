@@ -16,7 +16,7 @@ GOOD, DEFECT = EXAMPLES / "board_good.png", EXAMPLES / "board_defect.png"
 
 
 def differad(*arguments, **keywords):
-    """Run the installed command in a process of its own."""
+    """Run the installed command in its own process."""
     command = [sys.executable, "-m", "differad", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **keywords)
 
@@ -49,7 +49,7 @@ def test_locate_for_a_person_and_the_overlay(tmp_path):
     assert 0 < (overlay != target).any(axis=2).mean() < 0.2  # a box is drawn, the part stays visible
 
 
-def test_a_normal_part_is_said_to_be_normal():
+def test_a_normal_part_is_reported_as_normal():
     result = differad("locate", GOOD, GOOD)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("normal\n")

@@ -22,7 +22,7 @@ GOOD, DEFECT = EXAMPLES / "board_good.png", EXAMPLES / "board_defect.png"
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A good part, and a folder with a good and a bad one, a bad one deeper down, and noise that nothing aligns with."""
+    """A good part, and a folder with a good and a bad one, a bad one in a subfolder, and noise that cannot be aligned."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(GOOD, "good.png")
     (tmp_path / "test" / "sub").mkdir(parents=True)
@@ -157,7 +157,7 @@ class Killed:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_a_killed_run_goes_on(place, count):
+def test_a_killed_run_continues(place, count):
     inspect("good.png", "test")
     whole = rows()
     others = {name: content for name, content in contents("out").items() if name.suffix in (".jpg", ".html")}
@@ -204,7 +204,7 @@ def shade(path, left, right):
     Image.fromarray(pixels).save(path)
 
 
-def test_the_good_part_that_looks_most_like_it(place):
+def test_the_most_similar_good_part_is_the_reference(place):
     for name, left, right in (("dark", 40, 90), ("bright", 150, 200), ("mirrored", 90, 40)):
         shade(f"good/{name}.png", left, right)
         shade(f"new/{name}_too.png", left + 4, right + 4)
@@ -236,7 +236,7 @@ def test_good_parts_that_cannot_be_read(place):
     assert {row["reference"] for row in rows()} == {"good/1.png"}
 
 
-def test_good_parts_and_earlier_results_among_the_targets_are_none(place):
+def test_good_parts_and_earlier_results_are_no_targets(place):
     Path("test/good").mkdir()
     shutil.move("good.png", "test/good/1.png")
     command = ["inspect", "test/good", "test", "--out", "test/out", "--model", "difference"]
@@ -282,7 +282,7 @@ def test_an_output_folder_that_holds_the_images(place):
         (["build", "folder", ".", "--out", "e"], "differad inspect GOOD test --out DIR"),
     ],
 )
-def test_other_commands_name_the_way(place, capsys, command, way):
+def test_other_commands_name_this_command(place, capsys, command, way):
     Path("good").mkdir()
     shutil.copy(GOOD, "good/1.png")
     assert run(command) == 2
@@ -332,7 +332,7 @@ def test_an_overlay_that_no_jpeg_could_hold(place):
     assert read_image(Path("out", row["overlay"])).shape[1] == 65_000
 
 
-def test_names_that_are_not_harmless(place):
+def test_harmful_names(place):
     names = [
         "<b>bold.png",
         'quo"te, comma.png',

@@ -1,4 +1,4 @@
-"""What was refused, unreadable or failed is never "normal": null, a reason, and an exit code of its own."""
+"""A refused, unreadable or failed answer is never "normal": null, a reason, and its own exit code."""
 
 import json
 import shutil
@@ -77,7 +77,7 @@ def test_an_unreadable_answer(images, desk, capsys):
     assert "no answer: unreadable answer '<think>hard to say" in streams.err
 
 
-def test_of_many_pairs_each_says_null_and_the_first_reason_is_told(images, capsys):
+def test_of_many_pairs_each_is_null_and_the_first_reason_is_printed(images, capsys):
     manifest = write_manifest(images, "good", "noise", "defect", "gone")
     out = images / "p.jsonl"
     command = ["locate", "--pairs", manifest, "--out", str(out), "-m", "difference"]
@@ -125,7 +125,7 @@ def test_a_server_that_is_down(images, capsys):
     assert "all of 2 predictions failed, the first: openai:" in capsys.readouterr().err
 
 
-def test_an_evaluation_says_what_has_no_answer_and_why(images, capsys):
+def test_an_evaluation_reports_missing_answers_with_the_reason(images, capsys):
     manifest = write_manifest(images, "good", "noise", "gone")
     assert run(["evaluate", manifest, "--out", str(images / "run"), "-m", "difference"]) == 0
     table = " ".join(capsys.readouterr().out.split())

@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture
 def manifest(tmp_path):
-    """The examples' pairs with absolute paths: a pipe lies in no folder."""
+    """The examples' pairs with absolute paths, since a pipe has no folder of images."""
     lines = [json.loads(line) for line in (EXAMPLES / "pairs.jsonl").read_text().splitlines()]
     for line in lines:
         line |= {name: str(EXAMPLES / line[name]) for name in ("reference", "target", "mask") if line[name]}
@@ -24,7 +24,7 @@ def manifest(tmp_path):
 
 @pytest.fixture
 def pipe():
-    """`pipe(path)`: the name of a pipe that holds what the file does (less than a pipe's 64 KiB)."""
+    """`pipe(path)`: the name of a pipe with the file's content (less than a pipe's 64 KiB)."""
     ends = []
 
     def give(path):
@@ -93,7 +93,7 @@ def test_a_manifest_without_pairs_is_no_empty_report(command, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["named", "open"])
 def test_an_image_from_a_pipe_is_refused_at_once(tmp_path, pipe, capsys, name):
-    """A named pipe would keep its reader waiting for a writer; one that is open cannot be read twice."""
+    """A named pipe would block its reader until a writer comes; an open one cannot be read twice."""
     good = EXAMPLES / "board_good.png"
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "start").write_bytes(good.read_bytes()[:5000])

@@ -1,4 +1,4 @@
-"""`differad recipes` lists and copies what comes with differad."""
+"""`differad recipes` lists and copies the recipes of differad."""
 
 import json
 from pathlib import Path
@@ -26,10 +26,10 @@ def test_they_are_listed_with_what_they_are(capsys):
     assert json.loads(capsys.readouterr().out)["recipes"] == listed
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_a_copy_is_all_of_them(tmp_path, capsys, there):
+@pytest.mark.parametrize("folder_exists", [False, True])
+def test_a_copy_has_all_recipes(tmp_path, capsys, folder_exists):
     out = tmp_path / "recipes"
-    if there:
+    if folder_exists:
         out.mkdir()
     assert run(["recipes", "--copy", str(out)]) == 0
     assert files(out) == files(RECIPES)

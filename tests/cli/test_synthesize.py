@@ -10,14 +10,14 @@ import pytest
 from differad.cli.main import run
 from differad.data.manifest import read_pairs
 from differad.images import image_size
-from differad.synthesis.draw import DrawOptions
+from differad.synthesis.draw import SynthesisOptions
 
 
 def command(*arguments):
     return run(["synthesize", *map(str, arguments)])
 
 
-def test_json_and_workers_in_a_process_of_its_own(tmp_path):
+def test_json_and_workers_in_its_own_process(tmp_path):
     options = ["--count", 12, "--seed", 3, "--size", 64, "--workers", 2, "--out", tmp_path / "set", "--json"]
     result = subprocess.run(
         [sys.executable, "-m", "differad", "synthesize", *map(str, options)],
@@ -34,12 +34,12 @@ def test_json_and_workers_in_a_process_of_its_own(tmp_path):
     assert image_size(pairs[0].target) == (64, 64)
 
 
-def test_a_second_run_goes_on_and_says_so(tmp_path, capsys):
+def test_a_second_run_continues_and_reports_it(tmp_path, capsys):
     arguments = ["--size", 64, "--out", tmp_path / "set"]
     assert command("--count", 4, *arguments) == 0
     assert command("--count", 6, *arguments) == 0
     assert "6 pairs (" in (out := capsys.readouterr().out)
-    assert "4 kept, 2 drawn in" in out
+    assert "4 kept, 2 generated in" in out
 
 
 def test_options_of_the_drawing(tmp_path):
@@ -75,7 +75,7 @@ def test_shards(tmp_path, capsys):
         (["--count", 0], "option count=0: expected 1 or more"),
         (["--count", 2, "--engine", "dask"], "option engine='dask': expected any of process, ray"),
         (["--count", 2, "--kinds", "rust-of-ages"], "option kinds='rust-of-ages'"),
-        (["--count", 2, "--normals", "/nowhere"], "/nowhere: no pictures below it"),
+        (["--count", 2, "--normals", "/nowhere"], "/nowhere: no images below it"),
         (["--count", 2, "--seed", "x"], "--seed"),
         (["--count", 2, "--siblings", 2], "option siblings=2.0: expected a share in [0, 1]"),
         (["--count", 2, "--aspect", 0.5], "option aspect=0.5: expected 1 to 4"),
@@ -107,5 +107,5 @@ def test_help_has_an_example_and_every_option(capsys, monkeypatch):
     assert command("--help") == 0
     out = capsys.readouterr().out
     assert "Example: differad synthesize --count 10000" in out
-    for field in fields(DrawOptions):
+    for field in fields(SynthesisOptions):
         assert f"--{field.name.replace('_', '-')}" in out

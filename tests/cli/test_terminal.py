@@ -1,4 +1,4 @@
-"""The command line on any terminal: encodings, interruptions, pipes, how much is said, what the exit code says."""
+"""The command line on any terminal: encodings, interruptions, pipes, verbosity, exit codes."""
 
 import json
 import os
@@ -60,14 +60,14 @@ def test_a_category_that_the_terminal_cannot_show_is_escaped(tmp_path, encoding)
     assert "all pairs" in table
 
 
-def test_json_stays_json_where_letters_cannot_be_shown(tmp_path):
+def test_json_stays_valid_if_characters_cannot_be_shown(tmp_path):
     result = differad(
         "evaluate", manifest(tmp_path), "--model", "difference", "--out", tmp_path / "run", "--json", encoding="ascii"
     )
     assert list(json.loads(result.stdout.decode("ascii"))["categories"]) == ["ö 部品"]
 
 
-def test_plain_differad_shows_what_there_is():
+def test_differad_alone_lists_the_commands():
     result = differad()
     assert result.returncode == 0
     assert b"locate" in result.stdout
@@ -113,7 +113,7 @@ def test_the_verdict_does_not_depend_on_writing_the_overlay(tmp_path):
     assert result.stdout.startswith(b"abnormal")
 
 
-def test_the_exit_code_tells_an_anomaly_where_that_is_wanted(tmp_path):
+def test_the_exit_code_reports_an_anomaly_on_request(tmp_path):
     black = tmp_path / "black.png"
     Image.fromarray(np.zeros((320, 320, 3), np.uint8)).save(black)
     codes = [
@@ -137,7 +137,7 @@ def test_the_environment_gives_defaults_that_options_override():
     assert document["model"] == "features"
 
 
-def test_a_confidence_stands_beside_its_threshold():
+def test_a_confidence_is_printed_with_its_threshold():
     location = Location(boxes=[[1, 2, 3, 4]], confidence=0.48, threshold=0.41)
     assert "abnormal with confidence 0.48 (threshold 0.41)" in describe(location)
     assert describe(Location(comparable=False)).startswith("not comparable")
@@ -162,7 +162,7 @@ def interrupted_run(tmp_path, *options):
     return process.returncode, err.decode(), predictions.read_bytes().count(b"\n")
 
 
-def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(tmp_path):
+def test_ctrl_c_reports_where_it_stopped_and_how_to_continue(tmp_path):
     code, err, done = interrupted_run(tmp_path)
     assert code == 130
     (line,) = err.splitlines()

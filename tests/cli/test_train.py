@@ -27,24 +27,26 @@ def run(app, *arguments):
 
 
 @pytest.fixture
-def there(tmp_path):
-    """Overrides of a recipe's data by an empty manifest, which is there, and of its start by a folder."""
+def existing_inputs(tmp_path):
+    """Overrides of a recipe: an existing empty manifest as its data, and an existing folder as its start."""
     (tmp_path / "pairs.jsonl").write_text("")
     pairs = tmp_path / "pairs.jsonl"
     return [f"data.pairs=[{pairs}]", f"held_out.pairs=[{pairs}]"]
 
 
 @pytest.mark.parametrize("phase", ["sft", "rl"])
-def test_check_prints_the_whole_recipe(app, phase, there, tmp_path):
+def test_check_prints_the_whole_recipe(app, phase, existing_inputs, tmp_path):
     start = f"model.tiny.comparer={tmp_path}" if phase == "sft" else f"model.checkpoint={tmp_path}"
-    result = run(app, "train", phase, str(RECIPES / "tiny" / f"{phase}.yaml"), "train.seed=7", *there, start, "--check")
+    result = run(
+        app, "train", phase, str(RECIPES / "tiny" / f"{phase}.yaml"), "train.seed=7", *existing_inputs, start, "--check"
+    )
     recipe = json.loads(result.stdout)
     assert (recipe["phase"], recipe["train"]["seed"]) == (phase, 7)
 
 
-def test_the_shipped_policy_is_there(app, there):
+def test_the_shipped_policy_is_there(app, existing_inputs):
     """`model.checkpoint: tiny` is no folder of that name."""
-    result = run(app, "train", "sft", str(RECIPES / "tiny" / "own.yaml"), *there, "--check")
+    result = run(app, "train", "sft", str(RECIPES / "tiny" / "own.yaml"), *existing_inputs, "--check")
     assert json.loads(result.stdout)["model"]["checkpoint"] == "tiny"
 
 
@@ -73,16 +75,16 @@ def test_a_recipe_of_the_other_phase_is_refused(app):
     ],
 )
 def test_data_that_is_missing_is_named_before_anything_is_loaded(
-    app, there, tmp_path, monkeypatch, recipe, given, message, check
+    app, existing_inputs, tmp_path, monkeypatch, recipe, given, message, check
 ):
     monkeypatch.chdir(tmp_path)
     phase = "rl" if "rl" in recipe else "sft"
     with pytest.raises((ManifestError, OptionError), match=message):
-        run(app, "train", phase, str(RECIPES / recipe), *there[:given], *check)
+        run(app, "train", phase, str(RECIPES / recipe), *existing_inputs[:given], *check)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_in_place_of_a_manifest_is_named(app, there, tmp_path):
+def test_a_folder_in_place_of_a_manifest_is_named(app, existing_inputs, tmp_path):
     with pytest.raises(ManifestError, match=rf"data.pairs: {tmp_path}: not a file"):
         run(app, "train", "sft", str(RECIPES / "tiny" / "sft.yaml"), f"data.pairs=[{tmp_path}]", "--check")
 
@@ -91,7 +93,7 @@ def test_help_has_an_example(app):
     assert "Example: differad train rl" in run(app, "train", "rl", "--help").stdout
 
 
-def test_the_audit_as_table_json_and_picture(app, tmp_path):
+def test_the_audit_as_table_json_and_image(app, tmp_path):
     table = run(app, "audit-reward", "--save", str(tmp_path / "audit.png")).stdout
     assert "most at IoU < 0.05" in table
     assert (tmp_path / "audit.png").stat().st_size > 5000

@@ -1,4 +1,4 @@
-"""What looks wrong in the input is one line on stderr, beside the result."""
+"""Suspicious input gives one line on stderr, in addition to the result."""
 
 import numpy as np
 from PIL import Image

@@ -16,7 +16,7 @@ from test_shards import make_samples, pictures, png, write
 from differad.data.shards import read_shards
 from differad.data.stamps import sha256
 from differad.errors import DifferadError, ManifestError
-from differad.synthesis.draw import DrawOptions
+from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
 
 
@@ -39,7 +39,7 @@ def index(folder, *lines):
 def test_a_set_has_an_index_with_counts_and_checksums(tmp_path, form):
     if form == "parquet":
         pytest.importorskip("pyarrow")
-    synthesize(DrawOptions(seed=5, size=64), 5, tmp_path, progress=False, shard_size=3, format=form)
+    synthesize(SynthesisOptions(seed=5, size=64), 5, tmp_path, progress=False, shard_size=3, format=form)
     lines = [json.loads(line) for line in (tmp_path / "shards.jsonl").read_text().splitlines()]
     assert [line["pairs"] for line in lines] == [3, 2]
     assert [line["sha256"] for line in lines] == [sha256(tmp_path / line["shard"]) for line in lines]

@@ -1,4 +1,4 @@
-"""Going on with a run: only where everything is as it was, one run at a time, and never over another's file."""
+"""Continuing a run: only if nothing has changed, one run at a time, and never over a file of another run."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from differad.data.stamps import file_of
 from differad.errors import InputError, InputWarning, LocatorError, ManifestError
 from differad.evaluation.identity import describe_run
 from differad.evaluation.inspection import inspect_pairs
-from differad.evaluation.predictions import IMAGES_GO_ON, PREDICTION_GOES_ON, is_cut_off
+from differad.evaluation.predictions import IMAGES_AFTER_ID, PREDICTION_AFTER_ID, is_cut_off
 from differad.evaluation.run import discard_evaluation, evaluate, locate_to_file
 from differad.images import read_image, write_image
 from differad.locators import load_locator
@@ -40,7 +40,7 @@ class Weighty(PlainDifference):
 
 
 class Failing(PlainDifference):
-    """Fails as a server that is down does."""
+    """Fails like a server that is down."""
 
     def locate(self, pair):
         raise LocatorError(f"pair {pair.id!r}: no connection")
@@ -58,7 +58,7 @@ def manifest(tmp_path):
 
 @pytest.fixture(params=["evaluate", "locate"])
 def go(request, tmp_path, manifest):
-    """Locate the manifest's pairs, again and again to the same place, by either way; `go.predictions` is the file."""
+    """Locate the manifest's pairs repeatedly to the same output, by either function; `go.predictions` is the file."""
 
     def start(locator=None, manifests=(manifest,)):
         locator = locator or PlainDifference()
@@ -74,7 +74,7 @@ def go(request, tmp_path, manifest):
 
 
 def refused(go, message, **arguments):
-    """Going on is refused, and no byte of what is there has changed."""
+    """The run cannot be continued, and no byte of its files has changed."""
     before = {path: path.read_bytes() for path in go.predictions.parent.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=message):
         go(**arguments)
@@ -82,7 +82,7 @@ def refused(go, message, **arguments):
 
 
 def replace_image(path, *, same_size=False):
-    """Other content under the same name; as many bytes, and the old time of change, where asked for."""
+    """Other content under the same name; with `same_size` of as many bytes and with the old modification time."""
     if same_size:
         status = path.stat()
         content = bytearray(path.read_bytes())
@@ -158,7 +158,7 @@ def test_two_manifests_of_one_name(go, tmp_path):
 
 
 def test_an_id_that_means_other_images(tmp_path, manifest):
-    """Pairs that come from no file are told apart too."""
+    """Pairs that come from no file are distinguished too."""
     pairs = list(read_pairs(manifest))
     locate_to_file(pairs, PlainDifference(), tmp_path / "p.jsonl", progress=False)
     swapped = [Pair(pairs[0].reference, pairs[1].target, id="p0")]
@@ -203,7 +203,7 @@ def test_an_image_that_changes_while_the_run_is_at_work(tmp_path, manifest):
                 replace_image(Path(pair.reference))
             return super().locate(pair)
 
-    with pytest.raises(InputError, match=r"good\.png: changed while the run was at work"):
+    with pytest.raises(InputError, match=r"good\.png: changed during the run"):
         evaluate([manifest], Swapping(), tmp_path / "out", progress=False)
 
 
@@ -219,13 +219,13 @@ def test_pages_are_in_their_file(tmp_path):
 def test_a_record_that_is_none(go, content):
     go()
     go.record.write_text(content)
-    refused(go, r"no record of a run that this version goes on with")
+    refused(go, r"not a record of a run that this version can continue")
 
 
 def test_predictions_without_a_record(go):
     go()
     go.record.unlink()
-    refused(go, r"jsonl: exists, and no .*run\.json beside it says which run it is of")
+    refused(go, r"jsonl: exists without the .*run\.json of its run")
 
 
 def test_an_image_log_that_is_cut_or_gone(go, manifest):
@@ -238,16 +238,16 @@ def test_an_image_log_that_is_cut_or_gone(go, manifest):
         ids = [json.loads(line)["id"] for line in go.predictions.read_text().splitlines()]
         assert ids == [f"p{number}" for number in range(6)]
     go.images.write_text("3\n" + whole)
-    refused(go, r"images\.jsonl:1: is no line of an image log")
+    refused(go, r"images\.jsonl:1: not a line of an image log")
     go.images.unlink()
-    refused(go, "does not say which images pair 'p")
+    refused(go, "has no line with the images of pair 'p")
     go.images.write_text(whole + '{"id": "p')  # a kill before the prediction that it stands for
     go()
     assert go.images.read_text() == whole
 
 
-def test_nothing_finished_is_nothing_to_keep(go, manifest):
-    """A first run that failed as a whole binds nobody to its model."""
+def test_a_run_without_finished_pairs_may_change(go, manifest):
+    """After a first run that failed entirely, another model may be used."""
     with pytest.raises(LocatorError, match="all 6 pairs failed, the first: pair 'p0': no connection"):
         go(Failing(pause=0.001))
     go()
@@ -269,13 +269,13 @@ def test_a_line_that_is_cut_off_anywhere(go, manifest):
     """The id holds what JSON escapes, so that the cut may be within an escape or a letter of two bytes."""
     manifest.write_text(manifest.read_text().replace('"p0"', r'"p\\0 \"ä"'))
     go()
-    for path, goes_on in ((go.predictions, PREDICTION_GOES_ON), (go.images, IMAGES_GO_ON)):
+    for path, after_id in ((go.predictions, PREDICTION_AFTER_ID), (go.images, IMAGES_AFTER_ID)):
         first = path.read_bytes().splitlines(keepends=True)[0]
         assert json.loads(first)["id"] == 'p\\0 "ä'
-        assert all(is_cut_off(first[:length], 1, goes_on) for length in range(len(first) - 1))
-        assert all(is_cut_off(first[:length] + bytes(9), 1, goes_on) for length in range(len(first) - 1))
-        assert not is_cut_off(first, 1, goes_on)
-        assert not is_cut_off(first[:-1], 1, goes_on)
+        assert all(is_cut_off(first[:length], 1, after_id) for length in range(len(first) - 1))
+        assert all(is_cut_off(first[:length] + bytes(9), 1, after_id) for length in range(len(first) - 1))
+        assert not is_cut_off(first, 1, after_id)
+        assert not is_cut_off(first[:-1], 1, after_id)
 
 
 FOREIGN = {
@@ -292,7 +292,7 @@ FOREIGN = {
 def test_a_file_of_another_is_left_alone(go, content):
     go.predictions.parent.mkdir(exist_ok=True)
     go.predictions.write_bytes(content)
-    refused(go, "exists, and no .*run.json beside it")
+    refused(go, "exists without the .*run.json of its run")
 
 
 FOREIGN_BESIDE_A_RECORD = {
@@ -318,7 +318,7 @@ def test_a_file_of_another_beside_a_record_is_left_alone(go, which, content):
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "report.html"])
-def test_a_result_that_another_file_took_the_place_of(tmp_path, manifest, name):
+def test_a_result_that_was_replaced_by_another_file(tmp_path, manifest, name):
     evaluate([manifest], PlainDifference(), tmp_path / "out", progress=False)
     (tmp_path / "out" / name).write_text('{"overall": "theirs"}')
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -332,12 +332,12 @@ def test_a_result_that_another_file_took_the_place_of(tmp_path, manifest, name):
 
 
 def test_the_manifest_of_a_run_that_failed_is_left_alone(tmp_path, manifest):
-    """Nothing is finished, so that another run may begin in the same folder; the manifest there is none of its files."""
+    """Nothing is finished, so another run may start in the same folder; the manifest in it is not one of its files."""
     with pytest.raises(LocatorError, match="all 6 pairs failed"):
         evaluate([manifest], Failing(), manifest.parent, progress=False)
     before = manifest.read_bytes()
     other = make_pairs(tmp_path / "other", 2)
-    with pytest.raises(InputError, match=r"pairs\.jsonl: is the manifest itself, or one of an earlier run"):
+    with pytest.raises(InputError, match=r"pairs\.jsonl: is a manifest of this or an earlier run"):
         inspect_pairs(other, PlainDifference(), manifest.parent, progress=False)
     assert manifest.read_bytes() == before
 
@@ -353,7 +353,7 @@ def test_an_inspection_leaves_the_files_of_another_alone(tmp_path, manifest, nam
 
 
 @pytest.mark.parametrize("name", ["results.csv", "pairs.jsonl", "report.html"])
-def test_an_inspection_goes_on_beside_its_own_files_only(tmp_path, manifest, name):
+def test_an_inspection_continues_only_with_its_own_files(tmp_path, manifest, name):
     inspect_pairs(manifest, PlainDifference(), tmp_path / "out", progress=False)
     inspect_pairs(manifest, PlainDifference(), tmp_path / "out", progress=False)
     (tmp_path / "out" / name).write_text("theirs")
@@ -369,11 +369,11 @@ def test_the_manifest_is_no_place_for_predictions(tmp_path, manifest):
     (tmp_path / "copy.jsonl").write_bytes(before)
     pairs = list(read_pairs(manifest))
     for out in (manifest, tmp_path / "linked" / "predictions.jsonl"):
-        with pytest.raises(InputError, match="is the manifest itself"):
+        with pytest.raises(InputError, match="is a manifest of this or an earlier run"):
             locate_to_file(pairs, PlainDifference(), out, manifests=[manifest])
-    with pytest.raises(InputError, match="is the manifest itself"):
+    with pytest.raises(InputError, match="is a manifest of this or an earlier run"):
         evaluate([manifest], PlainDifference(), tmp_path / "linked")
-    with pytest.raises(InputError, match="exists, and no"):
+    with pytest.raises(InputError, match="exists without the"):
         locate_to_file(pairs, PlainDifference(), tmp_path / "copy.jsonl", manifests=[manifest])
     with pytest.raises(InputError, match="data: a folder; expected the file"):
         locate_to_file(pairs, PlainDifference(), manifest.parent, manifests=[manifest])
@@ -385,7 +385,7 @@ def test_the_manifest_is_no_place_for_predictions(tmp_path, manifest):
 def test_results_of_another_are_left_alone(tmp_path, manifest, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("theirs")
-    with pytest.raises(InputError, match=rf"{name}: exists, and no run\.json beside it"):
+    with pytest.raises(InputError, match=rf"{name}: exists without the run\.json of its run"):
         evaluate([manifest], PlainDifference(), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
@@ -468,7 +468,7 @@ def test_all_pairs_failing_is_an_error(go, manifest):
         go()  # the others are kept
 
 
-def test_no_answer_at_all_is_said(go):
+def test_no_answer_at_all_is_reported(go):
     with pytest.warns(InputWarning, match="none of 6 pairs got an answer that counts"):
         go(Refusing())
 

@@ -1,4 +1,4 @@
-"""Intervals against Wilson's own equation, the normal approximation, and how often they hold a truth that is known."""
+"""Intervals against Wilson's own equation, the normal approximation, and their coverage of known true values."""
 
 import math
 import sys
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from differad.evaluation.intervals import Estimate, estimate, mean_interval, unvaried, unvaried_f1
+from differad.evaluation.intervals import Estimate, constant_f1_interval, constant_interval, estimate, mean_interval
 from differad.evaluation.metrics import PairResult, measure, summarise
 from interval_coverage import coverage
 
@@ -21,11 +21,11 @@ def located(category, overlaps):
 
 @pytest.mark.parametrize("count", [1, 3, 30, 1000])
 def test_all_hits_have_wilsons_interval(count):
-    low, high = unvaried(1.0, count)
+    low, high = constant_interval(1.0, count)
     # Wilson's bound p solves (1 - p)^2 = z^2 p (1 - p) / n.
     assert (1 - low) ** 2 == pytest.approx(Z**2 * low * (1 - low) / count)
     assert high == 1
-    assert unvaried(0.0, count) == (0, pytest.approx(1 - low))
+    assert constant_interval(0.0, count) == (0, pytest.approx(1 - low))
 
 
 def test_three_of_three_is_not_thirty_of_thirty():
@@ -41,7 +41,7 @@ def test_three_of_three_is_not_thirty_of_thirty():
 
 
 def test_an_f1_of_one_or_zero_follows_its_share_of_true_positives():
-    low, high = unvaried_f1(1.0, 3)
+    low, high = constant_f1_interval(1.0, 3)
     share = 3 / (3 + Z**2)
     assert (low, high) == (pytest.approx(2 * share / (1 + share)), 1)
     missed = measure([PairResult("a", True, 0.0, False, True)] * 3)
@@ -49,7 +49,7 @@ def test_an_f1_of_one_or_zero_follows_its_share_of_true_positives():
     # A normal pair without a box takes no part in F1; one with a box does: four pairs count.
     alarm, quiet = PairResult("a", False, 0.0, True, True), PairResult("a", False, 0.0, False, True)
     four = measure([PairResult("a", True, 0.0, False, True)] * 3 + [alarm] + [quiet] * 20)
-    assert four["detection_f1_ci95"] == [0, pytest.approx(unvaried_f1(0.0, 4)[1])]
+    assert four["detection_f1_ci95"] == [0, pytest.approx(constant_f1_interval(0.0, 4)[1])]
 
 
 def test_equal_values_within_0_and_1_leave_room_on_both_sides():
@@ -92,7 +92,7 @@ def test_the_order_of_a_manifest_does_not_change_the_macro_interval(order):
     assert high - low == pytest.approx(expected, rel=0.09)
 
 
-def test_a_further_category_changes_nobody_s_interval():
+def test_a_further_category_changes_no_other_interval():
     rng = np.random.default_rng(1)
     one, two, three = (located(name, rng.random(20)) for name in "abc")
     both, all_three = summarise(one + two), summarise(three + one + two)

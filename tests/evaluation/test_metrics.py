@@ -123,7 +123,7 @@ def test_auroc_equals_counting_pairs(seed):
 
 
 def brute_force_auroc(results):
-    """Every anomalous pair against every normal one; what cannot be ranked loses, whichever side it is on."""
+    """Every anomalous pair against every normal one; pairs that cannot be ranked lose on either side."""
     wins = []
     for bad, good in itertools.product([r for r in results if r.anomalous], [r for r in results if not r.anomalous]):
         if any(not r.valid or r.confidence is None for r in (bad, good)):
@@ -170,8 +170,8 @@ def test_a_refused_category_counts_in_the_macro_auroc():
 
 
 def test_a_pair_at_an_unknown_place_counts_in_detection_only():
-    unknown = PairResult("a", True, 0.0, True, True, confidence=0.9, placed=False)
-    overlooked = PairResult("a", True, 0.0, False, True, confidence=0.2, placed=False)
+    unknown = PairResult("a", True, 0.0, True, True, confidence=0.9, has_location=False)
+    overlooked = PairResult("a", True, 0.0, False, True, confidence=0.2, has_location=False)
     hit = PairResult("a", True, 0.8, True, True, confidence=0.8)
     good, alarm = (
         PairResult("a", False, 0.0, False, True, confidence=0.1),

@@ -33,13 +33,13 @@ NO_ANSWER = {
 
 
 @pytest.mark.parametrize("outcome", NO_ANSWER.values(), ids=NO_ANSWER.keys())
-def test_a_line_says_null_where_there_is_no_answer(outcome):
+def test_a_line_without_an_answer_is_null(outcome):
     line = json.loads(to_line("a", outcome))
     assert (line["anomalous"], line["boxes"], line["valid"]) == (None, [], False)
 
 
 @pytest.mark.parametrize(("boxes", "anomalous"), [([], False), ([[1, 2, 3, 4]], True)])
-def test_a_line_says_what_its_boxes_say(boxes, anomalous, tmp_path):
+def test_a_line_agrees_with_its_boxes(boxes, anomalous, tmp_path):
     (tmp_path / "p.jsonl").write_text(to_line("a", Location(boxes)))
     assert json.loads((tmp_path / "p.jsonl").read_text())["anomalous"] is anomalous
     (prediction,) = read_predictions(tmp_path / "p.jsonl")
@@ -120,7 +120,7 @@ def test_by_id_the_last_line_counts(tmp_path):
     assert index.get("c") is None
 
 
-def test_places_that_cannot_be_used(tmp_path):
+def test_unusable_paths(tmp_path):
     with pytest.raises(ManifestError, match="no such file"):
         PredictionIndex(tmp_path / "nowhere.jsonl")
     with pytest.raises(ManifestError, match="cannot be read"):

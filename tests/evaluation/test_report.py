@@ -47,10 +47,10 @@ def test_everything_is_inside(report):
     assert "http://" not in page
     assert "https://" not in page
     assert "url(" not in page
-    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
-    assert len(pictures) >= 2 * (6 + 1)  # worst and false alarms, reference and target each
-    for picture in pictures:
-        image = Image.open(io.BytesIO(base64.b64decode(picture)))
+    encoded_images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(encoded_images) >= 2 * (6 + 1)  # worst and false alarms, reference and target each
+    for encoded in encoded_images:
+        image = Image.open(io.BytesIO(base64.b64decode(encoded)))
         image.load()
         assert max(image.size) <= 360
 
@@ -93,15 +93,15 @@ def test_a_real_browser_shows_it(report, tmp_path):
     assert image.size == (1200, 2400)
     colors = {color for _, color in image.getcolors(image.width * image.height)}
     assert (0, 114, 178) in colors  # bars of the histogram
-    assert len(colors) > 1000  # pictures are drawn, not only text
+    assert len(colors) > 1000  # images are shown, not only text
 
 
-def case(number, iou, anomalous=True, gave_box=True, confidence=None, placed=True):
-    result = PairResult("a", anomalous, iou, gave_box, True, confidence=confidence, placed=placed)
+def case(number, iou, anomalous=True, gave_box=True, confidence=None, has_location=True):
+    result = PairResult("a", anomalous, iou, gave_box, True, confidence=confidence, has_location=has_location)
     return Case(Pair("r.png", "t.png", id=str(number)), Prediction(id=str(number)), result)
 
 
-def test_the_showcase_keeps_the_extremes_only():
+def test_the_showcase_holds_only_the_extremes():
     showcase = Showcase(shown=2)
     for number, overlap in enumerate([0.5, 0.1, 0.9, 0.3, 1.0, 0.0]):
         showcase.add(case(number, overlap))
@@ -110,7 +110,7 @@ def test_the_showcase_keeps_the_extremes_only():
     assert showcase.histogram == [1, 1, 0, 1, 0, 1, 0, 0, 0, 2]
 
 
-def test_of_equal_cases_the_first_are_kept_and_surer_misses_come_first():
+def test_of_equal_cases_the_first_are_kept_and_confident_misses_come_first():
     showcase = Showcase(shown=2)
     for number in range(5):
         showcase.add(case(number, 0.0, confidence=0.9 if number == 4 else 0.2))
@@ -122,9 +122,9 @@ def test_of_equal_cases_the_first_are_kept_and_surer_misses_come_first():
 
 def test_a_pair_at_an_unknown_place_is_no_miss():
     showcase = Showcase(shown=2)
-    showcase.add(case(0, 0.0, placed=False))
+    showcase.add(case(0, 0.0, has_location=False))
     for number, confidence in enumerate((0.3, 0.1, 0.2), start=1):
-        showcase.add(case(number, 0.0, gave_box=False, confidence=confidence, placed=False))
+        showcase.add(case(number, 0.0, gave_box=False, confidence=confidence, has_location=False))
     assert (showcase.cases("worst"), showcase.cases("best"), sum(showcase.histogram)) == ([], [], 0)
     assert [c.pair.id for c in showcase.cases("overlooked")] == ["2", "3"]
     assert [c.pair.id for c in showcase.cases("found")] == ["0"]

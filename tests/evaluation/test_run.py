@@ -43,7 +43,7 @@ def test_the_baselines_by_hand(tmp_path):
     manifest = make_pairs(tmp_path / "data", 3)
     baselines = evaluate([manifest], PlainDifference(), tmp_path / "out")["baselines"]
     whole, normal = baselines["whole_image"]["overall"], baselines["always_normal"]["overall"]
-    assert whole["miou"] == pytest.approx(16 * 12 / 64**2)  # the defect's share of the picture
+    assert whole["miou"] == pytest.approx(16 * 12 / 64**2)  # the defect's share of the image
     assert (whole["normal_accuracy"], whole["detection_f1"]) == (0, pytest.approx(2 * 2 / (2 * 2 + 1)))
     assert (normal["miou"], normal["normal_accuracy"]) == (0, 1)
     assert set(baselines) == {"whole_image", "centre_box", "always_normal"}
@@ -126,7 +126,7 @@ def test_manifests_are_checked_before_any_work(tmp_path):
     assert not (tmp_path / "out").exists()
 
     one, two = make_pairs(tmp_path / "one", 2), make_pairs(tmp_path / "two", 2)
-    with pytest.raises(ManifestError, match=r"id 'p0' stands in .*one"):
+    with pytest.raises(ManifestError, match=r"id 'p0' is also in .*one"):
         evaluate([one, two], PlainDifference(), tmp_path / "out")
     unlabelled = make_pairs(tmp_path / "bare", 1, p0={"boxes": None})
     with pytest.raises(ManifestError, match="no labelled pair"):
@@ -147,10 +147,10 @@ def test_unlabelled_pairs_and_a_limit(tmp_path):
         assert score([manifest], tmp_path / "out" / "predictions.jsonl")["unlabelled"] == 1
 
 
-def test_scoring_needs_neither_pictures_nor_all_predictions(tmp_path):
+def test_scoring_needs_neither_images_nor_all_predictions(tmp_path):
     manifest = make_pairs(tmp_path / "data", 6)
-    for picture in (tmp_path / "data").glob("*.png"):
-        picture.unlink()
+    for image in (tmp_path / "data").glob("*.png"):
+        image.unlink()
     predictions = tmp_path / "p.jsonl"
     truth = [json.loads(line) for line in manifest.read_text().splitlines()]
     kept = [{"id": pair["id"], "boxes": pair["boxes"]} for pair in truth[:3]] + [{"id": "stranger", "boxes": []}]
@@ -272,11 +272,11 @@ def test_a_mask_of_another_size_is_refused_before_any_work(tmp_path, boxes):
 
 
 @pytest.mark.parametrize("box", [[0.2, 0.2, 0.7, 0.7], [640, 640, 700, 700]])
-def test_predictions_of_another_frame_are_said(tmp_path, box):
+def test_predictions_of_another_frame_are_reported(tmp_path, box):
     manifest = make_pairs(tmp_path / "data", 3)
     predictions = tmp_path / "p.jsonl"
     predictions.write_text(json.dumps({"id": "p1", "boxes": [box]}) + "\n")
-    with pytest.warns(InputWarning, match="1 of 3 pairs: the predicted box lies outside.*the first: pair 'p1'"):
+    with pytest.warns(InputWarning, match="1 of 3 pairs: the predicted box is outside.*the first: pair 'p1'"):
         assert score([manifest], predictions)["predictions_outside"] == 1
 
 
@@ -319,7 +319,7 @@ def test_a_true_box_larger_than_any_image_is_refused_before_any_work(tmp_path, t
 
 @pytest.mark.parametrize("box", [[0, 0, 1e300, 1e300], [-1.7e308, 0, 1.7e308, 1e300], [1e300, 1e300, 1.1e300, 1.1e300]])
 def test_a_predicted_box_beyond_all_images_is_a_miss(tmp_path, box):
-    """What a model says is no slip of the user: the pair counts, and the report shows the rest."""
+    """Odd text of a model is no error of the user: the pair counts, and the report shows the rest."""
 
     class Far(PlainDifference):
         def locate(self, pair):

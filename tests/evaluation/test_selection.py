@@ -24,7 +24,7 @@ def test_of_sorted_pairs_both_labels_are_taken():
 
 
 @pytest.mark.parametrize("labels", [[True] * 50 + [False], [False] * 50 + [True], [True, False]])
-def test_a_rare_label_is_there_from_two_on(labels):
+def test_a_rare_label_is_selected_from_two_on(labels):
     for limit in range(2, len(labels) + 1):
         chosen = spread(labels, limit)
         assert len(chosen) == limit

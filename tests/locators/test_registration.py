@@ -8,14 +8,14 @@ from differad.locators.registration import register, warp
 from differad.synthesis.camera import Nuisance
 from differad.synthesis.pairs import make_pair
 
-STEADY = {"gain": 0.0, "offset": 0.0, "gradient": 0.0, "wobble": 0.0, "swell": 0.0}
+STEADY = {"gain": 0.0, "offset": 0.0, "gradient": 0.0, "elastic_warp": 0.0, "swell": 0.0}
 MOTIONS = {
     "still": Nuisance(shift=0, angle=0, scale=0, **STEADY),
     "shift": Nuisance(shift=12, angle=0, scale=0, **STEADY),
     "turn": Nuisance(shift=4, angle=2, scale=0, **STEADY),
     "scale": Nuisance(shift=4, angle=0, scale=0.03, **STEADY),
     "all": Nuisance(shift=6, angle=1.5, scale=0.015, **STEADY),
-    "light": Nuisance(shift=6, angle=1, scale=0, gain=0.4, offset=30, gradient=0.4, wobble=0, swell=0),
+    "light": Nuisance(shift=6, angle=1, scale=0, gain=0.4, offset=30, gradient=0.4, elastic_warp=0, swell=0),
 }
 
 

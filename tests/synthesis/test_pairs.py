@@ -1,4 +1,4 @@
-"""Drawn pairs: exact masks, a pose that is true, and nothing that depends on anything but the seed."""
+"""Synthetic pairs: exact masks, a correct pose, and no dependence on anything but the seed."""
 
 import cv2
 import numpy as np
@@ -10,8 +10,19 @@ from differad.synthesis.pairs import VISIBLE_PIXELS, make_pair
 from differad.synthesis.textures import TEXTURES
 
 CATEGORIES = ["board", *TEXTURES]
-STILL = Nuisance(
-    shift=0, angle=0, scale=0, gain=0, offset=0, gradient=0, blur=0.4, noise=0.5, shimmer=0, swell=0, wobble=0, etch=0
+REFERENCE_NUISANCE = Nuisance(
+    shift=0,
+    angle=0,
+    scale=0,
+    gain=0,
+    offset=0,
+    gradient=0,
+    blur=0.4,
+    noise=0.5,
+    shimmer=0,
+    swell=0,
+    elastic_warp=0,
+    etch=0,
 )
 BINARY = BoardStyle((0, 0, 0), (255, 255, 255), binary=True)
 
@@ -40,25 +51,25 @@ def test_shapes_and_truth(category):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_mask_is_where_the_defect_changed_the_target(seed):
-    # The same seed draws the same part and view; with the defect or without, only the mask may differ.
+    # The same seed gives the same part and view; with and without the defect only masked pixels may differ.
     defect, normal = (
-        make_pair(np.random.default_rng(seed), "board", anomalous=anomalous, nuisance=STILL, style=BINARY)
+        make_pair(np.random.default_rng(seed), "board", anomalous=anomalous, nuisance=REFERENCE_NUISANCE, style=BINARY)
         for anomalous in (True, False)
     )
     if (defect.reference != normal.reference).any():
-        pytest.fail("the reference must not know of the defect")
+        pytest.fail("the reference must not depend on the defect")
     changed = np.abs(defect.target.astype(int) - normal.target.astype(int)).max(axis=2) > 127
     near = cv2.dilate(defect.mask.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0  # JPEG rings within its 8x8 blocks
     assert changed[defect.mask].mean() > 0.98
     assert not changed[~near].any()
 
 
-def test_the_pose_lays_the_reference_on_the_target():
-    moved = Nuisance(shift=9, angle=3, gain=0, gradient=0, wobble=0)
+def test_the_pose_aligns_the_reference_with_the_target():
+    moved = Nuisance(shift=9, angle=3, gain=0, gradient=0, elastic_warp=0)
     pair = make_pair(np.random.default_rng(8), "printed", anomalous=False, nuisance=moved)
-    laid = cv2.warpPerspective(pair.reference, pair.pose, (640, 640))
+    aligned = cv2.warpPerspective(pair.reference, pair.pose, (640, 640))
     middle = np.s_[80:560, 80:560]
-    correlation = np.corrcoef(laid[middle].ravel(), pair.target[middle].ravel())[0, 1]
+    correlation = np.corrcoef(aligned[middle].ravel(), pair.target[middle].ravel())[0, 1]
     before = np.corrcoef(pair.reference[middle].ravel(), pair.target[middle].ravel())[0, 1]
     assert correlation > 0.95
     assert correlation > before + 0.05
@@ -70,9 +81,9 @@ def test_a_binary_scan_has_two_levels():
     assert extreme.mean() > 0.99
 
 
-def test_as_pair_carries_the_truth():
-    drawn = make_pair(np.random.default_rng(10), "grain", size=128)
-    pair = drawn.as_pair("g-10")
+def test_as_pair_has_the_true_boxes():
+    synthetic = make_pair(np.random.default_rng(10), "grain", size=128)
+    pair = synthetic.as_pair("g-10")
     assert pair.id == "g-10"
     assert pair.category == "grain"
-    assert pair.boxes.tolist() == drawn.boxes.tolist()
+    assert pair.boxes.tolist() == synthetic.boxes.tolist()

@@ -1,4 +1,4 @@
-"""Two parts of a kind in place of one, and pictures cut to other shapes: what changes, and what must not."""
+"""Pairs of two different instances, and images cropped to other shapes: what changes, and what must not."""
 
 from dataclasses import replace
 
@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from differad.errors import OptionError
-from differad.synthesis.draw import BOARD, Drawer, DrawOptions, _cut
+from differad.synthesis.draw import BOARD, PairGenerator, SynthesisOptions, _crop
 from differad.synthesis.normals import NORMALS
 from differad.synthesis.pairs import SyntheticPair
-from differad.synthesis.siblings import SURFACES, draw_siblings
+from differad.synthesis.siblings import SURFACES, generate_instances
 
-SIBLINGS = DrawOptions(seed=3, size=96, siblings=1.0, normal_share=0.0)
-# Pairs 0 to 11 of seed 7 at 64 pixels, as they were before there were siblings or other shapes: the part, the defect and
+DIFFERENT_INSTANCES = SynthesisOptions(seed=3, size=96, siblings=1.0, normal_share=0.0)
+# Pairs 0 to 11 of seed 7 at 64 pixels, as they were before different instances or other shapes existed: the part, the defect and
 # its box, and the mean grey level of reference and target. Pixels are not compared: they differ between JPEG encoders.
 BEFORE = (
     ("machined", "stark", [16, 27, 22, 31], 164.2, 166.4),
@@ -37,46 +37,48 @@ def same(a, b):
     return all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ("reference", "target", "mask", "pose"))
 
 
-def apart(pair):
-    """Mean difference of the two pictures in grey levels."""
+def mean_difference(pair):
+    """Mean difference of the two images in grey levels."""
     return float(np.abs(pair.reference.astype(float) - pair.target).mean())
 
 
 def test_pairs_without_the_options_are_what_they_were():
-    drawer = Drawer(DrawOptions(seed=7, size=64))
+    generator = PairGenerator(SynthesisOptions(seed=7, size=64))
     for index, (category, kind, box, reference, target) in enumerate(BEFORE):
-        pair = drawer.draw(index)
+        pair = generator.generate(index)
         assert (pair.category, pair.kind, len(pair.boxes)) == (category, kind, int(box is not None))
         if box is not None:
-            assert pair.boxes[0] == pytest.approx(box, abs=1)  # a pixel of leeway for another build's rounding
+            assert pair.boxes[0] == pytest.approx(box, abs=1)  # one pixel, since builds round differently
         assert (pair.reference.mean(), pair.target.mean()) == pytest.approx((reference, target), abs=0.5)
 
 
 def test_a_pair_depends_on_its_options_and_index_alone():
-    options = replace(SIBLINGS, siblings=0.5, aspect=2.0, normal_share=0.5)
-    forward = [Drawer(options).draw(index) for index in range(8)]
-    drawer = Drawer(options)
-    backward = [drawer.draw(index) for index in reversed(range(8))][::-1]
+    options = replace(DIFFERENT_INSTANCES, siblings=0.5, aspect=2.0, normal_share=0.5)
+    forward = [PairGenerator(options).generate(index) for index in range(8)]
+    generator = PairGenerator(options)
+    backward = [generator.generate(index) for index in reversed(range(8))][::-1]
     assert all(same(a, b) for a, b in zip(forward, backward, strict=True))
     assert len({pair.target.tobytes() for pair in forward}) == 8
 
 
 @pytest.mark.parametrize("category", SURFACES)
-def test_siblings_are_of_one_kind_and_not_one_part(category):
-    options = replace(SIBLINGS, nuisance=0.0, normal_share=1.0, categories=(category,))
-    siblings = [Drawer(options).draw(index) for index in range(6)]
-    again = [Drawer(replace(options, siblings=0.0)).draw(index) for index in range(6)]
-    assert {pair.category for pair in siblings} == {category}
-    assert not any(pair.mask.any() for pair in siblings)
-    # Without nuisance a part seen again differs by the lens alone, 1 to 4 levels; another part lies 11 to 41 away.
-    assert np.mean([apart(pair) for pair in siblings]) > 4 * np.mean([apart(pair) for pair in again])
+def test_different_instances_are_of_one_kind_and_not_one_part(category):
+    options = replace(DIFFERENT_INSTANCES, nuisance=0.0, normal_share=1.0, categories=(category,))
+    different = [PairGenerator(options).generate(index) for index in range(6)]
+    same_part = [PairGenerator(replace(options, siblings=0.0)).generate(index) for index in range(6)]
+    assert {pair.category for pair in different} == {category}
+    assert not any(pair.mask.any() for pair in different)
+    # Without nuisance two images of one part differ by blur alone, 1 to 4 levels; those of two parts by 11 to 41.
+    assert np.mean([mean_difference(pair) for pair in different]) > 4 * np.mean(
+        [mean_difference(pair) for pair in same_part]
+    )
 
 
 def test_the_mask_marks_the_defect_and_nothing_of_the_other_part():
-    """The same index with and without defects: what else was drawn is drawn alike, so the targets differ in it alone."""
-    damaged, good = Drawer(SIBLINGS), Drawer(replace(SIBLINGS, normal_share=1.0))
+    """The same index with and without defects: all else is drawn alike, so the targets differ in the defect alone."""
+    damaged, normal = PairGenerator(DIFFERENT_INSTANCES), PairGenerator(replace(DIFFERENT_INSTANCES, normal_share=1.0))
     for index in range(16):
-        pair, whole = damaged.draw(index), good.draw(index)
+        pair, whole = damaged.generate(index), normal.generate(index)
         assert np.array_equal(pair.reference, whole.reference)
         assert pair.mask.any()
         assert not whole.mask.any()
@@ -87,60 +89,62 @@ def test_the_mask_marks_the_defect_and_nothing_of_the_other_part():
         assert change[~near].max(initial=0) <= 10, (index, pair.kind)
 
 
-def test_the_share_of_siblings_is_kept():
-    # Plain parts are boards, to be told apart: no sibling is one.
-    options = replace(SIBLINGS, size=32, siblings=0.25, kinds=(BOARD,), normal_share=1.0)
-    siblings = sum(Drawer(options).draw(index).category != "board" for index in range(200))
-    assert 32 <= siblings <= 68  # 50 expected, standard deviation sqrt(200 * 0.25 * 0.75) = 6.1; three of them
+def test_the_share_of_different_instances_is_kept():
+    # Pairs of one part are boards here; pairs of different instances never are.
+    options = replace(DIFFERENT_INSTANCES, size=32, siblings=0.25, kinds=(BOARD,), normal_share=1.0)
+    different = sum(PairGenerator(options).generate(index).category != "board" for index in range(200))
+    assert 32 <= different <= 68  # 50 expected, standard deviation sqrt(200 * 0.25 * 0.75) = 6.1; three of them
 
 
-def test_siblings_without_a_surface_to_choose_are_of_what_there_is():
-    pair = Drawer(replace(SIBLINGS, categories=("lettered",), kinds=(BOARD,))).draw(0)
+def test_different_instances_without_a_surface_to_choose_use_the_given_category():
+    pair = PairGenerator(replace(DIFFERENT_INSTANCES, categories=("lettered",), kinds=(BOARD,))).generate(0)
     assert (pair.category, pair.kind) == ("lettered", "stark")  # copper cannot be etched on a label
 
 
 def test_both_pieces_come_from_one_sheet():
-    """A sheet whose colour tells the place: the pieces are its upper left and its lower right quarter."""
+    """A sheet whose colour encodes the position: the pieces are its upper left and its lower right quarter."""
 
     def sheet(_, size):
         return np.arange(size * size, dtype=np.float32).reshape(size, size)[..., None] + np.zeros(3, np.float32)
 
-    def plain(seed):
-        first, second = draw_siblings(np.random.default_rng(seed), sheet, 64)
+    def is_bare(seed):
+        first, second = generate_instances(np.random.default_rng(seed), sheet, 64)
         whole = sheet(None, 128)
         return np.allclose(first, whole[:64, :64]) and np.allclose(second, whole[64:, 64:])
 
-    # Bare with chance 0.6 * 0.5 * 0.6 * 0.65 = 0.12: no layout, shade, dirt or rim. Of 100 seeds 12, deviation 3.2.
-    assert 3 <= sum(plain(seed) for seed in range(100)) <= 22
+    # Bare with probability 0.6 * 0.5 * 0.6 * 0.65 = 0.12: no layout, shade, dirt or rim. Of 100 seeds 12, deviation 3.2.
+    assert 3 <= sum(is_bare(seed) for seed in range(100)) <= 22
 
 
 @pytest.mark.parametrize("category", ["grain", "perforated"])
-def test_pieces_are_pictures(category):
+def test_pieces_are_images(category):
     for seed in range(10):
-        for piece in draw_siblings(np.random.default_rng(seed), NORMALS[category], 40):
+        for piece in generate_instances(np.random.default_rng(seed), NORMALS[category], 40):
             assert (piece.shape, piece.dtype) == ((40, 40, 3), np.float32)
             assert np.isfinite(piece).all()
 
 
 @pytest.mark.parametrize("siblings", [0.0, 1.0])
-def test_a_cut_pair_is_a_window_of_the_square_one(siblings):
-    """Both pictures, mask and pose: found by where the cut target lies in the square one of the same index."""
-    square, cut = (Drawer(replace(SIBLINGS, siblings=siblings, aspect=aspect)) for aspect in (1.0, 2.5))
+def test_a_cropped_pair_is_a_window_of_the_square_one(siblings):
+    """Both images, mask and pose; the window is the position of the cropped target in the square one of the same index."""
+    square, cropped = (
+        PairGenerator(replace(DIFFERENT_INSTANCES, siblings=siblings, aspect=aspect)) for aspect in (1.0, 2.5)
+    )
     shapes = set()
     for index in range(12):
-        whole, part = square.draw(index), cut.draw(index)
+        whole, part = square.generate(index), cropped.generate(index)
         height, width = part.mask.shape
         shapes.add((height, width))
         assert part.reference.shape == part.target.shape == (height, width, 3)
         assert max(height, width) == 96
         assert 96 / 2.5 - 0.5 <= min(height, width) <= 96
-        places = [
+        positions = [
             (x, y)
             for y in range(97 - height)
             for x in range(97 - width)
             if np.array_equal(whole.target[y : y + height, x : x + width], part.target)
         ]
-        ((x, y),) = places
+        ((x, y),) = positions
         window = np.s_[y : y + height, x : x + width]
         assert np.array_equal(whole.reference[window], part.reference)
         assert np.array_equal(whole.mask[window], part.mask)
@@ -152,53 +156,55 @@ def test_a_cut_pair_is_a_window_of_the_square_one(siblings):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_the_pose_of_a_cut_pair_maps_reference_to_target_pixels(data):
-    """A place p of the square reference is p - o of the cut one, o its window's corner; so is where the pose maps it."""
+def test_the_pose_of_a_cropped_pair_maps_reference_to_target_pixels(data):
+    """Point p of the square reference is p - o of the cropped one, o its window's corner; the same holds for mapped points."""
     size = data.draw(st.integers(32, 80))
     x1, y1 = (data.draw(st.integers(0, size - 1)) for _ in range(2))
     x2, y2 = (data.draw(st.integers(low + 1, size)) for low in (x1, y1))
     mask = np.zeros((size, size), np.bool_)
     mask[y1:y2, x1:x2] = data.draw(st.booleans())
     rows, columns = np.mgrid[:size, :size]
-    numbered = np.stack([columns, rows, 0 * rows], axis=2).astype(np.uint8)  # a pixel's colour is its place
+    numbered = np.stack([columns, rows, 0 * rows], axis=2).astype(np.uint8)  # a pixel's colour is its position
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     pose = np.eye(3) + rng.normal(0, [[0.05, 0.05, 5], [0.05, 0.05, 5], [1e-4, 1e-4, 0]])
     aspect = data.draw(st.floats(1.01, 4))
-    cut = _cut(rng, SyntheticPair(numbered, numbered, mask, pose, "numbered"), aspect)
-    origin = cut.target[0, 0, :2].astype(float)
-    height, width = cut.mask.shape
-    assert cut.target[-1, -1, :2].tolist() == [origin[0] + width - 1, origin[1] + height - 1]
-    assert np.array_equal(cut.reference, cut.target)
+    cropped = _crop(rng, SyntheticPair(numbered, numbered, mask, pose, "numbered"), aspect)
+    origin = cropped.target[0, 0, :2].astype(float)
+    height, width = cropped.mask.shape
+    assert cropped.target[-1, -1, :2].tolist() == [origin[0] + width - 1, origin[1] + height - 1]
+    assert np.array_equal(cropped.reference, cropped.target)
     assert 16 <= min(height, width) <= max(height, width) == size
     # Rounding a side of at least size / 4 moves the ratio by half a pixel of it; 16 pixels are the least.
     assert size / min(height, width) <= aspect * (1 + 0.5 / min(height, width))
-    assert cut.mask.sum() == mask.sum()
+    assert cropped.mask.sum() == mask.sum()
 
     def mapped(pose, points):
         return cv2.perspectiveTransform(points[None], pose)[0]
 
     points = rng.uniform(0, size, (5, 2))
-    np.testing.assert_allclose(mapped(cut.pose, points - origin), mapped(pose, points) - origin, atol=1e-6)
+    np.testing.assert_allclose(mapped(cropped.pose, points - origin), mapped(pose, points) - origin, atol=1e-6)
 
 
-def test_the_reference_laid_on_by_the_pose_lies_nearer():
-    """Photographs of one part under nuisance, cut: by the pose the mean difference falls."""
-    options = DrawOptions(seed=5, size=128, normal_share=1.0, aspect=2.0, categories=("perforated", "printed", "tiled"))
+def test_the_reference_aligned_by_the_pose_is_closer():
+    """Cropped images of one part under nuisance: alignment by the pose reduces the mean difference."""
+    options = SynthesisOptions(
+        seed=5, size=128, normal_share=1.0, aspect=2.0, categories=("perforated", "printed", "tiled")
+    )
     before, after = [], []
     for index in range(12):
-        pair = Drawer(options).draw(index)
+        pair = PairGenerator(options).generate(index)
         height, width = pair.mask.shape
-        laid = cv2.warpPerspective(pair.reference, pair.pose, (width, height), borderMode=cv2.BORDER_REPLICATE)
-        for found, reference in ((before, pair.reference), (after, laid)):
-            found.append(np.abs(cv2.absdiff(reference, pair.target).astype(float)).mean())
+        aligned = cv2.warpPerspective(pair.reference, pair.pose, (width, height), borderMode=cv2.BORDER_REPLICATE)
+        for differences, reference in ((before, pair.reference), (after, aligned)):
+            differences.append(np.abs(cv2.absdiff(reference, pair.target).astype(float)).mean())
     assert np.mean(after) < 0.8 * np.mean(before)
 
 
-def test_a_defect_as_wide_as_the_picture_leaves_it_square():
+def test_a_defect_as_wide_as_the_image_leaves_it_square():
     mask = np.ones((40, 40), np.bool_)
-    picture = np.zeros((40, 40, 3), np.uint8)
-    pair = SyntheticPair(picture, picture, mask, np.eye(3), "flat", "stark")
-    assert _cut(np.random.default_rng(0), pair, 4.0) is pair
+    image = np.zeros((40, 40, 3), np.uint8)
+    pair = SyntheticPair(image, image, mask, np.eye(3), "flat", "stark")
+    assert _crop(np.random.default_rng(0), pair, 4.0) is pair
 
 
 @pytest.mark.parametrize(
@@ -214,37 +220,39 @@ def test_a_defect_as_wide_as_the_picture_leaves_it_square():
 )
 def test_options_out_of_range_are_named(name, value):
     with pytest.raises(OptionError, match=f"option {name}="):
-        DrawOptions(**{name: value})
+        SynthesisOptions(**{name: value})
 
 
 def test_shares_of_more_than_all_pairs_are_refused():
     with pytest.raises(OptionError, match=r"^siblings=0.7, unaligned=0.7: .* add up to 1 at most"):
-        DrawOptions(siblings=0.7, unaligned=0.7)
-    DrawOptions(siblings=0.9, unaligned=0.1)  # more than 1 by a rounding
+        SynthesisOptions(siblings=0.7, unaligned=0.7)
+    SynthesisOptions(siblings=0.9, unaligned=0.1)  # more than 1 by a rounding error
 
 
 def test_every_share_is_one_of_all_pairs():
-    options = replace(SIBLINGS, size=32, siblings=0.5, unaligned=0.5, kinds=(BOARD,), normal_share=1.0)
-    drawer = Drawer(options)
-    # Siblings are square, as nothing cuts them; unaligned parts have sides of their own.
-    shapes = [drawer.draw(index).reference.shape[:2] for index in range(200)]
-    siblings = sum(shape == (32, 32) for shape in shapes)
-    assert 79 <= siblings <= 121  # 100 expected, standard deviation sqrt(200 / 4) = 7.1; three of them
+    options = replace(DIFFERENT_INSTANCES, size=32, siblings=0.5, unaligned=0.5, kinds=(BOARD,), normal_share=1.0)
+    generator = PairGenerator(options)
+    # Different instances are square, as nothing crops them; unaligned parts have other shapes.
+    shapes = [generator.generate(index).reference.shape[:2] for index in range(200)]
+    different = sum(shape == (32, 32) for shape in shapes)
+    assert 79 <= different <= 121  # 100 expected, standard deviation sqrt(200 / 4) = 7.1; three of them
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_unaligned_pairs_of_the_smallest_pictures(size):
-    """Marks have a least size, also where the picture is small; pairs 0 and 13 of this seed have some."""
-    drawer = Drawer(DrawOptions(seed=0, size=size, unaligned=1.0))
-    assert all(min(drawer.draw(index).target.shape[:2]) >= 4 for index in range(40))
+def test_unaligned_pairs_of_the_smallest_images(size):
+    """Marks have a minimum size, even in small images; pairs 0 and 13 of this seed have marks."""
+    generator = PairGenerator(SynthesisOptions(seed=0, size=size, unaligned=1.0))
+    assert all(min(generator.generate(index).target.shape[:2]) >= 4 for index in range(40))
 
 
-UNALIGNED = DrawOptions(seed=5, size=160, unaligned=1.0, normal_share=0.5, categories=("grain", "striped", "lettered"))
+UNALIGNED = SynthesisOptions(
+    seed=5, size=160, unaligned=1.0, normal_share=0.5, categories=("grain", "striped", "lettered")
+)
 
 
-def test_two_good_parts_may_have_other_sizes_and_lie_nowhere_on_each_other():
-    drawer = Drawer(UNALIGNED)
-    pairs = [drawer.draw(index) for index in range(16)]
+def test_unaligned_parts_may_have_other_sizes():
+    generator = PairGenerator(UNALIGNED)
+    pairs = [generator.generate(index) for index in range(16)]
     assert {pair.category for pair in pairs} == {"grain", "striped"}  # a label has no second piece like it
     assert len({pair.target.shape for pair in pairs}) > 8
     longest = [max(pair.target.shape[:2]) for pair in pairs]
@@ -252,9 +260,9 @@ def test_two_good_parts_may_have_other_sizes_and_lie_nowhere_on_each_other():
     assert any(pair.reference.shape != pair.target.shape for pair in pairs)
 
 
-def test_unaligned_pairs_say_what_their_defect_is():
-    drawer = Drawer(UNALIGNED)
-    pairs = [drawer.draw(index) for index in range(16)]
+def test_unaligned_pairs_name_their_defect():
+    generator = PairGenerator(UNALIGNED)
+    pairs = [generator.generate(index) for index in range(16)]
     anomalous = [pair for pair in pairs if pair.kind]
     assert 3 < len(anomalous) < 13
     for pair in pairs:
@@ -264,6 +272,6 @@ def test_unaligned_pairs_say_what_their_defect_is():
 
 
 def test_an_unaligned_pair_depends_on_its_options_and_index_alone():
-    backward = [Drawer(UNALIGNED).draw(index) for index in reversed(range(4))][::-1]
-    drawer = Drawer(UNALIGNED)
-    assert all(same(drawer.draw(index), pair) for index, pair in enumerate(backward))
+    backward = [PairGenerator(UNALIGNED).generate(index) for index in reversed(range(4))][::-1]
+    generator = PairGenerator(UNALIGNED)
+    assert all(same(generator.generate(index), pair) for index, pair in enumerate(backward))

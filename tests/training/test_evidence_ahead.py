@@ -22,7 +22,7 @@ from differad.locators.tiny.batched import BatchedEvidence
 from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, WIDTH, laid_on, steepest
 from differad.locators.tiny.known import INDEX, key_image, read_key
 from differad.locators.tiny.pairs import PairEvidence, resized
-from differad.synthesis.draw import DrawOptions
+from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
 from differad.training.data import Speech, build_rows
 from differad.training.evidence import compute_evidence
@@ -39,7 +39,7 @@ RULE = ResizeRule(64, AREA, AREA, least_side=16)
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
     out = tmp_path_factory.mktemp("drawn") / "set"
-    options = DrawOptions(seed=3, size=128, siblings=0.5, aspect=1.5)
+    options = SynthesisOptions(seed=3, size=128, siblings=0.5, aspect=1.5)
     return synthesize(options, 8, out, progress=False).manifest
 
 

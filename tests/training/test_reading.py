@@ -14,7 +14,7 @@ from differad.data.manifest import read_pairs
 from differad.errors import OptionError
 from differad.locators.tiny.model import COMPARISON
 from differad.locators.tiny.proposals import PROPOSALS, proposals
-from differad.synthesis.draw import DrawOptions
+from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
 from differad.training.reading import make_up, teach_reading
 from differad.training.recipe import RlRecipe, Tiny, load_recipe
@@ -70,7 +70,7 @@ def test_a_comparer_is_taken_on_without_its_language_model(tmp_path):
 
 def test_reinforcement_runs_on_pairs_of_several_shapes(tmp_path):
     """Prompts of unequal length in one batch: what tells pictures from text must be padded as the prompts are."""
-    synthesize(DrawOptions(seed=3, size=96, aspect=2.5), 4, tmp_path / "pairs", progress=False)
+    synthesize(SynthesisOptions(seed=3, size=96, aspect=2.5), 4, tmp_path / "pairs", progress=False)
     shapes = {pair.id for pair in read_pairs(tmp_path / "pairs" / "pairs.jsonl")}
     assert len(shapes) == 4
     build_tiny(tmp_path / "start", Tiny(**SMALL, reading=1), seed=0)

@@ -25,7 +25,7 @@ from differad.locators.tiny import WEIGHTS, TinyLocator
 from differad.locators.tiny.model import dense_loss
 from differad.locators.tiny.processor import MERGE
 from differad.locators.tiny.proposals import PROPOSALS
-from differad.synthesis.draw import DrawOptions
+from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
 from differad.training.coverage import WithCoverage
 from differad.training.data import build_dataset, prompt_messages
@@ -121,7 +121,7 @@ def test_near_numbers_start_out_alike(folder, tokenizer):
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     out = tmp_path_factory.mktemp("drawn") / "set"
-    options = DrawOptions(seed=1, size=96, normal_share=0.25, grades=("easy",), siblings=0.5, aspect=1.5)
+    options = SynthesisOptions(seed=1, size=96, normal_share=0.25, grades=("easy",), siblings=0.5, aspect=1.5)
     return synthesize(options, 8, out, progress=False).manifest
 
 

@@ -1,7 +1,7 @@
-"""The `differad` command itself: gathers the subcommands and turns errors into one line and an exit code.
+"""The `differad` command: collects the subcommands and turns errors into one line and an exit code.
 
-0 done; 2 the input or the options are wrong; 3 abnormal, by `inspect` and `locate --fail-on-anomaly`; 4 no answer; 1 anything
-else; 128 and a signal's number where one ended it, 130 for Ctrl-C.
+0 done; 2 the input or the options are wrong; 3 abnormal, from `inspect` and `locate --fail-on-anomaly`; 4 no answer; 1 any
+other error; 128 plus the number of the signal that ended it, 130 for Ctrl-C.
 """
 
 import errno
@@ -22,8 +22,8 @@ from differad.cli.inspect import inspect_command
 from differad.cli.locate import locate_command
 from differad.cli.models import models_command
 from differad.cli.output import (
-    AGAIN,
-    GoOn,
+    SAME_COMMAND,
+    Advice,
     log_lines,
     warnings_as_lines,
     with_output_options,
@@ -47,34 +47,34 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-# Each command, and how its work is continued after Ctrl-C or a full disk.
-COMMANDS: dict[str, tuple[Callable[..., Any], str | GoOn]] = {
-    "locate": (locate_command, lambda given: AGAIN if given["pairs"] is not None else ""),
-    "inspect": (inspect_command, AGAIN),
-    "evaluate": (evaluate_command, AGAIN),
+# Each command, with the advice how to continue after Ctrl-C or a full disk.
+COMMANDS: dict[str, tuple[Callable[..., Any], str | Advice]] = {
+    "locate": (locate_command, lambda arguments: SAME_COMMAND if arguments["pairs"] is not None else ""),
+    "inspect": (inspect_command, SAME_COMMAND),
+    "evaluate": (evaluate_command, SAME_COMMAND),
     "score": (score_command, ""),
     "build": (build_command, "what it had made was removed; run it again"),
     "build-recipe": (build_recipe_command, "what it had made was removed; run it again"),
     "split": (split_command, ""),
     "check-leaks": (check_leaks_command, ""),
     "audit-reward": (audit_command, ""),
-    "synthesize": (synthesize_command, AGAIN),
+    "synthesize": (synthesize_command, SAME_COMMAND),
     "export": (export_command, ""),
     "import": (import_command, ""),
     "models": (models_command, ""),
     "recipes": (recipes_command, ""),
 }
-for _name, (_command, _go_on) in COMMANDS.items():
-    app.command(_name)(with_output_options(_command, _go_on))
+for _name, (_command, _advice) in COMMANDS.items():
+    app.command(_name)(with_output_options(_command, _advice))
 app.add_typer(train_app, name="train")
 
-# Releases of typer name the base of their errors differently (click's own, a copy of it, TyperException); a bad
-# parameter descends from it in all of them: its last class before Exception, BaseException and object.
+# Releases of typer name the base class of their errors differently (click's own, a copy of it, TyperException). BadParameter
+# derives from it in all of them: it is the last class before Exception, BaseException and object.
 _USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[-4]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"differad {differad.__version__}")
         raise typer.Exit
 
@@ -107,12 +107,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
             LOGGER.debug("origin:", exc_info=error)
             return fail(f"not enough memory; {REMEDY}", DifferadError.exit_code)
         except BrokenPipeError:
-            # Who reads has read enough (`| head`).
+            # The reader has closed the pipe (`| head`).
             _close_stdout()
             return 1
         except OSError as error:
             LOGGER.debug("origin:", exc_info=error)
-            if error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):  # of files, each is a WriteError
+            if error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):  # errors of files are WriteErrors
                 _close_stdout()
                 return fail(str(unwritable(Path("stdout"), error)), WriteError.exit_code)
             name = "" if error.filename is None else f"{error.filename}: "
@@ -121,5 +121,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _close_stdout() -> None:
-    """Write no more to stdout; Python would complain once more when it closes the stream."""
+    """Discard further output, so that Python raises no second error when it closes stdout."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

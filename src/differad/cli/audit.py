@@ -1,4 +1,4 @@
-"""`differad audit-reward`: what each localization reward pays for, as a table, a picture or JSON."""
+"""`differad audit-reward`: what each localization reward pays for, as a table, a plot or JSON."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from differad.training.localization import DEFAULT_VARIANT
 
 def audit_command(
     save: Annotated[
-        Path | None, typer.Option("--save", help="Picture of reward against IoU, .png.", show_default=False)
+        Path | None, typer.Option("--save", help="Plot of reward against IoU, .png.", show_default=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -38,14 +38,14 @@ def audit_command(
 def _print(figures: dict[str, Any]) -> None:
     table = Table("", *figures["rewards"], box=None, padding=(0, 2, 0, 0), header_style="bold")
     rewards = list(figures["rewards"].values())
-    table.add_row("most at IoU < 0.05", *(f"{each['best_reward_below_0.05']:.3f}" for each in rewards))
+    table.add_row("most at IoU < 0.05", *(f"{reward['best_reward_below_0.05']:.3f}" for reward in rewards))
     for side in rewards[0]["whole_square"]:
-        table.add_row(f"whole square, truth {side}", *(f"{each['whole_square'][side]:.3f}" for each in rewards))
-    table.add_row("misses paid 0.3 or more", *(f"{each['misses_above_0.3']:.1%}" for each in rewards))
-    table.add_row("told apart at IoU 0", *(f"{each['distinct_at_iou_0']:.1%}" for each in rewards))
-    for place, band in enumerate(rewards[0]["bands"]):
+        table.add_row(f"whole square, truth {side}", *(f"{reward['whole_square'][side]:.3f}" for reward in rewards))
+    table.add_row("misses paid 0.3 or more", *(f"{reward['misses_above_0.3']:.1%}" for reward in rewards))
+    table.add_row("distinct at IoU 0", *(f"{reward['distinct_at_iou_0']:.1%}" for reward in rewards))
+    for index, band in enumerate(rewards[0]["bands"]):
         low, high = band["iou"]
-        cells = (f"{each['bands'][place]['least']:.2f}..{each['bands'][place]['most']:.2f}" for each in rewards)
+        cells = (f"{reward['bands'][index]['least']:.2f}..{reward['bands'][index]['most']:.2f}" for reward in rewards)
         table.add_row(f"IoU {low:g} to {high:g}", *cells)
     console = Console()
     console.print(table)

@@ -1,4 +1,4 @@
-"""`differad build` and `differad build-recipe`: data sets on disk become manifests."""
+"""`differad build` and `differad build-recipe`: manifests from data sets on disk."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,18 +20,18 @@ from differad.text import printable
 
 Out = Annotated[Path, typer.Option("--out", help="A new or empty folder.", show_default=False)]
 Boxes = Annotated[
-    bool, typer.Option("--boxes/--no-boxes", help="Take boxes from masks now, or leave them to whoever reads PAIRS.")
+    bool, typer.Option("--boxes/--no-boxes", help="Take boxes from masks now, or when the pairs are read.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Start over what a killed run left unfinished in OUT.")]
-Check = Annotated[bool, typer.Option("--check", help="Decode every picture and mask first.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what a killed run left unfinished in OUT.")]
+Check = Annotated[bool, typer.Option("--check", help="Decode every image and mask first.")]
 Copy = Annotated[bool, typer.Option("--copy", help="Copy the files under OUT.")]
 Link = Annotated[bool, typer.Option("--link", help="Link the files under OUT (hard links, else symbolic ones).")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="List what is wrong and go on without it.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="List and skip what is wrong.")]
 Unmasked = Annotated[
     str,
     typer.Option("--unmasked", help="A defect without a mask where others have one: error, or unknown (its place)."),
 ]
-Checksums = Annotated[bool, typer.Option("--checksums", help="Write the SHA-256 of every file that pairs name.")]
+Checksums = Annotated[bool, typer.Option("--checksums", help="Write the SHA-256 of every file of the pairs.")]
 SourceName = Annotated[str, typer.Argument(metavar="SOURCE", help=f"One of {', '.join(SOURCES)}.", show_default=False)]
 Method = Annotated[
     str | None,
@@ -40,7 +40,7 @@ Method = Annotated[
 Categories = Annotated[
     list[str] | None, typer.Option("--category", help="A category to take; may be given several times.")
 ]
-# Lines of problems that are worth a terminal; the summary of --json has them all.
+# Lines of problems shown in a terminal; the summary of --json has them all.
 _SHOWN_PROBLEMS = 20
 
 
@@ -51,14 +51,14 @@ def build_command(
     pairing: Method = None,
     references: Annotated[int, typer.Option("--references", help="References for each target.")] = 1,
     normals: Annotated[float, typer.Option("--normals", help="Share of normal pairs, 0 to below 1.")] = 0.5,
-    all_normals: Annotated[bool, typer.Option("--all-normals", help="A pair for every good part.")] = False,
+    all_normals: Annotated[bool, typer.Option("--all-normals", help="A pair for every normal image.")] = False,
     count: Annotated[int | None, typer.Option("--count", help="Pairs of each category at most.")] = None,
     category: Categories = None,
     group: Annotated[str | None, typer.Option("--group", help="Structure group of all pairs.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="What is drawn by chance.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random choices.")] = 0,
     boxes: Boxes = True,
     lazy: Annotated[
-        bool, typer.Option("--lazy", help="Open no image: random references, --no-boxes, boxes unchecked.")
+        bool, typer.Option("--lazy", help="Open no image: random references, --no-boxes, boxes not checked.")
     ] = False,
     check: Check = False,
     copy: Copy = False,
@@ -70,16 +70,16 @@ def build_command(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a data set into pairs.jsonl, without encoding any picture anew, and write its data card.
+    """Turn a data set into pairs.jsonl without re-encoding images, and write its data card.
 
     Example: differad build mvtec /data/mvtec --out pairs/mvtec --skip-bad
     """
     _refuse_lazy_with(lazy, check=check, sheet=sheet, checksums=checksums)
     share = None if all_normals else normals
-    chosen = Pairing(_method(pairing, lazy), references, share, count, seed)
+    pairing_options = Pairing(_method(pairing, lazy), references, share, count, seed)
     files, names = _files(copy, link), tuple(category or ())
     options = BuildOptions(
-        chosen,
+        pairing_options,
         boxes and not lazy,
         check,
         sizes=not lazy,
@@ -105,7 +105,9 @@ def build_recipe_command(
     out: Out,
     source_root: Annotated[
         list[str] | None,
-        typer.Option("--source-root", metavar="SOURCE=PATH", help="Another place of one data set; several times."),
+        typer.Option(
+            "--source-root", metavar="SOURCE=PATH", help="The folder of one data set, if elsewhere; several times."
+        ),
     ] = None,
     boxes: Boxes = True,
     check: Check = False,
@@ -116,7 +118,7 @@ def build_recipe_command(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build what is present of a benchmark; say what is absent and how to get it; write card and contact sheet.
+    """Build the present parts of a benchmark; list the absent ones and how to get them; write card and contact sheet.
 
     Example: differad build-recipe recipes/ad_dualdiff.yaml --root /data --out ad_dualdiff
     """
@@ -131,7 +133,7 @@ def build_recipe_command(
 
 
 def _describe(built: Built, title: str, out: Path, *, lazy: bool, checksums: bool, sheet: bool) -> None:
-    """Write the data card, and the contact sheet where it is wanted."""
+    """Write the data card, and the contact sheet if requested."""
     card = make_card(built.pairs, title, open_images=not lazy, progress=True)
     write_card(out, card, out / MANIFEST, files=files_of(built.pairs) if checksums else None, progress=True)
     if sheet:
@@ -140,34 +142,34 @@ def _describe(built: Built, title: str, out: Path, *, lazy: bool, checksums: boo
 
 def _method(pairing: str | None, lazy: bool) -> str:
     if lazy and pairing == "nearest":
-        raise OptionError("--pairing nearest: looks at every picture, which --lazy rules out; expected random or given")
+        raise OptionError("--pairing nearest: opens every image, which --lazy excludes; expected random or given")
     return pairing or ("random" if lazy else "nearest")
 
 
 def _refuse_lazy_with(lazy: bool, **others: bool) -> None:
-    for name, given in others.items():
-        if lazy and given:
-            raise OptionError(f"--lazy with --{name}: the one opens no file, the other every one; leave one out")
+    for name, value in others.items():
+        if lazy and value:
+            raise OptionError(f"--lazy with --{name}: one opens no file, the other every file; leave one out")
 
 
 def _files(copy: bool, link: bool) -> str:
     if copy and link:
-        raise OptionError("--copy with --link: expected one of them, or neither to point at the files where they lie")
+        raise OptionError("--copy with --link: expected one of them, or neither to refer to the files where they are")
     return "copy" if copy else "link" if link else "point"
 
 
-def _roots(given: list[str] | None) -> dict[str, Path]:
-    found = {}
-    for text in given or []:
+def _roots(arguments: list[str] | None) -> dict[str, Path]:
+    roots = {}
+    for text in arguments or []:
         name, separator, path = text.partition("=")
         if not (name and separator and path):
             raise OptionError(f"--source-root {text!r}: expected SOURCE=PATH, as in --source-root mvtec=/data/mvtec_ad")
-        found[name] = Path(path)
-    return found
+        roots[name] = Path(path)
+    return roots
 
 
 def _report(summary: dict[str, Any], as_json: bool) -> None:
-    """The summary as JSON, or as a line; what was left out goes to stderr."""
+    """Print the summary as JSON or as a line; skipped samples go to stderr."""
     problems = summary["problems"]
     for problem in problems[:_SHOWN_PROBLEMS]:
         say(f"skipped: {problem}", err=True)
@@ -186,12 +188,11 @@ def _report(summary: dict[str, Any], as_json: bool) -> None:
 
 def _print_outcomes(outcomes: list[dict[str, Any]]) -> None:
     table = Table("category", "group", "pairs", "wanted", "", box=None, padding=(0, 1, 0, 0), header_style="bold")
-    for one in outcomes:
-        table.add_row(
-            printable(one["category"]), printable(one["group"]), str(one["pairs"]), str(one["wanted"]), one["state"]
-        )
+    for outcome in outcomes:
+        names = (printable(outcome["category"]), printable(outcome["group"]))
+        table.add_row(*names, str(outcome["pairs"]), str(outcome["wanted"]), outcome["state"])
     Console(markup=False, emoji=False, highlight=False).print(table)  # names are text, not markup
-    for one in outcomes:
-        if one["state"] != "built":
-            get = f" Get it: {one['get']}" if one["get"] else ""
-            say(f"{one['category']}: {one['why']}.{get}", err=True)
+    for outcome in outcomes:
+        if outcome["state"] != "built":
+            get = f" Get it: {outcome['get']}" if outcome["get"] else ""
+            say(f"{outcome['category']}: {outcome['why']}.{get}", err=True)

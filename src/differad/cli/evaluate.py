@@ -21,11 +21,13 @@ def evaluate_command(
     option: LocatorOptions = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="Evaluate so many pairs, spread over the manifests, normal and abnormal."),
+        typer.Option(
+            "--limit", min=1, help="Evaluate at most this many pairs, spread over the manifests, normal and abnormal."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Locate every labelled pair and score it; a second run goes on where the first stopped.
+    """Locate every labelled pair and score it; a second run continues where the first stopped.
 
     Example: differad evaluate pairs.jsonl --model difference --out runs/difference
     """

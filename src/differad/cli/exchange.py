@@ -1,4 +1,4 @@
-"""`differad export` and `differad import`: pairs and predictions to annotation tools, corrected boxes back."""
+"""`differad export` and `differad import`: pairs and predictions to annotation tools, and corrected boxes from them."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,32 +28,32 @@ def export_command(
     pairs: Manifest,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder for the files.", show_default=False)],
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="A predictions.jsonl to send along for review.")
+        Path | None, typer.Option("--predictions", help="A predictions.jsonl to export for review.")
     ] = None,
     root: Root = None,
     copy: Annotated[bool, typer.Option("--copy", help="yolo: copy the images instead of linking them.")] = False,
     url_prefix: Annotated[
-        str, typer.Option("--url-prefix", help="label-studio: what stands before the images' names.")
+        str, typer.Option("--url-prefix", help="label-studio: prefix of the images' names.")
     ] = URL_PREFIX,
     as_json: AsJson = False,
 ) -> None:
-    """Write pairs, and predictions, as an annotation tool or a trainer reads them.
+    """Write pairs, and predictions, in the format of an annotation tool or a trainer.
 
     Example: differad export label-studio pairs.jsonl review --predictions predictions.jsonl
     """
-    found = None if predictions is None else load_predictions(predictions)
-    done = export_pairs(name, pairs, out, predictions=found, root=root, copy=copy, url_prefix=url_prefix)
+    answers = None if predictions is None else load_predictions(predictions)
+    summary = export_pairs(name, pairs, out, predictions=answers, root=root, copy=copy, url_prefix=url_prefix)
     if as_json:
-        print_json(done)
+        print_json(summary)
         return
-    unknown = f", {done['place_unknown']} abnormal at an unknown place" if done["place_unknown"] else ""
+    unknown = f", {summary['place_unknown']} abnormal at an unknown place" if summary["place_unknown"] else ""
     say(
-        f"{done['pairs']} pairs ({done['unlabelled']} unlabelled{unknown}, {done['boxes']} boxes, {done['predictions']} "
-        f"predictions) written to {out}: {', '.join(done['files'])}"
+        f"{summary['pairs']} pairs ({summary['unlabelled']} unlabelled{unknown}, {summary['boxes']} boxes, "
+        f"{summary['predictions']} predictions) written to {out}: {', '.join(summary['files'])}"
     )
-    if done["cut_boxes"] or done["unknown_predictions"]:
+    if summary["cut_boxes"] or summary["unknown_predictions"]:
         say(
-            f"{done['cut_boxes']} boxes were cut off at the image's edge; {done['unknown_predictions']} predictions "
+            f"{summary['cut_boxes']} boxes were cut off at the image's edge; {summary['unknown_predictions']} predictions "
             "have an id that is not in the manifest",
             err=True,
         )
@@ -68,44 +68,44 @@ def import_command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The new pairs.jsonl.", show_default=False)],
     root: Root = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="List what is wrong and go on; such a pair keeps its truth.")
+        bool, typer.Option("--skip-bad", help="List and skip what is wrong; such a pair keeps its true boxes.")
     ] = False,
     empty_is_normal: Annotated[
         bool,
-        typer.Option("--empty-is-normal", help="An unlabelled pair whose image comes back without a box is normal."),
+        typer.Option("--empty-is-normal", help="Unlabelled pairs whose images have no box in FILE are normal."),
     ] = False,
     masks: Annotated[
         Path | None,
-        typer.Option("--masks", help="A new folder for masks of what is drawn as more than upright rectangles."),
+        typer.Option("--masks", help="A new folder for masks of annotations that are not upright rectangles."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring corrected boxes back: a new manifest, in which pairs that the file does not mention keep their truth.
+    """Import corrected boxes into a new manifest; pairs that the file does not mention keep their true boxes.
 
     Example: differad import label-studio export.json pairs.jsonl corrected.jsonl
     """
-    done = import_pairs(
+    summary = import_pairs(
         name, file, pairs, out, root=root, skip_bad=skip_bad, empty_is_normal=empty_is_normal, masks=masks
     )
-    for problem in done["problems"]:
+    for problem in summary["problems"]:
         say(f"skipped: {problem}", err=True)
     if as_json:
-        print_json(done)
+        print_json(summary)
         return
     say(
-        f"{done['pairs']} pairs written to {out}: {done['corrected']} corrected, {done['confirmed']} confirmed, "
-        f"{done['kept']} kept; {done['skipped']} entries skipped, {done['cut_boxes']} boxes cut off at the edge"
+        f"{summary['pairs']} pairs written to {out}: {summary['corrected']} corrected, {summary['confirmed']} confirmed, "
+        f"{summary['kept']} kept; {summary['skipped']} entries skipped, {summary['cut_boxes']} boxes cut off at the edge"
     )
-    if done["crowd_regions"]:
-        say(f"{done['crowd_regions']} crowd regions (iscrowd 1) left out: they mark no single defect", err=True)
-    if done["place_unknown"]:
-        say(f"{done['place_unknown']} pairs are abnormal at an unknown place; draw their boxes", err=True)
+    if summary["crowd_regions"]:
+        say(f"{summary['crowd_regions']} crowd regions (iscrowd 1) left out: they mark no single defect", err=True)
+    if summary["place_unknown"]:
+        say(f"{summary['place_unknown']} pairs are abnormal at an unknown place; draw their boxes", err=True)
 
 
 def load_predictions(path: Path) -> Predictions:
-    """Answers of a file of predictions by id, boxes (N, 4) in pixels, scores (N,) or (0,); of one id's lines the last counts.
+    """Answers of a file of predictions by id, boxes (N, 4) in pixels, scores (N,) or (0,); of an id's lines the last counts.
 
-    They are read from the file when asked for. A line that is no answer is left out, with a warning. Raises ManifestError.
+    They are read from the file on access. Lines that are no answers are left out, with a warning. Raises ManifestError.
     """
     index = PredictionIndex(path)
     answered, unanswered, reason = set[str](), 0, ""
@@ -117,8 +117,8 @@ def load_predictions(path: Path) -> Predictions:
             unanswered += 1
             reason = reason or f"pair {prediction.id!r}: {prediction.why_no_answer}"
     if unanswered:
-        left_out = f"{path}: {unanswered} predictions are no answers and were left out"
-        warnings.warn(f"{left_out}, the first: {reason}", InputWarning, stacklevel=2)
+        summary = f"{path}: {unanswered} predictions are no answers and were left out"
+        warnings.warn(f"{summary}, the first: {reason}", InputWarning, stacklevel=2)
     return _Answers(path, index, answered)
 
 

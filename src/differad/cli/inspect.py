@@ -1,4 +1,4 @@
-"""`differad inspect`: a good part, or a folder of them, and images to inspect; nothing has to be labelled or listed."""
+"""`differad inspect`: images to inspect against one or a folder of a good part's images; no labels and no list needed."""
 
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +32,7 @@ def inspect_command(
     fail_on_anomaly: FailOnAnomaly = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line for each target.")] = False,
 ) -> None:
-    """Inspect a folder: verdicts as a table and CSV, overlays, and a report. Run it again and it goes on.
+    """Inspect a folder: verdicts as a table and CSV, overlays, and a report. Run it again to continue.
 
     Example: differad inspect good/ test/ --out inspected
     """

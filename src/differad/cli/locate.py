@@ -29,9 +29,7 @@ def locate_command(
     model: Model = None,
     family: Family = None,
     option: LocatorOptions = None,
-    save: Annotated[
-        Path | None, typer.Option("--save", help="Write the target with its boxes to this picture.")
-    ] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Write the target with its boxes to this image.")] = None,
     pairs: Annotated[Path | None, typer.Option("--pairs", help="Locate every pair of this pairs.jsonl.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="With --pairs: append predictions to this file.")] = None,
     fail_on_anomaly: FailOnAnomaly = False,
@@ -44,10 +42,10 @@ def locate_command(
     Many: differad inspect good/ test/ --out inspected, or of a list: differad locate --pairs pairs.jsonl --out predictions.jsonl
     """
     if pairs is not None:
-        done = _locate_manifest(pairs, reference, out, save, model, family, option, as_json)
+        predictions = _locate_manifest(pairs, reference, out, save, model, family, option, as_json)
         if fail_on_anomaly:
-            raise typer.Exit(exit_code(read_predictions(done)))
-        _check_any_answered(done)
+            raise typer.Exit(exit_code(read_predictions(predictions)))
+        _check_any_answered(predictions)
         return
     first, second = _one_pair(reference, target)
     if out is not None:
@@ -69,7 +67,7 @@ def locate_command(
 
 
 def _one_pair(reference: Path | None, targets: list[Path] | None) -> tuple[Path, Path]:
-    """The two images of one pair. Raises OptionError, which names the way for folders and for many."""
+    """The two images of one pair. Raises OptionError, which names the command for folders and for many images."""
     if reference is None or not targets:
         raise OptionError("locate: expected REFERENCE and TARGET, or --pairs with --out; folders: differad inspect")
     folder = next((path for path in (reference, *targets) if path.is_dir()), None)
@@ -83,7 +81,7 @@ def _one_pair(reference: Path | None, targets: list[Path] | None) -> tuple[Path,
 
 
 def exit_code(answers: Iterable[Location | Prediction]) -> int:
-    """What --fail-on-anomaly ends with: 3 where any answer says abnormal, else 4 where one is none, else 0."""
+    """The exit code of --fail-on-anomaly: 3 if any target is abnormal, else 4 if one has no answer, else 0."""
     code = 0
     for answer in answers:
         if answer.anomalous:
@@ -99,7 +97,7 @@ def _overlay(target: RGB, location: Location) -> RGB:
 
 
 def _check_answered(location: Location, reference: Path, target: Path) -> None:
-    """Raise ImageError where there is no answer because an image shows nothing, NoAnswerError where there is none at all."""
+    """Raise ImageError if there is no answer because an image shows nothing, NoAnswerError if there is none for other reasons."""
     if location.valid:
         return
     if not location.comparable:
@@ -111,7 +109,7 @@ def _check_answered(location: Location, reference: Path, target: Path) -> None:
 
 
 def _check_any_answered(predictions: Path) -> None:
-    """Raise NoAnswerError where a file of predictions holds no answer at all."""
+    """Raise NoAnswerError if a file of predictions holds no answer."""
     first = None
     for prediction in read_predictions(predictions):
         if prediction.is_valid:
@@ -122,14 +120,14 @@ def _check_any_answered(predictions: Path) -> None:
 
 
 def _refuse_input(save: Path, *images: Path) -> None:
-    """Raise OptionError where `save` would overwrite one of the images that are compared."""
+    """Raise OptionError if `save` would overwrite one of the images that are compared."""
     for image in map(image_file, images):
         if save.exists() and image.exists() and save.samefile(image):
             raise OptionError(f"--save {save}: is {image}, an image that is compared; choose another name")
 
 
 def describe(location: Location) -> str:
-    """A location as a few lines for a person."""
+    """A location as a few lines of text."""
     lines = [_verdict(location)]
     scores = location.scores if len(location.scores) else [None] * len(location.boxes)
     for box, score in zip(location.boxes, scores, strict=True):
@@ -162,11 +160,11 @@ def _locate_manifest(
     option: list[str] | None,
     as_json: bool,
 ) -> Path:
-    """Locate the pairs of a manifest, say how many; return where the predictions are."""
+    """Locate the pairs of a manifest and print the counts; return the path of the predictions."""
     if reference is not None:
-        raise OptionError(f"locate: {reference} beside --pairs; give a manifest or two pictures, not both")
+        raise OptionError(f"locate: {reference} beside --pairs; give a manifest or two images, not both")
     if save is not None:
-        raise OptionError(f"--save {save}: goes with one pair; `differad evaluate` draws a report of many")
+        raise OptionError(f"--save {save}: goes with one pair; `differad evaluate` writes a report of many")
     if out is None:
         raise OptionError("locate --pairs: --out is missing; expected the file to write predictions to")
     check_readable([pairs])

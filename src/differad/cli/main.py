@@ -1,4 +1,4 @@
-"""The entry of the `differad` command: signals become one line and an exit code, from the first imports on."""
+"""Entry point of the `differad` command: signals become one line and an exit code, from the first imports on."""
 
 import io
 import sys
@@ -12,12 +12,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line on `arguments` (default: the process's own) and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # What the terminal's encoding has no letters for is written as \x and \u escapes, instead of failing after the work.
+            # Characters that the terminal's encoding lacks are written as \x and \u escapes instead of failing after the work.
             stream.reconfigure(errors="backslashreplace")
     try:
         with signals_as_interrupts():
             code = run(arguments)
-    except KeyboardInterrupt as interrupt:  # between two of the blocks that answer it
+    except KeyboardInterrupt as interrupt:  # between two blocks that handle it
         code = fail(describe(interrupt), exit_code(interrupt))
     sys.exit(code)
 
@@ -28,10 +28,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         from differad.cli.app import run as run_app
 
         return run_app(arguments)
-    except KeyboardInterrupt as interrupt:  # while it loads
+    except KeyboardInterrupt as interrupt:  # while modules load
         return fail(describe(interrupt), exit_code(interrupt))
     except (MemoryError, ImportError, OSError, RuntimeError, SystemError) as error:
-        # While it loads, or a command loads more.
+        # While modules load, at the start or in a command.
         if not is_out_of_memory(error):
             raise
         return fail(f"not enough memory to load all it needs; {REMEDY}", 1)

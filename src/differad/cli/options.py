@@ -1,4 +1,4 @@
-"""What several commands share: the options that choose a model, and JSON on stdout."""
+"""Shared by several commands: the options that choose a model, and JSON on stdout."""
 
 import json
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ Family = Annotated[
     typer.Option(
         "--family",
         envvar="DIFFERAD_FAMILY",
-        help="Answer format of the model, where its config does not tell: qwen2.5-vl, internvl …",
+        help="Answer format of the model, if its config does not imply it: qwen2.5-vl, internvl …",
     ),
 ]
 LocatorOptions = Annotated[
@@ -44,7 +44,7 @@ FailOnAnomaly = Annotated[
     typer.Option(
         "--fail-on-anomaly/--no-fail-on-anomaly",
         envvar="DIFFERAD_FAIL_ON_ANOMALY",
-        help="Exit with 3 where a target is abnormal, with 4 where one has no answer.",
+        help="Exit with 3 if a target is abnormal, with 4 if one has no answer.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
@@ -62,7 +62,7 @@ def open_locator(model: str | None, family: str | None, options: list[str] | Non
 
 
 def print_json(document: Any, *, indent: int | None = 2) -> None:
-    """One JSON document on stdout, on one line without `indent`; a NaN in it would be a bug, so it is refused."""
+    """Print one JSON document on stdout, on one line without `indent`; NaN raises, since it would be a bug."""
     text = json.dumps(document, ensure_ascii=False, indent=indent, allow_nan=False)
-    # Escapes of the terminal's own would not be JSON.
+    # The stream's own escapes (\x) would not be JSON.
     typer.echo(text if can_show(text) else json.dumps(document, indent=indent, allow_nan=False))

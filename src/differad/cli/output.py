@@ -1,4 +1,4 @@
-"""What every command does about output: how much is said, warnings as lines, an interruption that says how to go on."""
+"""Output of all commands: verbosity, warnings as lines, and interruptions with the advice how to continue."""
 
 import inspect
 import logging
@@ -15,29 +15,27 @@ from differad.errors import DifferadError, InputWarning, WriteError
 from differad.progress import LOGGER, is_quiet, latest_position
 from differad.text import printable
 
-_QUIET = Annotated[
-    bool, typer.Option("--quiet", "-q", envvar="DIFFERAD_QUIET", help="Say nothing on stderr but errors.")
-]
-_VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr; errors come with their origin.")]
-AGAIN = "the same command goes on from there"
-# From a command's arguments to how its work is continued.
-GoOn = Callable[[dict[str, Any]], str]
+_QUIET = Annotated[bool, typer.Option("--quiet", "-q", envvar="DIFFERAD_QUIET", help="Print only errors on stderr.")]
+_VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Print more on stderr; errors with their traceback.")]
+SAME_COMMAND = "the same command goes on from there"
+# Maps a command's arguments to the advice how to continue its work.
+Advice = Callable[[dict[str, Any]], str]
 
 
 class InterruptedRunError(DifferadError):
-    """Ctrl-C or another signal; says how far the work had come and how to go on."""
+    """Ctrl-C or another signal; the message holds the progress and how to continue."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
 
-def with_output_options(command: Callable[..., Any], go_on: str | GoOn = "") -> Callable[..., Any]:
-    """The command with --quiet and --verbose; `go_on` says after Ctrl-C, or a full disk, how its work is continued."""
+def with_output_options(command: Callable[..., Any], advice: str | Advice = "") -> Callable[..., Any]:
+    """The command with --quiet and --verbose; `advice` says how to continue after Ctrl-C or a full disk."""
     signature = inspect.signature(command)
 
-    def advice(values: dict[str, Any]) -> str:
-        text = go_on if isinstance(go_on, str) else go_on(values)
+    def how_to_continue(values: dict[str, Any]) -> str:
+        text = advice if isinstance(advice, str) else advice(values)
         return f"; {text}" if text else ""
 
     def run(*, quiet: bool, verbose: bool, **values: Any) -> Any:
@@ -47,18 +45,18 @@ def with_output_options(command: Callable[..., Any], go_on: str | GoOn = "") -> 
         except KeyboardInterrupt as interrupt:
             position = latest_position()
             at = f" at {position}" if position else ""
-            message = f"{describe(interrupt)}{at}{advice(values)}"
+            message = f"{describe(interrupt)}{at}{how_to_continue(values)}"
             raise InterruptedRunError(message, exit_code(interrupt)) from None
         except WriteError as error:
-            raise WriteError(f"{error}{advice(values)}") from error
+            raise WriteError(f"{error}{how_to_continue(values)}") from error
 
-    more = [
+    output_options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
         for name, annotation in (("quiet", _QUIET), ("verbose", _VERBOSE))
     ]
-    parameters = [*signature.parameters.values(), *more]
+    parameters = [*signature.parameters.values(), *output_options]
     run.__doc__ = command.__doc__
-    # Typer reads both, as it would those of a function written out.
+    # Typer reads the signature and the annotations.
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
@@ -68,9 +66,9 @@ def with_output_options(command: Callable[..., Any], go_on: str | GoOn = "") -> 
 def warnings_as_lines() -> Iterator[None]:
     """Each warning about the input as one line on stderr, unless --quiet; other warnings as Python shows them."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters about a file is said by its error
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # errors report what matters about a file
         warnings.simplefilter("default", InputWarning)
-        otherwise = warnings.showwarning
+        show_other = warnings.showwarning
 
         def show(
             message: Warning | str,
@@ -81,7 +79,7 @@ def warnings_as_lines() -> Iterator[None]:
             line: str | None = None,
         ) -> None:
             if not issubclass(category, InputWarning):
-                otherwise(message, category, filename, lineno, file, line)
+                show_other(message, category, filename, lineno, file, line)
             elif not is_quiet():
                 print(f"differad: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
@@ -96,7 +94,7 @@ class _PrintableFormatter(logging.Formatter):
 
 @contextmanager
 def log_lines() -> Iterator[None]:
-    """What the package logs, as lines on stderr; how much follows from --quiet and --verbose."""
+    """Log records of the package as lines on stderr; --quiet and --verbose set the level."""
     handler = logging.StreamHandler()
     handler.setFormatter(_PrintableFormatter("differad: %(message)s"))
     level = LOGGER.level
@@ -109,12 +107,12 @@ def log_lines() -> Iterator[None]:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """A text for a person, on stdout or stderr; nothing in it, wherever it comes from, steers the terminal."""
+    """Print text on stdout or stderr; control characters in it, from whatever source, do not reach the terminal."""
     typer.echo(printable(text), err=err)
 
 
 def can_show(text: str) -> bool:
-    """Whether stdout's encoding has all letters of `text`, and a terminal shows each of them."""
+    """Whether stdout's encoding has all characters of `text`, and a terminal shows each of them."""
     if printable(text) != text:
         return False
     try:

@@ -1,4 +1,4 @@
-"""`differad recipes`: the recipes that come with differad, listed or copied to a folder of one's own."""
+"""`differad recipes`: list or copy the recipes that come with differad."""
 
 import shutil
 from itertools import takewhile
@@ -13,8 +13,8 @@ from differad.errors import DifferadError, InputError
 from differad.files import atomic_folder, write_errors
 
 _PACKAGE = Path(__file__).parents[1]
-# In a wheel they lie inside the package, in a checkout beside `src`.
-_PLACES = (_PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes")
+# In a wheel they are inside the package, in a checkout beside `src`.
+_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes")
 _NO_RECIPES = shutil.ignore_patterns("__pycache__", ".*")
 _ENDINGS = (".yaml", ".sh")
 
@@ -25,7 +25,7 @@ def recipes_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the recipes that come with differad, or copy them, with the scripts that they name.
+    """List the recipes that come with differad, or copy them with their scripts.
 
     Example: differad recipes --copy recipes
     """
@@ -45,19 +45,19 @@ def recipes_command(
 
 
 def recipes_folder() -> Path:
-    """Where the recipes of this installation lie. Raises DifferadError."""
-    found = next((place for place in _PLACES if (place / "tiny" / "sft.yaml").is_file()), None)
-    if found is None:
-        raise DifferadError(f"{_PLACES[0]}: no recipes; install differad from a wheel or a checkout")
-    return found
+    """The folder with the recipes of this installation. Raises DifferadError."""
+    existing = next((folder for folder in _FOLDERS if (folder / "tiny" / "sft.yaml").is_file()), None)
+    if existing is None:
+        raise DifferadError(f"{_FOLDERS[0]}: no recipes; install differad from a wheel or a checkout")
+    return existing
 
 
 def _copy(root: Path, folder: Path) -> None:
     with write_errors(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder}: not empty; expected a new or empty folder, so that nothing is overwritten")
-    with atomic_folder(folder) as fresh:
-        shutil.copytree(root, fresh, dirs_exist_ok=True, ignore=_NO_RECIPES)
+    with atomic_folder(folder) as temporary:
+        shutil.copytree(root, temporary, dirs_exist_ok=True, ignore=_NO_RECIPES)
 
 
 def _title(path: Path) -> str:

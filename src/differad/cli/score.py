@@ -1,4 +1,4 @@
-"""`differad score`: the metrics of stored predictions, no model involved."""
+"""`differad score`: the metrics of stored predictions, without a model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +11,11 @@ from differad.evaluation.run import score
 
 
 def score_command(
-    pairs: Annotated[Path, typer.Argument(help="The pairs.jsonl with the truth.", show_default=False)],
+    pairs: Annotated[Path, typer.Argument(help="The pairs.jsonl with the true boxes.", show_default=False)],
     predictions: Annotated[Path, typer.Argument(help="The predictions.jsonl to score.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Score stored predictions against the truth, without a model.
+    """Score stored predictions against the true boxes, without a model.
 
     Example: differad score pairs.jsonl predictions.jsonl --json
     """

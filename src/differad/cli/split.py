@@ -1,4 +1,4 @@
-"""`differad split` and `differad check-leaks`: pairs for training and for testing that share nothing."""
+"""`differad split` and `differad check-leaks`: training and test pairs without leaks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,9 +21,9 @@ Radius = Annotated[
     typer.Option("--radius", min=0, max=MAX_RADIUS, help="Bits of 64 in which hashes of near-duplicates may differ."),
 ]
 SharedReferences = Annotated[
-    bool, typer.Option("--shared-references", help="Look at targets only: a good part may serve on both sides.")
+    bool, typer.Option("--shared-references", help="Check targets only: a reference may be on both sides.")
 ]
-# Leaks that are worth a terminal; --json has them all.
+# Leaks shown in a terminal; --json has them all.
 _SHOWN_LEAKS = 20
 
 
@@ -32,31 +32,31 @@ def split_command(
     by: Annotated[str, typer.Option("--by", help="category or instance.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="A new or empty folder for SIDE.jsonl.", show_default=False)],
     held_out: Annotated[
-        list[str] | None, typer.Option("--held-out", help="by category: one to test on; several times.")
+        list[str] | None, typer.Option("--held-out", help="by category: a test category; several times.")
     ] = None,
     share: Annotated[
         list[str] | None,
         typer.Option("--share", metavar="SIDE=SHARE", help="by instance: a side; left out: train=0.8 test=0.2."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="by instance: which pairs go where.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="by instance: seed of the assignment.")] = 0,
     radius: Radius = MAX_RADIUS,
     shared_references: SharedReferences = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Split pairs so that no picture, near-duplicate or part stands on two sides.
+    """Split pairs so that no image, near-duplicate or part is on two sides.
 
     Example: differad split pairs.jsonl --by category --held-out zipper --held-out pcb --out splits
 
     Instances: differad split pairs.jsonl --by instance --share train=0.8 --share test=0.2 --out splits
     """
-    read = list(read_pairs(pairs))
-    sides = _sides(read, by, held_out, share, seed, radius, references=not shared_references)
+    all_pairs = list(read_pairs(pairs))
+    sides = _sides(all_pairs, by, held_out, share, seed, radius, references=not shared_references)
     with claim_folder(out, force=force) as folder:
         folder.record(*(out / f"{name}.jsonl" for name in sides))
         summary = {name: _write(out / f"{name}.jsonl", side) for name, side in sides.items()}
     if as_json:
-        print_json({"by": by, "pairs": len(read), "sides": summary})
+        print_json({"by": by, "pairs": len(all_pairs), "sides": summary})
         return
     for name, side in summary.items():
         say(f"{name}: {side['pairs']} pairs, {side['anomalous']} anomalous: {side['manifest']}")
@@ -72,7 +72,7 @@ def _sides(
     *,
     references: bool,
 ) -> dict[str, list[Pair]]:
-    """Raises OptionError, ImageError, and ManifestError where the sides would leak."""
+    """The pairs of each side. Raises OptionError, ImageError, and ManifestError if the sides would leak."""
     if by == "category":
         _refuse("share", bool(share), by)
         sides = split_by_category(pairs, held_out or [])
@@ -92,7 +92,7 @@ def check_leaks_command(
     shared_references: SharedReferences = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look for pictures, near-duplicates and parts that stand in both manifests; exit with 2 where there are any.
+    """Find images, near-duplicates and parts that are in both manifests; exit with 2 if there are any.
 
     Example: differad check-leaks splits/train.jsonl splits/test.jsonl
     """
@@ -106,31 +106,31 @@ def check_leaks_command(
         say(f"no leaks between {len(left)} and {len(right)} pairs")
 
 
-def _refuse(name: str, given: bool, by: str) -> None:
-    if given:
+def _refuse(name: str, is_set: bool, by: str) -> None:
+    if is_set:
         raise OptionError(f"--{name} with --by {by}: does not apply; leave it out, or choose the other --by")
 
 
 def _refuse_leaks(leaks: list[Leak]) -> None:
-    """List leaks on stderr. Raises ManifestError where there are any."""
+    """List leaks on stderr. Raises ManifestError if there are any."""
     for leak in leaks[:_SHOWN_LEAKS]:
         say(f"leak: {leak}", err=True)
     if leaks:
         raise ManifestError(
-            f"{len(leaks)} leaks between the sides, the first {leaks[0].kind} {leaks[0].train}; expected none, so take "
-            "those pairs out or split by instance (--shared-references looks at targets only)"
+            f"{len(leaks)} leaks between the sides, the first {leaks[0].kind} {leaks[0].train}; expected none, so remove "
+            "those pairs or split by instance (--shared-references checks targets only)"
         )
 
 
-def _shares(given: list[str]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for text in given:
+def _shares(arguments: list[str]) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    for text in arguments:
         name, separator, value = text.partition("=")
         number = _number(value)
-        if not (separator and name and Path(name).name == name) or number is None or name in found:
+        if not (separator and name and Path(name).name == name) or number is None or name in shares:
             raise OptionError(f"--share {text!r}: expected SIDE=SHARE, each side once, as in --share train=0.8")
-        found[name] = number
-    return found
+        shares[name] = number
+    return shares
 
 
 def _number(text: str) -> float | None:

@@ -24,7 +24,7 @@ WITH_INTERVAL = ("miou", "acc_0.3")
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
-    """Every category on its own, then all pairs, then the trivial baselines, on stdout; below it what the table leaves out."""
+    """Print each category, all pairs and the trivial baselines as a table on stdout, with further counts below it."""
     table = Table("", "pairs", box=None, padding=(0, 1, 0, 0), header_style="bold")
     for heading in COLUMNS.values():
         table.add_column(heading, no_wrap=True)
@@ -41,7 +41,7 @@ def print_metrics(metrics: dict[str, Any]) -> None:
         console.print(printable(line))
 
 
-# Counts that are failures, with what is said of each; the first reason comes with it.
+# Counts of failures with their text; the first reason is appended.
 _FAILURES = {
     "errors": "pairs failed",
     "no_answer": "pairs have no answer (not comparable, or unreadable), which counts as wrong",
@@ -66,7 +66,7 @@ def _footer(metrics: dict[str, Any]) -> Iterator[str]:
         worst = f" ({overall['auroc_invalid']} pairs without a ranked answer count as worst)"
         yield f"AUROC {overall['auroc']:.2f}{worst if overall['auroc_invalid'] else ''}"
     if metrics["boxes_cut"]:
-        yield f"{metrics['boxes_cut']} true boxes reach over the edge of their target and were cut off there"
+        yield f"{metrics['boxes_cut']} true boxes extend beyond their target and were clipped"
 
 
 def _cell(values: dict[str, Any], name: str) -> str:
@@ -79,40 +79,41 @@ def _cell(values: dict[str, Any], name: str) -> str:
     return f"{value:.2f} [{low},{high}]"
 
 
-# Rows of verdicts that a terminal is worth.
+# Rows of verdicts shown in a terminal.
 _SHOWN_ROWS = 50
 
 
 class VerdictTable:
-    """The rows of an inspection: all of them where they are few, else the first of those that are not normal."""
+    """The rows of an inspection: all if they are few, else the first that are not normal."""
 
     def __init__(self) -> None:
         self._all: list[Row] = []
-        self._telling: list[Row] = []
-        self._passed = 0
+        self._not_normal: list[Row] = []
+        self._count = 0
 
     def add(self, row: Row) -> None:
-        """Take a row into account; a fixed number is held."""
-        self._passed += 1
-        for rows, fits in ((self._all, True), (self._telling, row.prediction.anomalous is not False)):
-            if fits and len(rows) < _SHOWN_ROWS:
+        """Add a row; a bounded number is held."""
+        self._count += 1
+        for rows, matches in ((self._all, True), (self._not_normal, row.prediction.anomalous is not False)):
+            if matches and len(rows) < _SHOWN_ROWS:
                 rows.append(row)
 
     def print(self) -> None:
         """Print the table on stdout."""
-        rows = self._all if self._passed <= _SHOWN_ROWS else self._telling
+        rows = self._all if self._count <= _SHOWN_ROWS else self._not_normal
         table = Table(
             "target", "verdict", "confidence", "boxes", "reason", box=None, padding=(0, 2, 0, 0), header_style="bold"
         )
         for column in (0, 4):
             table.columns[column].overflow = "fold"
-        for row in sorted(rows, key=lambda one: one.pair.id):
-            found = row.prediction
-            verdict = {False: "normal", True: "abnormal", None: "no answer"}[found.anomalous]
-            sure = "-" if found.confidence is None else f"{found.confidence:.2f}"
-            reason = row.reason if found.anomalous is None else ""
-            table.add_row(printable(row.pair.id), verdict, sure, str(len(found.boxes or [])), printable(reason))
+        for row in sorted(rows, key=lambda row: row.pair.id):
+            prediction = row.prediction
+            verdict = {False: "normal", True: "abnormal", None: "no answer"}[prediction.anomalous]
+            confidence = "-" if prediction.confidence is None else f"{prediction.confidence:.2f}"
+            reason = row.reason if prediction.anomalous is None else ""
+            boxes = str(len(prediction.boxes or []))
+            table.add_row(printable(row.pair.id), verdict, confidence, boxes, printable(reason))
         console = Console(markup=False, emoji=False, highlight=False)
         console.print(table)
-        if self._passed > len(rows):
-            console.print(f"… of {self._passed} targets; results.csv has them all")
+        if self._count > len(rows):
+            console.print(f"… of {self._count} targets; results.csv has them all")

@@ -11,14 +11,16 @@ from differad.cli.output import say, with_output_options
 from differad.errors import DifferadError, MissingExtraError, PeerError
 from differad.options import check_at_least, check_option
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train, and on what.")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe: model, data and settings.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set, as train.learning_rate=1e-5."),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to set, such as train.learning_rate=1e-5."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the run's last whole checkpoint, if it has one.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue from the run's last complete checkpoint, if there is one.")
+]
 Check = Annotated[
-    bool, typer.Option("--check", help="Read and check the recipe, print it, check that its data is there, and stop.")
+    bool, typer.Option("--check", help="Read and check the recipe, print it, check that its data exists, and stop.")
 ]
 
 
@@ -53,14 +55,14 @@ def rl_command(
 def evidence_command(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes; all cores unless told.")] = None,
-    minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after so long.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default: all cores.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after this time.")] = None,
     device: Annotated[
         str, typer.Option("--device", help="auto (an accelerator if there is one), cpu, or a name that torch knows.")
     ] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Compute what the embedded policy sees of a recipe's pairs ahead of training, on an accelerator or on all cores.
+    """Compute the embedded policy's features of a recipe's pairs before training, on an accelerator or on all cores.
 
     Example: differad train evidence recipes/tiny/sft.yaml
     """
@@ -71,13 +73,13 @@ def evidence_command(
         from differad.training.recipe import load_any_recipe
     except ModuleNotFoundError as error:
         raise _missing(error) from None
-    found = compute_evidence(load_any_recipe(recipe, overrides or ()), workers=workers, minutes=minutes, device=device)
+    result = compute_evidence(load_any_recipe(recipe, overrides or ()), workers=workers, minutes=minutes, device=device)
     if as_json:
-        print_json(found.to_dict())
+        print_json(result.to_dict())
         return
     say(
-        f"{found.pairs} pairs: {found.computed} computed in {found.seconds:.1f} s on {found.device}, "
-        f"{found.kept} were there: {found.folder}"
+        f"{result.pairs} pairs: {result.computed} computed in {result.seconds:.1f} s on {result.device}, "
+        f"{result.kept} already there: {result.folder}"
     )
 
 
@@ -99,9 +101,9 @@ def _run(phase: str, path: Path, overrides: list[str] | None, resume: bool, chec
     try:
         _check_present(recipe)
         summary = _train(phase, recipe, resume)
-    except PeerError as error:  # the process that failed says why
+    except PeerError as error:  # the process that failed reports the reason
         raise typer.Exit(error.exit_code) from None
-    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+    if os.environ.get("RANK", "0") != "0":  # one of several processes prints
         return
     if as_json:
         print_json(summary)
@@ -120,7 +122,7 @@ def _recipe(phase: str, path: Path, overrides: list[str] | None) -> Any:
 
 
 def _check_present(recipe: Any) -> None:
-    """Refuse a recipe whose manifests or checkpoints are not there; of the processes on one machine the first says so."""
+    """Refuse a recipe with missing manifests or checkpoints; of the processes on one machine the first reports it."""
     from differad.training.inputs import check_present
     from differad.training.launch import raise_in_first
 
@@ -143,6 +145,6 @@ def _train(phase: str, recipe: Any, resume: bool) -> dict[str, Any]:
 
 
 def _missing(error: ModuleNotFoundError) -> Exception:
-    """What to say of a package that is not installed; a module of our own that is gone stays a bug."""
+    """The error for a package that is not installed; a missing module of differad itself remains a bug."""
     name = (error.name or "").partition(".")[0]
     return error if name in ("", "differad") else MissingExtraError("training", "train", name)

@@ -1,1 +1,1 @@
-"""How good a locator is: predictions on disk, metrics with intervals, trivial baselines, a report."""
+"""Evaluation of locators: predictions on disk, metrics with intervals, trivial baselines, a report."""

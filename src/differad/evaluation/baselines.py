@@ -1,10 +1,10 @@
-"""What needs no model at all: a result that does not beat these says nothing."""
+"""Baselines without a model: a result that does not beat them is meaningless."""
 
 from collections.abc import Callable
 
 from differad.boxes import Boxes, as_boxes, no_boxes
 
-# Name to the boxes predicted for a target of (width, height) pixels.
+# Maps a name to the function that predicts boxes for a target of (width, height) pixels.
 BASELINES: dict[str, Callable[[int, int], Boxes]] = {
     "whole_image": lambda width, height: as_boxes([0, 0, width, height]),
     "centre_box": lambda width, height: as_boxes([width / 4, height / 4, 3 * width / 4, 3 * height / 4]),

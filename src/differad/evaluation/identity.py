@@ -1,6 +1,6 @@
-"""What a run's answers depend on, as JSON: model, weights, options, manifests; and what of it differs between two runs.
+"""Description of a run as JSON (model, weights, options, manifests), and the differences between two runs.
 
-Text among the options is kept as a hash only, since it may be a secret; the user and password of an address are left out.
+Options that are text are stored as a hash, since they may be secrets; the user and password of an address are omitted.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ from differad.options import list_options
 from differad.text import without_user_info
 
 FORMAT = "differad run 1"
-# Options that change how long an answer takes, not the answer.
+# Options that change the time of an answer, not the answer.
 _SPEED = frozenset(
     {"workers", "concurrency", "timeout", "deadline", "retries", "batch_size", "remember_prefixes", "api_key_env"}
 )
-# Files of a checkpoint's folder that its answers depend on.
+# Endings of files of a checkpoint's folder that its answers depend on.
 _WEIGHTS = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 
 
 def describe_run(locator: Locator, manifests: Iterable[Path], earlier: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the answers of `locator` on `manifests` depend on, images left out.
+    """Everything except images that the answers of `locator` on `manifests` depend on.
 
     Weights that have not changed since `earlier` are not read again. Raises InputError, ManifestError.
     """
@@ -39,23 +39,24 @@ def describe_run(locator: Locator, manifests: Iterable[Path], earlier: Mapping[s
         "model": without_user_info(locator.name),
         "revision": getattr(locator, "revision", None),
         "options": _plain(getattr(locator, "options", None)),
-        "weights": {name: list(astuple(one)) for name, one in stamp_weights(weights, recorded).items()},
+        "weights": {name: list(astuple(entry)) for name, entry in stamp_weights(weights, recorded).items()},
         "manifests": {str(path.resolve()): _manifest_hash(path) for path in manifests},
     }
 
 
 def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two descriptions, in words; no value of an option that is text."""
+    """The differences between two descriptions as text, without values of options that are text."""
     if earlier["model"] != now["model"]:
-        # Its options and weights are others anyway.
+        # Options and weights of another model differ anyway.
         return [f"model ({earlier['model']}, now {now['model']})"]
     changed = []
     if earlier["differad"] != now["differad"]:
         changed.append(f"version of differad ({earlier['differad']}, now {now['differad']})")
     options = _differing(earlier["options"], now["options"])
     if options:
-        named = [_option_change(name, earlier["options"].get(name), now["options"].get(name)) for name in options]
-        changed.append(" ".join(["options", *(f"({name})" for name in [", ".join(filter(None, named))] if name)]))
+        details = [_option_change(name, earlier["options"].get(name), now["options"].get(name)) for name in options]
+        listed = ", ".join(filter(None, details))
+        changed.append(f"options ({listed})" if listed else "options")
     contents = [{name: values[-1] for name, values in run["weights"].items()} for run in (earlier, now)]
     weights = _differing(*contents) or _differing({"revision": earlier["revision"]}, {"revision": now["revision"]})
     if weights:
@@ -66,17 +67,17 @@ def changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return changed
 
 
-def weight_files(places: Iterable[Path]) -> dict[str, Path]:
-    """The files that answers depend on, by folder and name: each of `places`, or what lies in it where it is a folder."""
+def weight_files(paths: Iterable[Path]) -> dict[str, Path]:
+    """The files that answers depend on, by folder and name: each of `paths`, or the files in it if it is a folder."""
     files: dict[str, Path] = {}
-    for place in places:
-        inside = sorted(place.iterdir()) if place.is_dir() else [place]
-        files |= {f"{path.parent.name}/{path.name}": path for path in inside if path.suffix in _WEIGHTS}
+    for path in paths:
+        contents = sorted(path.iterdir()) if path.is_dir() else [path]
+        files |= {f"{file.parent.name}/{file.name}": file for file in contents if file.suffix in _WEIGHTS}
     return files
 
 
 def stamp_weights(files: Mapping[str, Path], earlier: Mapping[str, Stamp]) -> dict[str, Stamp]:
-    """The stamps of weights by name. Raises InputError where one cannot be read."""
+    """The stamps of weights by name. Raises InputError if one cannot be read."""
     try:
         return stamp_files(files, earlier)
     except OSError as error:
@@ -95,9 +96,9 @@ def _plain(options: Any) -> dict[str, Any]:
         return {}
     if not is_dataclass(options):
         return {"": _hash(options)}
-    named = (option.name for option in list_options(type(options)))
-    values = {name: attrgetter(name)(options) for name in named if name.rpartition(".")[2] not in _SPEED}
-    return {name: one if isinstance(one, int | float | None) else _hash(one) for name, one in values.items()}
+    names = (option.name for option in list_options(type(options)))
+    values = {name: attrgetter(name)(options) for name in names if name.rpartition(".")[2] not in _SPEED}
+    return {name: value if isinstance(value, int | float | None) else _hash(value) for name, value in values.items()}
 
 
 def _hash(value: object) -> str:
@@ -105,8 +106,8 @@ def _hash(value: object) -> str:
 
 
 def _option_change(name: str, earlier: object, now: object) -> str:
-    shown = name and not any(isinstance(value, str) for value in (earlier, now))
-    return f"{name} {earlier}, now {now}" if shown else name
+    has_values = name and not any(isinstance(value, str) for value in (earlier, now))
+    return f"{name} {earlier}, now {now}" if has_values else name
 
 
 def _differing(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

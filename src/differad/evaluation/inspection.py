@@ -1,7 +1,7 @@
-"""Inspect targets that nobody has labelled: verdicts as lines and as a table, overlays, and a report.
+"""Inspect unlabelled targets: verdicts as lines and as a table, overlays, and a report.
 
-The folder holds `pairs.jsonl`, `predictions.jsonl`, `results.csv`, `overlays/` and `report.html`. Predictions are what a later
-run goes on from; the rest follows from them. Nothing is scored.
+The output folder holds `pairs.jsonl`, `predictions.jsonl`, `results.csv`, `overlays/` and `report.html`. A later run continues
+from the predictions; all else follows from them. Nothing is scored.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,13 +27,13 @@ from differad.locators import Locator
 from differad.locators.base import Outcome
 
 RESULTS = "results.csv"
-# Of an overlay: a JPEG holds 65,535 pixels.
+# Of an overlay in pixels: a side of a JPEG has 65,535 at most.
 _LONGEST_SIDE = 65_000
 
 
 @dataclass
 class Inspection:
-    """What became of the targets: how many are abnormal, normal, without an answer; of the last the first with its reason."""
+    """Numbers of abnormal and normal targets and of those without an answer, with the reason of the first of the last."""
 
     abnormal: int = 0
     normal: int = 0
@@ -43,12 +43,12 @@ class Inspection:
 
     @property
     def targets(self) -> int:
-        """How many there are."""
+        """Number of all targets."""
         return self.abnormal + self.normal + self.no_answer
 
     @property
     def exit_code(self) -> int:
-        """3 where a target is abnormal, else 4 where one has no answer, else 0."""
+        """3 if a target is abnormal, else 4 if one has no answer, else 0."""
         return 3 if self.abnormal else 4 if self.no_answer else 0
 
     def add(self, row: Row) -> None:
@@ -62,7 +62,7 @@ class Inspection:
             self.normal += 1
 
     def check(self) -> None:
-        """Warn of what failed. Raises InputError or LocatorError where all targets did, NoAnswerError where none is answered."""
+        """Warn of failures. Raises InputError or LocatorError if all targets failed, NoAnswerError if none has an answer."""
         self.counts.report()
         if not self.abnormal + self.normal:
             raise NoAnswerError(f"no target has an answer, the first: {self.first_reason}")
@@ -77,26 +77,26 @@ def inspect_folder(
     each: Callable[[Row], None] | None = None,
     progress: bool = True,
 ) -> Inspection:
-    """Compare each target with the good part that looks most like it, and write what is found to the folder `out`.
+    """Compare each target with the most similar normal sample, and write the results to the folder `out`.
 
-    `good` is an image or a folder of them, `targets` are images and folders, searched at any depth. A second call goes on where
-    the first stopped: finished targets are kept with their reference, new ones are added, failed ones are tried again. `each`
-    is called with every row: those of an earlier call first, then each as it is found. Raises InputError where there is nothing
-    to inspect, no good part can be read, `out` holds another run or images have changed; WriteError. What failed is in the rows
-    and for `Inspection.check`.
+    `good` is an image or a folder of them, `targets` are images and folders, searched at any depth. A second call continues
+    where the first stopped: finished targets are kept with their reference, new ones are added, failed ones are tried again.
+    `each` is called with every row: those of an earlier call first, then each new one. Raises InputError if there is nothing to
+    inspect, no normal sample can be read, `out` holds another run or images have changed; WriteError. Failures of single
+    targets are in the rows; `Inspection.check` reports them.
     """
-    places = [Path(target) for target in targets]
-    folder = list_parts(Path(good), places)
+    target_paths = [Path(target) for target in targets]
+    folder = list_parts(Path(good), target_paths)
     out = Path(out)
-    for place in filter(Path.is_dir, (Path(good), *places)):
-        if out.exists() and out.samefile(place):
+    for path in filter(Path.is_dir, (Path(good), *target_paths)):
+        if out.exists() and out.samefile(path):
             raise InputError(f"--out {out}: holds the images that are compared; choose another folder")
 
     def pairs(record: RunRecord) -> list[Pair]:
         manifest = out / "pairs.jsonl"
         earlier = read_pairs(manifest) if record.done and manifest.exists() else ()
-        known = {pair.id: image_path(pair, "reference") for pair in earlier if pair.id in record.done}
-        return pair_parts(folder, known, progress=progress)
+        references = {pair.id: image_path(pair, "reference") for pair in earlier if pair.id in record.done}
+        return pair_parts(folder, references, progress=progress)
 
     return _inspect(pairs, (), locator, out, each, progress)
 
@@ -109,7 +109,7 @@ def inspect_pairs(
     each: Callable[[Row], None] | None = None,
     progress: bool = True,
 ) -> Inspection:
-    """As `inspect_folder` for the pairs of a manifest, labelled or not. Raises ManifestError besides."""
+    """As `inspect_folder` for the pairs of a manifest, labelled or not. Also raises ManifestError."""
     path = Path(manifest)
     check_readable([path])
     pairs = list(read_pairs(path))
@@ -140,12 +140,12 @@ def _inspect(
             counts = _locate(pairs, locator, record, predictions, out, each or (lambda _: None), progress)
         inspection, gallery = Inspection(counts=counts), Gallery()
         write_lines(out / RESULTS, _finish(_rows(pairs, predictions), out, inspection, gallery))
-        counted = {
+        numbers = {
             "abnormal": inspection.abnormal,
             "normal": inspection.normal,
             "without an answer": inspection.no_answer,
         }
-        write_inspection_report(out / "report.html", locator.name, counted, gallery)
+        write_inspection_report(out / "report.html", locator.name, numbers, gallery)
     return inspection
 
 
@@ -158,7 +158,7 @@ def _locate(
     each: Callable[[Row], None],
     progress: bool,
 ) -> Counts:
-    """Locate what is not finished; `results.csv` has a line for each target that is, in the order in which they were finished."""
+    """Locate unfinished targets; append a line to `results.csv` for each finished one, in the order in which they finish."""
 
     def earlier() -> Iterator[str]:
         yield header_line()
@@ -173,13 +173,13 @@ def _locate(
             row = Row(pair, Prediction.model_validate_json(to_line(pair.id, outcome)))
             results.append(row.to_csv())
             each(row)
-            _draw(row, out)  # last: an overlay that cannot be written costs no verdict
+            _draw(row, out)  # last, so that a failure to write the overlay loses no verdict
 
         return locate_recorded(pairs, locator, record, predictions, total=len(pairs), progress=progress, each=add)
 
 
 def _finish(rows: Iterable[Row], out: Path, inspection: Inspection, gallery: Gallery) -> Iterator[str]:
-    """The lines of `results.csv` in the order of the targets; overlays that a kill left out are drawn, everything is counted."""
+    """The lines of `results.csv` in the order of the targets; draws overlays lost by a kill and counts all rows."""
     yield header_line()
     for row in rows:
         if not (out / row.overlay).is_file():
@@ -190,7 +190,7 @@ def _finish(rows: Iterable[Row], out: Path, inspection: Inspection, gallery: Gal
 
 
 def _rows(pairs: Iterable[Pair], predictions: Path) -> Iterator[Row]:
-    """The rows of pairs that are finished, or failed."""
+    """The rows of pairs that have finished or failed."""
     index = PredictionIndex(predictions) if predictions.exists() else None
     for pair in pairs:
         prediction = index.get(pair.id) if index is not None else None
@@ -211,5 +211,5 @@ def _draw(row: Row, out: Path) -> None:
         if max(overlay.shape) > _LONGEST_SIDE:
             overlay = thumbnail(overlay, _LONGEST_SIDE)
         write_image(out / row.overlay, overlay)
-    except ImageError:  # gone since it was located: its verdict stands
+    except ImageError:  # the file was removed after the target was located: the verdict remains valid
         return

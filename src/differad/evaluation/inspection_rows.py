@@ -1,4 +1,4 @@
-"""A row of an inspection: a target and what was found, as a line of `results.csv` and as JSON."""
+"""A row of an inspection: a target with its prediction, as a line of `results.csv` and as JSON."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from differad.core import Pair
 from differad.data.exchange.shared import file_name
 from differad.evaluation.predictions import Prediction
 
-# What is to be done with a part: None is a target without an answer, at which a person has to look.
+# Verdicts by `anomalous`: None is a target without an answer, which a person must inspect.
 VERDICTS = {False: "accept", True: "reject", None: "review"}
 COLUMNS = (
     *("target", "verdict", "confidence", "comparable", "boxes", "reason", "seconds"),
@@ -22,7 +22,7 @@ OVERLAYS = "overlays"
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A target with what was found; `overlay` is where its overlay lies in the output folder, "" where it has none."""
+    """A target with its prediction; `overlay` is the path of its overlay in the output folder, "" if it has none."""
 
     pair: Pair
     prediction: Prediction
@@ -39,42 +39,42 @@ class Row:
 
     @property
     def overlay(self) -> str:
-        """Targets that are accepted have none, nor those that could not be located."""
-        is_drawn = self.prediction.error is None and self.prediction.anomalous is not False
-        return f"{OVERLAYS}/{file_name(self.pair.id)}.jpg" if is_drawn else ""
+        """Path of the overlay; "" for accepted targets and for those that could not be located."""
+        has_overlay = self.prediction.error is None and self.prediction.anomalous is not False
+        return f"{OVERLAYS}/{file_name(self.pair.id)}.jpg" if has_overlay else ""
 
     @property
     def reason(self) -> str:
-        """Why, in a line."""
+        """The reason in one line."""
         return self.prediction.why_no_answer or " ".join(self.prediction.reasoning.split())
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON: which images it is of, the verdict, and the prediction."""
+        """The row as JSON: its images, the verdict, and the prediction."""
         names = {"id": self.pair.id, "target": self.target, "reference": str(self.pair.reference)}
         answer = {"anomalous": self.prediction.anomalous, "confidence": self.prediction.confidence}
-        left_out = {"id", *answer, *(() if self.prediction.error is None else ("comparable", "model"))}
-        found = self.prediction.model_dump(exclude=left_out, exclude_none=True)
-        return {**names, "verdict": self.verdict, **answer, **found, "overlay": self.overlay}
+        excluded = {"id", *answer, *(() if self.prediction.error is None else ("comparable", "model"))}
+        prediction = self.prediction.model_dump(exclude=excluded, exclude_none=True)
+        return {**names, "verdict": self.verdict, **answer, **prediction, "overlay": self.overlay}
 
     def to_csv(self) -> str:
         """The row as a line of `results.csv`."""
-        found = self.prediction
+        prediction = self.prediction
         return _to_line(
             (
                 self.target,
                 self.verdict,
-                _text(found.confidence),
-                _text(found.comparable if found.error is None else None),
-                json.dumps(found.boxes or []),
+                _text(prediction.confidence),
+                _text(prediction.comparable if prediction.error is None else None),
+                json.dumps(prediction.boxes or []),
                 self.reason,
-                _text(found.seconds),
-                _text(found.anomalous),
-                json.dumps(found.scores or []),
-                _text(found.threshold),
+                _text(prediction.seconds),
+                _text(prediction.anomalous),
+                json.dumps(prediction.scores or []),
+                _text(prediction.threshold),
                 self.pair.id,
                 str(self.pair.reference),
                 self.overlay,
-                found.model,
+                prediction.model,
             )
         )
 
@@ -85,7 +85,7 @@ def header_line() -> str:
 
 
 def _text(value: object) -> str:
-    """As in JSON; nothing for None."""
+    """`value` as JSON text; empty for None."""
     return "" if value is None else json.dumps(value)
 
 

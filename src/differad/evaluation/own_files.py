@@ -1,6 +1,6 @@
-"""Whether what lies where a run writes its results is such a result: anything else is somebody's own and stays.
+"""Recognise result files of earlier runs: any other file at a run's output paths is the user's own and is not overwritten.
 
-Knows what the files of `evaluate` and `inspect` begin with, and nothing of what they say.
+Knows how files of `evaluate` and `inspect` begin, and nothing of their content.
 """
 
 import json
@@ -11,18 +11,18 @@ from differad.data.manifest import read_pairs
 from differad.errors import InputError
 from differad.evaluation.inspection_rows import header_line
 
-# The title stands within the first bytes of a page.
+# Bytes at the start of a page that hold its title.
 _HEAD = 1024
 
 
-def check_own(path: Path, remedy: str) -> None:
-    """See that a file of the name of a run's result is one, or is empty, or not there. Raises InputError with the remedy."""
-    recognised = _KINDS[path.name]
+def check_is_result(path: Path, remedy: str) -> None:
+    """Check that a file at the path of a run's result is a result, empty or missing. Raises InputError with the remedy."""
+    recognise = _RECOGNISERS[path.name]
     try:
-        is_own = not path.exists() or not path.stat().st_size or recognised(path)
+        is_result = not path.exists() or not path.stat().st_size or recognise(path)
     except (OSError, ValueError, RecursionError, InputError):
-        is_own = False
-    if not is_own:
+        is_result = False
+    if not is_result:
         raise InputError(f"{path}: was not written by differad; {remedy}")
 
 
@@ -46,7 +46,7 @@ def _is_manifest(path: Path) -> bool:
     return sum(1 for _ in read_pairs(path)) > 0
 
 
-_KINDS: dict[str, Callable[[Path], bool]] = {
+_RECOGNISERS: dict[str, Callable[[Path], bool]] = {
     "metrics.json": _is_metrics,
     "report.html": _is_report,
     "results.csv": _is_results,

@@ -1,4 +1,4 @@
-"""`predictions.jsonl`: one prediction a line, appended as it is made, so that a killed run loses at most the pair in hand."""
+"""`predictions.jsonl`: one prediction a line, appended at once, so that a killed run loses at most the current pair."""
 
 import json
 import re
@@ -16,21 +16,21 @@ from differad.errors import DifferadError, ManifestError, shortened
 from differad.files import AppendFile, atomic_write, make_folder
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
-# A line with none of these that names the images is one of a manifest: its boxes are the truth, not an answer.
+# A line that names images and has none of these keys is from a manifest: its boxes are true boxes, not an answer.
 _ANSWER_ONLY = frozenset(
     {"scores", "confidence", "threshold", "comparable", "answer", "reasoning", "valid", "error", "seconds"}
 )
-# What a line of a prediction, or of an image log, begins with: id, and what follows it.
-_ID_BEGINS = b'{"id": "'
-PREDICTION_GOES_ON, IMAGES_GO_ON = b'", "anomalous": ', b'", "images": ['
+# How a line of predictions and one of an image log begin: the id, and the key after it.
+_ID_PREFIX = b'{"id": "'
+PREDICTION_AFTER_ID, IMAGES_AFTER_ID = b'", "anomalous": ', b'", "images": ['
 _IN_QUOTES = re.compile(rb'(?:[^"\\]|\\.)*\\?')
 
 
 class Prediction(BaseModel):
-    """One line: what was predicted for a pair, or the reason why nothing was. Boxes are pixels of the target.
+    """One line: the prediction of a pair, or the reason why there is none. Boxes are pixels of the target.
 
-    `[]` says normal. A line without boxes, or with `"valid": false`, an error, or `"anomalous": null`, is no answer: `anomalous`
-    is None then, whatever the boxes are.
+    `[]` means normal. A line without boxes, or with `"valid": false`, an error, or `"anomalous": null`, is no answer: its
+    `anomalous` is None, whatever the boxes are.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -51,8 +51,8 @@ class Prediction(BaseModel):
 
     @model_validator(mode="after")
     def _is_no_pair(self) -> Self:
-        further = self.model_extra or {}
-        names_images = "target" in further and not further.keys().isdisjoint({"reference", "references"})
+        extra = self.model_extra or {}
+        names_images = "target" in extra and not extra.keys().isdisjoint({"reference", "references"})
         if names_images and self.model_fields_set.isdisjoint(_ANSWER_ONLY):
             raise ValueError(
                 f"pair {shortened(self.id)} of a manifest, with its images and no answer; expected a file of predictions, as "
@@ -62,33 +62,33 @@ class Prediction(BaseModel):
 
     @model_validator(mode="after")
     def _decide(self) -> Self:
-        """Take `anomalous` from the boxes; where the line gives it, it must repeat what they say."""
-        said, given = "anomalous" in self.model_fields_set, None if self.boxes is None else bool(self.boxes)
-        if not self.valid or self.error is not None or (said and self.anomalous is None):
-            given = None
-        elif said and self.anomalous != given:
+        """Set `anomalous` from the boxes; if the line has the key, its value must agree with them."""
+        has_key, anomalous = "anomalous" in self.model_fields_set, None if self.boxes is None else bool(self.boxes)
+        if not self.valid or self.error is not None or (has_key and self.anomalous is None):
+            anomalous = None
+        elif has_key and self.anomalous != anomalous:
             raise ValueError(
                 f"anomalous {self.anomalous} beside {len(self.boxes or [])} boxes; expected boxes for an abnormal target, [] for "
                 'a normal one, "anomalous": null for no answer'
             )
-        self.anomalous = given
+        self.anomalous = anomalous
         return self
 
     @property
     def is_valid(self) -> bool:
-        """Whether an answer was given that could be read."""
+        """Whether there is an answer that could be read."""
         return self.anomalous is not None
 
     @property
     def why_no_answer(self) -> str | None:
-        """The reason, in a line, where there is no answer; None where there is one."""
+        """The reason in one line if there is no answer, else None."""
         if self.is_valid:
             return None
         return self.error or why_no_answer(self.reasoning, self.answer)
 
 
 def to_line(pair_id: str, outcome: Location | DifferadError) -> str:
-    """The line of a pair's outcome; an error is kept with its reason."""
+    """The line of a pair's outcome; an error is stored with its reason."""
     record: dict[str, Any] = {"id": pair_id}
     if isinstance(outcome, DifferadError):
         record |= {"anomalous": None, "boxes": [], "valid": False, "error": str(outcome)}
@@ -109,7 +109,7 @@ class PredictionWriter:
         self._file.append(to_line(pair_id, outcome))
 
     def sync(self) -> None:
-        """Bring all predictions to the disk. Raises WriteError."""
+        """Flush all predictions to the disk. Raises WriteError."""
         self._file.sync()
 
     def __enter__(self) -> "PredictionWriter":
@@ -130,34 +130,34 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
         yield prediction
 
 
-def finished_ids(path: Path, *, begun: bool = False) -> set[str]:
-    """The ids that a file of predictions has answers for; nothing is written. Raises ManifestError on a line that is none.
+def finished_ids(path: Path, *, recognised: bool = False) -> set[str]:
+    """The ids with answers in a file of predictions; nothing is written. Raises ManifestError on a line that is no prediction.
 
-    A last line that a kill cut off is passed over where the lines before it are predictions, or where the file is known to be
-    one (`begun`).
+    A last line that a kill cut off is skipped if the lines before it are predictions, or if the file is known to hold
+    predictions (`recognised`).
     """
-    return {prediction.id for prediction, _ in _finished(path, begun)}
+    return {prediction.id for prediction, _ in _finished(path, recognised)}
 
 
-def keep_finished(path: Path, *, begun: bool = False, without: Container[str] = ()) -> set[str]:
-    """Make a file of predictions ready to be continued; return the ids that are done.
+def keep_finished(path: Path, *, recognised: bool = False, without: Container[str] = ()) -> set[str]:
+    """Prepare a file of predictions to be continued; return the finished ids.
 
-    What a kill left of a last line is dropped, and so are failures and the ids `without`: a second run tries those again. The
-    file is replaced in one step. Raises ManifestError on a line that is none of ours, WriteError.
+    Removes a last line that a kill cut off, failures and the ids `without`: a second run tries those again. The file is
+    replaced atomically. Raises ManifestError on a line that is no prediction, WriteError.
     """
     if not path.exists():
         return set()
     done: set[str] = set()
     with atomic_write(path) as fresh, fresh.open("w", encoding="utf-8") as file:
-        for prediction, line in _finished(path, begun):
+        for prediction, line in _finished(path, recognised):
             if prediction.id not in done and prediction.id not in without:
                 done.add(prediction.id)
                 file.write(line)
     return done
 
 
-def _finished(path: Path, begun: bool) -> Iterator[tuple[Prediction, str]]:
-    """The predictions that are no failures, each with its whole line."""
+def _finished(path: Path, recognised: bool) -> Iterator[tuple[Prediction, str]]:
+    """The predictions that did not fail, each with its whole line."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -167,39 +167,39 @@ def _finished(path: Path, begun: bool) -> Iterator[tuple[Prediction, str]]:
             try:
                 prediction = _parse(raw, f"{path}:{number}")
             except ManifestError:
-                if not is_cut_off(raw, number) or not (begun or number > 1):
+                if not is_cut_off(raw, number) or not (recognised or number > 1):
                     raise
                 return
             if prediction.error is None:
                 yield prediction, raw.decode("utf-8-sig").rstrip("\r\n") + "\n"
 
 
-def is_cut_off(raw: bytes, number: int, goes_on: bytes = PREDICTION_GOES_ON) -> bool:
-    """Whether a last line is what a kill or a power cut left of one of ours: its beginning, or zeros in place of its end.
+def is_cut_off(raw: bytes, number: int, after_id: bytes = PREDICTION_AFTER_ID) -> bool:
+    """Whether a last line is a prediction cut off by a kill or a power cut: its beginning, or zeros in place of its end.
 
-    Where no line before tells whose file it is (`number` is 1), it must have `goes_on` behind its id, as ours has.
+    Without a line before it (`number` is 1), it must have `after_id` after its id, as lines written by this package have.
     """
     if raw.endswith(b"\n") and b"\0" not in raw:
         return False
-    begun, zeros, rest = raw.partition(b"\0")
-    if rest.strip(b"\0\n") or not _may_be_ours(begun, goes_on if number == 1 else b""):
+    beginning, zeros, rest = raw.partition(b"\0")
+    if rest.strip(b"\0\n") or not _may_be_ours(beginning, after_id if number == 1 else b""):
         return False
     try:
-        json.loads(begun)
+        json.loads(beginning)
     except (ValueError, RecursionError):
         return True
     return bool(zeros)
 
 
-def _may_be_ours(begun: bytes, goes_on: bytes) -> bool:
-    head, behind = begun[: len(_ID_BEGINS)], begun[len(_ID_BEGINS) :]
-    quoted = _IN_QUOTES.match(behind)
-    rest = behind[quoted.end() :] if quoted else b""
-    return _ID_BEGINS.startswith(head) and rest[: len(goes_on)] == goes_on[: len(rest)]
+def _may_be_ours(beginning: bytes, after_id: bytes) -> bool:
+    head, tail = beginning[: len(_ID_PREFIX)], beginning[len(_ID_PREFIX) :]
+    quoted = _IN_QUOTES.match(tail)
+    rest = tail[quoted.end() :] if quoted else b""
+    return _ID_PREFIX.startswith(head) and rest[: len(after_id)] == after_id[: len(rest)]
 
 
 class PredictionIndex:
-    """Predictions by id, read from disk when asked for; holds one offset per id. Of several lines the last one counts."""
+    """Predictions by id, read from disk on request; holds one offset per id. Of several lines of an id the last one counts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -223,14 +223,14 @@ class PredictionIndex:
         return len(self._offsets)
 
     def __iter__(self) -> Iterator[Prediction]:
-        """The last prediction of each id, in the order in which the ids first come."""
+        """The last prediction of each id, in the order in which the ids first occur."""
         with self._path.open("rb") as file:
             for offset in self._offsets.values():
                 file.seek(offset)
                 yield _parse(file.readline(), str(self._path))
 
     def get(self, pair_id: str) -> Prediction | None:
-        """The prediction of a pair, None where there is none."""
+        """The prediction of a pair, None if there is none."""
         if pair_id not in self._offsets:
             return None
         with self._path.open("rb") as file:
@@ -238,9 +238,9 @@ class PredictionIndex:
             return _parse(file.readline(), str(self._path))
 
 
-def _parse(raw: bytes, place: str) -> Prediction:
+def _parse(raw: bytes, location: str) -> Prediction:
     try:
         line = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{place}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    return parse_line(Prediction, line, place)
+        raise ManifestError(f"{location}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    return parse_line(Prediction, line, location)

@@ -1,6 +1,6 @@
-"""`report.html`: one file that opens offline, with the table, the distribution of IoU and the pairs worth a look.
+"""`report.html`: one offline file with the table of metrics, the distribution of IoU and selected pairs.
 
-A model's words are untrusted text: the template escapes everything. Knows nothing of locators; it draws what was recorded.
+A model's text is untrusted: the template escapes everything. Knows nothing of locators; it shows recorded predictions.
 """
 
 import heapq
@@ -28,7 +28,7 @@ REASONING_LIMIT = 600
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A pair with what was predicted for it and how that scored."""
+    """A pair with its prediction and result."""
 
     pair: Pair
     prediction: Prediction | None
@@ -37,14 +37,14 @@ class Case:
 
 @dataclass
 class TopCases(Generic[Item]):
-    """The highest items of each kind while many pass; holds at most `size` of a kind."""
+    """The highest items of each kind in a stream; holds at most `size` per kind."""
 
     size: int
     _order: "itertools.count[int]" = field(default_factory=itertools.count)
     _heaps: dict[str, list[tuple[float, int, Item]]] = field(default_factory=dict)
 
     def add(self, kind: str, value: float, item: Item) -> None:
-        """Take an item into account; of equal ones the first are kept."""
+        """Add an item; of equal ones the first are kept."""
         heap = self._heaps.setdefault(kind, [])
         entry = (value, -next(self._order), item)
         if len(heap) < self.size:
@@ -53,13 +53,13 @@ class TopCases(Generic[Item]):
             heapq.heappushpop(heap, entry)
 
     def highest(self, kind: str) -> list[Item]:
-        """The items kept of a kind, highest first."""
+        """The highest items of a kind, highest first."""
         return [item for _, _, item in sorted(self._heaps.get(kind, []), key=lambda entry: entry[:2], reverse=True)]
 
 
 @dataclass
 class Showcase:
-    """Gathers what a report shows while pairs stream by; holds a fixed number of cases."""
+    """Collects a report's content from a stream of pairs; holds a bounded number of cases."""
 
     shown: int = SHOWN
     histogram: list[int] = field(default_factory=lambda: [0] * BINS)
@@ -69,24 +69,24 @@ class Showcase:
         self._kept = TopCases(self.shown)
 
     def add(self, case: Case) -> None:
-        """Take a case into account; of equally good ones the first are kept."""
+        """Add a case; of equal ones the first are kept."""
         result, prediction = case.result, case.prediction
-        sureness = result.confidence or 0.0
+        confidence = result.confidence or 0.0
         if prediction is not None and not prediction.is_valid:
             self._kept.add("no_answer" if prediction.error is None else "errors", 0.0, case)
-        if result.anomalous and not result.placed:
-            found = result.gave_box and result.valid
-            self._kept.add("found" if found else "overlooked", sureness if found else -sureness, case)
+        if result.anomalous and not result.has_location:
+            detected = result.gave_box and result.valid
+            self._kept.add("found" if detected else "overlooked", confidence if detected else -confidence, case)
         elif result.anomalous:
             self.histogram[min(BINS - 1, int(result.iou * BINS))] += 1
-            # Among pairs that were all missed, the ones where the locator was surest are the worst.
-            self._kept.add("worst", -result.iou + (sureness if result.iou == 0 else 0.0), case)
+            # Of the pairs that were missed entirely, those with the highest confidence are the worst.
+            self._kept.add("worst", -result.iou + (confidence if result.iou == 0 else 0.0), case)
             self._kept.add("best", result.iou, case)
         elif result.gave_box and result.valid:
-            self._kept.add("false_alarms", sureness, case)
+            self._kept.add("false_alarms", confidence, case)
 
     def cases(self, kind: str) -> list[Case]:
-        """The cases kept under a name of `SECTIONS`, most telling first."""
+        """The cases of a section in `SECTIONS`, most extreme first."""
         return self._kept.highest(kind)
 
 
@@ -94,16 +94,16 @@ SECTIONS = (
     (
         "worst",
         "Worst pairs",
-        "Anomalous pairs with the lowest IoU; of those missed entirely, the ones the locator was surest of.",
+        "Anomalous pairs with the lowest IoU; of those missed entirely, the ones with the highest confidence.",
     ),
     ("best", "Best pairs", "Anomalous pairs with the highest IoU."),
     (
         "overlooked",
         "Overlooked pairs",
-        "Abnormal, place unknown, and no box was given; the least sure first.",
+        "Abnormal, place unknown, and no box predicted; lowest confidence first.",
     ),
-    ("found", "Found pairs", "Abnormal, place unknown, and a box was given; the surest first."),
-    ("false_alarms", "False alarms", "Normal pairs in which a box was given, the surest first."),
+    ("found", "Found pairs", "Abnormal, place unknown, and a box predicted; highest confidence first."),
+    ("false_alarms", "False alarms", "Normal pairs with a predicted box, highest confidence first."),
     (
         "no_answer",
         "Pairs without an answer",
@@ -124,7 +124,7 @@ COLUMNS = (
 
 
 def write_report(path: str | Path, metrics: dict[str, Any], showcase: Showcase) -> None:
-    """Write the page for `metrics` (as `summarise` makes them, with baselines) and the gathered cases."""
+    """Write the page for `metrics` (the result of `summarise`, with baselines) and the collected cases."""
     page = render_page(
         "report.html.j2",
         metrics=metrics,
@@ -133,8 +133,8 @@ def write_report(path: str | Path, metrics: dict[str, Any], showcase: Showcase) 
         rows=list(_rows(metrics)),
         bars=_bars(showcase.histogram),
         sections=[
-            (title, note, [_card(case) for case in showcase.cases(kind)])
-            for kind, title, note in SECTIONS
+            (title, description, [_card(case) for case in showcase.cases(kind)])
+            for kind, title, description in SECTIONS
             if showcase.cases(kind)
         ],
     )
@@ -143,7 +143,7 @@ def write_report(path: str | Path, metrics: dict[str, Any], showcase: Showcase) 
 
 def render_page(template: str, **values: Any) -> str:
     """A template of this package with its values, all text escaped."""
-    from jinja2 import Environment, PackageLoader  # a light start matters more to those who only locate
+    from jinja2 import Environment, PackageLoader  # imported late: commands that only locate start faster
 
     environment = Environment(
         loader=PackageLoader("differad.evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -152,7 +152,7 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def thumbnails(pair: Pair, prediction: Prediction | None, truth: Boxes | None = None) -> list[str]:
-    """Data URLs of the reference and the target with its boxes, crossed out where there is no answer; none if unreadable."""
+    """Data URLs of the reference and the target with its boxes, crossed out if there is no answer; none if unreadable."""
     is_valid = prediction is not None and prediction.is_valid
     predicted = as_boxes(prediction.boxes if prediction and is_valid else None)
     try:
@@ -166,14 +166,14 @@ def thumbnails(pair: Pair, prediction: Prediction | None, truth: Boxes | None = 
     ]
 
 
-def shortened_words(prediction: Prediction | None) -> str:
-    """What a model said, as much of it as a card holds."""
-    words = (prediction.reasoning or prediction.answer) if prediction else ""
-    return words if len(words) <= REASONING_LIMIT else words[:REASONING_LIMIT] + " …"
+def shortened_text(prediction: Prediction | None) -> str:
+    """A model's reasoning or answer, shortened to the length of a card."""
+    text = (prediction.reasoning or prediction.answer) if prediction else ""
+    return text if len(text) <= REASONING_LIMIT else text[:REASONING_LIMIT] + " …"
 
 
 def _rows(metrics: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """The lines of the table: each category, with the baselines beside it; then groups, sizes and all pairs."""
+    """The rows of the table: each category followed by its baselines; then groups, sizes and all pairs."""
     baselines = metrics.get("baselines", {})
     for name, values in metrics["categories"].items():
         yield {"name": name or "(no category)", "values": values, "kind": "category"}
@@ -194,7 +194,7 @@ def _rows(metrics: dict[str, Any]) -> Iterable[dict[str, Any]]:
 
 
 def _bars(histogram: Sequence[int]) -> list[dict[str, Any]]:
-    """Bars of the histogram in a drawing of 600 x 160 units."""
+    """Bars of the histogram in an SVG of 600 x 160 units."""
     highest, width = max(1, *histogram), 600 / len(histogram)
     return [
         {
@@ -215,7 +215,7 @@ def _card(case: Case) -> dict[str, Any]:
         "truth": _truth(case.result),
         "confidence": case.result.confidence,
         "images": thumbnails(case.pair, case.prediction, case.pair.boxes),
-        "words": shortened_words(case.prediction),
+        "words": shortened_text(case.prediction),
         "problem": _problem(case.prediction),
     }
 
@@ -223,7 +223,7 @@ def _card(case: Case) -> dict[str, Any]:
 def _truth(result: PairResult) -> str:
     if not result.anomalous:
         return "normal"
-    return f"IoU {result.iou:.3f}" if result.placed else "abnormal, place unknown"
+    return f"IoU {result.iou:.3f}" if result.has_location else "abnormal, place unknown"
 
 
 def _problem(prediction: Prediction | None) -> str:

@@ -1,7 +1,7 @@
-"""Locate many pairs and score them: streamed, resumable, no pair able to stop the others.
+"""Locate many pairs and score them: streamed and resumable; a failed pair does not stop the others.
 
-`evaluate` checks every manifest before the first picture is opened, appends predictions as they are made, and then scores them
-as `score` does from the same files. Neither ever holds more than a few pairs.
+`evaluate` checks every manifest before it opens the first image, appends each prediction at once, and then scores them as
+`score` does from the same files. Neither holds more than a few pairs in memory.
 """
 
 import json
@@ -24,7 +24,7 @@ from differad.data.manifest import check_readable, read_pairs
 from differad.data.truth import check_boxes, check_mask, in_fractions
 from differad.errors import DifferadError, ImageError, InputError, InputWarning, LocatorError, ManifestError
 from differad.evaluation.baselines import BASELINES
-from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise_beside
+from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise_with_baselines
 from differad.evaluation.predictions import Prediction, PredictionIndex, PredictionWriter
 from differad.evaluation.report import Case, Showcase, write_report
 from differad.evaluation.run_record import Inputs, RunFiles, RunRecord, read_run
@@ -48,11 +48,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Locate the labelled pairs of `manifests`, score them and write predictions.jsonl, metrics.json, report.html to `out`.
 
-    A second call with the same arguments goes on where the first stopped and tries failed pairs again. `limit` takes a
-    spread of so many pairs (`selection.spread`); `seed` draws the bootstrap. Returns the metrics. Raises ManifestError
-    before any work when a manifest is wrong or a true box cannot be pixels of its target; InputError when `out` holds
-    another run or one is at work there; where no pair at all could be located, with the first reason, InputError or
-    LocatorError: the predictions hold the reasons, and nothing is scored.
+    A second call with the same arguments continues where the first stopped and tries failed pairs again. `limit` selects
+    that many pairs evenly (`selection.spread`); `seed` is that of the bootstrap. Returns the metrics. Raises ManifestError
+    before any work if a manifest is wrong or a true box cannot be pixels of its target; InputError if `out` holds another
+    run or is in use by one; InputError or LocatorError, with the first reason, if no pair could be located: the
+    predictions hold the reasons, and nothing is scored.
     """
     paths = [Path(manifest) for manifest in manifests]
     check_readable(paths)
@@ -71,7 +71,7 @@ def evaluate(
 
 
 def discard_evaluation(out: str | Path) -> None:
-    """Remove what an evaluation left in `out`, finished or not, so that the next one starts anew.
+    """Remove the files of an evaluation in `out`, finished or not, so that the next one starts from the beginning.
 
     Raises InputError, WriteError.
     """
@@ -87,8 +87,8 @@ def discard_evaluation(out: str | Path) -> None:
 def score(manifests: Sequence[str | Path], predictions: str | Path, *, seed: int = 0) -> dict[str, Any]:
     """The metrics of stored predictions, without a model.
 
-    Targets are opened for their size alone; where one is missing, its pair has no defect size and no baseline, which is
-    counted as `without_image`. Raises ManifestError, also where the predictions hold nothing but failures for these pairs.
+    Targets are opened for their size only; a pair without its target has no defect size and no baseline and is counted as
+    `without_image`. Raises ManifestError, also if all predictions for these pairs are failures.
     """
     paths = [Path(manifest) for manifest in manifests]
     check_readable([*paths, Path(predictions)])
@@ -118,11 +118,11 @@ def locate_to_file(
 ) -> dict[str, Any]:
     """Append a prediction for each pair to `out`; pairs already there are skipped, failed ones tried again.
 
-    `OUT.run.json` and `OUT.images.jsonl` beside it say what it was made with; `manifests` are the files that the pairs are
-    from. Returns how many were `located`, `kept` from an earlier run, and `failed` (kept in the file with their reason); where
-    there are any, how many of the located have `no_answer`, and the `first_reasons` of either.
-    Raises InputError when `out` holds anything else or another run, or one is at work; where every pair failed, with the
-    first reason, InputError or LocatorError.
+    `OUT.run.json` and `OUT.images.jsonl` beside it record the run; `manifests` are the files that the pairs are from.
+    Returns the numbers of pairs `located`, `kept` from an earlier run, and `failed` (stored with their reason); if there are
+    any, the number of located pairs with `no_answer`, and the `first_reasons` of both.
+    Raises InputError if `out` holds anything else or another run, or is in use by one; InputError or LocatorError, with the
+    first reason, if every pair failed.
     """
     path, paths = Path(out), [Path(manifest) for manifest in manifests]
     check_readable(paths)
@@ -143,7 +143,7 @@ def _locate(
     total: int | None,
     progress: bool,
 ) -> dict[str, Any]:
-    """`locate_to_file` where the place is locked."""
+    """`locate_to_file` with the output already locked."""
     with RunRecord(files, locator, manifests) as record:
         counts = locate_recorded(pairs, locator, record, files.predictions, total=total, progress=progress)
     counts.report()
@@ -160,41 +160,41 @@ def locate_recorded(
     progress: bool,
     each: Callable[[Pair, Outcome], None] | None = None,
 ) -> "Counts":
-    """Append a prediction for each pair that is not finished in `record`; `each` is called when its prediction is written.
+    """Append a prediction for each pair that is not finished in `record`; `each` is called after its prediction is written.
 
-    Returns what became of them, of which nothing is said yet. Raises InputError where images have changed, WriteError.
+    Returns the counts, not yet reported. Raises InputError if images have changed, WriteError.
     """
     counts = Counts()
-    waiting: deque[tuple[Pair, Inputs]] = deque()
+    pending: deque[tuple[Pair, Inputs]] = deque()
 
-    def to_do() -> Iterator[Pair]:
+    def unfinished() -> Iterator[Pair]:
         for pair in pairs:
             if pair.id in record.done:
                 record.check_finished(pair)
                 counts.kept += 1
                 bar.advance(task)
             else:
-                waiting.append((pair, record.inputs(pair)))
+                pending.append((pair, record.inputs(pair)))
                 yield pair
 
     def sync() -> None:
-        record.sync()  # first: a prediction counts where the log has its images
+        record.sync()  # first: a prediction is valid only if the log has its images
         writer.sync()
 
     with progress_bar(progress) as bar, PredictionWriter(predictions) as writer:
         task = bar.add_task(printable(locator.name), total=total)
-        due = time.monotonic() + SECONDS_BETWEEN_SYNCS
-        for outcome in locator.locate_many(to_do()):
-            pair, inputs = waiting.popleft()
+        next_sync = time.monotonic() + SECONDS_BETWEEN_SYNCS
+        for outcome in locator.locate_many(unfinished()):
+            pair, inputs = pending.popleft()
             if not isinstance(outcome, DifferadError):
                 record.add(pair.id, inputs)
             writer.write(pair.id, outcome)
             counts.add(pair.id, outcome)
             if each is not None:
                 each(pair, outcome)
-            if time.monotonic() >= due:
+            if time.monotonic() >= next_sync:
                 sync()
-                due = time.monotonic() + SECONDS_BETWEEN_SYNCS
+                next_sync = time.monotonic() + SECONDS_BETWEEN_SYNCS
             bar.advance(task)
         sync()
     return counts
@@ -202,7 +202,7 @@ def locate_recorded(
 
 @dataclass
 class Counts:
-    """What became of the pairs of a run; of failures and of missing answers, the first with its reason."""
+    """Numbers of a run's pairs by outcome, with the first failure and the reason of the first missing answer."""
 
     located: int = 0
     kept: int = 0
@@ -223,7 +223,7 @@ class Counts:
             self.reason = self.reason or f"pair {pair_id!r}: {outcome.why_no_answer}"
 
     def report(self) -> None:
-        """Warn of what got no answer. Raises InputError or LocatorError where nothing at all was located."""
+        """Warn of failures and missing answers. Raises InputError or LocatorError if no pair was located."""
         if self.failure is not None:
             if not self.located + self.kept:
                 kind = InputError if isinstance(self.failure, InputError) else LocatorError
@@ -233,12 +233,12 @@ class Counts:
                 f"{self.failed} of {tried} pairs failed, the first: {self.failure}", InputWarning, stacklevel=4
             )
         if self.no_answer:
-            counted = (
+            summary = (
                 f"none of {self.located} pairs got an answer that counts"
                 if self.no_answer == self.located
                 else f"{self.no_answer} of {self.located} pairs have no answer"
             )
-            warnings.warn(f"{counted}, the first: {self.reason}", InputWarning, stacklevel=4)
+            warnings.warn(f"{summary}, the first: {self.reason}", InputWarning, stacklevel=4)
 
     def to_dict(self) -> dict[str, Any]:
         """The counts as JSON, with the first reason of each kind."""
@@ -252,17 +252,19 @@ class Counts:
 
 
 def _check_manifests(paths: Sequence[Path], limit: int | None) -> tuple[int, int]:
-    """Read every line, and the headers of the pairs that are evaluated; return how many pairs are labelled, how many not.
+    """Read every line, and the headers of the images to evaluate; return the numbers of labelled and unlabelled pairs.
 
-    Warns of pairs that are not. Raises ManifestError, on true boxes that cannot be pixels of their target too.
+    Warns of unlabelled pairs. Raises ManifestError, also on true boxes that cannot be pixels of their target.
     """
-    seen: dict[str, Path] = {}
+    manifest_of: dict[str, Path] = {}
     labelled = 0
     for path in paths:
         for pair in read_pairs(path):
-            if pair.id in seen:
-                raise ManifestError(f"{path}: id {pair.id!r} stands in {seen[pair.id]} too; expected ids that differ")
-            seen[pair.id] = path
+            if pair.id in manifest_of:
+                raise ManifestError(
+                    f"{path}: id {pair.id!r} is also in {manifest_of[pair.id]}; expected ids that differ"
+                )
+            manifest_of[pair.id] = path
             if pair.anomalous is not None:
                 labelled += 1
                 if limit is None:
@@ -274,10 +276,12 @@ def _check_manifests(paths: Sequence[Path], limit: int | None) -> tuple[int, int
             f"get verdicts, overlays and a report from: differad inspect --pairs {paths[0]} --out DIR"
         )
     for pair in labelled_pairs(paths, limit) if limit is not None else ():
-        _check_truth(seen[pair.id], pair)
-    unlabelled = len(seen) - labelled
+        _check_truth(manifest_of[pair.id], pair)
+    unlabelled = len(manifest_of) - labelled
     if unlabelled:
-        warnings.warn(f"{unlabelled} of {len(seen)} pairs are unlabelled and left out", InputWarning, stacklevel=3)
+        warnings.warn(
+            f"{unlabelled} of {len(manifest_of)} pairs are unlabelled and left out", InputWarning, stacklevel=3
+        )
     return labelled, unlabelled
 
 
@@ -291,20 +295,20 @@ def _check_truth(path: Path, pair: Pair) -> None:
 
 
 def _files_in(out: Path) -> RunFiles:
-    """The files of an evaluation in the folder `out`, which is made. Raises InputError."""
+    """The files of an evaluation in the folder `out`, which is created. Raises InputError."""
     make_folder(out)
     names = ("predictions.jsonl", "run.json", "images.jsonl", "metrics.json", "report.html")
     predictions, record, images, *others = (out / name for name in names)
     return RunFiles(out, predictions, record, images, tuple(others))
 
 
-# What is counted as gone wrong, with the first reason of each.
+# Failures that are counted, with the first reason of each.
 _FAILURES = ("unpredicted", "errors", "no_answer", "without_image", "predictions_outside")
 
 
 @dataclass
-class _Tally:
-    """What scoring gathers while the pairs stream by."""
+class _ScoreCounts:
+    """Results and counts that scoring collects from a stream of pairs."""
 
     results: list[PairResult] = field(default_factory=list)
     baselines: dict[str, list[PairResult]] = field(default_factory=lambda: {name: [] for name in BASELINES})
@@ -314,69 +318,69 @@ class _Tally:
     first_reasons: dict[str, str] = field(default_factory=dict)
 
     def count(self, name: str, reason: str) -> None:
-        """One more of the failures `name`; the first reason is kept."""
+        """Count a failure of kind `name` and keep the first reason."""
         self.failures[name] += 1
         self.first_reasons.setdefault(name, reason)
 
 
 def _score(pairs: Iterator[Pair], predictions: Path, seed: int) -> tuple[dict[str, Any], Showcase]:
     index = PredictionIndex(predictions)
-    tally, showcase = _Tally(), Showcase()
+    counts, showcase = _ScoreCounts(), Showcase()
     for pair in pairs:
-        _add(tally, showcase, pair, index.get(pair.id))
-    _warn_of_outside(tally)
-    measured = {name: results for name, results in tally.baselines.items() if results}
-    metrics, baselines = summarise_beside(tally.results, measured, seed)
+        _add(counts, showcase, pair, index.get(pair.id))
+    _warn_of_outside(counts)
+    measured = {name: results for name, results in counts.baselines.items() if results}
+    metrics, baselines = summarise_with_baselines(counts.results, measured, seed)
     metrics["baselines"] = baselines
     metrics |= {
-        **{name: tally.failures[name] for name in _FAILURES},
-        "first_reasons": tally.first_reasons,
-        "boxes_cut": tally.boxes_cut,
-        "unknown_predictions": len(index) - (len(tally.results) - tally.failures["unpredicted"]),
-        "median_seconds": statistics.median(tally.seconds) if tally.seconds else None,
+        **{name: counts.failures[name] for name in _FAILURES},
+        "first_reasons": counts.first_reasons,
+        "boxes_cut": counts.boxes_cut,
+        "unknown_predictions": len(index) - (len(counts.results) - counts.failures["unpredicted"]),
+        "median_seconds": statistics.median(counts.seconds) if counts.seconds else None,
     }
     return metrics, showcase
 
 
-def _warn_of_outside(tally: _Tally) -> None:
-    outside = tally.failures["predictions_outside"]
+def _warn_of_outside(counts: _ScoreCounts) -> None:
+    outside = counts.failures["predictions_outside"]
     if outside:
         warnings.warn(
-            f"{outside} of {len(tally.results)} pairs: the predicted box lies outside the target or within 0..1; expected "
+            f"{outside} of {len(counts.results)} pairs: the predicted box is outside the target or within 0..1; expected "
             "pixels of the target as it is on disk, so these score as misses; the first: "
-            f"{tally.first_reasons['predictions_outside']}",
+            f"{counts.first_reasons['predictions_outside']}",
             InputWarning,
             stacklevel=2,
         )
 
 
-def _add(tally: _Tally, showcase: Showcase, pair: Pair, prediction: Prediction | None) -> None:
+def _add(counts: _ScoreCounts, showcase: Showcase, pair: Pair, prediction: Prediction | None) -> None:
     try:
         size = image_size(pair.target)
     except ImageError as error:
         size = None
-        tally.count("without_image", str(error))
+        counts.count("without_image", str(error))
     truth = as_boxes(check_boxes(pair, size))
     predicted = as_boxes(prediction.boxes if prediction else None)
     valid = prediction is not None and prediction.is_valid
     result = _result(
         pair, truth, predicted, size, valid=valid, confidence=prediction.confidence if prediction else None
     )
-    tally.results.append(result)
-    tally.boxes_cut += int((truth != as_boxes(pair.boxes)).any(axis=-1).sum())
+    counts.results.append(result)
+    counts.boxes_cut += int((truth != as_boxes(pair.boxes)).any(axis=-1).sum())
     if prediction is None:
-        tally.count("unpredicted", f"pair {pair.id!r}")
+        counts.count("unpredicted", f"pair {pair.id!r}")
     elif prediction.error is not None:
-        tally.count("errors", prediction.error)
+        counts.count("errors", prediction.error)
     elif not valid:
-        tally.count("no_answer", f"pair {pair.id!r}: {prediction.why_no_answer}")
+        counts.count("no_answer", f"pair {pair.id!r}: {prediction.why_no_answer}")
     if prediction and prediction.seconds is not None:
-        tally.seconds.append(prediction.seconds)
+        counts.seconds.append(prediction.seconds)
     if size is not None:
         if _outside(predicted[:1], *size).any():
-            tally.count("predictions_outside", f"pair {pair.id!r}")
+            counts.count("predictions_outside", f"pair {pair.id!r}")
         for name, predict in BASELINES.items():
-            tally.baselines[name].append(_result(pair, truth, predict(*size), size, valid=True))
+            counts.baselines[name].append(_result(pair, truth, predict(*size), size, valid=True))
     showcase.add(Case(pair, prediction, result))
 
 
@@ -398,12 +402,12 @@ def _result(
         group=pair.group,
         size=size_name(truth, *size) if size else None,
         confidence=confidence,
-        placed=pair.boxes is not None,
+        has_location=pair.boxes is not None,
     )
 
 
 def _outside(predicted: Boxes, width: int, height: int) -> NDArray[np.bool_]:
-    """Which predicted boxes (N, 4) are no pixels of a target of that size."""
+    """Whether each predicted box (N, 4) is in fractions or outside a target of that size in pixels; shape (N,)."""
     return in_fractions(predicted) | is_degenerate(clip(predicted, width, height)) & ~is_degenerate(predicted)
 
 

@@ -1,1 +1,1 @@
-"""Procedural parts with defects and their exact masks: what constants are calibrated on and tests run with."""
+"""Synthetic parts with defects and exact masks, for training, calibration and tests."""

@@ -1,7 +1,7 @@
-"""Procedural printed circuit boards: a layout of copper, and the colours that a camera sees of it.
+"""Procedural printed circuit boards: a layout of copper, and its colours.
 
 A layout is (H, W) float32 in [0, 1], the share of copper in each pixel, so that a defect can be drawn into the copper
-before any camera sees it. Knows nothing of defects, cameras or pairs.
+before an image is rendered. Knows nothing of defects, cameras or pairs.
 """
 
 import math
@@ -18,7 +18,7 @@ _DIRECTIONS = np.array([(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, 
 
 @dataclass(frozen=True)
 class BoardStyle:
-    """How a layout looks: RGB of board and copper in grey levels, and whether the scanner writes black and white."""
+    """Appearance of a layout: RGB of board and copper in grey levels, and whether the scan is black and white."""
 
     board: tuple[float, float, float]
     copper: tuple[float, float, float]
@@ -40,7 +40,7 @@ def draw_style(rng: np.random.Generator) -> BoardStyle:
     return BoardStyle(tuple(board_colour), tuple(copper_colour), binary=False)
 
 
-def draw_layout(rng: np.random.Generator, size: int) -> Layer:
+def generate_layout(rng: np.random.Generator, size: int) -> Layer:
     """Traces in bundles, pads, drilled rings and fills on a square of `size` pixels."""
     copper = np.zeros((size, size), np.float32)
     for _ in range(rng.integers(2, 6)):
@@ -53,9 +53,9 @@ def draw_layout(rng: np.random.Generator, size: int) -> Layer:
 
 
 def etch(layout: Layer, field: Layer) -> Layer:
-    """The copper of one made board: edges of `layout` moved outwards by `field` (H, W) pixels, plain areas left alone.
+    """The copper of a manufactured board: edges of `layout` moved outwards by `field` (H, W) pixels, plain areas unchanged.
 
-    The slope of a step blurred by sigma is 1 / (sigma sqrt(2 pi)) per pixel; adding `field` times that moves its middle.
+    A step blurred by sigma has the slope 1 / (sigma sqrt(2 pi)) per pixel; adding `field` times that moves its middle.
     """
     slope = 1 / (_ETCH_SIGMA * math.sqrt(2 * math.pi))
     soft = cv2.GaussianBlur(layout, (0, 0), _ETCH_SIGMA)
@@ -65,7 +65,7 @@ def etch(layout: Layer, field: Layer) -> Layer:
 
 
 def shade(layout: Layer, style: BoardStyle) -> Layer:
-    """The picture of a layout, (H, W, 3) float32 in grey levels, before any camera."""
+    """The image of a layout, (H, W, 3) float32 in grey levels, before any camera."""
     board, copper = np.array(style.board, np.float32), np.array(style.copper, np.float32)
     return np.asarray(board + layout[..., None] * (copper - board), dtype=np.float32)
 
@@ -80,7 +80,7 @@ def _draw_fill(rng: np.random.Generator, copper: Layer) -> None:
 
 
 def _draw_bundle(rng: np.random.Generator, copper: Layer) -> None:
-    """Parallel traces with a few bends, cleared around so that they stand apart from what lies below."""
+    """Parallel traces with a few bends, with a gap around them that separates them from the copper below."""
     size = len(copper)
     width, gap, count = int(rng.integers(5, 18)), int(rng.integers(6, 18)), int(rng.integers(1, 6))
     heading = int(rng.integers(0, 8))

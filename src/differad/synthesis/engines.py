@@ -1,7 +1,7 @@
-"""Where the tasks of a synthesis run are performed: here, in worker processes, or on Ray.
+"""Engines that run the tasks of a synthesis run: this process, worker processes, or Ray.
 
-An engine takes the work, the start of each task and a number of workers, and yields what each task left, in order. It holds a
-bounded number of tasks, and is done with its workers when it ends, whatever ends it.
+An engine takes the work, the start of each task and a number of workers, and yields the tasks' results in order. It holds a
+bounded number of tasks, and its workers end with it, whatever ends it.
 """
 
 import json
@@ -23,12 +23,12 @@ import cv2
 
 from differad.data.locks import as_worker, be_worker
 from differad.errors import DifferadError, MissingExtraError
-from differad.synthesis.store import NOTE, Done, Work, perform
+from differad.synthesis.store import METADATA, TaskResult, Work, perform
 
-Engine = Callable[[Work, range, int], Generator[Done, None, None]]
-# Tasks in flight for each worker: enough that none waits while an earlier, slower task holds up the order.
+Engine = Callable[[Work, range, int], Generator[TaskResult, None, None]]
+# Tasks in flight for each worker: enough that no worker idles while an earlier, slower task delays the ordered results.
 AHEAD = 3
-# Pairs in one task of Ray, some seconds of work: far more than it costs to hand out.
+# Pairs in one task of Ray: some seconds of work, far more than the cost of scheduling it.
 RAY_BLOCK = 256
 
 
@@ -42,39 +42,39 @@ def require_ray() -> Any:
     return ray
 
 
-def in_processes(work: Work, starts: range, workers: int) -> Generator[Done, None, None]:
-    """On this machine: one worker draws in this process, more in processes of their own. Raises DifferadError."""
+def in_processes(work: Work, starts: range, workers: int) -> Generator[TaskResult, None, None]:
+    """On this machine: a single worker is this process, several are child processes. Raises DifferadError."""
     if workers == 1:
-        return _here(work, starts)
+        return _in_this_process(work, starts)
     return _in_pool(work, starts, workers)
 
 
-def on_ray(work: Work, starts: range, workers: int) -> Generator[Done, None, None]:
-    """With Ray Data, on the cluster that RAY_ADDRESS or an earlier `ray.init` names, else on one of `workers` cores here.
+def on_ray(work: Work, starts: range, workers: int) -> Generator[TaskResult, None, None]:
+    """With Ray Data, on the cluster that RAY_ADDRESS or an earlier `ray.init` names, else on `workers` local cores.
 
     Every node must see the output folder under the same path. Raises MissingExtraError.
     """
     ray = require_ray()
-    own = not ray.is_initialized()
-    if own:
+    starts_ray = not ray.is_initialized()
+    if starts_ray:
         _start_ray(ray, workers)
     try:
         blocks = min(len(starts), max(2 * workers, -(-len(starts) * work.step // RAY_BLOCK)))
         numbers = ray.data.range(len(starts), override_num_blocks=blocks)
-        done = numbers.map_batches(
+        results = numbers.map_batches(
             _perform_batch, batch_size=1, fn_kwargs={"work": work, "starts": starts}, concurrency=workers
         )
-        done.context.execution_options.preserve_order = True
-        done.context.enable_progress_bars = False
-        for row in done.iter_rows():
-            document = json.loads(row["done"])
-            yield Done(tuple(document["lines"]), document["error"])
+        results.context.execution_options.preserve_order = True
+        results.context.enable_progress_bars = False
+        for row in results.iter_rows():
+            document = json.loads(row["result"])
+            yield TaskResult(tuple(document["lines"]), document["error"])
     finally:
-        if own:
+        if starts_ray:
             ray.shutdown()
 
 
-def _here(work: Work, starts: range) -> Generator[Done, None, None]:
+def _in_this_process(work: Work, starts: range) -> Generator[TaskResult, None, None]:
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -84,38 +84,38 @@ def _here(work: Work, starts: range) -> Generator[Done, None, None]:
         cv2.setNumThreads(threads)
 
 
-def _in_pool(work: Work, starts: range, workers: int) -> Generator[Done, None, None]:
-    # Spawned: a fork would copy the locks of whatever threads the caller runs.
+def _in_pool(work: Work, starts: range, workers: int) -> Generator[TaskResult, None, None]:
+    # Spawned: a fork would copy the locks of the caller's threads.
     context = multiprocessing.get_context("spawn")
     lifeline, end = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (lifeline, work.out / NOTE))
-    waiting: deque[Future[Done]] = deque()
-    to_come = iter(starts)
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (lifeline, work.out / METADATA))
+    pending: deque[Future[TaskResult]] = deque()
+    remaining = iter(starts)
     try:
         with _interrupts_held():
-            waiting.extend(pool.submit(perform, work, start) for start in islice(to_come, AHEAD * workers))
-        while waiting:
-            done = waiting.popleft().result()
-            waiting.extend(pool.submit(perform, work, start) for start in islice(to_come, 1))
-            yield done
+            pending.extend(pool.submit(perform, work, start) for start in islice(remaining, AHEAD * workers))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(perform, work, start) for start in islice(remaining, 1))
+            yield result
         pool.shutdown()
     except BrokenProcessPool:
         raise DifferadError(
-            "a worker process ended unexpectedly, perhaps for lack of memory; run the same again, with fewer workers: "
-            "the set goes on where it stopped"
+            "a worker process ended unexpectedly, perhaps for lack of memory; run the same command again with fewer workers: "
+            "the set is continued where it stopped"
         ) from None
     finally:
-        # Without this the tasks in flight would be waited for, a whole shard each.
+        # Otherwise the shutdown waits for the tasks in flight, a whole shard each.
         end.close()
         pool.shutdown(cancel_futures=True)
         lifeline.close()
 
 
-def _start_worker(lifeline: Connection, note: Path) -> None:
-    """Set a worker up to use one core, and to end with the run: a killed run closes its end of the pipe as well."""
+def _start_worker(lifeline: Connection, metadata: Path) -> None:
+    """Limit a worker to one core and let it end with the run: a killed run closes its end of the pipe too."""
     cv2.setNumThreads(1)
-    be_worker(note)
-    # After the lock: whoever goes on with a killed run waits for this worker, or finds it gone.
+    be_worker(metadata)
+    # After the lock: a run that continues a killed one waits for this worker, or finds that it ended.
     if lifeline.poll():
         os._exit(1)
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
@@ -128,7 +128,7 @@ def _end_with(lifeline: Connection) -> None:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes started inside see neither Ctrl-C nor a hang-up, which a terminal sends to all of them: they end with the run."""
+    """Processes started inside ignore Ctrl-C and hang-ups, which a terminal sends to all of them: they end with the run."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -148,9 +148,9 @@ def _start_ray(ray: Any, workers: int) -> None:
 
 def _perform_batch(batch: dict[str, Any], work: Work, starts: range) -> dict[str, Any]:
     cv2.setNumThreads(1)
-    with as_worker(work.out / NOTE):
-        done = [perform(work, starts[int(number)]) for number in batch["id"]]
-    return {"done": [json.dumps({"lines": one.lines, "error": one.error}) for one in done]}
+    with as_worker(work.out / METADATA):
+        results = [perform(work, starts[int(number)]) for number in batch["id"]]
+    return {"result": [json.dumps({"lines": result.lines, "error": result.error}) for result in results]}
 
 
 ENGINES: dict[str, Engine] = {"process": in_processes, "ray": on_ray}

@@ -1,9 +1,9 @@
-"""Sets of synthetic pairs of any size: streamed, on several workers, gone on with after a kill, the same bytes every time.
+"""Sets of synthetic pairs of any size: streamed, on several workers, resumed after a kill, the same bytes every time.
 
 A pair depends on the options, its index, and the versions of OpenCV and NumPy. Files appear whole or not at all, and a line
 of the manifest (`pairs.jsonl`, or `shards.jsonl` for shards) is written in order, after its files are on the disk. So the
-manifest says what is done, also after a power cut, and what it does not say is drawn again. `synthesis.json` says what the set
-is made of.
+manifest lists the finished pairs, even after a power cut; all others are generated again. `synthesis.json` holds the set's
+options and digests of its sources.
 """
 
 import hashlib
@@ -34,15 +34,15 @@ from differad.files import (
 )
 from differad.options import check_option
 from differad.progress import progress_bar
-from differad.synthesis.draw import Drawer, DrawOptions
+from differad.synthesis.draw import PairGenerator, SynthesisOptions
 from differad.synthesis.engines import ENGINES, require_ray
-from differad.synthesis.normals import list_pictures
-from differad.synthesis.store import FORMATS, NOTE, Done, Entry, Work
+from differad.synthesis.normals import list_images
+from differad.synthesis.store import FORMATS, METADATA, ManifestEntry, TaskResult, Work
 
 SHARD_SIZE = 1000
-# Lines of an earlier run's manifest whose files are read before it is gone on with; of shards the last alone.
+# Last lines of an earlier run's manifest whose files are read before it is continued; for shards only the last one.
 _READ_AGAIN = 32
-# Pairs in one task where each has files of its own: a tenth of a second of work, far more than it costs to hand out.
+# Pairs in one task if each has its own files: a tenth of a second of work, far more than the cost of scheduling it.
 CHUNK = 8
 _NUMBERED = re.compile(r"(?:shard-)?(\d{8,})\.(?:png|tar|parquet)")
 _UNFINISHED = re.compile(r".+\.(?:png|tar|parquet|json)\.\d+" + re.escape(TEMPORARY_ENDING))
@@ -50,7 +50,7 @@ _UNFINISHED = re.compile(r".+\.(?:png|tar|parquet|json)\.\d+" + re.escape(TEMPOR
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run left in `out`: `pairs` in all, of which `kept` were there before and `drawn` are new."""
+    """Result of a run in `out`: `pairs` in all, of which `kept` existed before and `drawn` are new."""
 
     out: str
     manifest: str
@@ -68,7 +68,7 @@ class Summary:
 
 
 def synthesize(
-    options: DrawOptions,
+    options: SynthesisOptions,
     count: int,
     out: str | Path,
     *,
@@ -79,55 +79,55 @@ def synthesize(
     minutes: float | None = None,
     progress: bool = True,
 ) -> Summary:
-    """Draw pairs 0 to `count` - 1 of `options` into the folder `out`, on `workers` cores.
+    """Generate pairs 0 to `count` - 1 of `options` into the folder `out`, on `workers` cores.
 
-    A second call goes on where the first stopped, or adds pairs where `count` is larger; `minutes` stop a call earlier.
+    A second call continues where the first stopped, or adds pairs if `count` is larger; `minutes` limits a call's time.
     `format` is folder (PNG files and pairs.jsonl), webdataset or parquet (shards of `shard_size` pairs and shards.jsonl);
-    `engine` is process or ray. Raises OptionError, MissingExtraError, and InputError where `out` holds another set or a pair,
-    which it names, cannot be drawn.
+    `engine` is process or ray. Raises OptionError, MissingExtraError, and InputError if `out` holds another set or a pair,
+    which the message names, cannot be generated.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     _check(count, workers, engine, format, shard_size)
     check_option("minutes", minutes, minutes is None or minutes > 0, "more than 0")
-    until = None if minutes is None else began + 60 * minutes
+    deadline = None if minutes is None else start_time + 60 * minutes
     work = _plan(options, count, Path(out), format, shard_size)
     make_folder(work.out)
     with sole_run(work.out):
-        earlier = _check_note(work)
-        tally = _resume(work)
-        if tally.pairs > count:
+        earlier = _check_metadata(work)
+        counts = _resume(work)
+        if counts.pairs > count:
             raise InputError(
-                f"{out}: holds {tally.pairs} pairs, --count {count} is fewer; give as many, or another --out"
+                f"{out}: holds {counts.pairs} pairs, --count {count} is fewer; give as many, or another --out"
             )
-        _write_note(work, earlier)
-        _sweep(work, tally.lines)
-        kept = tally.pairs
-        _run(work, tally, workers, engine, until, progress)
-    return _summary(str(out), format, tally, kept, time.perf_counter() - began)
+        _write_metadata(work, earlier)
+        _sweep(work, counts.lines)
+        kept = counts.pairs
+        _run(work, counts, workers, engine, deadline, progress)
+    return _summary(str(out), format, counts, kept, time.perf_counter() - start_time)
 
 
 @dataclass
-class _Tally:
-    """What the manifest says is done."""
+class _Counts:
+    """Numbers of what the manifest lists."""
 
     lines: int = 0
     pairs: int = 0
     anomalous: int = 0
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: ManifestEntry) -> None:
         self.lines += 1
         self.pairs += entry.pairs
         self.anomalous += entry.anomalous
 
 
-def _summary(out: str, format: str, tally: _Tally, kept: int, seconds: float) -> Summary:
-    drawn = tally.pairs - kept
+def _summary(out: str, format: str, counts: _Counts, kept: int, seconds: float) -> Summary:
+    drawn = counts.pairs - kept
     return Summary(
         out=out,
         manifest=str(Path(out) / FORMATS[format].manifest),
         format=format,
-        pairs=tally.pairs,
-        anomalous=tally.anomalous,
+        pairs=counts.pairs,
+        anomalous=counts.anomalous,
         kept=kept,
         drawn=drawn,
         seconds=round(seconds, 3),
@@ -146,39 +146,39 @@ def _check(count: int, workers: int, engine: str, format: str, shard_size: int) 
         require_pyarrow()
 
 
-def _plan(options: DrawOptions, count: int, out: Path, format: str, shard_size: int) -> Work:
-    """The work with absolute paths. Raises InputError on a folder or manifest that nothing can be drawn from."""
-    # A pipe resolves to what is no path; `Drawer` refuses it by its name.
+def _plan(options: SynthesisOptions, count: int, out: Path, format: str, shard_size: int) -> Work:
+    """The work with absolute paths. Raises InputError if a folder or manifest of the options cannot be used."""
+    # A resolved pipe is no usable path; `PairGenerator` names the pipe as given and refuses it.
     paths: dict[str, Any] = {name: path if path.is_fifo() else path.resolve() for name, path in _paths(options)}
     resolved = replace(options, **paths)
-    Drawer(resolved)  # says now, not in every worker, what is wrong with its folders
+    PairGenerator(resolved)  # raises here, not in every worker, if a folder cannot be used
     step = shard_size if FORMATS[format].sharded else CHUNK
     return Work(resolved, json.dumps(_sources(resolved)), out.resolve(), format, step, count)
 
 
-def _paths(options: DrawOptions) -> Iterator[tuple[str, Path]]:
+def _paths(options: SynthesisOptions) -> Iterator[tuple[str, Path]]:
     for option in fields(options):
         value = getattr(options, option.name)
         if isinstance(value, Path):
             yield option.name, value
 
 
-def _sources(options: DrawOptions) -> dict[str, str]:
-    """A digest for each folder, of its pictures' names and sizes, and for each file, of its content."""
+def _sources(options: SynthesisOptions) -> dict[str, str]:
+    """A digest of each folder's names and sizes of images, and of each file's content."""
     digests = {}
     for name, path in _paths(options):
         digest = hashlib.sha256()
         if path.is_dir():
-            for picture in list_pictures(path):
-                digest.update(f"{picture.relative_to(path).as_posix()} {picture.stat().st_size}\n".encode())
+            for image in list_images(path):
+                digest.update(f"{image.relative_to(path).as_posix()} {image.stat().st_size}\n".encode())
         else:
             digest.update(path.read_bytes())
         digests[name] = digest.hexdigest()[:16]
     return digests
 
 
-def _note(work: Work) -> dict[str, Any]:
-    note = {
+def _metadata(work: Work) -> dict[str, Any]:
+    metadata = {
         "version": differad.__version__,
         "format": work.format,
         "shard_size": work.step if FORMATS[work.format].sharded else None,
@@ -186,138 +186,145 @@ def _note(work: Work) -> dict[str, Any]:
         "sources": json.loads(work.sources),
         "count": work.count,
     }
-    return dict(json.loads(json.dumps(note)))  # as it reads back: tuples are lists
+    return dict(json.loads(json.dumps(metadata)))  # as read from the file: tuples are lists
 
 
-def _plain(options: DrawOptions) -> dict[str, Any]:
+def _plain(options: SynthesisOptions) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
 
 
-def _check_note(work: Work) -> dict[str, Any] | None:
-    """What `out` says of its set, None for a new folder. Raises InputError where it holds anything else."""
-    path = work.out / NOTE
+def _check_metadata(work: Work) -> dict[str, Any] | None:
+    """The metadata of the set in `out`, None for a new folder. Raises InputError if it holds anything else."""
+    path = work.out / METADATA
     if not path.exists():
         names = sorted(file.name for file in work.out.iterdir() if file.name != LOCK)
-        strangers = [name for name in names if not _UNFINISHED.fullmatch(name)]
-        if strangers:
+        other_files = [name for name in names if not _UNFINISHED.fullmatch(name)]
+        if other_files:
             raise InputError(
-                f"{work.out}: holds {strangers[0]} and no {NOTE}; expected a new folder, or a set begun here"
+                f"{work.out}: holds {other_files[0]} and no {METADATA}; expected a new folder or an unfinished set"
             )
         return None
     wait_for_workers(path)
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        before, now = _flat(earlier), _flat(_note(work))
+        stored, requested = _flat(earlier), _flat(_metadata(work))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path}: does not say what set this is; remove the folder or choose another --out") from None
-    for name, value in now.items():
-        if before.get(name) != value:
+        raise InputError(f"{path}: not the metadata of a set; remove the folder or choose another --out") from None
+    for name, value in requested.items():
+        if stored.get(name) != value:
             raise InputError(
-                f"{work.out}: holds a set with {name}={before.get(name)!r}, asked for {name}={value!r}; "
+                f"{work.out}: holds a set with {name}={stored.get(name)!r}, asked for {name}={value!r}; "
                 "choose another --out or remove it"
             )
     return dict(earlier)
 
 
-def _flat(note: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for a run to go on: everything but the count.
+def _flat(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The values that must be equal for a run to continue a set: all except the count.
 
-    An option that a set's note does not know came later; its default draws what was drawn before.
+    An option missing from a set's metadata was added later; its default generates the same pairs as before.
     """
-    sources = {f"content of {name}": digest for name, digest in note["sources"].items()}
-    usual = json.loads(json.dumps(_plain(DrawOptions())))
-    return {**{name: note[name] for name in ("version", "format", "shard_size")}, **usual, **note["options"], **sources}
+    sources = {f"content of {name}": digest for name, digest in metadata["sources"].items()}
+    defaults = json.loads(json.dumps(_plain(SynthesisOptions())))
+    return {
+        **{name: metadata[name] for name in ("version", "format", "shard_size")},
+        **defaults,
+        **metadata["options"],
+        **sources,
+    }
 
 
-def _write_note(work: Work, earlier: dict[str, Any] | None) -> None:
-    note = _note(work)
-    if note != earlier:
-        write_text(work.out / NOTE, json.dumps(note, indent=2) + "\n")
+def _write_metadata(work: Work, earlier: dict[str, Any] | None) -> None:
+    metadata = _metadata(work)
+    if metadata != earlier:
+        write_text(work.out / METADATA, json.dumps(metadata, indent=2) + "\n")
 
 
-def _resume(work: Work) -> _Tally:
-    """Count what the manifest holds, and cut it off where that ends.
+def _resume(work: Work) -> _Counts:
+    """Count the manifest's valid lines and truncate it after them.
 
-    It ends at what a kill or a power cut left of a line, at a shard that now has to hold more, and at a file that is gone, empty
-    or cut off; the last files are read as a whole too.
+    They end before a line cut off by a kill or a power cut, a shard that must now hold more pairs, and a file that is missing,
+    empty or cut off; the last files are read completely too.
     """
-    path, tally = work.out / FORMATS[work.format].manifest, _Tally()
+    path, counts = work.out / FORMATS[work.format].manifest, _Counts()
     if not path.exists():
-        return tally
+        return counts
     with write_errors(path), path.open("r+b") as file:
-        again = 1 if FORMATS[work.format].sharded else _READ_AGAIN
-        end, last = 0, deque[tuple[_Tally, int, Entry]](maxlen=again)
-        for raw, entry in _whole_lines(work, file, tally):
-            last.append((replace(tally), end, entry))
-            tally.add(entry)
+        to_read = 1 if FORMATS[work.format].sharded else _READ_AGAIN
+        end, last = 0, deque[tuple[_Counts, int, ManifestEntry]](maxlen=to_read)
+        for raw, entry in _whole_lines(work, file, counts):
+            last.append((replace(counts), end, entry))
+            counts.add(entry)
             end += len(raw)
-        for before, place, entry in last:
+        for counts_before, offset, entry in last:
             if not _is_readable(work, entry):
-                tally, end = before, place
+                counts, end = counts_before, offset
                 break
         file.truncate(end)
-    return tally
+    return counts
 
 
-def _whole_lines(work: Work, file: Iterable[bytes], tally: _Tally) -> Iterator[tuple[bytes, Entry]]:
-    """Lines of the manifest, while each is whole and its files are there. `tally` is what stands before the line."""
+def _whole_lines(work: Work, file: Iterable[bytes], counts: _Counts) -> Iterator[tuple[bytes, ManifestEntry]]:
+    """Lines of the manifest, until one is cut off or its files are damaged. `counts` holds the lines before the current one."""
     for raw in file:
         if not raw.endswith(b"\n") or b"\0" in raw:
             return
-        entry = _read_line(work, raw, tally)
+        entry = _read_line(work, raw, counts)
         if FORMATS[work.format].sharded and entry.pairs < work.step and entry.first + entry.pairs < work.count:
             return
         damage = next(filter(None, (_damage(work, work.out / name) for name in entry.files)), None)
         if damage is not None:
-            _warn_of(*damage, entry)
+            _warn_of_damage(*damage, entry)
             return
         yield raw, entry
 
 
 def _damage(work: Work, path: Path) -> tuple[Path, str] | None:
-    """What is wrong with a file of the set, as its size and its last bytes tell."""
+    """What is wrong with a file of the set, judged by its size and last bytes."""
     if not path.is_file():
-        return path, "gone"
+        return path, "missing"
     if not path.stat().st_size:
         return path, "empty"
     try:
         FORMATS[work.format].check_end(path)
     except InputError:
-        return path, "not whole"
+        return path, "incomplete"
     return None
 
 
-def _is_readable(work: Work, entry: Entry) -> bool:
+def _is_readable(work: Work, entry: ManifestEntry) -> bool:
     for path in (work.out / name for name in entry.files):
         try:
             FORMATS[work.format].check(path)
         except InputError:
-            _warn_of(path, "not whole", entry)
+            _warn_of_damage(path, "incomplete", entry)
             return False
     return True
 
 
-def _warn_of(path: Path, what: str, entry: Entry) -> None:
-    warnings.warn(f"{path}: {what}; pairs are drawn again from number {entry.first} on", InputWarning, stacklevel=2)
+def _warn_of_damage(path: Path, damage: str, entry: ManifestEntry) -> None:
+    warnings.warn(
+        f"{path}: {damage}; pairs are generated again from number {entry.first} on", InputWarning, stacklevel=2
+    )
 
 
-def _read_line(work: Work, raw: bytes, tally: _Tally) -> Entry:
-    """The next line of the manifest. Raises ManifestError where it is not the one that follows on the lines before it."""
+def _read_line(work: Work, raw: bytes, counts: _Counts) -> ManifestEntry:
+    """The next line of the manifest. Raises ManifestError if it does not follow the lines before it."""
     form = FORMATS[work.format]
     try:
         entry = form.read_line(json.loads(raw))
     except (ValueError, KeyError, TypeError, AttributeError):
         entry = None
-    if entry is None or entry.first != tally.pairs:
+    if entry is None or entry.first != counts.pairs:
         raise ManifestError(
-            f"{work.out / form.manifest}:{tally.lines + 1}: expected pair {tally.pairs}; "
-            "cut the file off before this line, and what follows is drawn again"
+            f"{work.out / form.manifest}:{counts.lines + 1}: expected pair {counts.pairs}; "
+            "delete this line and those after it, and their pairs are generated again"
         )
     return entry
 
 
 def _sweep(work: Work, lines: int) -> None:
-    """Make the folders; remove what a kill left in them, files half written or not yet in the manifest."""
+    """Create the folders; remove files left by a kill, half written or not yet in the manifest."""
     for folder in (work.out / name for name in FORMATS[work.format].folders):
         make_folder(folder)
         with write_errors(folder), os.scandir(folder) as entries:
@@ -325,37 +332,37 @@ def _sweep(work: Work, lines: int) -> None:
                 number = _NUMBERED.fullmatch(entry.name)
                 if _UNFINISHED.fullmatch(entry.name) or (number and int(number[1]) >= lines):
                     Path(entry.path).unlink(missing_ok=True)
-    for half_note in leftovers([work.out / NOTE]):
-        half_note.unlink(missing_ok=True)
+    for unfinished in leftovers([work.out / METADATA]):
+        unfinished.unlink(missing_ok=True)
 
 
-def _run(work: Work, tally: _Tally, workers: int, engine: str, until: float | None, progress: bool) -> None:
-    """Perform what is left, noting each task in the manifest, but none after a time.
+def _run(work: Work, counts: _Counts, workers: int, engine: str, deadline: float | None, progress: bool) -> None:
+    """Perform the remaining tasks until a deadline and append each one's lines to the manifest.
 
-    Raises InputError with what stopped one.
+    Raises InputError with the error that stopped a task.
     """
-    starts = range(tally.pairs, work.count, work.step)
+    starts = range(counts.pairs, work.count, work.step)
     manifest = work.out / FORMATS[work.format].manifest
     with AppendFile(manifest) as file, progress_bar(progress) as bar:
-        task = bar.add_task("pairs", total=work.count, completed=tally.pairs)
+        task = bar.add_task("pairs", total=work.count, completed=counts.pairs)
         if not starts:
             return
-        due = time.monotonic() + SECONDS_BETWEEN_SYNCS
-        # Closed at once, whatever goes wrong here: no worker outlives the call.
+        next_sync = time.monotonic() + SECONDS_BETWEEN_SYNCS
+        # Closed at once on any error: no worker outlives the call.
         with closing(ENGINES[engine](work, starts, workers)) as results:
-            for done in results:
-                _add(work, tally, done)
-                file.append("".join(f"{line}\n" for line in done.lines))
-                if time.monotonic() >= due:
+            for result in results:
+                _add(work, counts, result)
+                file.append("".join(f"{line}\n" for line in result.lines))
+                if time.monotonic() >= next_sync:
                     file.sync()
-                    due = time.monotonic() + SECONDS_BETWEEN_SYNCS
-                bar.update(task, completed=tally.pairs)
-                if done.error is not None:
-                    raise InputError(done.error)
-                if until is not None and time.perf_counter() >= until:
+                    next_sync = time.monotonic() + SECONDS_BETWEEN_SYNCS
+                bar.update(task, completed=counts.pairs)
+                if result.error is not None:
+                    raise InputError(result.error)
+                if deadline is not None and time.perf_counter() >= deadline:
                     return
 
 
-def _add(work: Work, tally: _Tally, done: Done) -> None:
-    for line in done.lines:
-        tally.add(_read_line(work, line.encode(), tally))
+def _add(work: Work, counts: _Counts, result: TaskResult) -> None:
+    for line in result.lines:
+        counts.add(_read_line(work, line.encode(), counts))

@@ -1,24 +1,24 @@
-"""Two parts of one kind that are not the same part: their surface is alike, yet nothing lies on the same place.
+"""Two different instances of one kind of part: the same surface, but no detail at the same position.
 
-So a line shows a good part beside the next one. What may differ between two good parts is drawn into both: uneven shade,
-dirt, the width of a rim. Knows nothing of defects or cameras.
+This is how two parts from a production line compare. Normal differences are drawn at random for both: uneven shade, dirt,
+the width of a rim. Knows nothing of defects or cameras.
 """
 
 import cv2
 import numpy as np
 
-from differad.synthesis.normals import NORMALS, Draw, cloud
-from differad.synthesis.textures import Picture
+from differad.synthesis.normals import NORMALS, PartGenerator, cloud
+from differad.synthesis.textures import Image
 
-# Kinds of which two pieces look alike; pieces of a label or a board have nothing in common but their style.
+# Kinds of which two pieces look alike; pieces of a label or a board share only their style.
 SURFACES = ("brushed", "woven", "grain", "wood", "machined", "perforated", "striped", "tiled")
-# What both parts may carry at the same place, over a surface of their own.
+# Layouts that both parts may show at the same position, over different pieces of the surface.
 LAYOUTS = ("printed", "assembled", "board")
 
 
-def draw_siblings(rng: np.random.Generator, draw: Draw, size: int) -> tuple[Picture, Picture]:
-    """Two parts (size, size, 3) of the surface that `draw` draws."""
-    sheet = draw(rng, 2 * size)
+def generate_instances(rng: np.random.Generator, generate: PartGenerator, size: int) -> tuple[Image, Image]:
+    """Two parts (size, size, 3) of the surface that `generate` returns."""
+    sheet = generate(rng, 2 * size)
     first, second = sheet[:size, :size], sheet[size:, size:]
     if rng.random() < 0.4:
         layout, share = NORMALS[str(rng.choice(LAYOUTS))](rng, size), np.float32(rng.uniform(0.3, 0.6))
@@ -35,7 +35,7 @@ def draw_siblings(rng: np.random.Generator, draw: Draw, size: int) -> tuple[Pict
     return pieces[0], pieces[1]
 
 
-def _with_specks(rng: np.random.Generator, part: Picture, expected: float) -> Picture:
+def _with_specks(rng: np.random.Generator, part: Image, expected: float) -> Image:
     """Dirt of a pixel or two, so common that it is no defect."""
     for _ in range(rng.poisson(expected)):
         x, y = (int(v) for v in rng.integers(0, len(part), 2))
@@ -45,8 +45,8 @@ def _with_specks(rng: np.random.Generator, part: Picture, expected: float) -> Pi
     return part
 
 
-def _with_rim(part: Picture, widths: np.ndarray[tuple[int, ...], np.dtype[np.float64]], level: float) -> Picture:
-    """The part before a background of grey `level`, seen for shares `widths` of the side: left, top, right, bottom."""
+def _with_rim(part: Image, widths: np.ndarray[tuple[int, ...], np.dtype[np.float64]], level: float) -> Image:
+    """The part on a background of grey `level`, visible for shares `widths` of the side: left, top, right, bottom."""
     left, top, right, bottom = (round(float(width) * len(part)) for width in widths)
     inside = np.zeros(part.shape[:2], np.float32)
     inside[top : len(part) - bottom, left : len(part) - right] = 1

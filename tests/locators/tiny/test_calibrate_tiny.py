@@ -13,7 +13,7 @@ from differad.boxes import as_boxes
 from differad.data.manifest import read_pairs
 from differad.evaluation.metrics import auroc
 from differad.locators import load_locator
-from differad.synthesis.draw import DrawOptions
+from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "calibrate_tiny.py"
@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).parents[3] / "benchmarks" / "calibrate_tiny.py"
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
     out = tmp_path_factory.mktemp("drawn") / "set"
-    options = DrawOptions(seed=1, size=96, normal_share=0.5, siblings=0.5)
+    options = SynthesisOptions(seed=1, size=96, normal_share=0.5, siblings=0.5)
     return Path(synthesize(options, 12, out, progress=False).manifest)
 
 

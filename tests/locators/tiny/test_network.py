@@ -13,7 +13,7 @@ from differad.locators.tiny import layers, network
 from differad.locators.tiny.locator import WEIGHTS, TinyLocator
 from differad.locators.tiny.network import LARGEST, OPENING, Policy, Reading
 from differad.locators.tiny.pairs import PairEvidence, resized
-from differad.synthesis.draw import Drawer, DrawOptions
+from differad.synthesis.draw import PairGenerator, SynthesisOptions
 from tolerance import EPS, assert_as_near, assert_rounded
 
 torch = pytest.importorskip("torch", reason="the local extra is not installed")
@@ -87,7 +87,7 @@ def test_map_chances_and_answers_are_those_of_torch(folder, index):
     """Map, the logits of the answer's first number, and of each further one after the numbers before it."""
     from differad.locators.tiny.processor import to_rows
 
-    pair = Drawer(DrawOptions(seed=5, size=256, aspect=2, siblings=0.5)).draw(index)
+    pair = PairGenerator(SynthesisOptions(seed=5, size=256, aspect=2, siblings=0.5)).generate(index)
     stock = LocalLocator(str(folder), LocalOptions(device="cpu"))
     own = TinyLocator(folder=folder)
     patches, grids, counts = stock._look([pair.reference, pair.target])

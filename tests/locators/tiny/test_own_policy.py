@@ -19,7 +19,7 @@ from differad.locators.features.weights import read_safetensors
 from differad.locators.tiny import WEIGHTS, TinyLocator, TinyOptions
 from differad.locators.tiny.calibration import DECIDING, DECISION, Deciding, read_deciding, write_deciding
 from differad.locators.tiny.network import Policy, expected_shapes
-from differad.synthesis.draw import Drawer, DrawOptions
+from differad.synthesis.draw import PairGenerator, SynthesisOptions
 from differad.synthesis.unaligned import draw_unaligned
 
 NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json")
@@ -42,8 +42,8 @@ def spoilt(folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def drawn():
-    drawer = Drawer(DrawOptions(seed=5, size=224, siblings=0.5))
-    return [drawer.draw(number).as_pair(str(number)) for number in range(3)]
+    generator = PairGenerator(SynthesisOptions(seed=5, size=224, siblings=0.5))
+    return [generator.generate(number).as_pair(str(number)) for number in range(3)]
 
 
 def write_safetensors(path, tensors, kind="F32"):

@@ -7,12 +7,14 @@ import numpy as np
 
 from differad import load_locator
 from differad.boxes import iou
-from differad.synthesis.draw import Drawer, DrawOptions
+from differad.synthesis.draw import PairGenerator, SynthesisOptions
 
 
 def test_the_shipped_policy_finds_plain_defects_and_leaves_most_good_parts_alone():
-    drawer = Drawer(DrawOptions(seed=77, size=256, categories=("wood", "perforated"), grades=("easy",), siblings=0.5))
-    drawn = [drawer.draw(number) for number in range(24)]
+    generator = PairGenerator(
+        SynthesisOptions(seed=77, size=256, categories=("wood", "perforated"), grades=("easy",), siblings=0.5)
+    )
+    drawn = [generator.generate(number) for number in range(24)]
     locator = load_locator("tiny")
     locations = list(locator.locate_many([pair.as_pair(str(number)) for number, pair in enumerate(drawn)]))
     overlaps, alarms = [], []
