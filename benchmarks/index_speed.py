@@ -2,11 +2,11 @@
 
     python benchmarks/index_speed.py [--json] [--sizes 12500 25000 50000] [--side 512]
 
-Files in MVTec AD's layout are hard links to a few generated PNG textures: 15 categories; of ten pictures seven are good
+Files in MVTec AD's layout are hard links to a few generated PNG textures: 15 categories; of ten images seven are good
 ones for training, one is a good and two are defective ones for testing, with masks. Indexed as by
-`differad build mvtec ROOT --lazy`: no picture is opened.
-Peer: what the method's published code does, opening each picture and saving it again as PNG. Measured with Pillow
-on one core, on a sample of every kind of picture, and scaled to all pictures; masks would come on top.
+`differad build mvtec ROOT --lazy`: no image is opened.
+Peer: what the method's published code does, opening each image and saving it again as PNG. Measured with Pillow
+on one core, on a sample of every kind of image, and scaled to all images; masks would come on top.
 """
 
 import argparse
@@ -26,31 +26,31 @@ from differad.synthesis.pairs import make_pair
 from differad.synthesis.textures import TEXTURES
 
 CATEGORIES = 15
-# Of ten pictures two are defective and have a mask: twelve files.
+# Of ten images two are defective and have a mask: twelve files.
 PLAN = ("train/good",) * 7 + ("test/good",) + ("test/scratch",) * 2
 FILES_A_ROUND = 12
 REPEATS, SAMPLE = 3, 60
 
 
 def draw(folder, side):
-    """Pictures, the same ones with a spot and its mask, all of `side` pixels, to be linked to."""
-    pictures, spoilt = [], []
+    """Images, the same ones with a spot and its mask, all of `side` pixels, to be linked to."""
+    images, spoilt = [], []
     for number, kind in enumerate(("board", *TEXTURES)):
         pixels = make_pair(np.random.default_rng(number), kind, anomalous=False).target
-        pictures.append(folder / f"{kind}.png")
+        images.append(folder / f"{kind}.png")
         large = np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
-        Image.fromarray(large).save(pictures[-1])
+        Image.fromarray(large).save(images[-1])
         large[side // 4 : side // 2, side // 4 : side // 2] = 255
         spoilt.append(folder / f"{kind}_spoilt.png")
         Image.fromarray(large).save(spoilt[-1])
     mask = np.zeros((side, side), np.uint8)
     mask[side // 4 : side // 2, side // 4 : side // 2] = 255
     Image.fromarray(mask).save(folder / "mask.png")
-    return pictures, spoilt, folder / "mask.png"
+    return images, spoilt, folder / "mask.png"
 
 
-def plant(root, files, pictures, spoilt, mask):
-    """Make `files` links below `root`; return how many there are, and how many of them are pictures."""
+def plant(root, files, images, spoilt, mask):
+    """Make `files` links below `root`; return how many there are, and how many of them are images."""
     rounds = files // (FILES_A_ROUND * CATEGORIES)
     for category in range(CATEGORIES):
         top = root / f"category_{category:02}"
@@ -58,7 +58,7 @@ def plant(root, files, pictures, spoilt, mask):
             (top / folder).mkdir(parents=True)
         for number in range(rounds * len(PLAN)):
             folder = PLAN[number % len(PLAN)]
-            shown = spoilt if folder == "test/scratch" else pictures
+            shown = spoilt if folder == "test/scratch" else images
             (top / folder / f"{number:05}.png").hardlink_to(shown[number % len(shown)])
             if folder == "test/scratch":
                 (top / f"ground_truth/scratch/{number:05}_mask.png").hardlink_to(mask)
@@ -77,7 +77,7 @@ def index_seconds(root, folder):
 
 
 def encode_seconds(paths, folder):
-    """Seconds for one picture to be opened and saved as PNG."""
+    """Seconds for one image to be opened and saved as PNG."""
     start = time.perf_counter()
     for path in paths:
         with Image.open(path) as image:
@@ -86,15 +86,15 @@ def encode_seconds(paths, folder):
 
 
 def measure(sizes, side, folder):
-    pictures, spoilt, mask = draw(folder, side)
+    images, spoilt, mask = draw(folder, side)
     rows = []
     for size in sizes:
         root = folder / f"set_{size}"
-        files, images = plant(root, size, pictures, spoilt, mask)
+        files, images = plant(root, size, images, spoilt, mask)
         seconds, pairs = index_seconds(root, folder)
         rows.append({"files": files, "images": images, "pairs": pairs, "seconds": round(seconds, 2)})
         rows[-1]["microseconds_a_file"] = round(1e6 * seconds / files, 1)
-    each = encode_seconds([pictures[number % len(pictures)] for number in range(SAMPLE)], folder)
+    each = encode_seconds([images[number % len(images)] for number in range(SAMPLE)], folder)
     return {
         "rows": rows,
         "image_side": side,

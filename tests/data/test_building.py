@@ -63,7 +63,7 @@ def test_a_manifest_points_at_the_files_where_they_lie(root, out):
         assert Path(pair.reference).resolve() != Path(pair.target).resolve()
 
 
-def test_lazily_no_picture_is_opened(root, out):
+def test_lazily_no_image_is_opened(root, out):
     whole = build("mvtec", root, out, BuildOptions(Pairing("random")))
     for path in root.rglob("*.png"):
         path.write_bytes(b"")
@@ -106,7 +106,7 @@ def test_links_between_file_systems_are_symbolic(root, out, monkeypatch):
     assert (out / lines(out)[0]["target"]).is_symlink()
 
 
-def test_several_masks_of_one_picture_become_one(tmp_path, out):
+def test_several_masks_of_one_image_become_one(tmp_path, out):
     root = tmp_path / "loco"
     for number in range(3):
         save(root / f"box/train/good/{number:03}.png", part(number))
@@ -209,7 +209,7 @@ def listed(monkeypatch, tmp_path):
     return plan
 
 
-def test_a_picture_that_is_listed_twice_or_lies_elsewhere(tmp_path, out, listed):
+def test_an_image_that_is_listed_twice_or_lies_elsewhere(tmp_path, out, listed):
     root = tmp_path / "root"
     good = [Sample(save(root / f"{n}.png", part(n)), "c", True) for n in range(3)]
     outside = Sample(save(tmp_path / "outside.png", part(7)), "c", True)
@@ -224,7 +224,7 @@ def test_a_picture_that_is_listed_twice_or_lies_elsewhere(tmp_path, out, listed)
         assert len(built.pairs) == 3
 
 
-def test_boxes_that_reach_out_of_the_picture(tmp_path, out, listed):
+def test_boxes_that_reach_out_of_the_image(tmp_path, out, listed):
     root = tmp_path / "root"
     good = Sample(save(root / "good.png", part(0)), "c", True)
     listed([good, Sample(save(root / "bad.png", part(1)), "c", False, boxes=[[0, 0, SIZE + 1, 5]])])

@@ -33,7 +33,7 @@ def test_counts_and_box_sizes(built):
     boxes = card["boxes"]
     assert (boxes["count"], boxes["width_px"]["p50"], boxes["height_px"]["p100"]) == (6, 20.0, 16.0)
     assert boxes["area_share"]["p50"] == pytest.approx(20 * 16 / 96**2, abs=1e-5)
-    assert boxes["sizes"] == {"small": 0, "medium": 6, "large": 0}  # 3.5 % of the picture
+    assert boxes["sizes"] == {"small": 0, "medium": 6, "large": 0}  # 3.5 % of the image
     assert card["sources"]["mvtec"]["licence"] == "CC BY-NC-SA 4.0"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_shards import make_samples, pictures, png, write
+from test_shards import images, make_samples, png, write
 
 from differad.data.shards import read_shards
 from differad.data.stamps import sha256
@@ -203,7 +203,7 @@ def test_a_tar_of_another_program_is_read(tmp_path):
 
 def rows(**columns):
     """One pair as columns, with others in their place."""
-    reference, target, _ = pictures(0)
+    reference, target, _ = images(0)
     return {
         "id": ["a"],
         "reference": [png(reference)],
@@ -219,7 +219,7 @@ def write_table(path, columns, schema=None, **options):
 
 
 def test_the_images_of_the_datasets_library_are_read(tmp_path):
-    reference, target, mask = pictures(0)
+    reference, target, mask = images(0)
     struct = {
         name: [{"bytes": png(pixels), "path": f"{name}.png"}]
         for name, pixels in (("reference", reference), ("target", target), ("mask", mask))
@@ -245,7 +245,7 @@ def test_what_the_datasets_library_itself_writes(tmp_path):
     columns |= {name: [{"bytes": columns[name][0], "path": None}] for name in ("reference", "target")}
     datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "one.parquet")
     (pair,) = read_shards(tmp_path / "one.parquet")
-    assert (pair.reference == pictures(0)[0]).all()
+    assert (pair.reference == images(0)[0]).all()
     assert pair.boxes.tolist() == [[3, 2, 13, 6]]
 
 
@@ -255,7 +255,7 @@ ODD = {
     "number": ({"reference": [3]}, "reference: holds a int; expected the bytes"),
     "pixels": ({"reference": [[[1, 2], [3, 4]]]}, "reference: holds a list; expected the bytes"),
     "other struct": ({"mask": [{"data": b"x"}]}, "mask: holds a dict; expected the bytes"),
-    "none": ({"target": [None]}, "no target picture"),
+    "none": ({"target": [None]}, "no target image"),
     "no bytes": ({"target": [b""]}, "target"),
     "id": ({"id": [3]}, "id: 3: Input should be a valid string"),
     "boxes": ({"boxes": ["all"]}, "boxes: 'all'"),

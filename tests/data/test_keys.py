@@ -53,9 +53,7 @@ def test_further_keys_are_nobody_s_slip(tmp_path):
 def test_a_missing_key_names_what_stands_in_its_place(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"id": "a", "refrence": "g.png", "target": "t.png"}\n')
-    with pytest.raises(
-        ManifestError, match=r"pairs\.jsonl:1: reference: 'refrence' stands in its place: Field required"
-    ):
+    with pytest.raises(ManifestError, match=r"pairs\.jsonl:1: reference: 'refrence' is given instead: Field required"):
         list(read_pairs(path))
 
 

@@ -85,7 +85,7 @@ def test_lines_that_are_no_object(tmp_path, line):
 
 
 def test_an_id_that_stands_twice(tmp_path):
-    with pytest.raises(ManifestError, match=r"pairs\.jsonl:3: id: 'a' stands twice"):
+    with pytest.raises(ManifestError, match=r"pairs\.jsonl:3: id: 'a' occurs twice"):
         list(read_pairs(manifest(tmp_path, LINE, "", LINE)))
 
 

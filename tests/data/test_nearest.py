@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from differad.data.copies import Contents
+from differad.data.copies import FileComparer
 from differad.data.nearest import NearestIndex
 
 
@@ -27,7 +27,7 @@ def vectors_of(kind, count, size=24):
 
 
 def index_of(vectors, files=None):
-    return NearestIndex(vectors, files or [None] * len(vectors), Contents())
+    return NearestIndex(vectors, files or [None] * len(vectors), FileComparer())
 
 
 @pytest.mark.parametrize("kind", ["random", "near", "far", "few", "whole"])

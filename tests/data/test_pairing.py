@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from differad.data.copies import Contents
+from differad.data.copies import FileComparer
 from differad.data.pairing import Pairing, choose_targets, describe, match_samples
 from differad.data.sources.mvtec import read_mvtec
 from differad.data.sources.sample import ProblemList, Sample
@@ -69,11 +69,11 @@ def test_an_embedding_takes_the_place_of_the_look(tmp_path):
 
 def test_never_itself_nor_its_own_part_nor_another_view():
     samples = [
-        good("itself", product="1", view="A"),
-        good("same part", product="2", view="A"),
-        good("other view", product="3", view="B"),
-        good("right", product="4", view="A"),
-        bad("target", product="2", view="A"),
+        good("itself", instance_id="1", view="A"),
+        good("same part", instance_id="2", view="A"),
+        good("other view", instance_id="3", view="B"),
+        good("right", instance_id="4", view="A"),
+        bad("target", instance_id="2", view="A"),
     ]
     drawn = {matched(samples, seed=seed)[0] for seed in range(20)}
     assert drawn == {("target", "right"), ("target", "itself")}
@@ -152,9 +152,9 @@ def test_good_targets_come_from_outside_the_train_split_first():
     assert Counter(s.split for s in normal) == {"test": 5, "train": 1}
 
 
-def test_a_broken_picture_is_told_once(tmp_path):
+def test_a_broken_image_is_told_once(tmp_path):
     root = mvtec(tmp_path, categories=("nut",))
-    (root / "nut/train/good/003.png").write_bytes(b"no picture")
+    (root / "nut/train/good/003.png").write_bytes(b"no image")
     (root / "nut/test/scratch/000.png").write_bytes(b"")
     problems = ProblemList()
     matches = list(match_samples(list(read_mvtec(root)), Pairing(normal_share=0), problems))
@@ -196,8 +196,8 @@ def test_many_copies_take_no_comparison_each(tmp_path, monkeypatch):
         path.hardlink_to(tmp_path / f"{'abc'[number % 3]}.png")
         samples.append(Sample(path, "part", True))
     compared = []
-    same = Contents.same
-    monkeypatch.setattr(Contents, "same", lambda self, a, b: compared.append(a) or same(self, a, b))
+    same = FileComparer.same
+    monkeypatch.setattr(FileComparer, "same", lambda self, a, b: compared.append(a) or same(self, a, b))
     matches = list(match_samples(samples, Pairing(normal_share=None)))
     assert len(matches) == 300
     assert all(int(m.target.image.stem) % 3 != int(m.reference.image.stem) % 3 for m in matches)

@@ -20,9 +20,9 @@ from differad.data.shapes import (
     brush_to_mask,
     ellipse,
     polygon,
+    rotated,
+    rotated_about_center,
     runs_to_mask,
-    turned,
-    turned_about_center,
     unpack_counts,
 )
 from differad.errors import ManifestError
@@ -62,10 +62,10 @@ def test_brush_regions_that_are_none(rle, says):
 
 def test_a_turned_rectangle():
     # 100 x 10 about (150, 105), by a quarter: 10 x 100
-    assert turned_about_center([100, 100, 200, 110], 90).box == pytest.approx([145, 55, 155, 155])
+    assert rotated_about_center([100, 100, 200, 110], 90).box == pytest.approx([145, 55, 155, 155])
     # 20 x 20 at (40, 10), clockwise about that corner: to its left
-    assert turned([40, 10, 60, 30], 90, (40, 10)).box == pytest.approx([20, 10, 40, 30])
-    assert turned_about_center([1, 2, 3, 4], 360).box == (1, 2, 3, 4)
+    assert rotated([40, 10, 60, 30], 90, (40, 10)).box == pytest.approx([20, 10, 40, 30])
+    assert rotated_about_center([1, 2, 3, 4], 360).box == (1, 2, 3, 4)
 
 
 @settings(max_examples=200, deadline=None)
@@ -130,7 +130,7 @@ def inside(points, x, y):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.floats(-3, 14), st.floats(-3, 14)), min_size=3, max_size=3), st.floats(0, 360))
 def test_outlines_are_painted_where_pixel_centres_lie_inside(triangle, degrees):
-    for region in (polygon([triangle], "x"), turned([2, 3, 9.3, 6.1], degrees, (5, 5))):
+    for region in (polygon([triangle], "x"), rotated([2, 3, 9.3, 6.1], degrees, (5, 5))):
         canvas = np.zeros((11, 12), bool)
         region.paint(canvas)
         expected = np.zeros_like(canvas)
@@ -187,4 +187,4 @@ def test_a_sliver_between_the_centres_marks_the_pixels_of_its_vertices():
 def test_which_outlines_are_upright_rectangles(points, expected):
     assert polygon([points], "x").is_rectangle is expected
     assert polygon([points, points], "x").is_rectangle is False
-    assert turned([1, 2, 3, 4], 180, (2, 3)).is_rectangle is True
+    assert rotated([1, 2, 3, 4], 180, (2, 3)).is_rectangle is True

@@ -19,7 +19,7 @@ def png(pixels):
     return buffer.getvalue()
 
 
-def pictures(number):
+def images(number):
     rng = np.random.default_rng(number)
     reference, target = rng.integers(0, 255, (2, 20, 30, 3), np.uint8)
     mask = np.zeros((20, 30), np.uint8)
@@ -30,7 +30,7 @@ def pictures(number):
 def make_samples(count):
     """`count` pairs, the odd ones normal."""
     for number in range(count):
-        reference, target, mask = pictures(number)
+        reference, target, mask = images(number)
         defect = number % 2 == 0
         record = {"id": f"a-{number}", "category": "tüle", "boxes": [[3, 2, 13, 6]] if defect else [], "group": None}
         record |= {"kind": "hole" if defect else "", "facts": {"grade": "easy", "share": 0.5}}
@@ -55,7 +55,7 @@ def test_round_trip(tmp_path, form):
     pairs = list(read_shards(path))
     assert [pair.id for pair in pairs] == [f"a-{number}" for number in range(70)]
     for number, pair in enumerate(pairs):
-        reference, target, mask = pictures(number)
+        reference, target, mask = images(number)
         np.testing.assert_array_equal(pair.reference, reference)
         np.testing.assert_array_equal(pair.target, target)
         assert (pair.category, pair.group, pair.mask) == ("tüle", None, None)
@@ -90,7 +90,7 @@ def test_the_tar_as_tarfile_sees_it(tmp_path):
     with tarfile.open(write("tar", tmp_path / "one.tar", make_samples(2))) as tar:
         members = tar.getmembers()
         line = json.load(tar.extractfile("00000000.json"))
-        assert tar.extractfile("00000001.target.png").read() == png(pictures(1)[1])
+        assert tar.extractfile("00000001.target.png").read() == png(images(1)[1])
     assert [member.name for member in members] == [
         *(f"00000000.{part}" for part in ("reference.png", "target.png", "mask.png", "json")),
         *(f"00000001.{part}" for part in ("reference.png", "target.png", "json")),
@@ -105,7 +105,7 @@ def test_the_parquet_as_pyarrow_sees_it(tmp_path):
     first, second = table.to_pylist()
     assert first["boxes"] == [[3, 2, 13, 6]]
     assert (second["boxes"], second["mask"], second["kind"]) == ([], None, "")
-    assert first["mask"] == png(pictures(0)[2])
+    assert first["mask"] == png(images(0)[2])
     assert json.loads(first["facts"]) == {"grade": "easy", "share": 0.5}
 
 
@@ -150,7 +150,7 @@ def test_a_tar_cut_off_between_two_pairs_is_found_before_the_first_pair(tmp_path
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_broken_picture_is_named(tmp_path, form):
+def test_a_broken_image_is_named(tmp_path, form):
     (sample,) = make_samples(1)
     broken = Sample(sample.key, sample.reference, sample.target[:200], sample.mask, sample.record)
     with pytest.raises(ImageError, match=r"(00000000|a-0): target: broken or truncated image"):
@@ -164,7 +164,7 @@ def test_a_tar_of_something_else(tmp_path):
         for member in tar:
             if "target" not in member.name:
                 copy.addfile(member, tar.extractfile(member))
-    with pytest.raises(ManifestError, match=r"two\.tar: 00000000: no target picture"):
+    with pytest.raises(ManifestError, match=r"two\.tar: 00000000: no target image"):
         list(read_shards(tmp_path / "two.tar"))
     with tarfile.open(tmp_path / "three.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("readme.txt"), io.BytesIO())

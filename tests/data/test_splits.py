@@ -1,4 +1,4 @@
-"""Splits without leaks: no picture, near-duplicate or part on both sides."""
+"""Splits without leaks: no image, near-duplicate or part on both sides."""
 
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def test_pairs_at_an_unknown_place_go_with_the_abnormal_and_unlabelled_ones_by_t
 
 def test_what_belongs_together(tmp_path):
     pairs = [pair(tmp_path, number) for number in range(6)]
-    copy = save(tmp_path / "copy.jpg", part(1001), quality=60)  # t1 without its spot, encoded anew
+    copy = save(tmp_path / "copy.jpg", part(1001), quality=60)  # t1 without its spot, re-encoded
     pairs += [
         pair(tmp_path, 6, reference=pairs[0].reference),
         pair(tmp_path, 7, target=copy),

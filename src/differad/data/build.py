@@ -1,6 +1,6 @@
 """From a data set on disk to `pairs.jsonl`: read samples, leave out what is wrong, pair, take boxes from masks, write.
 
-Pictures stay where they lie and are never encoded anew; `placing` makes files only where a pair cannot point at one.
+Images stay where they lie and are never re-encoded; `placing` makes files only where a pair cannot point at one.
 Knows nothing of recipes, cards or sheets, which are made from the pairs.
 """
 
@@ -13,13 +13,13 @@ from typing import Any
 
 from differad.boxes import Boxes
 from differad.core import Pair
-from differad.data.copies import Contents
+from differad.data.copies import FileComparer
 from differad.data.manifest import write_pairs
 from differad.data.output_folder import OutputFolder, claim_folder
 from differad.data.pairing import Embed, Match, Pairing, choose_targets, match_samples
-from differad.data.placing import FILES, Placer, check_boxes, check_sample, read_union, relative, sample_boxes
+from differad.data.placing import FILES, FileStore, check_boxes, check_sample, read_union, relative, sample_boxes
 from differad.data.sources.registry import find_source
-from differad.data.sources.sample import ProblemList, Problems, Sample, attempt, is_storable, refuse
+from differad.data.sources.sample import ProblemList, Problems, Sample, is_storable, refuse, try_or_report
 from differad.errors import InputError, ManifestError, OptionError
 from differad.images import image_size
 from differad.options import check_option, option
@@ -88,7 +88,7 @@ def build(
 ) -> Built:
     """Read the data set `source` below `root`, pair it and write `pairs.jsonl` into the new or empty folder `out`.
 
-    `embed` replaces the look of a picture where references are chosen by nearness. `force` starts over what a killed build
+    `embed` replaces the look of an image where references are chosen by nearness. `force` starts over what a killed build
     left in `out`. `finish` is called before the folder counts as finished. Raises OptionError, InputError where
     `out` is in use, and ManifestError or ImageError on the first thing that is wrong unless `skip_bad` lists it.
     """
@@ -106,7 +106,7 @@ def _build_into(
     problems = ProblemList()
     tell = problems if options.skip_bad else refuse
     samples = read_samples(source, root, options, tell, progress=progress)
-    placer = Placer(root, folder.path, options.files, record=folder.record)
+    placer = FileStore(root, folder.path, options.files, record=folder.record)
     pairs = list(make_pairs(source, samples, placer, options, tell, embed=embed, progress=progress))
     write_manifest(folder.path / MANIFEST, pairs)
     return Built(pairs, len(samples), problems.messages)
@@ -127,7 +127,7 @@ def write_manifest(path: Path, pairs: Sequence[Pair]) -> None:
 def read_samples(
     source: str, root: Path, options: BuildOptions, problems: Problems = refuse, *, progress: bool = True
 ) -> list[Sample]:
-    """The samples of a data set that can be used, each picture once. Raises OptionError, ManifestError, ImageError."""
+    """The samples of a data set that can be used, each image once. Raises OptionError, ManifestError, ImageError."""
     entry = find_source(source)
     read = entry.read
     if options.unmasked == "unknown":
@@ -151,7 +151,7 @@ def read_samples(
 def make_pairs(
     source: str,
     samples: Sequence[Sample],
-    placer: Placer,
+    placer: FileStore,
     options: BuildOptions,
     problems: Problems = refuse,
     *,
@@ -168,14 +168,14 @@ def make_pairs(
     for match in track(matches, f"pairing {source}", total, shown=progress):
         # The references of one target follow each other: its mask is read, or reported, once.
         if truth is None or truth[0] is not match.target:
-            truth = match.target, attempt(problems, _truth, match.target, placer, options)
+            truth = match.target, try_or_report(problems, _truth, match.target, placer, options)
         if truth[1] is not None:
-            pair = attempt(problems, _pair, source, match, placer, *truth[1], options.group)
+            pair = try_or_report(problems, _pair, source, match, placer, *truth[1], options.group)
             if pair is not None:
                 yield pair
 
 
-def _truth(target: Sample, placer: Placer, options: BuildOptions) -> _Truth:
+def _truth(target: Sample, placer: FileStore, options: BuildOptions) -> _Truth:
     """Boxes and mask of a target; boxes are left to its mask where that is allowed and possible, or unknown."""
     if target.place_unknown:
         return None, None
@@ -189,16 +189,18 @@ def _truth(target: Sample, placer: Placer, options: BuildOptions) -> _Truth:
     return boxes, placer.mask(target, union)
 
 
-def _pair(source: str, match: Match, placer: Placer, boxes: Boxes | None, mask: Path | None, group: str | None) -> Pair:
+def _pair(
+    source: str, match: Match, placer: FileStore, boxes: Boxes | None, mask: Path | None, group: str | None
+) -> Pair:
     target, reference = match.target, match.reference
     facts = {
         "source": source,
-        "kind": target.kind,
+        "kind": target.defect_type,
         "split": target.split,
         "view": target.view,
         # The source's name makes the part known beyond this manifest.
-        "product": f"{source}/{target.product}" if target.product else "",
-        "reference_product": f"{source}/{reference.product}" if reference.product else "",
+        "product": f"{source}/{target.instance_id}" if target.instance_id else "",
+        "reference_product": f"{source}/{reference.instance_id}" if reference.instance_id else "",
     }
     rank = f"#{match.rank}" if match.rank else ""
     return Pair(
@@ -218,15 +220,15 @@ def _distinct(samples: Sequence[Sample], root: Path, problems: Problems) -> Iter
     """Samples that lie below the root, each once; none of those that stand as good and as defective."""
     found: dict[tuple[str, object], list[Sample]] = {}
     for sample in samples:
-        place = attempt(problems, _place, sample, root)
+        place = try_or_report(problems, _place, sample, root)
         if place is not None:
             found.setdefault(place, []).append(sample)
     for members in found.values():
         if len({sample.is_normal for sample in members}) > 1:
-            problems(f"{members[0].image}: listed as good and as defective; mend the labels that name it")
+            problems(f"{members[0].image}: listed as good and as defective; correct the labels that name it")
             continue
         for sample in members[1:]:
-            problems(f"{sample.image}: listed twice; expected each image once, so mend the labels that name it")
+            problems(f"{sample.image}: listed twice; expected each image once, so correct the labels that name it")
         yield members[0]
 
 
@@ -234,7 +236,9 @@ def _agreeing(samples: Sequence[Sample], problems: Problems) -> Iterator[Sample]
     """Samples of which no copy, byte by byte, is labelled otherwise."""
     # Tiles of one strip may differ.
     normal = {sample.image: sample.is_normal for sample in samples if sample.region is None}
-    groups = attempt(problems, Contents().copies, normal, lambda group: len({normal[path] for path in group}) > 1)
+    groups = try_or_report(
+        problems, FileComparer().copies, normal, lambda group: len({normal[path] for path in group}) > 1
+    )
     bad: set[Path] = set()
     for group in groups or []:
         good, defective = ([path for path in group if normal[path] is wanted] for wanted in (True, False))

@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from differad.boxes import Boxes, as_boxes, iou
-from differad.data.label_files import Size, check_size, cut_at_edges, load_json, parse_entry
-from differad.data.shapes import Region, bitmap, boxes_of, polygon, runs_to_mask, turned_about_center, unpack_counts
+from differad.data.label_files import Size, check_size, clip_to_image, load_json, parse_entry
+from differad.data.shapes import Region, bitmap, boxes_of, polygon, rotated_about_center, runs_to_mask, unpack_counts
 from differad.errors import InputError, ManifestError
 
 _EXPECTED = "a COCO object with lists 'images' and 'annotations'"
@@ -92,7 +92,7 @@ class Drawn:
 class CocoEntry:
     """An image with its annotations, which `drawn` parses once the image's own size is known."""
 
-    place: str
+    where: str
     image: CocoImage
     annotations: tuple[tuple[str, Any], ...] = ()
     names: dict[str, str] = field(default_factory=dict)
@@ -103,9 +103,9 @@ class CocoEntry:
         Raises ManifestError where the file tells another size, where an annotation holds what it must not or lies
         outside, and where all are crowd regions.
         """
-        whose = f"{self.place}: {_called(self.image)}"
+        whose = f"{self.where}: {_called(self.image)}"
         check_size(whose, self.image.size, size)
-        parsed = [(place, parse_entry(_Annotation, raw, place), raw) for place, raw in self.annotations]
+        parsed = [(where, parse_entry(_Annotation, raw, where), raw) for where, raw in self.annotations]
         single = [one for one in parsed if not one[1].iscrowd]
         if parsed and not single:
             raise ManifestError(
@@ -113,11 +113,11 @@ class CocoEntry:
                 "remove the regions where there is none"
             )
         is_ours = self.image.pair_id is not None
-        regions = tuple(_region(note, raw, place, size, is_ours=is_ours) for place, note, raw in single)
+        regions = tuple(_region(note, raw, where, size, is_ours=is_ours) for where, note, raw in single)
         boxes, cut = boxes_of(regions), 0
         if regions:
             self._refuse_overshoot(boxes, size, whose)
-            boxes, cut = cut_at_edges(boxes, *size, whose)
+            boxes, cut = clip_to_image(boxes, *size, whose)
         categories = tuple(self.names.get(str(note.category_id), str(note.category_id)) for _, note, _ in single)
         return Drawn(regions, boxes, categories, len(parsed) - len(single), cut)
 
@@ -131,7 +131,7 @@ class CocoEntry:
             if by > allowed:
                 raise ManifestError(
                     f"{whose}: box {box} reaches out of the {size[0]}x{size[1]} image, and the file states no width "
-                    "and height; check that the image was not resized, then add them or mend the box"
+                    "and height; check that the image was not resized, then add them or correct the box"
                 )
 
 
@@ -139,7 +139,7 @@ def read_coco_file(path: Path, problems: Problems) -> Iterator[CocoEntry]:
     """The images of a file with what is drawn on each.
 
     Ids match as text, for tools write 1 and "1". Images that share an id, annotations of no image and ids of annotations
-    that stand twice go to `problems`; where that returns, every image that they may concern is left out: no image becomes
+    that occur twice go to `problems`; where that returns, every image that they may concern is left out: no image becomes
     normal because its label is lost. Raises ManifestError for a file that is no COCO.
     """
     document = load_json(path, dict, _EXPECTED)
@@ -149,8 +149,8 @@ def read_coco_file(path: Path, problems: Problems) -> Iterator[CocoEntry]:
     owned, is_lost, spoilt = _annotations_by_image(path, raw_annotations, set(images), problems)
     for key, found in images.items():
         if len(found) == 1 and key not in spoilt and (owned[key] or not is_lost):
-            place, image = found[0]
-            yield CocoEntry(place, image, tuple(owned[key]), names)
+            where, image = found[0]
+            yield CocoEntry(where, image, tuple(owned[key]), names)
 
 
 def _category_names(document: dict[str, Any]) -> dict[str, str]:
@@ -163,18 +163,18 @@ def _category_names(document: dict[str, Any]) -> dict[str, str]:
 def _images_by_id(path: Path, raw: list[Any], problems: Problems) -> dict[str, list[tuple[str, CocoImage]]]:
     found: dict[str, list[tuple[str, CocoImage]]] = defaultdict(list)
     for number, one in enumerate(raw):
-        place = f"{path}: images.{number}"
+        where = f"{path}: images.{number}"
         try:
-            image = parse_entry(CocoImage, one, place)
+            image = parse_entry(CocoImage, one, where)
         except InputError as error:
             problems(str(error))
             continue
-        found[str(image.id)].append((place, image))
+        found[str(image.id)].append((where, image))
     for images in found.values():
         if len(images) > 1:
-            (_, first), (place, second) = images[:2]
+            (_, first), (where, second) = images[:2]
             problems(
-                f"{place}: image id {second.id!r} stands twice, for {_called(first)} and {_called(second)}; expected an "
+                f"{where}: image id {second.id!r} occurs twice, for {_called(first)} and {_called(second)}; expected an "
                 "id of its own for every image, as the annotations of both are mixed up"
             )
     return found
@@ -189,31 +189,31 @@ def _annotations_by_image(
     is_lost = False
     spoilt: set[str] = set()
     for number, one in enumerate(raw):
-        place = f"{path}: annotations.{number}"
+        where = f"{path}: annotations.{number}"
         try:
             ids_only = {name: one[name] for name in ("id", "image_id") if name in one} if isinstance(one, dict) else one
-            owner = parse_entry(_Belongs, ids_only, place)
+            owner = parse_entry(_Belongs, ids_only, where)
             key = str(owner.image_id)
             if key not in known:
                 raise ManifestError(
-                    f"{place}: image_id {owner.image_id!r} is the id of no image, so an image without annotations may be "
+                    f"{where}: image_id {owner.image_id!r} is the id of no image, so an image without annotations may be "
                     "defective; expected one of 'images'"
                 )
         except InputError as error:
             is_lost = True
             problems(str(error))
             continue
-        owned[key].append((place, one))
+        owned[key].append((where, one))
         if owner.id is None:
             continue
         if str(owner.id) in ids:
             other, first = ids[str(owner.id)]
             spoilt |= {key, first}
             problems(
-                f"{place}: annotation id {owner.id!r} stands twice, at {other.removeprefix(f'{path}: ')} too; expected an "
+                f"{where}: annotation id {owner.id!r} occurs twice, at {other.removeprefix(f'{path}: ')} too; expected an "
                 "id of its own for each (merged files must be numbered anew)"
             )
-        ids.setdefault(str(owner.id), (place, key))
+        ids.setdefault(str(owner.id), (where, key))
     return owned, is_lost, spoilt
 
 
@@ -228,39 +228,39 @@ def _list_in(document: dict[str, Any], key: str, path: Path) -> list[Any]:
     return value
 
 
-def _region(note: _Annotation, raw: Any, place: str, size: tuple[int, int], *, is_ours: bool) -> Region:
+def _region(note: _Annotation, raw: Any, where: str, size: tuple[int, int], *, is_ours: bool) -> Region:
     """What an annotation marks: its bbox turned by `attributes.rotation`, or its segmentation."""
-    degrees = _rotation(note, place)
+    degrees = _rotation(note, where)
     key = "bbox" if note.bbox else "segmentation"
     if not is_ours:
-        _refuse_fractions(raw.get(key), place, key)
-    outline = _outline(note, place, size)
+        _refuse_fractions(raw.get(key), where, key)
+    outline = _outline(note, where, size)
     if not note.bbox:
         if outline is None:
             raise ManifestError(
-                f"{place}: neither bbox nor segmentation; expected bbox as x, y, width, height in pixels"
+                f"{where}: neither bbox nor segmentation; expected bbox as x, y, width, height in pixels"
             )
         return outline
-    box = _corners(note.bbox, place)
+    box = _corners(note.bbox, where)
     if outline is None or (outline.is_rectangle and _near(box, outline.box)):
         # Some readers of COCO need a polygon for a box: its corners, which were not turned with it.
-        return turned_about_center(box, degrees)
+        return rotated_about_center(box, degrees)
     if degrees % 360:
         return outline  # the angle is that of a shape which was exported as its outline
     if not _near(box, outline.box) and iou(as_boxes(box), as_boxes(outline.box))[0] < _SAME_PLACE:
         raise ManifestError(
-            f"{place}: bbox {note.bbox} and the segmentation around {list(outline.box)} (x1, y1, x2, y2) mark different "
+            f"{where}: bbox {note.bbox} and the segmentation around {list(outline.box)} (x1, y1, x2, y2) mark different "
             "places; expected bbox as x, y, width, height around the segmentation"
         )
     return replace(outline, box=box)
 
 
-def _corners(bbox: list[float], place: str) -> tuple[float, float, float, float]:
+def _corners(bbox: list[float], where: str) -> tuple[float, float, float, float]:
     if len(bbox) != 4:
-        raise ManifestError(f"{place}: bbox {bbox}; expected x, y, width, height")
+        raise ManifestError(f"{where}: bbox {bbox}; expected x, y, width, height")
     x, y, width, height = bbox
     if width <= 0 or height <= 0:
-        raise ManifestError(f"{place}: bbox {bbox} has no area; expected width and height above 0 pixels")
+        raise ManifestError(f"{where}: bbox {bbox} has no area; expected width and height above 0 pixels")
     return x, y, x + width, y + height
 
 
@@ -268,34 +268,34 @@ def _near(a: Sequence[float], b: Sequence[float]) -> bool:
     return bool(np.abs(np.subtract(a, b)).max() <= _ROUNDING)
 
 
-def _rotation(note: _Annotation, place: str) -> float:
+def _rotation(note: _Annotation, where: str) -> float:
     value = (note.attributes or {}).get("rotation", 0)
     try:
         degrees = float(value)
     except (TypeError, ValueError):
         degrees = float("nan")
     if not np.isfinite(degrees):
-        raise ManifestError(f"{place}: attributes.rotation {value!r}; expected degrees")
+        raise ManifestError(f"{where}: attributes.rotation {value!r}; expected degrees")
     return degrees
 
 
-def _outline(note: _Annotation, place: str, size: tuple[int, int]) -> Region | None:
+def _outline(note: _Annotation, where: str, size: tuple[int, int]) -> Region | None:
     """What a segmentation encloses, None where there is none. Raises ManifestError."""
     shape = note.segmentation
     if isinstance(shape, _Runs):
         width, height = size
         if shape.size != (height, width):
             raise ManifestError(
-                f"{place}: segmentation.size {list(shape.size)}; expected [{height}, {width}], the image's height and width"
+                f"{where}: segmentation.size {list(shape.size)}; expected [{height}, {width}], the image's height and width"
             )
-        counts = unpack_counts(shape.counts, place) if isinstance(shape.counts, str) else shape.counts
-        return bitmap(runs_to_mask(counts, height, width, place, by_columns=True), place)
+        counts = unpack_counts(shape.counts, where) if isinstance(shape.counts, str) else shape.counts
+        return bitmap(runs_to_mask(counts, height, width, where, by_columns=True), where)
     parts = [part for part in _parts(shape or []) if part]
     for part in parts:
         if len(part) % 2 or len(part) < 6:
-            raise ManifestError(f"{place}: a polygon of {len(part)} numbers; expected x, y of three or more points")
+            raise ManifestError(f"{where}: a polygon of {len(part)} numbers; expected x, y of three or more points")
     points = [[part[at : at + 2] for at in range(0, len(part), 2)] for part in parts]
-    return polygon(points, place) if points else None
+    return polygon(points, where) if points else None
 
 
 def _parts(shape: Sequence[Any]) -> list[list[float]]:
@@ -303,11 +303,11 @@ def _parts(shape: Sequence[Any]) -> list[list[float]]:
     return [list(part) for part in shape] if shape and isinstance(shape[0], list) else [list(shape)]
 
 
-def _refuse_fractions(values: Any, place: str, key: str) -> None:
+def _refuse_fractions(values: Any, where: str, key: str) -> None:
     """Numbers within 0 and 1, one of them with a decimal point, are shares of the sides: COCO has pixels."""
     flat = list(_numbers(values))
     if flat and all(0 <= value <= 1 for value in flat) and any(isinstance(value, float) for value in flat):
-        raise ManifestError(f"{place}: {key} {values} holds fractions of the image's sides; expected pixels")
+        raise ManifestError(f"{where}: {key} {values} holds fractions of the image's sides; expected pixels")
 
 
 def _numbers(values: Any) -> Iterator[float]:

@@ -11,7 +11,7 @@ _BLOCK = 1 << 16
 _Facts = tuple[int, int, int]
 
 
-class Contents:
+class FileComparer:
     """Compares files by their bytes; what was read of a file is kept, so one instance serves while files do not change."""
 
     def __init__(self) -> None:

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from differad.core import Pair
-from differad.data.copies import Contents
+from differad.data.copies import FileComparer
 from differad.data.nearest import BLOCK, NearestIndex, Ranking
 from differad.data.pairing import describe
-from differad.data.sources.inventory import FOREIGN_ENDINGS
-from differad.data.sources.sample import folder_name, is_image, no_image, walk
+from differad.data.sources.inventory import UNREADABLE_ENDINGS
+from differad.data.sources.sample import folder_name, is_image, no_image_message, walk
 from differad.data.thumbnails import read_thumbnail
 from differad.errors import ImageError, InputError, InputWarning
 from differad.files import is_pipe_or_device
@@ -56,7 +56,7 @@ def list_parts(good: Path, targets: Sequence[Path]) -> Folder:
             raise InputError(f"{path}: can be read only once; save it to a file and name that")
     parts = tuple(_images(good)) if good.is_dir() else (good,)
     if not parts:
-        raise InputError(no_image(good))
+        raise InputError(no_image_message(good))
     excluded = {_real(path) for path in parts}
     top = _common(targets)
     found = {_absolute(path): path for place in targets for path in _targets_in(place, excluded)}
@@ -92,7 +92,7 @@ class _Finder:
     """Finds the good part that looks most like a target."""
 
     def __init__(self, good: Sequence[Path], progress: bool) -> None:
-        self._contents = Contents()
+        self._contents = FileComparer()
         self._good: list[Path] = []
         vectors: list[_Vector] = []
         problems: list[ImageError] = []
@@ -176,7 +176,7 @@ def _images(folder: Path) -> list[Path]:
             path = listing.path / name
             if is_pipe_or_device(path):
                 problems.append(f"{path}: a pipe or a device")
-            elif is_image(name) or path.suffix.lower() in FOREIGN_ENDINGS:
+            elif is_image(name) or path.suffix.lower() in UNREADABLE_ENDINGS:
                 found.append(path)
             else:
                 problems.append(f"{path}: its ending names no image format")

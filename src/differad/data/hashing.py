@@ -1,12 +1,12 @@
-"""Near-duplicates among many pictures: difference hashes find candidates, thumbnails confirm them.
+"""Near-duplicates among many images: difference hashes find candidates, thumbnails confirm them.
 
-A picture counts as a near-duplicate of another when it was encoded, resized or lit anew, or changed in one faint or tiny place;
+An image counts as a near-duplicate of another when it was encoded, resized or lit anew, or changed in one faint or tiny place;
 two parts photographed in one fixture, alike as they are, should not. The 64-bit difference hash (the sign of
 neighbouring grey levels on a 9 x 8 grid, https://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html)
 cannot tell such parts apart, so a candidate is confirmed by the root mean square difference of 32 x 32 thumbnails,
 measured against their contrast.
 
-Hashes within 3 bits agree in at least one of their four 16-bit pieces: only pictures that share a piece are compared.
+Hashes within 3 bits agree in at least one of their four 16-bit pieces: only images that share a piece are compared.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.data.sources.sample import Region
+from differad.data.sources.sample import CropBox
 from differad.data.thumbnails import SIDE, read_thumbnail
 from differad.errors import OptionError
 from differad.images import RGB
@@ -27,14 +27,14 @@ _PIECES = 4
 _PIECE_BITS = BITS // _PIECES
 MAX_RADIUS = _PIECES - 1
 # A step between cells counts from above this many grey levels of 255: in plain areas noise alone would decide a bit.
-# With 4, copies as below never differ in more than 2 bits on 25 synthetic pictures of each kind; with 2, in up to 6.
+# With 4, copies as below never differ in more than 2 bits on 25 synthetic images of each kind; with 2, in up to 6.
 _STEP = 4
 # Two thumbnails are the same up to a floor (grey levels of 255, noise of encoding) and a share of their contrast (its
 # standard deviation). JPEG at quality 40, half the size and light 10 levels brighter stay below that on synthetic
-# pictures of every kind, and other parts of the same kind above it; tests/data/test_hashing.py measures both.
-SAME_FLOOR = 0.6
-SAME_SHARE = 0.1
-# Rows of a block of comparisons, which bounds the memory that many equal pictures take.
+# images of every kind, and other parts of the same kind above it; tests/data/test_hashing.py measures both.
+NOISE_FLOOR = 0.6
+CONTRAST_SHARE = 0.1
+# Rows of a block of comparisons, which bounds the memory that many equal images take.
 _BLOCK = 512
 
 Hashes = NDArray[np.uint64]
@@ -42,7 +42,7 @@ Hashes = NDArray[np.uint64]
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What is kept of a picture: its difference hash and its grey thumbnail (SIDE * SIDE,), mean removed."""
+    """What is kept of an image: its difference hash and its grey thumbnail (SIDE * SIDE,), mean removed."""
 
     hash: int
     grey: NDArray[np.float32]
@@ -62,8 +62,8 @@ def fingerprint(image: RGB) -> Fingerprint:
     return Fingerprint(dhash(image), np.asarray(grey - grey.mean(), dtype=np.float32))
 
 
-def fingerprint_file(path: Path, region: Region | None = None) -> Fingerprint:
-    """The fingerprint of a picture on disk, read at a fraction of its size. Raises ImageError."""
+def fingerprint_file(path: Path, region: CropBox | None = None) -> Fingerprint:
+    """The fingerprint of an image on disk, read at a fraction of its size. Raises ImageError."""
     return fingerprint(read_thumbnail(path, region).pixels)
 
 
@@ -123,7 +123,7 @@ def _close_in_bucket(
 ) -> Iterator[tuple[int, int]]:
     norms = np.sum(greys[bucket] ** 2, axis=1)
     # Root mean squares from here on are scaled by the root of the number of cells, as the norms are.
-    limits = SAME_FLOOR * np.sqrt(greys.shape[1]) + SAME_SHARE * np.sqrt(norms)
+    limits = NOISE_FLOOR * np.sqrt(greys.shape[1]) + CONTRAST_SHARE * np.sqrt(norms)
     for start in range(0, len(bucket), _BLOCK):
         rows, columns = bucket[start : start + _BLOCK], bucket[start:]
         close = np.triu(_count_bits(hashes[rows, None] ^ hashes[None, columns]) <= radius, 1)

@@ -45,7 +45,7 @@ class SlipFinder:
         self._meant = lru_cache(_CACHED)(lambda key: nearest(key, known))
         self._said: set[str] = set()
 
-    def check(self, record: BaseModel, place: str) -> None:
+    def check(self, record: BaseModel, where: str) -> None:
         """Warn of the further keys of one line; one beside the key that it resembles is meant as it is."""
         for key in record.model_extra or {}:
             if key in self._said:
@@ -55,4 +55,4 @@ class SlipFinder:
                 continue
             self._said.add(key)
             # One place for all, so that a file that is read several times is complained about once.
-            warnings.warn(f"{place}: key {shortened(key)} is not read; is {meant!r} meant?", InputWarning, stacklevel=1)
+            warnings.warn(f"{where}: key {shortened(key)} is not read; is {meant!r} meant?", InputWarning, stacklevel=1)

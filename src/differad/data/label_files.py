@@ -15,7 +15,7 @@ Size = tuple[float | None, float | None]
 # What a manifest holds of a coordinate: `write_pairs` rounds to hundredths of a pixel.
 DIGITS = 2
 # Two formats' roundings apart: such boxes are the same box.
-SAME = 0.02
+SAME_BOX_TOLERANCE = 0.02
 
 
 def load_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]], expected: str) -> Any:
@@ -35,17 +35,17 @@ def load_json(path: Path, kind: type[dict[str, Any]] | type[list[Any]], expected
     return document
 
 
-def parse_entry(kind: type[Record], value: Any, place: str) -> Record:
+def parse_entry(kind: type[Record], value: Any, where: str) -> Record:
     """One entry of a document as a `kind`. Raises ManifestError naming `place`, the field and its value."""
-    return parse_line(kind, json.dumps(value), place)
+    return parse_line(kind, json.dumps(value), where)
 
 
-def check_size(place: str, said: Size, actual: tuple[int, int]) -> None:
+def check_size(where: str, said: Size, actual: tuple[int, int]) -> None:
     """Raise ManifestError where a file tells another size for an image than its own: it was turned or resized."""
     if all(side in (None, true) for side, true in zip(said, actual, strict=True)):
         return
     told = "x".join("?" if side is None else f"{side:g}" for side in said)
-    message = f"{place}: labelled as {told} pixels, but the image is {actual[0]}x{actual[1]}"
+    message = f"{where}: labelled as {told} pixels, but the image is {actual[0]}x{actual[1]}"
     if said == actual[::-1]:
         raise ManifestError(
             f"{message}: the sides stand the other way round, as without its EXIF orientation; label the upright image, or "
@@ -54,7 +54,7 @@ def check_size(place: str, said: Size, actual: tuple[int, int]) -> None:
     raise ManifestError(f"{message}; expected labels of the image as it is, upright and not resized")
 
 
-def cut_at_edges(boxes: Boxes, width: int, height: int, place: str) -> tuple[Boxes, int]:
+def clip_to_image(boxes: Boxes, width: int, height: int, where: str) -> tuple[Boxes, int]:
     """Boxes cut off at an image of `width` x `height` pixels, and how many of them reached over its edges.
 
     Raises ManifestError where nothing of one remains.
@@ -63,12 +63,12 @@ def cut_at_edges(boxes: Boxes, width: int, height: int, place: str) -> tuple[Box
     for box, bad in zip(to_list(boxes, 4), is_degenerate(np.round(kept, DIGITS)).tolist(), strict=True):
         if bad:
             raise ManifestError(
-                f"{place}: box {box} (x1, y1, x2, y2) has no area inside the {width}x{height} image; "
+                f"{where}: box {box} (x1, y1, x2, y2) has no area inside the {width}x{height} image; "
                 "expected x1 < x2 and y1 < y2 in pixels of the image"
             )
-    return kept, count_moved(kept, boxes)
+    return kept, count_clipped(kept, boxes)
 
 
-def count_moved(kept: Boxes, given: Boxes) -> int:
+def count_clipped(kept: Boxes, given: Boxes) -> int:
     """How many boxes (N, 4) reached over the edge by more than a format's rounding."""
-    return int(np.count_nonzero(np.abs(kept - given).max(axis=-1, initial=0.0) > SAME))
+    return int(np.count_nonzero(np.abs(kept - given).max(axis=-1, initial=0.0) > SAME_BOX_TOLERANCE))

@@ -82,7 +82,7 @@ def read_pairs(path: str | Path) -> Iterator[Pair]:
         record = parse_line(PairRecord, line, f"{path}:{number}")
         slips.check(record, f"{path}:{number}")
         if record.id in seen:
-            raise ManifestError(f"{path}:{number}: id: {record.id!r} stands twice; expected one line per id")
+            raise ManifestError(f"{path}:{number}: id: {record.id!r} occurs twice; expected one line per id")
         seen.add(record.id)
         yield _to_pair(record, path.parent)
 
@@ -134,7 +134,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected a file of JSON lines") from None
 
 
-def parse_line(kind: type[Record], line: str, place: str) -> Record:
+def parse_line(kind: type[Record], line: str, where: str) -> Record:
     """One JSON line as a `kind`. Raises ManifestError naming `place`, the field, its value and what was expected."""
     try:
         return kind.model_validate_json(line)
@@ -144,9 +144,9 @@ def parse_line(kind: type[Record], line: str, place: str) -> Record:
         value = "" if first["type"] == "missing" else f" {shortened(first['input'])}:"
         if first["type"] == "missing" and isinstance(first["input"], dict):
             meant = [key for key in first["input"] if nearest(key, [str(first["loc"][-1])])]
-            value = f" {shortened(meant[0])} stands in its place:" if meant else ""
+            value = f" {shortened(meant[0])} is given instead:" if meant else ""
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ManifestError(f"{place}: {field}:{value} {first['msg']}{more}") from None
+        raise ManifestError(f"{where}: {field}:{value} {first['msg']}{more}") from None
 
 
 def _to_pair(record: PairRecord, folder: Path) -> Pair:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.data.copies import Contents
+from differad.data.copies import FileComparer
 from differad.errors import ImageError
 
 Vectors = NDArray[np.float32]
@@ -71,7 +71,7 @@ class NearestIndex:
     `files` are the N files that they are of, None where one is a part of a file; copies among them are dropped at once.
     """
 
-    def __init__(self, vectors: Vectors, files: Sequence[Path | None], contents: Contents) -> None:
+    def __init__(self, vectors: Vectors, files: Sequence[Path | None], contents: FileComparer) -> None:
         numbers: dict[bytes, list[int]] = defaultdict(list)
         for number, vector in enumerate(vectors):
             numbers[hashlib.blake2b(vector.tobytes(), digest_size=16).digest()].append(number)
@@ -118,7 +118,7 @@ class NearestIndex:
             yield [one for at in tied for one in self._members[chosen[at]]]
 
 
-def _split(numbers: list[int], files: Sequence[Path | None], contents: Contents) -> list[_Alike]:
+def _split(numbers: list[int], files: Sequence[Path | None], contents: FileComparer) -> list[_Alike]:
     """Numbers of equal vectors as those of copies of one file, and the others."""
     if len(numbers) == 1:
         return [_Alike(numbers)]

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.data.copies import Contents
+from differad.data.copies import FileComparer
 from differad.data.nearest import BLOCK, NearestIndex, Ranking
-from differad.data.sources.sample import Problems, Region, Sample, attempt, refuse
+from differad.data.sources.sample import CropBox, Problems, Sample, refuse, try_or_report
 from differad.data.thumbnails import Thumbnail, read_region, read_thumbnail
 from differad.errors import OptionError
 from differad.images import RGB, read_image
@@ -28,10 +28,10 @@ METHODS = ("nearest", "random", "given")
 _GRID = 16
 
 Embed = Callable[[RGB], NDArray[np.floating]]
-"""From a picture (H, W, 3) to its feature vector (D,); distances are Euclidean."""
+"""From an image (H, W, 3) to its feature vector (D,); distances are Euclidean."""
 
 _Descriptor = NDArray[np.float32]
-_Key = tuple[Path, Region | None]
+_Key = tuple[Path, CropBox | None]
 _Pools = dict[tuple[str, str], list[Sample]]
 
 
@@ -70,13 +70,13 @@ class Descriptors:
     _known: dict[_Key, _Descriptor | None] = field(default_factory=dict)
 
     def of(self, sample: Sample, problems: Problems = refuse) -> _Descriptor | None:
-        """The vector (D,) of a sample; None where its picture cannot be read, which is reported once."""
+        """The vector (D,) of a sample; None where its image cannot be read, which is reported once."""
         key = sample.image, sample.region
         if key not in self._known:
             self._known[key] = None
-            picture = attempt(problems, _read, sample, self.embed is not None)
-            if picture is not None:
-                self._known[key] = describe(picture) if self.embed is None else self._embedded(picture.pixels, sample)
+            image = try_or_report(problems, _read, sample, self.embed is not None)
+            if image is not None:
+                self._known[key] = describe(image) if self.embed is None else self._embedded(image.pixels, sample)
         return self._known[key]
 
     def stack(self, samples: Sequence[Sample], problems: Problems = refuse) -> tuple[list[Sample], NDArray[np.float32]]:
@@ -96,7 +96,7 @@ class Descriptors:
 
 
 def _read(sample: Sample, whole: bool) -> Thumbnail:
-    """The sample's picture, shrunk unless it is wanted `whole`. Raises ImageError."""
+    """The sample's image, shrunk unless it is wanted `whole`. Raises ImageError."""
     if not whole:
         return read_thumbnail(sample.image, sample.region)
     pixels = read_image(sample.image) if sample.region is None else read_region(sample.image, sample.region)
@@ -104,7 +104,7 @@ def _read(sample: Sample, whole: bool) -> Thumbnail:
 
 
 def describe(thumbnail: Thumbnail) -> _Descriptor:
-    """What a picture looks like as a vector: its pattern (unit length, without light), mean colour, aspect ratio."""
+    """What an image looks like as a vector: its pattern (unit length, without light), mean colour, aspect ratio."""
     grey = cv2.cvtColor(thumbnail.pixels, cv2.COLOR_RGB2GRAY)
     cells = cv2.resize(grey, (_GRID, _GRID), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
     pattern = cells - cells.mean()
@@ -188,7 +188,7 @@ class _Finder:
         self._pools = pools
         self._descriptors = descriptors
         self._problems = problems
-        self._contents = Contents()
+        self._contents = FileComparer()
         self._indexed: dict[tuple[str, str], tuple[list[Sample], NearestIndex | None]] = {}
         self._ranked: dict[_Key, tuple[list[Sample], Ranking | None]] = {}
 
@@ -216,7 +216,7 @@ class _Finder:
         if target.template is not None:
             if self._is_copy(target.template, target):
                 return []
-            return [Sample(target.template, target.category, True, product=target.product, view=target.view)]
+            return [Sample(target.template, target.category, True, instance_id=target.instance_id, view=target.view)]
         pool = self._pool(target)
         if self._pairing.method == "given" or not pool:
             return []
@@ -249,14 +249,14 @@ class _Finder:
         """Whether a good part is another one than the target."""
         if (reference.image, reference.region) == (target.image, target.region):
             return False
-        if target.product and reference.product == target.product:
+        if target.instance_id and reference.instance_id == target.instance_id:
             return False
         # Tiles of one strip are cut from one file and are no copies of each other.
         return reference.image == target.image or not self._is_copy(reference.image, target)
 
     def _is_copy(self, image: Path, target: Sample) -> bool:
         """Whether a file is the target's or may be, as it cannot be read, which is reported."""
-        return attempt(self._problems, self._contents.same, image, target.image) is not False
+        return try_or_report(self._problems, self._contents.same, image, target.image) is not False
 
     def _nearest(self, target: Sample, usable: list[Sample], ranking: Ranking | None) -> list[Sample]:
         found: list[Sample] = []

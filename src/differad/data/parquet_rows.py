@@ -45,7 +45,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         ) from None
 
 
-def image_bytes(value: Any, place: str) -> bytes | None:
+def image_bytes(value: Any, where: str) -> bytes | None:
     """The file that a cell holds, None for an empty cell. Raises ManifestError."""
     is_image = isinstance(value, dict) and value.keys() == {"bytes", "path"}
     content = value["bytes"] if is_image else value
@@ -55,10 +55,10 @@ def image_bytes(value: Any, place: str) -> bytes | None:
         return None
     if is_image and content is None:
         raise ManifestError(
-            f"{place}: holds the path of an image; expected its bytes (the datasets library: embed_external_files)"
+            f"{where}: holds the path of an image; expected its bytes (the datasets library: embed_external_files)"
         )
     raise ManifestError(
-        f"{place}: holds a {type(value).__name__}; expected the bytes of an image file, or a struct of bytes and path"
+        f"{where}: holds a {type(value).__name__}; expected the bytes of an image file, or a struct of bytes and path"
     )
 
 
@@ -81,7 +81,7 @@ def _check_sizes(metadata: Any, path: Path) -> None:
 def _check_names(names: Sequence[str], path: Path) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ManifestError(f"{path}: column {twice!r} stands twice; expected each column once")
+        raise ManifestError(f"{path}: column {twice!r} occurs twice; expected each column once")
 
 
 def _reason(error: OSError) -> str:

@@ -31,7 +31,7 @@ Mask = NDArray[np.bool_]
 _NO_HARD_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP})
 
 
-class Placer:
+class FileStore:
     """Gives each sample's image and mask a path that a manifest can point at; makes each file once."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Placer:
         return name if sample.region is None else f"{name}@{sample.region[0]},{sample.region[1]}"
 
     def image(self, sample: Sample) -> Path:
-        """The path of the sample's picture. Raises ImageError, InputError where a file cannot be made."""
+        """The path of the sample's image. Raises ImageError, InputError where a file cannot be made."""
         key = sample.image, sample.region
         if key not in self._placed:
             if sample.region is None:
@@ -77,7 +77,7 @@ class Placer:
 
     def _made(self, folder: str, sample: Sample) -> Path:
         below = relative(sample.image, self._root)
-        # The ending stays in the name: a.png and a.jpg of one folder are two pictures.
+        # The ending stays in the name: a.png and a.jpg of one folder are two images.
         place = "" if sample.region is None else f"@{sample.region[0]},{sample.region[1]}"
         path = self._out / folder / below.with_name(f"{below.name}{place}.png")
         self._record(path)
@@ -91,7 +91,7 @@ class Placer:
             target = self._out / "files" / relative(path, self._root)
             self._record(target)
             make_folder(target.parent)
-            place_file(path, target, copy=self._files == "copy")
+            copy_or_link(path, target, copy=self._files == "copy")
             self._placed[key] = target
         return self._placed[key]
 
@@ -116,7 +116,7 @@ def read_union(sample: Sample) -> Mask:
         union = union[y1:y2, x1:x2]
     if not union.any():
         raise ManifestError(
-            f"{sample.masks[0]}: marks nothing, but {sample.image} is defective; mend the mask or leave it out (--skip-bad)"
+            f"{sample.masks[0]}: marks nothing, but {sample.image} is defective; correct the mask or leave it out (--skip-bad)"
         )
     return union
 
@@ -134,7 +134,7 @@ def sample_boxes(sample: Sample, union: Mask | None = None) -> Boxes:
 
 
 def check_sample(sample: Sample) -> None:
-    """Decode the sample's picture, template and masks and see that they fit. Raises ImageError, ManifestError."""
+    """Decode the sample's image, template and masks and see that they fit. Raises ImageError, ManifestError."""
     pixels = read_image(sample.image) if sample.region is None else read_region(sample.image, sample.region)
     if sample.template is not None:
         read_image(sample.template)
@@ -152,11 +152,11 @@ def check_boxes(sample: Sample, boxes: Boxes, width: int, height: int) -> Boxes:
     Raises ManifestError.
     """
     if len(boxes) == 0 or is_degenerate(boxes).any():
-        raise ManifestError(f"{sample.image}: no box that holds any area, but it is defective; mend its labels")
+        raise ManifestError(f"{sample.image}: no box that holds any area, but it is defective; correct its labels")
     kept = clip(boxes, width, height)
     if np.abs(kept - boxes).max() > _ROUNDING:
         raise ManifestError(
-            f"{sample.image}: boxes {to_list(boxes)} reach out of its {width}x{height} pixels; mend the labels"
+            f"{sample.image}: boxes {to_list(boxes)} reach out of its {width}x{height} pixels; correct the labels"
         )
     return kept
 
@@ -170,7 +170,7 @@ def _whole_union(masks: tuple[Path, ...], image: Path) -> Mask:
     return union
 
 
-def place_file(path: Path, target: Path, *, copy: bool) -> None:
+def copy_or_link(path: Path, target: Path, *, copy: bool) -> None:
     """The file `path` as `target`, whose folder is there: a copy, or a link, hard where there can be one, else symbolic.
 
     A copy is brought to the disk by whoever names it. Raises InputError for a file that cannot be read, and WriteError.

@@ -16,7 +16,7 @@ from differad.data.build import MANIFEST, RESULTS, BuildOptions, make_pairs, rea
 from differad.data.card import files_of, make_card, write_card
 from differad.data.output_folder import OutputFolder, claim_folder
 from differad.data.pairing import Embed, Pairing
-from differad.data.placing import Placer
+from differad.data.placing import FileStore
 from differad.data.sheet import write_sheet
 from differad.data.sources.registry import SOURCES
 from differad.data.sources.sample import ProblemList, Problems, Sample, refuse
@@ -39,7 +39,7 @@ class Defaults(BaseModel):
     seed: int = 0
 
 
-class Entry(BaseModel):
+class CategorySpec(BaseModel):
     """A category: its group, its source, which of the source's categories, views and kinds, and how many pairs.
 
     `from` names the source's own categories (none takes all); empty `views` and `kinds` take all. A good part has no kind.
@@ -71,7 +71,7 @@ class Entry(BaseModel):
         return (
             (not self.names or sample.category in self.names)
             and (not self.views or sample.view in self.views)
-            and (sample.is_normal or not self.kinds or sample.kind in self.kinds)
+            and (sample.is_normal or not self.kinds or sample.defect_type in self.kinds)
         )
 
 
@@ -83,17 +83,17 @@ class Recipe(BaseModel):
     title: str = Field(min_length=1)
     note: str = ""
     defaults: Defaults = Defaults()
-    categories: tuple[Entry, ...] = Field(min_length=1)
+    categories: tuple[CategorySpec, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _distinct(self) -> "Recipe":
         names = [entry.category for entry in self.categories]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"category {twice!r} stands twice; expected one entry each")
+            raise ValueError(f"category {twice!r} occurs twice; expected one entry each")
         return self
 
-    def pairing(self, entry: Entry) -> Pairing:
+    def pairing(self, entry: CategorySpec) -> Pairing:
         """How the pairs of one category are made."""
         base = self.defaults
         return Pairing(
@@ -106,7 +106,7 @@ class Recipe(BaseModel):
 
 
 @dataclass
-class Outcome:
+class CategoryResult:
     """What became of one category: "built", "short" of its count, or not there, with the reason and where to get it.
 
     "absent" has no folder, "unmatched" has one that holds nothing of the category, and "broken" one that cannot be read.
@@ -131,7 +131,7 @@ class BuiltRecipe:
     """The pairs, what became of each category, and what was left out with the reason."""
 
     pairs: list[Pair]
-    outcomes: list[Outcome]
+    outcomes: list[CategoryResult]
     problems: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def read_recipe(path: str | Path) -> Recipe:
     except MissingExtraError:
         raise
     except InputError as error:
-        raise ManifestError(f"{path}: {error}; mend the recipe") from None
+        raise ManifestError(f"{path}: {error}; correct the recipe") from None
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
@@ -235,7 +235,7 @@ class _Work:
     progress: bool
     pairs: dict[str, list[Pair]] = field(default_factory=dict)
 
-    def run(self, source: str, place: Path, outcomes: Sequence[Outcome]) -> None:
+    def run(self, source: str, place: Path, outcomes: Sequence[CategoryResult]) -> None:
         """Build every category of `source`, whose samples are read once. Raises ManifestError, ImageError."""
         # Which of its categories are present shows when it is read; the recipe's choice is made after that.
         whole = replace(self.options, categories=())
@@ -250,12 +250,14 @@ class _Work:
                     outcome.state, outcome.why = "broken", str(error)
             return
         # Copies of two data sets must not meet under one name.
-        placer = Placer(place, self.folder.path / source, self.options.files, record=self.folder.record)
+        placer = FileStore(place, self.folder.path / source, self.options.files, record=self.folder.record)
         for entry, outcome in zip(self.recipe.categories, outcomes, strict=True):
             if entry.source == source:
                 self._build(entry, outcome, samples, placer)
 
-    def _build(self, entry: Entry, outcome: Outcome, samples: Sequence[Sample], placer: Placer) -> None:
+    def _build(
+        self, entry: CategorySpec, outcome: CategoryResult, samples: Sequence[Sample], placer: FileStore
+    ) -> None:
         own = _merged([sample for sample in samples if entry.takes(sample)], entry.category)
         if not own:
             known = ", ".join(sorted({sample.category for sample in samples})) or "nothing"
@@ -294,9 +296,9 @@ def _places(recipe: Recipe, root: Path, roots: Mapping[str, Path]) -> dict[str, 
     return {name: Path(roots.get(name, root / name)) for name in named}
 
 
-def _absent(entry: Entry, place: Path) -> Outcome:
+def _absent(entry: CategorySpec, place: Path) -> CategoryResult:
     source = SOURCES[entry.source]
-    return Outcome(
+    return CategoryResult(
         entry.category,
         entry.group,
         entry.source,
@@ -308,18 +310,18 @@ def _absent(entry: Entry, place: Path) -> Outcome:
 
 
 def _refuse_shared(pairs: Sequence[Pair]) -> None:
-    """Raise ManifestError where two categories take the same picture: a manifest holds each id once."""
+    """Raise ManifestError where two categories take the same image: a manifest holds each id once."""
     taken: dict[str, str] = {}
     for pair in pairs:
         if pair.id in taken:
             raise ManifestError(
-                f"categories {taken[pair.id]!r} and {pair.category!r} both take {pair.id}; expected each picture in one, "
+                f"categories {taken[pair.id]!r} and {pair.category!r} both take {pair.id}; expected each image in one, "
                 "so tell them apart by from, views or kinds"
             )
         taken[pair.id] = pair.category
 
 
-def _notes(recipe: Recipe, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _notes(recipe: Recipe, outcomes: Sequence[CategoryResult]) -> dict[str, Any]:
     """What the card says beyond its counts: the recipe's note, the notes of its categories, and what is absent."""
     notes = [recipe.note] if recipe.note else []
     built = {outcome.category for outcome in outcomes if outcome.pairs}
@@ -328,12 +330,12 @@ def _notes(recipe: Recipe, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {"notes": notes, "recipe": [outcome.to_dict() for outcome in outcomes]}
 
 
-def _line(outcomes: Sequence[Outcome]) -> str:
+def _line(outcomes: Sequence[CategoryResult]) -> str:
     by_state = {state: [one.category for one in outcomes if one.state == state] for state in _NOT_THERE}
     return " ".join(f"{state.capitalize()}: {', '.join(names)}." for state, names in by_state.items() if names)
 
 
-def _why_nothing(root: str | Path, places: Mapping[str, Path], outcomes: Sequence[Outcome]) -> str:
+def _why_nothing(root: str | Path, places: Mapping[str, Path], outcomes: Sequence[CategoryResult]) -> str:
     """What to say where no pair was made: the first reason of a data set that is there, else where one is looked for."""
     present = next((one for one in outcomes if one.state != "absent"), None)
     if present is not None:

@@ -62,7 +62,7 @@ def boxes_of(regions: Sequence[Region]) -> Boxes:
     return as_boxes([region.box for region in regions])
 
 
-def turned(box: Sequence[float], degrees: float, pivot: tuple[float, float]) -> Region:
+def rotated(box: Sequence[float], degrees: float, pivot: tuple[float, float]) -> Region:
     """A rectangle (x1, y1, x2, y2) in pixels that was turned clockwise about `pivot`."""
     x1, y1, x2, y2 = box
     if degrees % 360 == 0:
@@ -74,23 +74,23 @@ def turned(box: Sequence[float], degrees: float, pivot: tuple[float, float]) -> 
     return _outlined(corners @ matrix.T + pivot)
 
 
-def turned_about_center(box: Sequence[float], degrees: float) -> Region:
+def rotated_about_center(box: Sequence[float], degrees: float) -> Region:
     """A rectangle (x1, y1, x2, y2) in pixels that was turned clockwise about its own centre."""
-    return turned(box, degrees, ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
+    return rotated(box, degrees, ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
 
 
-def polygon(parts: Sequence[Sequence[Sequence[float]]], place: str) -> Region:
+def polygon(parts: Sequence[Sequence[Sequence[float]]], where: str) -> Region:
     """One or several outlines of points (x, y) that belong together. Raises ManifestError for fewer than three points."""
     for points in parts:
         if len(points) < _CORNERS or any(len(point) != 2 for point in points):
-            raise ManifestError(f"{place}: a polygon of {len(points)} points; expected three or more, each x and y")
+            raise ManifestError(f"{where}: a polygon of {len(points)} points; expected three or more, each x and y")
     return _outlined(*(np.array(points, dtype=np.float64) for points in parts))
 
 
-def ellipse(center: tuple[float, float], radii: tuple[float, float], degrees: float, place: str) -> Region:
+def ellipse(center: tuple[float, float], radii: tuple[float, float], degrees: float, where: str) -> Region:
     """An ellipse that was turned clockwise about its `center`. Raises ManifestError."""
     if min(radii) <= 0:
-        raise ManifestError(f"{place}: an ellipse with radii {radii[0]:g} and {radii[1]:g}; expected both above 0")
+        raise ManifestError(f"{where}: an ellipse with radii {radii[0]:g} and {radii[1]:g}; expected both above 0")
     (cx, cy), (rx, ry) = center, radii
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # The extreme of x = rx cos(t) cos(a) - ry sin(t) sin(a) over t; y likewise.
@@ -101,30 +101,30 @@ def ellipse(center: tuple[float, float], radii: tuple[float, float], degrees: fl
     return Region((cx - x, cy - y, cx + x, cy + y), (outline,))
 
 
-def bitmap(mask: Mask, place: str, corner: tuple[int, int] = (0, 0)) -> Region:
+def bitmap(mask: Mask, where: str, corner: tuple[int, int] = (0, 0)) -> Region:
     """The marked pixels of a mask (H, W) whose upper left is at `corner`. Raises ManifestError where there are none."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if len(columns) == 0:
-        raise ManifestError(f"{place}: a mask that marks nothing; draw it again or remove it")
+        raise ManifestError(f"{where}: a mask that marks nothing; draw it again or remove it")
     x1, y1, x2, y2 = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     left, top = corner
     # A copy, so that the rest of the image is not kept with it.
     return Region((left + x1, top + y1, left + x2, top + y2), (), mask[y1:y2, x1:x2].copy(), (left + x1, top + y1))
 
 
-def runs_to_mask(counts: Sequence[int], height: int, width: int, place: str, *, by_columns: bool) -> Mask:
+def runs_to_mask(counts: Sequence[int], height: int, width: int, where: str, *, by_columns: bool) -> Mask:
     """A mask (H, W) from run lengths that begin with unmarked pixels: down the columns (COCO) or along the rows (CVAT).
 
     Raises ManifestError where they do not fill `height` x `width` exactly.
     """
     total = sum(counts)
     if total != height * width or min(counts, default=0) < 0:
-        raise ManifestError(f"{place}: run lengths of {total} pixels; expected {width}x{height} = {width * height}")
+        raise ManifestError(f"{where}: run lengths of {total} pixels; expected {width}x{height} = {width * height}")
     flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
     return flat.reshape(height, width, order="F" if by_columns else "C")
 
 
-def unpack_counts(text: str, place: str) -> list[int]:
+def unpack_counts(text: str, where: str) -> list[int]:
     """The run lengths in COCO's compressed string. Raises ManifestError.
 
     Layout: `rleFrString` in https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c. It is read here and not
@@ -135,7 +135,7 @@ def unpack_counts(text: str, place: str) -> list[int]:
     for letter in text:
         code = ord(letter) - 48
         if not 0 <= code < 64 or shift > _LONGEST:
-            raise ManifestError(f"{place}: compressed counts with the letter {letter!r}; expected COCO's run lengths")
+            raise ManifestError(f"{where}: compressed counts with the letter {letter!r}; expected COCO's run lengths")
         value |= (code & 0x1F) << shift
         shift += 5
         if code & 0x20:
@@ -146,7 +146,7 @@ def unpack_counts(text: str, place: str) -> list[int]:
         counts.append(value + counts[-2] if len(counts) > 2 else value)
         value = shift = 0
     if shift:
-        raise ManifestError(f"{place}: compressed counts that are cut off; export them again")
+        raise ManifestError(f"{where}: compressed counts that are cut off; export them again")
     return counts
 
 
@@ -155,20 +155,20 @@ class _Bits:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._place = 0
+        self._position = 0
 
     def read(self, width: int) -> int:
         """The next `width` bits. Raises EOFError behind the last."""
-        end = self._place + width
+        end = self._position + width
         if end > 8 * len(self._data):
             raise EOFError
         last = (end + 7) // 8
-        number = int.from_bytes(self._data[self._place // 8 : last], "big") >> (8 * last - end)
-        self._place = end
+        number = int.from_bytes(self._data[self._position // 8 : last], "big") >> (8 * last - end)
+        self._position = end
         return number & ((1 << width) - 1)
 
 
-def brush_to_mask(rle: Sequence[int], height: int, width: int, place: str) -> Mask:
+def brush_to_mask(rle: Sequence[int], height: int, width: int, where: str) -> Mask:
     """A mask (H, W) from the bytes of a Label Studio brush region: marked where alpha is above 0. Raises ManifestError.
 
     The layout is thi.ng's rle-pack of an RGBA image:
@@ -182,11 +182,11 @@ def brush_to_mask(rle: Sequence[int], height: int, width: int, place: str) -> Ma
         sizes = [bits.read(4) + 1 for _ in range(4)]
         if total != 4 * height * width:
             raise ManifestError(
-                f"{place}: a brush mask of {total} values; expected four for each of {width}x{height} pixels"
+                f"{where}: a brush mask of {total} values; expected four for each of {width}x{height} pixels"
             )
         marked, lengths = _brush_runs(bits, total, word, sizes)
     except (EOFError, ValueError):
-        raise ManifestError(f"{place}: a brush mask that is cut off or holds no bytes; export it again") from None
+        raise ManifestError(f"{where}: a brush mask that is cut off or holds no bytes; export it again") from None
     return np.repeat(np.array(marked), lengths)[3::4].reshape(height, width)
 
 

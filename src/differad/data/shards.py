@@ -1,4 +1,4 @@
-"""Shards: many pairs in one file, for training that reads front to back. WebDataset tar or Parquet, pictures as PNG.
+"""Shards: many pairs in one file, for training that reads front to back. WebDataset tar or Parquet, images as PNG.
 
 A tar holds `KEY.reference.png`, `KEY.target.png`, `KEY.mask.png` (anomalous pairs) and `KEY.json` (the pair's line of a
 manifest, naming those members); a Parquet file holds the same as columns. Both are written in a fixed way: the same
@@ -34,7 +34,7 @@ _ENDINGS = {".tar": bytes(2 * tarfile.BLOCKSIZE), ".parquet": b"PAR1"}
 
 @dataclass(frozen=True)
 class Sample:
-    """A pair ready to be stored: its key in the shard, its pictures as PNG files, and its line of a manifest.
+    """A pair ready to be stored: its key in the shard, its images as PNG files, and its line of a manifest.
 
     `record` is as in `pairs.jsonl`, without `reference`, `target` and `mask`; `mask` is None for a normal pair.
     """
@@ -76,7 +76,7 @@ def write_parquet(path: Path, samples: Iterable[Sample]) -> None:
 def read_shards(path: str | Path) -> Iterator[Pair]:
     """Stream the pairs of a shard, or of every shard in a folder, in order.
 
-    Pictures are (H, W, 3) uint8 arrays; `extra` holds what else the line says, and under `mask` the (H, W) bool mask of an
+    Images are (H, W, 3) uint8 arrays; `extra` holds what else the line says, and under `mask` the (H, W) bool mask of an
     anomalous pair. Raises InputError where there is no shard, ManifestError on one that is broken, ImageError. Shards that were
     cut off, that `shards.jsonl` names and that are gone, or that lie in a folder whose `shards.jsonl` does not name them are
     found before the first pair. Each shard that it names is compared with its checksum before its first pair, and with its
@@ -153,14 +153,14 @@ def _to_row(sample: Sample) -> dict[str, Any]:
 
 def _read_webdataset(path: Path) -> Iterator[Pair]:
     for key, members in groupby(read_members(path), key=lambda member: _split(member.name)[0]):
-        place, parts = f"{path}: {key}", dict[str, bytes]()
+        where, parts = f"{path}: {key}", dict[str, bytes]()
         for member in members:
             part = _split(member.name)[1]
             if part in parts:
-                raise ManifestError(f"{place}: two files for {part!r}; expected one of each for a pair")
+                raise ManifestError(f"{where}: two files for {part!r}; expected one of each for a pair")
             parts[part] = member.content
         line = parts.pop("json", b"").decode("utf-8", "replace")
-        yield _to_pair(line, parts, place)
+        yield _to_pair(line, parts, where)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -172,13 +172,13 @@ def _split(name: str) -> tuple[str, str]:
 
 def _read_parquet(path: Path) -> Iterator[Pair]:
     for row in read_rows(path):
-        place = f"{path}: {row.get('id')}"
-        cells = {part: image_bytes(row.pop(part, None), f"{place}: {part}") for part in PARTS}
+        where = f"{path}: {row.get('id')}"
+        cells = {part: image_bytes(row.pop(part, None), f"{where}: {part}") for part in PARTS}
         parts = {part: content for part, content in cells.items() if content is not None}
-        yield _to_pair(_to_line(row, place), parts, place)
+        yield _to_pair(_to_line(row, where), parts, where)
 
 
-def _to_line(row: dict[str, Any], place: str) -> str:
+def _to_line(row: dict[str, Any], where: str) -> str:
     """The further columns of a row as a line of a manifest. Raises ManifestError."""
     facts = row.pop("facts", None) or {}
     try:
@@ -186,19 +186,19 @@ def _to_line(row: dict[str, Any], place: str) -> str:
             facts = json.loads(facts)
         return json.dumps({**row, "facts": facts, "reference": "reference", "target": "target"})
     except (ValueError, TypeError, RecursionError) as error:
-        raise ManifestError(f"{place}: a column is no text, number or list of them ({error}); leave it out") from None
+        raise ManifestError(f"{where}: a column is no text, number or list of them ({error}); leave it out") from None
 
 
-def _to_pair(line: str, parts: dict[str, bytes], place: str) -> Pair:
-    record = parse_line(PairRecord, line, place)
+def _to_pair(line: str, parts: dict[str, bytes], where: str) -> Pair:
+    record = parse_line(PairRecord, line, where)
     for part in ("reference", "target"):
         if part not in parts:
-            raise ManifestError(f"{place}: no {part} picture; expected a PNG of that name beside the pair's line")
+            raise ManifestError(f"{where}: no {part} image; expected a PNG of that name beside the pair's line")
     extra = dict(record.model_extra or {})
     boxes = None if record.boxes is None else as_boxes(record.boxes)
-    reference, target = decode_images(*((parts[part], f"{place}: {part}") for part in ("reference", "target")))
+    reference, target = decode_images(*((parts[part], f"{where}: {part}") for part in ("reference", "target")))
     if "mask" in parts:
-        extra["mask"] = decode_mask(parts["mask"], f"{place}: mask", target.shape[1::-1])
+        extra["mask"] = decode_mask(parts["mask"], f"{where}: mask", target.shape[1::-1])
         boxes = boxes_from_mask(extra["mask"]) if boxes is None else boxes
     return Pair(
         reference=reference,

@@ -29,7 +29,7 @@ def write_sheet(
 ) -> int:
     """Write the page with up to `shown` pairs of each category, by group; return how many pairs it shows.
 
-    A pair whose pictures cannot be read is shown with the reason.
+    A pair whose images cannot be read is shown with the reason.
     """
     from jinja2 import Environment, PackageLoader  # a light start matters more to those who only locate
 
@@ -69,17 +69,17 @@ def _by_category(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
 
 def _card(pair: Pair) -> dict[str, Any]:
     kind = str(pair.extra.get("kind", ""))
-    card: dict[str, Any] = {"id": pair.id, "kind": kind, "pictures": [], "problem": "", "boxes": 0, "known": True}
+    card: dict[str, Any] = {"id": pair.id, "kind": kind, "images": [], "problem": "", "boxes": 0, "known": True}
     card["place_unknown"] = is_place_unknown(pair)
     try:
         boxes = _boxes(pair)
         reference, target = read_images(pair.reference, pair.target)
     except ImageError as error:
         return {**card, "problem": str(error)}
-    pictures = [thumbnail(reference, THUMBNAIL_SIDE), thumbnail(target, THUMBNAIL_SIDE, truth=boxes)]
+    images = [thumbnail(reference, THUMBNAIL_SIDE), thumbnail(target, THUMBNAIL_SIDE, truth=boxes)]
     return {
         **card,
-        "pictures": [jpeg_data_url(picture) for picture in pictures],
+        "images": [jpeg_data_url(image) for image in images],
         "boxes": 0 if boxes is None else len(boxes),
         "known": boxes is not None,
     }

@@ -1,6 +1,6 @@
 """Splits of pairs without leaks: by category (cross-scenario) or by instance, and a check of splits made elsewhere.
 
-A leak is the same picture, a near-duplicate of it or the same physical part on both sides. References count as pictures
+A leak is the same image, a near-duplicate of it or the same physical part on both sides. References count as images
 too: a model that has seen a reference in training knows that part. Where one good part serves many pairs they must
 then stay together; `references=False` looks at targets only.
 Knows a part from the key `product` of a pair, which `differad build` writes where the data set tells it.
@@ -29,7 +29,7 @@ _PRODUCT_KEYS = ("product", "reference_product")
 class Leak:
     """Something that stands on both sides: `kind` is "image", "near-duplicate" or "product".
 
-    `train` and `test` are the pictures, or the product twice; the ids are of one pair on each side that shows it.
+    `train` and `test` are the images, or the product twice; the ids are of one pair on each side that shows it.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class Leak:
 def split_by_category(pairs: Iterable[Pair], held_out: Collection[str]) -> dict[str, list[Pair]]:
     """Pairs of the categories `held_out` as "test", all others as "train". Raises OptionError for an unknown name.
 
-    Says nothing of pictures that two categories share; `find_leaks` does.
+    Says nothing of images that two categories share; `find_leaks` does.
     """
     sides: dict[str, list[Pair]] = {TRAIN: [], TEST: []}
     for pair in pairs:
@@ -74,7 +74,7 @@ def split_by_instance(
     references: bool = True,
     progress: bool = False,
 ) -> dict[str, list[Pair]]:
-    """Split pairs into `shares` (name to share, summing to 1) so that no picture, near-duplicate or part is torn apart.
+    """Split pairs into `shares` (name to share, summing to 1) so that no image, near-duplicate or part is torn apart.
 
     What belongs together goes as one, large groups first, to the side that lacks most of that category's normal,
     abnormal or unlabelled pairs; shares are met as far as groups allow. Pairs keep their order. Raises OptionError,
@@ -105,11 +105,11 @@ def instance_groups(
     pairs: Sequence[Pair], *, radius: int = MAX_RADIUS, references: bool = True, progress: bool = False
 ) -> list[int]:
     """For each pair the number of the group that must stay together. Raises ManifestError, ImageError."""
-    pictures = _pictures(pairs, references)
-    names = list(pictures)
-    links = list(_same(pictures.values())) + list(_same(_products(pairs, references).values()))
+    images = _images(pairs, references)
+    names = list(images)
+    links = list(_same(images.values())) + list(_same(_products(pairs, references).values()))
     prints = _fingerprints(names, progress)
-    links += [(pictures[names[i]][0], pictures[names[j]][0]) for i, j in near_duplicates(prints, radius)]
+    links += [(images[names[i]][0], images[names[j]][0]) for i, j in near_duplicates(prints, radius)]
     return groups(len(pairs), links)
 
 
@@ -125,7 +125,7 @@ def find_leaks(
 
     A file that is on both sides is not told again as its own near-duplicate.
     """
-    left, right = _pictures(train, references), _pictures(test, references)
+    left, right = _images(train, references), _images(test, references)
 
     def ids(a: int, b: int) -> tuple[str, str]:
         return train[a].id, test[b].id
@@ -169,8 +169,8 @@ def _empty_side(name: str, pairs: int, largest: int, references: bool) -> str:
     return f"split: no pair is left for {name!r}, as {largest} of {pairs} pairs belong together; {remedy}"
 
 
-def _pictures(pairs: Sequence[Pair], references: bool) -> dict[str, list[int]]:
-    """Absolute path of each picture to the indices of the pairs that show it. Raises ManifestError."""
+def _images(pairs: Sequence[Pair], references: bool) -> dict[str, list[int]]:
+    """Absolute path of each image to the indices of the pairs that show it. Raises ManifestError."""
     found: dict[str, list[int]] = defaultdict(list)
     here = Path.cwd()
     for index, pair in enumerate(pairs):
@@ -196,4 +196,4 @@ def _same(groups_of_indices: Iterable[list[int]]) -> Iterator[tuple[int, int]]:
 
 
 def _fingerprints(names: Sequence[str], progress: bool) -> list[Fingerprint]:
-    return [fingerprint_file(Path(name)) for name in track(names, "comparing pictures", len(names), shown=progress)]
+    return [fingerprint_file(Path(name)) for name in track(names, "comparing images", len(names), shown=progress)]

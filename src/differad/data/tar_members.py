@@ -70,14 +70,14 @@ def _check(member: tarfile.TarInfo, size: int, path: Path) -> None:
     """Raise ManifestError for anything but a folder or a plain file that is inside of the tar of `size` bytes."""
     if member.isdir():
         return
-    place = f"{path}: {shortened(member.name)}"
+    where = f"{path}: {shortened(member.name)}"
     if not member.isreg() or member.issparse():
         raise ManifestError(
-            f"{place}: a link, a device or a sparse file; expected plain files, so write the shard without"
+            f"{where}: a link, a device or a sparse file; expected plain files, so write the shard without"
         )
     if member.size < 0 or member.offset_data + member.size > size:
         raise ManifestError(
-            f"{place}: holds {member.size} bytes by its header, and the tar ends before; not a whole tar, so {_REMEDY}"
+            f"{where}: holds {member.size} bytes by its header, and the tar ends before; not a whole tar, so {_REMEDY}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Small pictures and manifests for the tests of the exchanges."""
+"""Small images and manifests for the tests of the exchanges."""
 
 import json
 

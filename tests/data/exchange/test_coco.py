@@ -149,8 +149,8 @@ WRONG = [
     ([image(pair_id=None, file_name="/")], [], "'/' is the target of no pair"),
     ([image(width=81)], [], "labelled as 81x50 pixels, but the image is 80x50"),
     ([image(width=50, height=80)], [], "the sides stand the other way round, as without its EXIF"),
-    ([image(), image(id=2)], [], r"images\.1: id 'unseen' stands twice"),
-    ([image(), image(pair_id="Tile/Ü 1")], [], r"images\.1: image id 1 stands twice"),
+    ([image(), image(id=2)], [], r"images\.1: id 'unseen' occurs twice"),
+    ([image(), image(pair_id="Tile/Ü 1")], [], r"images\.1: image id 1 occurs twice"),
     ([image()], [7], r"annotations\.0"),
     ([image()], [annotation([1, 2, 3, 4], image_id=9)], r"annotations\.0: image_id 9 is the id of no image"),
     ([image()], [annotation([1, 2, 3])], r"annotations\.0: bbox"),
@@ -164,7 +164,7 @@ WRONG = [
     ([image()], [annotation([80, 2, 5, 4])], "no area inside the 80x50 image"),
     ([image()], [annotation([1, 2, 0.001, 4])], "no area"),
     ([image(pair_id=None, file_name="part #2 100%'\".png")], [annotation([0.1, 0.2, 0.5, 0.5])], "holds fractions"),
-    ([image()], [annotation([1, 2, 3, 4], id=4), annotation([5, 6, 3, 4], id=4)], "annotation id 4 stands twice"),
+    ([image()], [annotation([1, 2, 3, 4], id=4), annotation([5, 6, 3, 4], id=4)], "annotation id 4 occurs twice"),
     ([image()], [annotation([1, 2, 3, 4], iscrowd=1)], "crowd regions"),
 ]
 

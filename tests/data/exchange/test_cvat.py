@@ -193,7 +193,7 @@ def test_wrong_images_are_named_or_skipped(manifest, xml, says):
 
 def test_an_image_that_stands_twice(manifest):
     twice = document(box()).replace("</annotations>", "") + document(box()).split("</meta>")[1]
-    with pytest.raises(ManifestError, match="id 'unseen' stands twice"):
+    with pytest.raises(ManifestError, match="id 'unseen' occurs twice"):
         read(manifest, twice)
 
 

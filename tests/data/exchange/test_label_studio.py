@@ -273,5 +273,5 @@ def test_wrong_tasks_are_named_or_skipped(manifest, entry, says):
 
 
 def test_an_id_that_stands_twice(manifest):
-    with pytest.raises(ManifestError, match=r"1: id 'unseen' stands twice"):
+    with pytest.raises(ManifestError, match=r"1: id 'unseen' occurs twice"):
         read(manifest, [task(annotation(region())), task(annotation())])

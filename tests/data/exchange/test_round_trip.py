@@ -112,7 +112,7 @@ def test_a_mask_goes_when_the_boxes_it_gave_are_corrected(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_pictures_turned_by_exif_are_measured_upright(name, tmp_path):
+def test_images_turned_by_exif_are_measured_upright(name, tmp_path):
     make_images(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to see it upright: 80x50 on disk is 50x80

@@ -152,7 +152,7 @@ def test_names_of_no_pair_and_names_that_stand_twice(manifest, sent):
     (sent / "labels" / "labelled" / "other.txt").unlink()
     (sent / "labels" / "val").mkdir()
     (sent / "labels" / "val" / label(sent).name).write_text("")
-    with pytest.raises(ManifestError, match=r"id 'tile/ü 1' stands twice"):
+    with pytest.raises(ManifestError, match=r"id 'tile/ü 1' occurs twice"):
         read(manifest, sent)
 
 

@@ -58,7 +58,7 @@ def test_layouts(plant, labels, folder, split):
     assert (good.image.name, good.is_normal, good.boxes) == ("a.jpg", True, None)
     assert (good.split, good.category) == (split, "board")
     assert bad.boxes.tolist() == [[1, 2, 4, 6.5], [0, 0, 5, 5]]  # 1 + 3 = 4, 2 + 4.5 = 6.5
-    assert bad.kind == "dent+scratch"
+    assert bad.defect_type == "dent+scratch"
 
 
 def test_a_name_in_two_folders(plant):
@@ -175,8 +175,8 @@ def test_a_box_over_the_edge_is_cut_off_where_the_file_states_the_size(one):
         ({"file_name": "../../x.jpg"}, "leads out"),
         ({"file_name": "none.jpg"}, "neither beside the labels nor in images/"),
         ({"file_name": None}, "no file_name"),
-        ({"id": 8}, r"images\.1: image id 8 stands twice, for 'b.jpg' and 'a.jpg'"),
-        ({"id": "8"}, r"images\.1: image id 8 stands twice"),
+        ({"id": 8}, r"images\.1: image id 8 occurs twice, for 'b.jpg' and 'a.jpg'"),
+        ({"id": "8"}, r"images\.1: image id 8 occurs twice"),
     ],
 )
 def test_wrong_images(one, image, says):
@@ -196,7 +196,7 @@ def test_an_image_with_two_entries(plant):
 
 
 def test_an_annotation_id_that_stands_twice(one):
-    with pytest.raises(ManifestError, match=r"annotations\.1: annotation id 5 stands twice, at annotations\.0 too"):
+    with pytest.raises(ManifestError, match=r"annotations\.1: annotation id 5 occurs twice, at annotations\.0 too"):
         one({"bbox": [1, 1, 2, 2], "id": 5}, {"bbox": [3, 3, 2, 2], "id": 5})
 
 

@@ -50,8 +50,8 @@ def test_aitex_tiles(aitex):
         [[244, 100, 256, 110]],  # 500 - 256 = 244
         [[0, 100, 28, 110]],  # 540 - 512 = 28
     ]
-    assert {(s.product, s.view) for s in cut} == {("0044_019_04", "04")}
-    assert {s.kind for s in cut} == {"fuzzyball", ""}
+    assert {(s.instance_id, s.view) for s in cut} == {("0044_019_04", "04")}
+    assert {s.defect_type for s in cut} == {"fuzzyball", ""}
 
 
 def test_tile_boxes_equal_the_strip_s_boxes_where_no_border_cuts(aitex):
@@ -73,7 +73,7 @@ def test_aitex_masks_that_do_not_fit(aitex, size):
     if size:
         Image.new("L", size).save(path)
     else:
-        path.write_bytes(b"not a picture")
+        path.write_bytes(b"not an image")
     with pytest.raises(ManifestError, match="0044_019_04_mask2"):
         list(read_aitex(aitex))
     problems = ProblemList()
@@ -200,7 +200,7 @@ def test_dagm_competition_version(plant, separator):
     samples = list(read_dagm(root))
     assert [s.is_normal for s in samples] == [True, False, False]
     assert samples[1].boxes.tolist() == pytest.approx(np.array([[90, 170, 110, 230]]))  # upright: half sides 10 and 30
-    assert samples[2].boxes.tolist() == [[470, 0, 512, 15]]  # cut off at the picture's edge
+    assert samples[2].boxes.tolist() == [[470, 0, 512, 15]]  # cut off at the image's edge
 
 
 def test_dagm_competition_problems(plant):

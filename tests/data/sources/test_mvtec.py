@@ -32,7 +32,7 @@ def test_mvtec(plant, facts):
         ("bottle/test/good/000.png", "bottle", True, []),
         ("tile/train/good/000.png", "tile", True, []),
     ]
-    assert [(s.split, s.kind) for s in samples[:2]] == [("train", ""), ("test", "broken_large")]
+    assert [(s.split, s.defect_type) for s in samples[:2]] == [("train", ""), ("test", "broken_large")]
     assert all(s.boxes is None and s.template is None for s in samples)
 
 
@@ -83,7 +83,7 @@ def test_a_name_that_is_not_utf_8_is_a_problem(plant):
     problems.messages[0].encode("utf-8")
 
 
-def test_3cad_masks_bear_the_picture_s_name(plant, facts):
+def test_3cad_masks_bear_the_image_s_name(plant, facts):
     root = plant(
         {
             "Copper_Stator/train/good/a.png": None,
@@ -122,7 +122,7 @@ def test_btad_masks_end_differently_by_product(plant, facts):
     ]
 
 
-def test_loco_has_several_masks_per_picture(plant, facts):
+def test_loco_has_several_masks_per_image(plant, facts):
     root = plant(
         {
             "pushpins/train/good/000.png": None,
@@ -137,7 +137,7 @@ def test_loco_has_several_masks_per_picture(plant, facts):
     )
     samples = list(read_mvtec_loco(root))
     assert [s.split for s in samples] == ["train", "validation", "test", "test", "test"]
-    assert [(s.kind, len(s.masks)) for s in samples if not s.is_normal] == [
+    assert [(s.defect_type, len(s.masks)) for s in samples if not s.is_normal] == [
         ("logical_anomalies", 2),
         ("structural_anomalies", 1),
     ]
@@ -168,7 +168,7 @@ def test_mvtec2_light_is_the_view(plant):
         ("test", "overexposed", False),
         ("test", "regular", False),
     ]
-    assert samples[3].product == samples[4].product  # the same can in two lights
-    assert len({s.product for s in samples}) == 4  # number 000 of another folder is another can
+    assert samples[3].instance_id == samples[4].instance_id  # the same can in two lights
+    assert len({s.instance_id for s in samples}) == 4  # number 000 of another folder is another can
     with pytest.raises(ManifestError, match="no folder test_public"):
         read_mvtec2(plant({"can/train/good/000_regular.png": None}, "part"))

@@ -72,7 +72,7 @@ def test_folder(plant, facts):
     ]
     samples = list(read_folder(root))
     assert facts(samples, root) == expected
-    assert [s.kind for s in samples] == ["", "dent", "scratch"]
+    assert [s.defect_type for s in samples] == ["", "dent", "scratch"]
     assert facts(read_folder(root, normal="good", abnormal=("dent",), masks="ground_truth"), root) == expected[:2]
 
 
@@ -140,7 +140,7 @@ def test_yolo(plant):
     ]
     # 12 x 8 pixels: 0.25 * 12 = 3, 0.375 * 8 = 3, 0.75 * 12 = 9, 0.625 * 8 = 5; the polygon spans (0, 0) to (0.5, 1).
     assert samples[0].boxes.tolist() == [[3, 3, 9, 5], [0, 0, 6, 8]]
-    assert samples[0].kind == "dent+scratch"
+    assert samples[0].defect_type == "dent+scratch"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_yolo(plant):
 )
 def test_yolo_layouts(plant, images, labels, split):
     root = plant({f"{images}/a.jpg": (0, 0, 1, 1), f"{labels}/a.txt": "0 0.5 0.5 1 1"})
-    assert [(s.boxes.tolist(), s.split, s.kind) for s in read_yolo(root)] == [([[0, 0, 12, 8]], split, "0")]
+    assert [(s.boxes.tolist(), s.split, s.defect_type) for s in read_yolo(root)] == [([[0, 0, 12, 8]], split, "0")]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_yolo_a_folder_without_labels_is_not_good(plant):
     assert [s.is_normal for s in read_yolo(root)] == [False, True, True, True]
 
 
-def test_yolo_broken_picture_and_root(plant):
+def test_yolo_broken_image_and_root(plant):
     root = plant({**YOLO, "images/train/a.jpg": "broken"})
     with pytest.raises((ManifestError, ImageError), match=r"a.jpg"):
         list(read_yolo(root))
@@ -266,8 +266,8 @@ def test_real_boards_through_coco_and_yolo(shared, tmp_path):
     images, annotations = [], []
     for number, pair in enumerate(pairs):
         images.append({"id": number, "file_name": pair.target.name})
-        with Image.open(pair.target) as picture:
-            width, height = picture.size
+        with Image.open(pair.target) as image:
+            width, height = image.size
         lines = []
         for x1, y1, x2, y2 in pair.boxes.tolist():
             annotations.append({"image_id": number, "category_id": 0, "bbox": [x1, y1, x2 - x1, y2 - y1]})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from differad.data.sources.registry import SOURCES, find_source
-from differad.data.sources.sample import ProblemList, inside, list_folder
+from differad.data.sources.sample import ProblemList, list_folder, path_inside
 from differad.errors import ManifestError, OptionError
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "sources.md"
@@ -55,4 +55,4 @@ def test_listing_is_sorted_and_leaves_hidden_files_out(plant):
 
 
 def test_paths_with_backslashes_are_read():
-    assert inside(Path("root"), "a\\b.png", "labels.csv:2") == Path("root/a/b.png")
+    assert path_inside(Path("root"), "a\\b.png", "labels.csv:2") == Path("root/a/b.png")

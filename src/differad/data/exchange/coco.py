@@ -129,15 +129,15 @@ def _read_image(entry: CocoEntry, corrections: Corrections) -> None:
     if image.pair_id is not None:
         ids = [image.pair_id]
     elif image.file_name is not None:
-        ids = corrections.ids_named(entry.place, image.file_name)
+        ids = corrections.ids_named(entry.where, image.file_name)
     else:
-        raise ManifestError(f"{entry.place}: neither pair_id nor file_name; expected one that tells the pair")
+        raise ManifestError(f"{entry.where}: neither pair_id nor file_name; expected one that tells the pair")
     for pair_id in ids:
-        drawn = entry.drawn(corrections.size(entry.place, pair_id))
+        drawn = entry.drawn(corrections.size(entry.where, pair_id))
         corrections.crowds += drawn.crowds
         if entry.annotations:
-            corrections.add(entry.place, pair_id, drawn.regions)
+            corrections.add(entry.where, pair_id, drawn.regions)
         else:
             said = True if image.anomalous else False if image.labelled else image.anomalous
             is_blank = image.labelled is False
-            corrections.add(entry.place, pair_id, None, image.size, anomalous=said, is_blank=is_blank)
+            corrections.add(entry.where, pair_id, None, image.size, anomalous=said, is_blank=is_blank)

@@ -31,7 +31,7 @@ from differad.data.exchange.shared import (
     same_boxes,
 )
 from differad.data.output_folder import OutputFolder
-from differad.data.shapes import Region, bitmap, ellipse, polygon, runs_to_mask, turned_about_center
+from differad.data.shapes import Region, bitmap, ellipse, polygon, rotated_about_center, runs_to_mask
 from differad.errors import ManifestError
 from differad.files import write_lines, write_text
 
@@ -61,9 +61,10 @@ def write_cvat(folder: OutputFolder, items: Iterable[Item], options: ExportOptio
         # CVAT numbers the frames of a task in the order of their names.
         places = sorted((name_below(options.root, item.pair, "target"), waiting.add(item)) for item in items)
         images = (
-            (name, [waiting.at(place) for _, place in own]) for name, own in groupby(places, key=lambda place: place[0])
+            (name, [waiting.at(offset) for _, offset in own])
+            for name, own in groupby(places, key=lambda offset: offset[0])
         )
-        count = sum(1 for _ in groupby(places, key=lambda place: place[0]))
+        count = sum(1 for _ in groupby(places, key=lambda offset: offset[0]))
         write_lines(folder.new_file("annotations.xml"), _document(count, images))
     write_text(folder.new_file("labels.json"), json.dumps(_LABELS, indent=1) + "\n")
 
@@ -126,73 +127,73 @@ def read_cvat(path: Path, corrections: Corrections) -> None:
     """
     for number, image in enumerate(_read_images(path)):
         with corrections.entry():
-            place = f"{path}: image {number}"
+            where = f"{path}: image {number}"
             name = image.attributes.get("name", "")
-            ids = corrections.ids_named(place, name)
-            place = f"{place} {name!r}"
+            ids = corrections.ids_named(where, name)
+            where = f"{where} {name!r}"
             size = [
-                finite(text, place, key) if (text := image.attributes.get(key)) else None for key in ("width", "height")
+                finite(text, where, key) if (text := image.attributes.get(key)) else None for key in ("width", "height")
             ]
             for pair_id in ids:
-                corrections.check_size(place, pair_id, (size[0], size[1]))
-                actual = corrections.size(place, pair_id)
+                corrections.check_size(where, pair_id, (size[0], size[1]))
+                actual = corrections.size(where, pair_id)
                 regions = [
-                    _read_shape(*shape, place, actual) for shape in image.shapes if shape[1].get("label") != PREDICTED
+                    _read_shape(*shape, where, actual) for shape in image.shapes if shape[1].get("label") != PREDICTED
                 ]
-                corrections.add(place, pair_id, regions or None, anomalous=_state(image.tags, len(regions), place))
+                corrections.add(where, pair_id, regions or None, anomalous=_state(image.tags, len(regions), where))
 
 
-def _state(tags: list[str], regions: int, place: str) -> bool | None:
+def _state(tags: list[str], regions: int, where: str) -> bool | None:
     """Whether the tags say abnormal or normal. Raises ManifestError where they contradict each other or the boxes."""
     if NORMAL in tags and regions:
-        raise ManifestError(f"{place}: has the tag {NORMAL!r} and {regions} boxes; expected one or the other")
+        raise ManifestError(f"{where}: has the tag {NORMAL!r} and {regions} boxes; expected one or the other")
     if NORMAL in tags and ABNORMAL in tags:
-        raise ManifestError(f"{place}: has the tags {NORMAL!r} and {ABNORMAL!r}; expected one of them")
+        raise ManifestError(f"{where}: has the tags {NORMAL!r} and {ABNORMAL!r}; expected one of them")
     return True if ABNORMAL in tags else False if NORMAL in tags else None
 
 
-def _read_shape(kind: str, shape: dict[str, str], place: str, size: tuple[int, int]) -> Region:
+def _read_shape(kind: str, shape: dict[str, str], where: str, size: tuple[int, int]) -> Region:
     """A shape in an image of `size` (width, height). Raises ManifestError."""
     if kind not in _SHAPES:
-        raise ManifestError(f"{place}: holds a {kind}; expected shapes with an area: {', '.join(_SHAPES)}")
-    return _SHAPES[kind](shape, f"{place}: {kind}", size)
+        raise ManifestError(f"{where}: holds a {kind}; expected shapes with an area: {', '.join(_SHAPES)}")
+    return _SHAPES[kind](shape, f"{where}: {kind}", size)
 
 
-def _box(shape: dict[str, str], place: str, _: tuple[int, int]) -> Region:
-    x1, y1, x2, y2 = (finite(shape.get(side), place, side) for side in _SIDES)
+def _box(shape: dict[str, str], where: str, _: tuple[int, int]) -> Region:
+    x1, y1, x2, y2 = (finite(shape.get(side), where, side) for side in _SIDES)
     if x2 <= x1 or y2 <= y1:  # turning it would hide this
-        raise ManifestError(f"{place}: {[x1, y1, x2, y2]} has no area; expected xtl < xbr and ytl < ybr")
-    return turned_about_center([x1, y1, x2, y2], _degrees(shape, place))
+        raise ManifestError(f"{where}: {[x1, y1, x2, y2]} has no area; expected xtl < xbr and ytl < ybr")
+    return rotated_about_center([x1, y1, x2, y2], _degrees(shape, where))
 
 
-def _polygon(shape: dict[str, str], place: str, _: tuple[int, int]) -> Region:
+def _polygon(shape: dict[str, str], where: str, _: tuple[int, int]) -> Region:
     points = [point.split(",") for point in shape.get("points", "").split(";")]
-    return polygon([[[finite(value, place, "points") for value in point] for point in points]], place)
+    return polygon([[[finite(value, where, "points") for value in point] for point in points]], where)
 
 
-def _ellipse(shape: dict[str, str], place: str, _: tuple[int, int]) -> Region:
-    cx, cy, rx, ry = (finite(shape.get(name), place, name) for name in ("cx", "cy", "rx", "ry"))
-    return ellipse((cx, cy), (rx, ry), _degrees(shape, place), place)
+def _ellipse(shape: dict[str, str], where: str, _: tuple[int, int]) -> Region:
+    cx, cy, rx, ry = (finite(shape.get(name), where, name) for name in ("cx", "cy", "rx", "ry"))
+    return ellipse((cx, cy), (rx, ry), _degrees(shape, where), where)
 
 
-def _mask(shape: dict[str, str], place: str, size: tuple[int, int]) -> Region:
-    left, top, width, height = (_whole(shape.get(name), place, name) for name in ("left", "top", "width", "height"))
+def _mask(shape: dict[str, str], where: str, size: tuple[int, int]) -> Region:
+    left, top, width, height = (_whole(shape.get(name), where, name) for name in ("left", "top", "width", "height"))
     if min(left, top) < 0 or min(width, height) < 1 or left + width > size[0] or top + height > size[1]:
         raise ManifestError(
-            f"{place}: {width}x{height} pixels at {left}, {top}; expected a mask inside the {size[0]}x{size[1]} image"
+            f"{where}: {width}x{height} pixels at {left}, {top}; expected a mask inside the {size[0]}x{size[1]} image"
         )
-    counts = [_whole(text, place, "rle") for text in shape.get("rle", "").split(",")]
-    return bitmap(runs_to_mask(counts, height, width, place, by_columns=False), place, (left, top))
+    counts = [_whole(text, where, "rle") for text in shape.get("rle", "").split(",")]
+    return bitmap(runs_to_mask(counts, height, width, where, by_columns=False), where, (left, top))
 
 
-def _degrees(shape: dict[str, str], place: str) -> float:
-    return finite(shape.get("rotation", "0"), place, "rotation")
+def _degrees(shape: dict[str, str], where: str) -> float:
+    return finite(shape.get("rotation", "0"), where, "rotation")
 
 
-def _whole(text: str | None, place: str, field: str) -> int:
-    value = finite(text, place, field)
+def _whole(text: str | None, where: str, field: str) -> int:
+    value = finite(text, where, field)
     if value != int(value):
-        raise ManifestError(f"{place}: {field}: {text!r}; expected a whole number of pixels")
+        raise ManifestError(f"{where}: {field}: {text!r}; expected a whole number of pixels")
     return int(value)
 
 

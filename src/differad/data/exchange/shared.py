@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from differad.boxes import Boxes, clip, is_degenerate, no_boxes, order_corners
 from differad.core import Pair
-from differad.data.label_files import DIGITS, SAME, Size, check_size, count_moved, cut_at_edges
+from differad.data.label_files import DIGITS, SAME_BOX_TOLERANCE, Size, check_size, clip_to_image, count_clipped
 from differad.data.manifest import read_pairs
 from differad.data.shapes import Mask, Region, boxes_of
 from differad.errors import InputError, ManifestError
@@ -103,14 +103,14 @@ class Items:
         width, height = image_size(image_path(pair, "target"))
         boxes = None
         if pair.boxes is not None:
-            boxes, moved = cut_at_edges(pair.boxes, width, height, f"pair {pair.id!r}")
+            boxes, moved = clip_to_image(pair.boxes, width, height, f"pair {pair.id!r}")
             self.counts["cut_boxes"] += moved
         predicted, scores = None, np.empty(0)
         if pair.id in self._predictions:
             raw, scores = self._predictions[pair.id]
             ordered = order_corners(raw)
             predicted = clip(ordered, width, height)
-            self.counts["cut_boxes"] += count_moved(predicted, ordered)
+            self.counts["cut_boxes"] += count_clipped(predicted, ordered)
             has_area = np.logical_not(is_degenerate(predicted))
             predicted, scores = predicted[has_area], scores[has_area] if len(scores) else scores
         return Item(pair, width, height, boxes, predicted, scores)
@@ -149,7 +149,7 @@ def same_boxes(a: Boxes | None, b: Boxes | None) -> bool:
     """Whether two sets hold the same boxes in any order, up to rounding; None equals only None."""
     if a is None or b is None:
         return a is b
-    near = np.all(np.abs(a[:, None] - b) <= SAME, axis=-1)
+    near = np.all(np.abs(a[:, None] - b) <= SAME_BOX_TOLERANCE, axis=-1)
     return len(a) == len(b) and bool(np.any(near, axis=1).all() and np.any(near, axis=0).all())
 
 
@@ -215,7 +215,7 @@ class Corrections:
             raise ManifestError(f"{problem}; --skip-bad leaves it out") from None
         self.problems.append(problem)
 
-    def ids_named(self, place: str, name: str) -> list[str]:
+    def ids_named(self, where: str, name: str) -> list[str]:
         """Ids of the pairs whose target a tool calls `name`: relative to the root, else by the end of the path.
 
         Raises ManifestError for a name that fits no target, or several.
@@ -226,26 +226,26 @@ class Corrections:
         end = "/" + "/".join(part for part in parts if part != "/")
         found = [exact] if exact in candidates else [path for path in candidates if path.endswith(end)]
         if not found:
-            raise ManifestError(f"{place}: image {name!r} is the target of no pair; expected an image of the manifest")
+            raise ManifestError(f"{where}: image {name!r} is the target of no pair; expected an image of the manifest")
         if len(found) > 1:
-            raise ManifestError(f"{place}: image {name!r} fits {found[0]} and {found[1]}; tell the folder with --root")
+            raise ManifestError(f"{where}: image {name!r} fits {found[0]} and {found[1]}; tell the folder with --root")
         return candidates[found[0]]
 
-    def size(self, place: str, pair_id: str) -> tuple[int, int]:
+    def size(self, where: str, pair_id: str) -> tuple[int, int]:
         """(width, height) of a pair's target in pixels. Raises ManifestError for an unknown id, ImageError."""
         if pair_id not in self._pairs:
-            raise ManifestError(f"{place}: id {pair_id!r} is not in the manifest; expected an id of its pairs")
+            raise ManifestError(f"{where}: id {pair_id!r} is not in the manifest; expected an id of its pairs")
         if pair_id not in self._sizes:
             self._sizes[pair_id] = image_size(image_path(self._pairs[pair_id], "target"))
         return self._sizes[pair_id]
 
-    def check_size(self, place: str, pair_id: str, size: Size) -> None:
+    def check_size(self, where: str, pair_id: str, size: Size) -> None:
         """Raise ManifestError where a file tells another size for an image than its own: it was turned or resized."""
-        check_size(f"{place}: id {pair_id!r}", size, self.size(place, pair_id))
+        check_size(f"{where}: id {pair_id!r}", size, self.size(where, pair_id))
 
     def add(
         self,
-        place: str,
+        where: str,
         pair_id: str,
         regions: Sequence[Region] | None,
         size: Size = (None, None),
@@ -256,23 +256,23 @@ class Corrections:
         """Take over what the file says of one pair: `regions` that are drawn on its target, None where nobody can tell
         whether anybody looked. `size` is the image's in pixels, where the file tells.
 
-        Raises ManifestError for an unknown id, one that stands twice, another size, a box without area in the image, or
+        Raises ManifestError for an unknown id, one that occurs twice, another size, a box without area in the image, or
         boxes on what the file calls normal.
         """
-        actual = self.size(place, pair_id)
+        actual = self.size(where, pair_id)
         if pair_id in self.labels or pair_id in self._disputed:
             # Nobody knows which of them is right: with `skip_bad` the pair keeps its truth.
             self.labels.pop(pair_id, None)
             self._disputed.add(pair_id)
-            raise ManifestError(f"{place}: id {pair_id!r} stands twice; expected one entry a pair")
-        self.check_size(place, pair_id, size)
+            raise ManifestError(f"{where}: id {pair_id!r} occurs twice; expected one entry a pair")
+        self.check_size(where, pair_id, size)
         if regions and anomalous is False:
             raise ManifestError(
-                f"{place}: id {pair_id!r}: called normal, with {len(regions)} boxes; expected one or the other"
+                f"{where}: id {pair_id!r}: called normal, with {len(regions)} boxes; expected one or the other"
             )
         boxes = None
         if regions is not None:
-            boxes, cut = cut_at_edges(boxes_of(regions), *actual, f"{place}: id {pair_id!r}")
+            boxes, cut = clip_to_image(boxes_of(regions), *actual, f"{where}: id {pair_id!r}")
             self.cut += cut
             boxes = np.round(boxes, DIGITS)
         self.labels[pair_id] = Label(boxes, anomalous, is_blank, tuple(regions or ()))
@@ -290,7 +290,7 @@ class Corrections:
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergeResult:
     """The pairs of a manifest with their corrections, and how many were changed, confirmed, or left as they were."""
 
     pairs: list[Pair]
@@ -299,7 +299,7 @@ class Merged:
     kept: int
 
 
-def merge(pairs: Iterable[Pair], corrections: Corrections, *, empty_is_normal: bool = False) -> Merged:
+def merge(pairs: Iterable[Pair], corrections: Corrections, *, empty_is_normal: bool = False) -> MergeResult:
     """Put corrections into pairs; those without one keep their truth.
 
     An image that comes back without boxes is normal if its pair was labelled (its boxes were removed) or if
@@ -320,7 +320,7 @@ def merge(pairs: Iterable[Pair], corrections: Corrections, *, empty_is_normal: b
             pair = replace(pair, boxes=label.boxes, anomalous=label.anomalous, mask=None)
         counts[outcome] += 1
         merged.append(pair)
-    return Merged(merged, **counts)
+    return MergeResult(merged, **counts)
 
 
 def _settled(pair: Pair, label: Label, *, empty_is_normal: bool) -> Label | None:
@@ -352,14 +352,14 @@ class Spool(Generic[Value]):
     def add(self, value: Value) -> int:
         """Append a value; its place, for `at`."""
         with write_errors(self._folder):
-            place = self._file.seek(0, os.SEEK_END)
+            offset = self._file.seek(0, os.SEEK_END)
             pickle.dump(value, self._file)
         self._count += 1
-        return place
+        return offset
 
-    def at(self, place: int) -> Value:
+    def at(self, offset: int) -> Value:
         """The value that `add` put at a place."""
-        self._file.seek(place)
+        self._file.seek(offset)
         value: Value = pickle.load(self._file)
         return value
 
@@ -394,14 +394,14 @@ def json_list(entries: Iterable[str]) -> Iterator[str]:
     yield "[]" if before == "[\n" else "\n]"
 
 
-def finite(text: str | None, place: str, field: str) -> float:
+def finite(text: str | None, where: str, field: str) -> float:
     """A number in a text file. Raises ManifestError for what is none, NaN and infinity."""
     try:
         value = float(text or "")
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ManifestError(f"{place}: {field}: {text!r}; expected a finite number")
+        raise ManifestError(f"{where}: {field}: {text!r}; expected a finite number")
     return value
 
 

@@ -17,7 +17,7 @@ from differad.core import Pair
 from differad.data.exchange.shared import LABEL, Corrections, ExportOptions, Item, file_name, finite, image_path
 from differad.data.manifest import numbered_lines, read_pairs, write_pairs
 from differad.data.output_folder import OutputFolder
-from differad.data.placing import place_file
+from differad.data.placing import copy_or_link
 from differad.data.shapes import Region, polygon
 from differad.errors import InputError, ManifestError
 from differad.files import write_text
@@ -53,7 +53,7 @@ def _write_files(folder: OutputFolder, items: Iterable[Item], options: ExportOpt
             raise InputError(
                 f"{target}: is one page of {image_file(target)}; a YOLO folder holds files, so save the page as its own image"
             )
-        place_file(target, folder.new_file(f"images/{split}/{name}{target.suffix}"), copy=options.copy)
+        copy_or_link(target, folder.new_file(f"images/{split}/{name}{target.suffix}"), copy=options.copy)
         if item.boxes is not None:
             _write_labels(folder.new_file(f"labels/{split}/{name}.txt"), item, item.boxes)
         if item.predicted is not None:
@@ -102,22 +102,22 @@ def read_yolo(path: Path, corrections: Corrections) -> None:
             corrections.add(str(folder), pair_id, None, anomalous=True)
 
 
-def _read_region(line: str, place: str, width: int, height: int) -> Region:
+def _read_region(line: str, where: str, width: int, height: int) -> Region:
     parts = line.split()
     is_polygon = len(parts) > len(_FIELDS) + 1 and len(parts) % 2 == 1
     if len(parts) != len(_FIELDS) and not is_polygon:
         raise ManifestError(
-            f"{place}: {len(parts)} values; expected five: {' '.join(_FIELDS)}, or class and x, y of a polygon's points"
+            f"{where}: {len(parts)} values; expected five: {' '.join(_FIELDS)}, or class and x, y of a polygon's points"
         )
     fields = [f"value {number}" for number in range(len(parts))] if is_polygon else _FIELDS
-    _, *shares = (finite(text, place, field) for text, field in zip(parts, fields, strict=True))
+    _, *shares = (finite(text, where, field) for text, field in zip(parts, fields, strict=True))
     # Rounding overshoots the edge a little, as Ultralytics allows.
     if not all(-_OVERSHOOT <= share <= 1 + _OVERSHOOT for share in shares):
         raise ManifestError(
-            f"{place}: {line.strip()!r}; expected parts of the image's sides between 0 and 1, not pixels"
+            f"{where}: {line.strip()!r}; expected parts of the image's sides between 0 and 1, not pixels"
         )
     if is_polygon:
         points = [[shares[at] * width, shares[at + 1] * height] for at in range(0, len(shares), 2)]
-        return polygon([points], place)
+        return polygon([points], where)
     cx, cy, w, h = shares
     return Region(((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height))

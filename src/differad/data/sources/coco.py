@@ -1,4 +1,4 @@
-"""COCO detection labels: boxes are defects, a picture without any is a good part.
+"""COCO detection labels: boxes are defects, an image without any is a good part.
 
 Every `*.json` of the root, of `annotations/` and of the root's folders (as exports with `train/_annotations.coco.json`
 have it) that holds `images` and `annotations`. Format: https://cocodataset.org/#format-data.
@@ -16,12 +16,12 @@ from differad.data.sources.sample import (
     Listing,
     Problems,
     Sample,
-    attempt,
     folder_name,
-    inside,
     list_folder,
+    path_inside,
     refuse,
     stem,
+    try_or_report,
 )
 from differad.errors import InputWarning, ManifestError
 from differad.images import image_size
@@ -50,17 +50,17 @@ def _document_samples(root: Path, listing: Listing, path: Path, problems: Proble
     folders = _Folders(root, listing, path, split, FileIndex(problems))
     counts: Counter[str] = Counter()
     entries = sorted(read_coco_file(path, problems), key=lambda entry: entry.image.file_name or "")
-    found = [(entry, attempt(problems, folders.find, entry)) for entry in entries]
+    found = [(entry, try_or_report(problems, folders.find, entry)) for entry in entries]
     listed = Counter(file for _, file in found if file is not None)
     for entry, file in found:
         if file is None:
             continue
         if listed[file] > 1:
             problems(
-                f"{entry.place}: {file} has {listed[file]} entries; expected one, as its labels are divided among them"
+                f"{entry.where}: {file} has {listed[file]} entries; expected one, as its labels are divided among them"
             )
             continue
-        sample = attempt(problems, _sample, entry, file, folder_name(root), split, counts)
+        sample = try_or_report(problems, _sample, entry, file, folder_name(root), split, counts)
         if sample is not None:
             yield sample
     for name, count in counts.items():
@@ -73,7 +73,7 @@ def _sample(entry: CocoEntry, file: Path, category: str, split: str, counts: Cou
         drawn = entry.drawn(image_size(file))
         counts.update({name: number for name, number in (("crowd", drawn.crowds), ("cut", drawn.cut)) if number})
         kind = "+".join(dict.fromkeys(drawn.categories))
-        return Sample(file, category, is_normal=False, boxes=drawn.boxes, kind=kind, split=split)
+        return Sample(file, category, is_normal=False, boxes=drawn.boxes, defect_type=kind, split=split)
     if entry.image.anomalous:
         return Sample(file, category, is_normal=False, split=split)
     if entry.image.labelled is False:
@@ -111,15 +111,17 @@ class _Folders:
 
     def find(self, entry: CocoEntry) -> Path:
         """The image's file. Raises ManifestError where there is none, or two could be meant."""
-        name, place = entry.image.file_name, entry.place
+        name, where = entry.image.file_name, entry.where
         if not name:
-            raise ManifestError(f"{place}: no file_name; expected the path of its image")
+            raise ManifestError(f"{where}: no file_name; expected the path of its image")
         for bases in self._groups:
-            found = [path for path in (inside(base, name, place) for base in bases) if path in self._files]
+            found = [path for path in (path_inside(base, name, where) for base in bases) if path in self._files]
             if len(found) > 1:
                 raise ManifestError(
-                    f"{place}: {name} is at {found[0]} and {found[1]}; expected one, so name its folder in file_name"
+                    f"{where}: {name} is at {found[0]} and {found[1]}; expected one, so name its folder in file_name"
                 )
             if found:
                 return found[0]
-        raise ManifestError(f"{place}: {name} lies neither beside the labels nor in images/; add it or mend file_name")
+        raise ManifestError(
+            f"{where}: {name} lies neither beside the labels nor in images/; add it or correct file_name"
+        )

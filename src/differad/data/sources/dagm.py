@@ -1,7 +1,7 @@
-"""DAGM 2007: ten synthetic textures, one weakly labelled elliptic defect in each defective picture.
+"""DAGM 2007: ten synthetic textures, one weakly labelled elliptic defect in each defective image.
 
 Two versions exist. Later one: `ClassN/{Train,Test}/NNNN.PNG` with `Label/NNNN_label.PNG` and `Label/Labels.txt`, lines
-`id, 0 or 1, picture, 0, mask or 0`. Competition version: `ClassN/N.png` without defects and `ClassN_def/N.png` with
+`id, 0 or 1, image, 0, mask or 0`. Competition version: `ClassN/N.png` without defects and `ClassN_def/N.png` with
 `labels.txt`: `number, semi-major axis, semi-minor axis, rotation (radians), x, y` of an ellipse.
 Sources: https://conferences.mpi-inf.mpg.de/dagm/2007/prizes.html, https://zenodo.org/records/12750201.
 """
@@ -17,19 +17,19 @@ from differad.data.sources.sample import (
     Listing,
     Problems,
     Sample,
-    attempt,
     list_folder,
-    list_if_there,
-    missing_mask,
-    numbers,
+    list_if_present,
+    missing_mask_message,
+    parse_numbers,
     read_lines,
     read_text,
     refuse,
     stem,
+    try_or_report,
 )
 from differad.errors import ManifestError
 
-SIDE = 512  # every picture is 512 x 512, and some ellipses reach over its edge
+SIDE = 512  # every image is 512 x 512, and some ellipses reach over its edge
 
 
 def read_dagm(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
@@ -67,7 +67,7 @@ def _unnested(folder: Listing, problems: Problems) -> Listing:
 def _class_samples(folder: Listing, problems: Problems) -> Iterator[Sample]:
     if "Train" in folder.folders:
         for split in ("Train", "Test"):
-            yield from _masked_samples(list_if_there(folder, split, problems), split.lower(), problems)
+            yield from _masked_samples(list_if_present(folder, split, problems), split.lower(), problems)
         return
     name = folder.path.name
     yield from (Sample(folder.path / file, name, True) for file in folder.images)
@@ -75,7 +75,7 @@ def _class_samples(folder: Listing, problems: Problems) -> Iterator[Sample]:
 
 
 def _masked_samples(folder: Listing, split: str, problems: Problems) -> Iterator[Sample]:
-    label = list_if_there(folder, "Label", problems)
+    label = list_if_present(folder, "Label", problems)
     flags = _flags(label, problems)
     name = folder.path.parent.name
     for file in sorted(set(flags) - folder.known):
@@ -83,12 +83,12 @@ def _masked_samples(folder: Listing, split: str, problems: Problems) -> Iterator
     for file in folder.images:
         mask = label.find(f"{stem(file)}_label.PNG", f"{stem(file)}_label.png")
         if mask is not None and flags.get(file, True):
-            yield Sample(folder.path / file, name, False, (mask,), kind="defect", split=split)
+            yield Sample(folder.path / file, name, False, (mask,), defect_type="defect", split=split)
         elif mask is not None:
-            problems(f"{folder.path / file}: has a mask and is good in Labels.txt; mend one of them")
-            problems(f"{mask}: belongs to {file}, which is good in Labels.txt; mend one of them")
+            problems(f"{folder.path / file}: has a mask and is good in Labels.txt; correct one of them")
+            problems(f"{mask}: belongs to {file}, which is good in Labels.txt; correct one of them")
         elif flags.get(file):
-            problems(missing_mask(folder.path / file, label.path / f"{stem(file)}_label.PNG"))
+            problems(missing_mask_message(folder.path / file, label.path / f"{stem(file)}_label.PNG"))
         else:
             yield Sample(folder.path / file, name, True, split=split)
 
@@ -96,7 +96,7 @@ def _masked_samples(folder: Listing, split: str, problems: Problems) -> Iterator
 def _flags(label: Listing, problems: Problems) -> dict[str, bool]:
     """Whether Labels.txt calls an image defective; empty where the file is absent, as masks alone tell then."""
     path = label.find("Labels.txt", "labels.txt")
-    lines = (attempt(problems, read_lines, path) or []) if path else []
+    lines = (try_or_report(problems, read_lines, path) or []) if path else []
     fields = [line.split() for _, line in lines]
     return {columns[2]: columns[1] == "1" for columns in fields if len(columns) >= 3}
 
@@ -107,26 +107,26 @@ def _ellipse_samples(folder: Listing, name: str, problems: Problems) -> Iterator
         problems(f"{folder.path / 'labels.txt'}: image {number} is not in {folder.path}; unpack the data set again")
     for file in folder.images:
         if stem(file) in boxes:
-            yield Sample(folder.path / file, name, False, boxes=boxes[stem(file)], kind="defect")
+            yield Sample(folder.path / file, name, False, boxes=boxes[stem(file)], defect_type="defect")
         else:
             problems(f"{folder.path / file}: no line in labels.txt; a defective part needs its ellipse (--skip-bad)")
 
 
 def _ellipses(folder: Listing) -> dict[str, Boxes]:
-    """Box of each ellipse by the picture's number. Raises ManifestError."""
+    """Box of each ellipse by the image's number. Raises ManifestError."""
     path = folder.path / "labels.txt"
-    # A label is six values, on one line or with the picture's number on a line of its own.
+    # A label is six values, on one line or with the image's number on a line of its own.
     fields = read_text(path).split()
     if len(fields) % 6:
-        raise ManifestError(f"{path}: {len(fields)} values; expected six a picture: number, axes, angle, x, y")
+        raise ManifestError(f"{path}: {len(fields)} values; expected six an image: number, axes, angle, x, y")
     found: dict[str, Boxes] = {}
     for start in range(0, len(fields), 6):
         number, *values = fields[start : start + 6]
-        place = f"{path}: image {number}"
-        major, minor, angle, x, y = numbers(values, place)
+        where = f"{path}: image {number}"
+        major, minor, angle, x, y = parse_numbers(values, where)
         box = clip(ellipse_box(major, minor, angle, x, y), SIDE, SIDE)
         if is_degenerate(box).any():
-            raise ManifestError(f"{place}: its ellipse lies outside of {SIDE}x{SIDE} pixels; mend the labels")
-        # An image may stand twice, with a defect each.
+            raise ManifestError(f"{where}: its ellipse lies outside of {SIDE}x{SIDE} pixels; correct the labels")
+        # An image may occur twice, with a defect each.
         found[stem(number)] = np.concatenate([found.get(stem(number), no_boxes()), box])
     return found

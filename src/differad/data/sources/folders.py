@@ -19,13 +19,13 @@ from differad.data.sources.sample import (
     Listing,
     Problems,
     Sample,
-    attempt,
     folder_name,
     list_folder,
-    missing_mask,
-    no_image,
+    missing_mask_message,
+    no_image_message,
     refuse,
     stem,
+    try_or_report,
     walk,
 )
 from differad.errors import ManifestError, OptionError
@@ -154,8 +154,8 @@ def _settle(samples: Iterable[Sample], unmasked: bool, masks: Path | None, probl
         if unmasked or not sample.place_unknown:
             yield sample
             continue
-        place = (masks / sample.kind if masks else sample.image.parent) / f"{sample.image.stem}_mask.png"
-        problems(f"{missing_mask(sample.image, place)}, or say that its place is unknown (--unmasked unknown)")
+        place = (masks / sample.defect_type if masks else sample.image.parent) / f"{sample.image.stem}_mask.png"
+        problems(f"{missing_mask_message(sample.image, place)}, or say that its place is unknown (--unmasked unknown)")
 
 
 def _products_samples(
@@ -180,11 +180,11 @@ def _product_samples(product: Listing, defective: str, inventory: Inventory) -> 
     for part, is_normal in (("neg" if defective == "pos" else "pos", True), (defective, False)):
         for folder in walk(product.path / part, inventory):
             masks = _keyed((folder.path / name for name in folder.images if _is_mask(name, folder)), folder.path)
-            draft = Sample(folder.path, folder_name(product.path), is_normal, kind="" if is_normal else "defect")
+            draft = Sample(folder.path, folder_name(product.path), is_normal, defect_type="" if is_normal else "defect")
             for name in folder.images:
                 if not _is_mask(name, folder):
                     found = masks.get(PurePosixPath(stem(name)), [])
-                    yield from attempt(inventory, _with_masks, draft, folder.path / name, found) or []
+                    yield from try_or_report(inventory, _with_masks, draft, folder.path / name, found) or []
 
 
 def _is_mask(file: str, folder: Listing) -> bool:
@@ -201,19 +201,19 @@ def _folder_samples(
     top = listing.path / masks if masks else None
     truth = _keyed(_images_below(top, inventory), top) if top else {}
     of_kinds = set(list_folder(top, inventory).folders) if top else set()
-    drafts = {kind: Sample(listing.path / kind, folder_name(listing.path), False, kind=kind) for kind in kinds}
+    drafts = {kind: Sample(listing.path / kind, folder_name(listing.path), False, defect_type=kind) for kind in kinds}
     defective: list[Sample] = []
     for kind, draft in drafts.items():
         for image, below in _parts(draft.image, inventory):
             key = PurePosixPath(kind) / below if kind in of_kinds else below
             found = truth.get(key, [])
-            defective += attempt(inventory, _with_masks, draft, image, found) or []
+            defective += try_or_report(inventory, _with_masks, draft, image, found) or []
     claimed = {mask for sample in defective for mask in sample.masks}
     draft = Sample(listing.path / normal, folder_name(listing.path), True)
     for image, below in _parts(draft.image, inventory):
         # A mask that no defect has may speak of a good part of that name: such a part is good only if it is black.
         found = [*truth.get(PurePosixPath(normal) / below, []), *(m for m in truth.get(below, []) if m not in claimed)]
-        yield from attempt(inventory, _with_masks, draft, image, found) or []
+        yield from try_or_report(inventory, _with_masks, draft, image, found) or []
     yield from defective
 
 
@@ -232,7 +232,7 @@ def _parts(folder: Path, inventory: Inventory) -> Iterator[tuple[Path, PurePosix
 def _check_images(folder: Path, problems: Problems) -> None:
     """Report a folder that holds files, and no image among them."""
     if not any(_images_below(folder, problems)) and any(listing.files for listing in walk(folder, problems)):
-        problems(no_image(folder))
+        problems(no_image_message(folder))
 
 
 def _images_below(folder: Path, problems: Problems) -> Iterator[Path]:

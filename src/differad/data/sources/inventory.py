@@ -15,7 +15,7 @@ from differad.data.sources.sample import Problems, Sample, is_image, marks_anyth
 from differad.errors import ManifestError
 
 # Images that cannot be read here: in a data set they are parts that somebody photographed.
-FOREIGN_ENDINGS = frozenset(
+UNREADABLE_ENDINGS = frozenset(
     {".heic", ".heif", ".avif", ".jp2", ".j2k", ".jpx", ".jxl", ".jfif", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
     | {".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".exr", ".hdr", ".psd", ".dcm", ".npy", ".npz", ".dib"}
 )
@@ -63,7 +63,7 @@ class Inventory:
                 self.account_for(sample.template)
         kept = list(self._sole_owners(found))
         left = [path for name in below for path in self._left_over(root / name, root, spare)]
-        beside = {path.with_suffix(""): path for path in left if not _is_picture(path.name)}
+        beside = {path.with_suffix(""): path for path in left if not _is_image(path.name)}
         doubtful = {
             beside[name]: sample
             for sample in kept
@@ -97,7 +97,7 @@ class Inventory:
         for listing in walk(folder, known.append):
             for name in listing.files:
                 path = listing.path / name
-                if path in self._accounted or not (_is_picture(name) or listing.path in used):
+                if path in self._accounted or not (_is_image(name) or listing.path in used):
                     continue
                 below = path.relative_to(root).as_posix()
                 if not _DOCUMENTS.fullmatch(name) and not any(fnmatchcase(below, pattern) for pattern in spare):
@@ -121,24 +121,26 @@ def check_black(masks: Sequence[Path], image: Path) -> None:
     """Check that the masks of a good part mark nothing. Raises ManifestError, ImageError."""
     for mask in masks:
         if marks_anything(mask):
-            raise ManifestError(f"{mask}: marks a defect, but {image} lies among the good parts; mend one of the two")
+            raise ManifestError(
+                f"{mask}: marks a defect, but {image} lies among the good parts; correct one of the two"
+            )
 
 
-def _is_picture(name: str) -> bool:
-    return is_image(name) or name[len(stem(name)) :].lower() in FOREIGN_ENDINGS
+def _is_image(name: str) -> bool:
+    return is_image(name) or name[len(stem(name)) :].lower() in UNREADABLE_ENDINGS
 
 
 def _left_message(path: Path, beside: Sample | None) -> str:
     ending = path.suffix.lower()
     if beside is not None:
         return f"{path}: may be the label of {beside.image}, but is not read here; move one of the two elsewhere"
-    if ending in FOREIGN_ENDINGS:
+    if ending in UNREADABLE_ENDINGS:
         return (
             f"{path}: ending {path.suffix!r} names no image format that is read; expected PNG, JPEG, TIFF, BMP or WebP"
         )
     if not is_image(path.name):
-        return f"{path}: belongs to no image of the data set; move it elsewhere, or mend its name if it is a label"
+        return f"{path}: belongs to no image of the data set; move it elsewhere, or correct its name if it is a label"
     return (
-        f"{path}: neither an image in its place nor the mask of one; move it to where the layout has it, mend its name, or "
+        f"{path}: neither an image in its place nor the mask of one; move it to where the layout has it, correct its name, or "
         "leave it out (--skip-bad)"
     )

@@ -17,14 +17,14 @@ from differad.data.sources.sample import (
     Listing,
     Problems,
     Sample,
-    attempt,
     folder_name,
     list_folder,
-    list_if_there,
-    missing_mask,
-    no_image,
+    list_if_present,
+    missing_mask_message,
+    no_image_message,
     refuse,
     stem,
+    try_or_report,
 )
 from differad.errors import InputWarning, ManifestError
 
@@ -36,7 +36,7 @@ _PRIVATE = ("*test_private/*", "*test_private_mixed/*")
 class Layout:
     """How a data set departs from MVTec AD: its name, the folder of good parts, the endings of its mask files.
 
-    `many_masks`: the masks of one picture lie in a folder of its name.
+    `many_masks`: the masks of one image lie in a folder of its name.
     """
 
     title: str
@@ -56,7 +56,7 @@ def read_mpdd(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
 
 
 def read_3cad(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
-    """3CAD, masks named as their picture. Raises ManifestError."""
+    """3CAD, masks named as their image. Raises ManifestError."""
     return read_layout(root, Layout("3CAD", endings=(".png",)), problems)
 
 
@@ -103,28 +103,28 @@ def _categories(root: Path, layout: Layout, problems: Problems) -> list[Listing]
         raise ManifestError(f"{root}: no folders; {layout.title} keeps good parts in CATEGORY/train/{layout.good}")
     why = f"{layout.title} keeps good parts there"
     for category in found:
-        if layout.good not in list_if_there(category, "train").folders:
+        if layout.good not in list_if_present(category, "train").folders:
             raise ManifestError(f"{category.path}: no folder train/{layout.good}; {why}")
     return found
 
 
 def _category_samples(category: Listing, layout: Layout, problems: Problems) -> Iterator[Sample]:
     name = folder_name(category.path)
-    truth = list_if_there(category, "ground_truth", problems)
+    truth = list_if_present(category, "ground_truth", problems)
     if "test" not in category.folders:
         warnings.warn(f"{category.path}: no folder test; only good parts are read there", InputWarning, stacklevel=2)
     for split in ("train", "validation", "test"):
-        parts = list_if_there(category, split, problems)
+        parts = list_if_present(category, split, problems)
         for kind in parts.folders:
             images = list_folder(parts.path / kind, problems)
             if images.files and not any(images.images):
-                problems(no_image(images.path))
-            find = _mask_finder(list_if_there(truth, kind, problems), layout, problems)
+                problems(no_image_message(images.path))
+            find = _mask_finder(list_if_present(truth, kind, problems), layout, problems)
             draft = Sample(
-                images.path, name, kind == layout.good, kind="" if kind == layout.good else kind, split=split
+                images.path, name, kind == layout.good, defect_type="" if kind == layout.good else kind, split=split
             )
             for file in images.images:
-                sample = attempt(problems, _with_masks, replace(draft, image=images.path / file), *find(file))
+                sample = try_or_report(problems, _with_masks, replace(draft, image=images.path / file), *find(file))
                 if sample is not None:
                     yield sample
 
@@ -137,7 +137,7 @@ def _with_masks(draft: Sample, masks: tuple[Path, ...], place: Path) -> Sample:
         check_black(masks, draft.image)
         return replace(draft, labels=masks)
     if not masks:
-        raise ManifestError(missing_mask(draft.image, place))
+        raise ManifestError(missing_mask_message(draft.image, place))
     return replace(draft, masks=masks)
 
 
@@ -150,7 +150,7 @@ def _mask_finder(folder: Listing, layout: Layout, problems: Problems) -> Callabl
         return () if mask is None else (mask,), folder.path / names[0]
 
     def many(file: str) -> tuple[tuple[Path, ...], Path]:
-        own = list_if_there(folder, stem(file), problems)
+        own = list_if_present(folder, stem(file), problems)
         return tuple(own.path / name for name in own.images), own.path / "000.png"
 
     return many if layout.many_masks else one
@@ -159,27 +159,27 @@ def _mask_finder(folder: Listing, layout: Layout, problems: Problems) -> Callabl
 def _light_samples(category: Listing, problems: Problems) -> Iterator[Sample]:
     name = folder_name(category.path)
     public = list_folder(category.path / "test_public", problems)
-    masks = list_if_there(list_if_there(public, "ground_truth", problems), "bad", problems)
+    masks = list_if_present(list_if_present(public, "ground_truth", problems), "bad", problems)
     for parent, split, kind in (
-        (list_if_there(category, "train", problems), "train", "good"),
-        (list_if_there(category, "validation", problems), "validation", "good"),
+        (list_if_present(category, "train", problems), "train", "good"),
+        (list_if_present(category, "validation", problems), "validation", "good"),
         (public, "test", "good"),
         (public, "test", "bad"),
     ):
-        pictures = list_if_there(parent, kind, problems)
-        for file in pictures.images:
+        folder = list_if_present(parent, kind, problems)
+        for file in folder.images:
             number, _, light = stem(file).partition("_")
             mask = masks.find(f"{stem(file)}_mask.png") if kind == "bad" else None
             if kind == "bad" and mask is None:
-                problems(missing_mask(pictures.path / file, masks.path / f"{stem(file)}_mask.png"))
+                problems(missing_mask_message(folder.path / file, masks.path / f"{stem(file)}_mask.png"))
                 continue
             yield Sample(
-                pictures.path / file,
+                folder.path / file,
                 name,
                 kind == "good",
                 (mask,) if mask else (),
-                kind="" if kind == "good" else kind,
+                defect_type="" if kind == "good" else kind,
                 split=split,
-                product=f"{name}/{split}/{kind}/{number}",
+                instance_id=f"{name}/{split}/{kind}/{number}",
                 view=light,
             )

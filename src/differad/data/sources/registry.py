@@ -178,14 +178,14 @@ SOURCES: dict[str, Source] = {
     ),
     "coco": Source(
         read_coco,
-        "COCO detection labels; pictures without boxes are good",
+        "COCO detection labels; images without boxes are good",
         _OWN,
         "https://cocodataset.org/#format-data",
         "annotations/*.json, images/NAME.jpg",
     ),
     "yolo": Source(
         read_yolo,
-        "YOLO labels; pictures without labels are good",
+        "YOLO labels; images without labels are good",
         _OWN,
         "https://docs.ultralytics.com/datasets/detect/",
         "images/[SPLIT/]NAME.jpg, labels/[SPLIT/]NAME.txt, data.yaml",

@@ -22,14 +22,14 @@ JUNK = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r
 MARKER, _MANIFEST = ".differad-unfinished", "pairs.jsonl"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 Problems = Callable[[str], None]
-Region = tuple[int, int, int, int]
+CropBox = tuple[int, int, int, int]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture of a data set and what the data set says of it.
+    """One image of a data set and what the data set says of it.
 
     `boxes` (N, 4) are pixels of the image, or of `region` where there is one; None leaves them to the masks. A normal
     sample has neither masks nor boxes that mark anything; a defective one without either has its defect at an unknown
@@ -45,11 +45,11 @@ class Sample:
     masks: tuple[Path, ...] = ()
     boxes: Boxes | None = None
     template: Path | None = None
-    kind: str = ""
+    defect_type: str = ""
     split: str = ""
-    product: str = ""
+    instance_id: str = ""
     view: str = ""
-    region: Region | None = None
+    region: CropBox | None = None
     labels: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class ProblemList:
         self.messages.append(" ".join(message.split()))
 
 
-def attempt(
+def try_or_report(
     problems: Problems, step: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
 ) -> Result | None:
     """What `step` returns, or None after its InputError went to `problems`. Raises WriteError: no sample is to blame."""
@@ -91,13 +91,13 @@ def attempt(
         return None
 
 
-def missing_mask(image: Path, *places: Path) -> str:
+def missing_mask_message(image: Path, *places: Path) -> str:
     """The message for a defective part of which no mask is found at any of `places`."""
-    tried = " or ".join(str(place) for place in places)
+    tried = " or ".join(str(where) for where in places)
     return f"{image}: no mask at {tried}; a defective part needs one, so add it or leave the part out (--skip-bad)"
 
 
-def no_image(folder: Path) -> str:
+def no_image_message(folder: Path) -> str:
     """The message for a folder that should hold images and holds none that is read."""
     return f"{folder}: holds no image; expected {', '.join(sorted(IMAGE_ENDINGS))}, so add them or remove the folder"
 
@@ -113,7 +113,7 @@ class Listing:
 
     @property
     def images(self) -> Iterator[str]:
-        """Files whose ending names a picture format, in order."""
+        """Files whose ending names an image format, in order."""
         return (name for name in self.files if is_image(name))
 
     def find(self, *names: str) -> Path | None:
@@ -180,7 +180,7 @@ def _is_built(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def list_if_there(parent: Listing, name: str, problems: Problems = refuse) -> Listing:
+def list_if_present(parent: Listing, name: str, problems: Problems = refuse) -> Listing:
     """List the folder `name` of `parent`; an empty listing where it is not there."""
     path = parent.path / name
     return list_folder(path, problems) if name in parent.folders else Listing(path)
@@ -206,7 +206,7 @@ def walk(path: Path, problems: Problems = refuse) -> Iterator[Listing]:
 
 
 def is_image(name: str) -> bool:
-    """Whether the ending names a picture format."""
+    """Whether the ending names an image format."""
     return name[len(stem(name)) :].lower() in IMAGE_ENDINGS
 
 
@@ -234,12 +234,12 @@ def marks_anything(path: Path) -> bool:
     return bool(read_mask(path).any())
 
 
-def inside(root: Path, name: str, place: str) -> Path:
+def path_inside(root: Path, name: str, where: str) -> Path:
     """The path `name` out of a label file, below `root`. Raises ManifestError where it is absolute or leads out."""
     slashed = name.replace("\\", "/")
     path = PurePosixPath(slashed)
     if not name.strip() or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
-        raise ManifestError(f"{place}: path {name!r} leads out of the data set; expected one relative to {root}")
+        raise ManifestError(f"{where}: path {name!r} leads out of the data set; expected one relative to {root}")
     return root / path
 
 
@@ -260,12 +260,12 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(read_text(path).splitlines(), start=1) if line.strip()]
 
 
-def numbers(fields: Iterable[str], place: str) -> list[float]:
+def parse_numbers(fields: Iterable[str], where: str) -> list[float]:
     """Fields of a label line as finite numbers, written plainly (`1_0` is none). Raises ManifestError."""
     values = []
     for text in fields:
         value = float(text) if _NUMBER.fullmatch(text.strip()) else float("nan")
         if not abs(value) < float("inf"):
-            raise ManifestError(f"{place}: {text.strip()!r} is no number; mend the label file")
+            raise ManifestError(f"{where}: {text.strip()!r} is no number; correct the label file")
         values.append(value)
     return values

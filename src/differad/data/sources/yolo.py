@@ -20,13 +20,13 @@ from differad.data.sources.sample import (
     Listing,
     Problems,
     Sample,
-    attempt,
     folder_name,
     list_folder,
-    numbers,
+    parse_numbers,
     read_lines,
     read_text,
     refuse,
+    try_or_report,
     walk,
 )
 from differad.errors import ManifestError
@@ -168,7 +168,7 @@ def _samples(root: Path, matches: _Matches, names: dict[int, str], inventory: In
                 f"{image}: no label in its place, but {doubtful[image.stem.casefold()]} has its name; move that label"
             )
             continue
-        sample = attempt(inventory, _sample, image, label, folder_name(root), base.split_of(image), names)
+        sample = try_or_report(inventory, _sample, image, label, folder_name(root), base.split_of(image), names)
         if sample is not None:
             yield sample
 
@@ -181,7 +181,7 @@ def _lonely(path: Path, without: Mapping[str, Path]) -> str:
 
 
 def _sample(image: Path, path: Path | None, category: str, split: str, names: dict[int, str]) -> Sample:
-    # A row that stands twice is one defect, as for YOLO's own trainer.
+    # A row that occurs twice is one defect, as for YOLO's own trainer.
     rows = dict.fromkeys(_label(line, f"{path}:{number}", names) for number, line in read_lines(path)) if path else {}
     labels = (path,) if path else ()
     if not rows:
@@ -189,17 +189,17 @@ def _sample(image: Path, path: Path | None, category: str, split: str, names: di
     width, height = image_size(image)
     boxes = clip(scale(as_boxes([box for _, box in rows]), width, height), width, height)
     if is_degenerate(boxes).any():
-        raise ManifestError(f"{path}: a box without area inside the image; mend the labels")
+        raise ManifestError(f"{path}: a box without area inside the image; correct the labels")
     kinds = dict.fromkeys(names.get(kind, str(kind)) for kind, _ in rows)
-    return Sample(image, category, False, boxes=boxes, kind="+".join(kinds), split=split, labels=labels)
+    return Sample(image, category, False, boxes=boxes, defect_type="+".join(kinds), split=split, labels=labels)
 
 
-def _label(line: str, place: str, names: Mapping[int, str]) -> tuple[int, _Fractions]:
+def _label(line: str, where: str, names: Mapping[int, str]) -> tuple[int, _Fractions]:
     """Class and box, as fractions of the image. Raises ManifestError."""
-    kind, *values = numbers(line.split(), place)
+    kind, *values = parse_numbers(line.split(), where)
     if kind != int(kind) or kind < 0 or (names and int(kind) not in names):
         expected = f"one of {', '.join(map(str, sorted(names)))} as in data.yaml" if names else "a whole number"
-        raise ManifestError(f"{place}: class {kind:g}; expected {expected}")
+        raise ManifestError(f"{where}: class {kind:g}; expected {expected}")
     if len(values) == 4:
         cx, cy, width, height = values
         box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
@@ -207,16 +207,16 @@ def _label(line: str, place: str, names: Mapping[int, str]) -> tuple[int, _Fract
         box = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
     elif len(values) == 5 or (len(values) > 6 and len(values) % 2):
         raise ManifestError(
-            f"{place}: {line.strip()!r}: {len(values)} values behind the class; expected 4, or x and y of each corner; "
+            f"{where}: {line.strip()!r}: {len(values)} values behind the class; expected 4, or x and y of each corner; "
             "labels hold no confidence, so take it out"
         )
     else:
-        raise ManifestError(f"{place}: {line.strip()!r}; expected class cx cy width height, or class and a polygon")
+        raise ManifestError(f"{where}: {line.strip()!r}; expected class cx cy width height, or class and a polygon")
     if box[0] >= box[2] or box[1] >= box[3]:
-        raise ManifestError(f"{place}: {line.strip()!r}; a box without area: expected width and height above 0")
+        raise ManifestError(f"{where}: {line.strip()!r}; a box without area: expected width and height above 0")
     # Rounding and rotated labels overshoot the edge a little, as YOLO's own trainer allows; boxes are cut off there.
     if not all(-_OVERSHOOT <= value <= 1 + _OVERSHOOT for value in (*values, *box)):
         raise ManifestError(
-            f"{place}: {line.strip()!r} reaches out of the image; expected fractions of it between 0 and 1, not pixels"
+            f"{where}: {line.strip()!r} reaches out of the image; expected fractions of it between 0 and 1, not pixels"
         )
     return int(kind), box
