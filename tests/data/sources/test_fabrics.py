@@ -147,7 +147,7 @@ def test_zju_leaper_without_groups(plant):
         ("Annotations/xmls/000003.xml", "<annotation/>", "no mask"),
         ("Annotations/xmls/000003.xml", "<a><bbox><xmin>5</xmin></bbox></a>", "is no number"),
         ("ImageSets/Patterns/pattern2.json", '{"normal": {}, "defect": {"train": ["../1"]}}', "leads out"),
-        ("ImageSets/Patterns/pattern2.json", '{"normal": {}, "defect": {"train": ["9"]}}', "is not there"),
+        ("ImageSets/Patterns/pattern2.json", '{"normal": {}, "defect": {"train": ["9"]}}', "does not exist"),
         ("ImageSets/Patterns/pattern2.json", '{"normal": {}}', "pattern2.json: defect"),
     ],
 )

@@ -259,7 +259,7 @@ def test_an_error_lists_all_that_is_left(plant):
 def test_a_good_part_whose_mask_marks_a_defect(name, mask, image, plant):
     read, files = SETS[name]
     root = plant({**files, mask: MARK})
-    with pytest.raises(ManifestError, match=r"marks a defect, but .* lies among the good parts"):
+    with pytest.raises(ManifestError, match=r"marks a defect, but .* is among the good parts"):
         list(read(root))
     problems = ProblemList()
     assert root / image not in [sample.image for sample in read(root, problems)]
@@ -269,7 +269,7 @@ def test_a_good_part_whose_mask_marks_a_defect(name, mask, image, plant):
 def test_a_mask_in_a_common_folder_that_no_defect_has(plant):
     files = {"good/7.png": None, "good/8.png": None, "bad/9.png": None, "masks/9.png": MARK, "masks/7.png": MARK}
     root = plant(files)
-    with pytest.raises(ManifestError, match=r"masks/7.png: marks a defect, but .*good/7.png lies among the good parts"):
+    with pytest.raises(ManifestError, match=r"masks/7.png: marks a defect, but .*good/7.png is among the good parts"):
         list(read_folder(root))
     assert [sample.image.name for sample in read_folder(root, ProblemList())] == ["8.png", "9.png"]
 

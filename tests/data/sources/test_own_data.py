@@ -156,7 +156,7 @@ def test_yolo_layouts(plant, images, labels, split):
     [
         ("0 0.5 0.5", "expected class cx cy width height"),
         ("0 0.5 0.5 100 100", "not pixels"),
-        ("0 0.9 0.5 0.3 0.1", "reaches out of the image"),
+        ("0 0.9 0.5 0.3 0.1", "extends past the image"),
         ("0 0.5 0.5 0.1 0.1 0.87", "labels hold no confidence"),
         ("0 0.1 0.1 0.9 0.1 0.9 0.9 0.8", "labels hold no confidence"),
         ("0 0.1 0.1 0.1 0.9 0.1 0.5", "a box without area"),

@@ -56,7 +56,7 @@ def test_other_label_folders(plant):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (entry("OK/S0009/none.jpg"), "is not there"),
+        (entry("OK/S0009/none.jpg"), "does not exist"),
         (entry("../../x.jpg"), "leads out"),
         (entry(UNSEEN, "BX"), "no mask"),
         (entry(UNSEEN, "BX", "NG/BX/S0001/none.png"), "no mask"),

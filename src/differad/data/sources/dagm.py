@@ -29,11 +29,11 @@ from differad.data.sources.sample import (
 )
 from differad.errors import ManifestError
 
-SIDE = 512  # every image is 512 x 512, and some ellipses reach over its edge
+SIDE = 512  # every image is 512 x 512, and some ellipses extend past its edge
 
 
 def read_dagm(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
-    """DAGM 2007 in either version, told apart class by class. Raises ManifestError."""
+    """DAGM 2007 in either version, detected class by class. Raises ManifestError."""
     inventory = Inventory(problems)
     listing = list_folder(root, inventory)
     names = [name for name in listing.folders if name.startswith("Class") and not name.endswith("_def")]
@@ -46,18 +46,18 @@ def read_dagm(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
                 f"{folder.path}: no folder Train and no {name}_def beside it; one of them holds defects"
             )
     samples = (sample for folder in classes for sample in _class_samples(folder, inventory))
-    return inventory.complete(samples, root, spare=("*/[Ll]abels.txt",))
+    return inventory.complete(samples, root, ignored=("*/[Ll]abels.txt",))
 
 
 def ellipse_box(major: float, minor: float, angle: float, x: float, y: float) -> Boxes:
-    """The (1, 4) box around an ellipse of semi-axes `major`, `minor` (pixels), turned by `angle` (radians)."""
+    """The (1, 4) box around an ellipse of semi-axes `major`, `minor` (pixels), rotated by `angle` (radians)."""
     half_width = np.hypot(major * np.cos(angle), minor * np.sin(angle))
     half_height = np.hypot(major * np.sin(angle), minor * np.cos(angle))
     return as_boxes([x - half_width, y - half_height, x + half_width, y + half_height])
 
 
 def _unnested(folder: Listing, problems: Problems) -> Listing:
-    """Class1/Class1, as some archives unpack, becomes the inner folder."""
+    """The inner folder of Class1/Class1, which some archives unpack to."""
     name = folder.path.name
     if "Train" not in folder.folders and name in folder.folders:
         return list_folder(folder.path / name, problems)
@@ -78,7 +78,7 @@ def _masked_samples(folder: Listing, split: str, problems: Problems) -> Iterator
     label = list_if_present(folder, "Label", problems)
     flags = _flags(label, problems)
     name = folder.path.parent.name
-    for file in sorted(set(flags) - folder.known):
+    for file in sorted(set(flags) - folder.file_names):
         problems(f"{label.path / 'Labels.txt'}: names {file}, which is not in {folder.path}; unpack the data set again")
     for file in folder.images:
         mask = label.find(f"{stem(file)}_label.PNG", f"{stem(file)}_label.png")
@@ -94,7 +94,7 @@ def _masked_samples(folder: Listing, split: str, problems: Problems) -> Iterator
 
 
 def _flags(label: Listing, problems: Problems) -> dict[str, bool]:
-    """Whether Labels.txt calls an image defective; empty where the file is absent, as masks alone tell then."""
+    """Whether Labels.txt calls an image defective, by file name; empty without that file: then only masks say so."""
     path = label.find("Labels.txt", "labels.txt")
     lines = (try_or_report(problems, read_lines, path) or []) if path else []
     fields = [line.split() for _, line in lines]
@@ -115,11 +115,11 @@ def _ellipse_samples(folder: Listing, name: str, problems: Problems) -> Iterator
 def _ellipses(folder: Listing) -> dict[str, Boxes]:
     """Box of each ellipse by the image's number. Raises ManifestError."""
     path = folder.path / "labels.txt"
-    # A label is six values, on one line or with the image's number on a line of its own.
+    # A label is six values, on one line or with the image's number on a separate line.
     fields = read_text(path).split()
     if len(fields) % 6:
-        raise ManifestError(f"{path}: {len(fields)} values; expected six an image: number, axes, angle, x, y")
-    found: dict[str, Boxes] = {}
+        raise ManifestError(f"{path}: {len(fields)} values; expected six per image: number, axes, angle, x, y")
+    boxes: dict[str, Boxes] = {}
     for start in range(0, len(fields), 6):
         number, *values = fields[start : start + 6]
         where = f"{path}: image {number}"
@@ -127,6 +127,6 @@ def _ellipses(folder: Listing) -> dict[str, Boxes]:
         box = clip(ellipse_box(major, minor, angle, x, y), SIDE, SIDE)
         if is_degenerate(box).any():
             raise ManifestError(f"{where}: its ellipse lies outside of {SIDE}x{SIDE} pixels; correct the labels")
-        # An image may occur twice, with a defect each.
-        found[stem(number)] = np.concatenate([found.get(stem(number), no_boxes()), box])
-    return found
+        # An image may occur twice, with one defect each time.
+        boxes[stem(number)] = np.concatenate([boxes.get(stem(number), no_boxes()), box])
+    return boxes

@@ -1,7 +1,7 @@
 """DeepPCB: 1,500 pairs of a template and an aligned test board, 640 x 640 pixels, with boxes of six kinds of defects.
 
 `PCBData/groupNNNNN/NNNNN/NNNNNIII_test.jpg`, `…_temp.jpg` and `PCBData/groupNNNNN/NNNNN_not/NNNNNIII.txt` with a line
-`x1 y1 x2 y2 type` per defect (commas in the text that describes it, spaces in the files); `trainval.txt` and
+`x1 y1 x2 y2 type` per defect (the README writes commas, the files have spaces); `trainval.txt` and
 `test.txt` give the split. Source: https://github.com/tangsanli5201/DeepPCB.
 """
 
@@ -30,7 +30,7 @@ _TEST = "_test.jpg"
 def read_deeppcb(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
     """DeepPCB from its repository or from `PCBData`; each sample has its template. Raises ManifestError.
 
-    Templates are no samples of their own: a board's only good image is its template, which has no other reference.
+    Templates are not samples: a template is the only normal image of its board, so that nothing could be its reference.
     """
     inventory = Inventory(problems)
     listing = list_folder(root, inventory)

@@ -1,7 +1,7 @@
 """Surfaces with a mask beside each image: KolektorSDD, KolektorSDD2 and the magnetic tiles.
 
 KolektorSDD: `kosNN/PartM.jpg`, `kosNN/PartM_label.bmp`; one folder per commutator. KolektorSDD2: `{train,test}/ID.png`,
-`ID_GT.png`. In both every image has a mask and only the mask tells whether the part is good, so masks are opened.
+`ID_GT.png`. In both every image has a mask, and only the mask says whether the image is normal, so masks are opened.
 Magnetic tiles: `MT_KIND/Imgs/NAME.jpg`, `NAME.png`; `MT_Free` is good.
 Sources: https://www.vicos.si/resources/kolektorsdd/, https://www.vicos.si/resources/kolektorsdd2/,
 https://github.com/abin24/Magnetic-tile-defect-datasets.
@@ -28,7 +28,7 @@ from differad.errors import ManifestError
 
 
 def read_kolektor(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
-    """KolektorSDD; the commutator is the part. Raises ManifestError."""
+    """KolektorSDD; the commutator is the instance. Raises ManifestError."""
     inventory = Inventory(problems)
     listing = list_folder(root, inventory)
     names = [name for name in listing.folders if name.startswith("kos")]
@@ -52,7 +52,7 @@ def read_kolektor2(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
 
 
 def read_magnetic_tile(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
-    """Magnetic tiles; the kind is the folder's name without `MT_`. Raises ManifestError."""
+    """Magnetic tiles; the defect type is the folder's name without `MT_`. Raises ManifestError."""
     inventory = Inventory(problems)
     listing = list_folder(root, inventory)
     names = [name for name in listing.folders if name.startswith("MT_")]
@@ -62,8 +62,8 @@ def read_magnetic_tile(root: Path, problems: Problems = refuse) -> Iterator[Samp
     for kind in kinds:
         kind.require("Imgs", why="the magnetic tiles of a kind lie there, a .jpg and a .png mask each")
     samples = (sample for kind in kinds for sample in _tile_samples(kind, inventory))
-    # The published archive has a mask beside every good tile; figures of its repository lie outside of MT_*.
-    return inventory.complete(samples, root, spare=("MT_Free/Imgs/*.png",), below=names)
+    # The published archive has a mask beside every normal tile; figures of its repository are outside MT_*.
+    return inventory.complete(samples, root, ignored=("MT_Free/Imgs/*.png",), below=names)
 
 
 def _commutator_samples(folder: Listing, inventory: Inventory) -> Iterator[Sample]:
@@ -81,7 +81,7 @@ def _marked_samples(folder: Listing, split: str, inventory: Inventory) -> Iterat
 
 
 def _judged(sample: Sample, folder: Listing, mask: str, inventory: Inventory) -> Iterator[Sample]:
-    """The sample, defective if its mask marks anything; nothing where the mask is missing or broken."""
+    """The sample, defective if its mask marks anything; nothing if the mask is missing or broken."""
     path = folder.find(mask)
     inventory.account_for(sample.image)
     if path is None:

@@ -1,7 +1,7 @@
 """VisA: 12 objects, photographs below `OBJECT/Data/Images/{Normal,Anomaly}`, masks below `OBJECT/Data/Masks/Anomaly`.
 
 `split_csv/1cls.csv` (object,split,label,image,mask) gives the split, `OBJECT/image_anno.csv` (image,label,mask) the
-kinds of defect. Without the former, folders decide; after the authors' own preparation the layout is MVTec AD's.
+defect types. Without the former, folders decide. The authors' preparation script changes the layout to MVTec AD's.
 Sources: https://github.com/amazon-science/spot-diff and
 https://github.com/open-edge-platform/anomalib/blob/main/src/anomalib/data/datamodules/image/visa.py.
 """
@@ -66,7 +66,7 @@ def _listed_samples(root: Path, table: list[tuple[str, dict[str, str]]], problem
 def _listed_sample(root: Path, row: dict[str, str], kinds: dict[str, str], where: str, files: FileIndex) -> Sample:
     image = path_inside(root, row["image"], where)
     if image not in files:
-        raise ManifestError(f"{where}: {image} is not there; unpack the data set again")
+        raise ManifestError(f"{where}: {image} does not exist; unpack the data set again")
     if row["label"] == "normal":
         if row["mask"].strip():
             raise ManifestError(f"{image}: normal at {where}, with mask {row['mask']!r}; correct the label or the mask")
@@ -97,7 +97,7 @@ def _folder_samples(folder: Listing, problems: Problems) -> Iterator[Sample]:
 
 
 def _kinds(root: Path, name: str, problems: Problems) -> dict[str, str]:
-    """Kind of defect by the image path that `image_anno.csv` gives; empty where that file is absent."""
+    """Defect type by image path from `image_anno.csv`; empty without that file."""
     path = try_or_report(problems, path_inside, root, f"{name}/image_anno.csv", str(root / "split_csv" / "1cls.csv"))
     if path is None or not path.is_file():
         return {}
@@ -106,7 +106,7 @@ def _kinds(root: Path, name: str, problems: Problems) -> dict[str, str]:
 
 
 def _read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
-    """Rows of a CSV file with the place of each, checked to have `columns`. Raises ManifestError."""
+    """Rows of a CSV file, each with `file:line`, checked to have `columns`. Raises ManifestError."""
     reader = csv.DictReader(read_text(path).splitlines(), restkey="more", restval="")
     missing = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing:

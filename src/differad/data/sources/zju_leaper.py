@@ -47,7 +47,7 @@ class _ImageSet(BaseModel):
 
 
 def read_zju_leaper(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
-    """ZJU-Leaper, pattern by pattern. Masks come first, as in the authors' evaluation; boxes where there is none.
+    """ZJU-Leaper, pattern by pattern. Masks are preferred, as in the authors' evaluation; boxes are used without a mask.
 
     Raises ManifestError.
     """
@@ -59,8 +59,8 @@ def read_zju_leaper(root: Path, problems: Problems = refuse) -> Iterator[Sample]
     patterns = list_folder(sets.path / "Patterns", inventory)
     groups = list_if_present(sets, "Groups", inventory)
     samples = _samples(root, patterns, groups, inventory)
-    # Boxes are published beside masks, and for good parts too; where there is a mask it alone is read.
-    return inventory.complete(samples, root, spare=("Annotations/xmls/*",), below=("Images", "Annotations"))
+    # Boxes are published beside masks, and for normal images too; if there is a mask, only the mask is read.
+    return inventory.complete(samples, root, ignored=("Annotations/xmls/*",), below=("Images", "Annotations"))
 
 
 def _samples(root: Path, patterns: Listing, groups: Listing, inventory: Inventory) -> Iterator[Sample]:
@@ -98,12 +98,12 @@ def _ids(path: Path) -> list[str]:
 
 
 def _complete(draft: Sample, id_: str, where: str, files: FileIndex) -> Sample:
-    """The draft, whose image is still the root, with its image and its masks or boxes. Raises ManifestError."""
+    """Complete the draft, whose `image` is still the root: its image and its masks or boxes. Raises ManifestError."""
     root = draft.image
     images = [path_inside(root / "Images", id_ + ending, where) for ending in _ENDINGS]
     image = next((path for path in images if path in files), None)
     if image is None:
-        raise ManifestError(f"{where}: {images[0]} is not there; unpack the data set again")
+        raise ManifestError(f"{where}: {images[0]} does not exist; unpack the data set again")
     mask = root / "Annotations" / "masks" / f"{id_}.png"
     if draft.is_normal:
         masks = (mask,) if mask in files else ()
