@@ -75,8 +75,8 @@ def test_never_itself_nor_its_own_part_nor_another_view():
         good("right", instance_id="4", view="A"),
         bad("target", instance_id="2", view="A"),
     ]
-    drawn = {matched(samples, seed=seed)[0] for seed in range(20)}
-    assert drawn == {("target", "right"), ("target", "itself")}
+    parsed = {matched(samples, seed=seed)[0] for seed in range(20)}
+    assert parsed == {("target", "right"), ("target", "itself")}
     both = dict(matched(samples, normal_share=None))
     assert both["itself"] in ("same part", "right")
     assert "other view" not in both  # a good part with nothing to compare it with makes no pair

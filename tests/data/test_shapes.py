@@ -48,10 +48,10 @@ def test_brush_regions_as_label_studios_own_sdk_reads_them(case):
 @pytest.mark.parametrize(
     ("rle", "says"),
     [
-        ([], "cut off"),
-        (GOLDEN[0]["rle"][:-4], "cut off"),
-        ([*GOLDEN[0]["rle"][:5], 256], "cut off or holds no bytes"),
-        ([-1], "holds no bytes"),
+        ([], "truncated"),
+        (GOLDEN[0]["rle"][:-4], "truncated"),
+        ([*GOLDEN[0]["rle"][:5], 256], "truncated or not made of bytes"),
+        ([-1], "not made of bytes"),
         ([255] * 40, "4294967295 values; expected four for each of 14x9 pixels"),
     ],
 )

@@ -123,9 +123,9 @@ def test_pairs_that_are_not_mentioned_keep_their_truth(manifest):
 @pytest.mark.parametrize(
     ("document", "says"),
     [
-        ('{"images": [', "no JSON, or cut off"),
-        ("[" * 100_000, "no JSON, or cut off"),
-        ("", "no JSON, or cut off"),
+        ('{"images": [', "not JSON, or truncated"),
+        ("[" * 100_000, "not JSON, or truncated"),
+        ("", "not JSON, or truncated"),
         ("[]", "holds a list; expected a COCO object"),
         ({"images": []}, "annotations: NoneType; expected a COCO object"),
         ({"images": {}, "annotations": []}, "images: dict"),
@@ -148,7 +148,7 @@ WRONG = [
     ([image(pair_id=None, file_name="")], [], "'' is the target of no pair"),
     ([image(pair_id=None, file_name="/")], [], "'/' is the target of no pair"),
     ([image(width=81)], [], "labelled as 81x50 pixels, but the image is 80x50"),
-    ([image(width=50, height=80)], [], "the sides stand the other way round, as without its EXIF"),
+    ([image(width=50, height=80)], [], "width and height are swapped, as without its EXIF"),
     ([image(), image(id=2)], [], r"images\.1: id 'unseen' occurs twice"),
     ([image(), image(pair_id="Tile/Ü 1")], [], r"images\.1: image id 1 occurs twice"),
     ([image()], [7], r"annotations\.0"),
@@ -200,6 +200,6 @@ def test_a_name_that_fits_two_targets_needs_the_root(tmp_path):
     lines = [line(f"one/{name}", "a"), line(f"two/{name}", "b")]
     manifest = write_manifest(tmp_path, lines)
     document = {"images": [{"id": 1, "file_name": name}], "annotations": [annotation([1, 2, 3, 4])]}
-    with pytest.raises(ManifestError, match=r"fits .*one.* and .*two.*; tell the folder with --root"):
+    with pytest.raises(ManifestError, match=r"fits .*one.* and .*two.*; give the folder with --root"):
         read(manifest, document)
     assert read(manifest, document, root=tmp_path / "two")[1] == {"a": None, "b": [[1, 2, 4, 6]]}

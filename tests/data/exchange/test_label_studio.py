@@ -197,10 +197,10 @@ def test_masks_of_what_is_drawn(tmp_path):
     tasks = [task(annotation(brush, corner), pair_id="t"), task(annotation(corner), pair_id="u"), task(pair_id="v")]
     done, _ = read(manifest, tasks, masks=tmp_path / "masks")
     assert done["masks"] == 1
-    drawn, rectangle, _ = read_pairs(tmp_path / "out.jsonl")
+    parsed, rectangle, _ = read_pairs(tmp_path / "out.jsonl")
     expected = [[letter == "#" for letter in row] for row in golden["marked"]]
     expected[0][0] = True
-    assert (np.asarray(Image.open(drawn.mask).convert("L")) == 255 * np.array(expected)).all()
+    assert (np.asarray(Image.open(parsed.mask).convert("L")) == 255 * np.array(expected)).all()
     assert rectangle.mask is None  # its box says it all
     with pytest.raises(InputError, match="masks: not empty; expected a new or empty folder"):
         read(manifest, tasks, masks=tmp_path / "masks")
@@ -214,7 +214,11 @@ def test_a_label_beside_its_rectangle_is_no_region_of_its_own(manifest):
 
 @pytest.mark.parametrize(
     ("document", "says"),
-    [('[{"data": ', "no JSON, or cut off"), ("{}", "holds a dict; expected a list of tasks"), ("NaN", "holds a float")],
+    [
+        ('[{"data": ', "not JSON, or truncated"),
+        ("{}", "holds a dict; expected a list of tasks"),
+        ("NaN", "holds a float"),
+    ],
 )
 def test_files_that_are_no_tasks(manifest, document, says):
     with pytest.raises(ManifestError, match=says):
@@ -247,7 +251,7 @@ WRONG = [
         "a region of type 'keypointlabels'; expected rectangles, polygons",
     ),
     (task(annotation(region(original_width=40))), r"labelled as 40x\? pixels, but the image is 80x50"),
-    (task(annotation(_turned_image())), "turned by 90 degrees"),
+    (task(annotation(_turned_image())), "rotated by 90 degrees"),
     (task(annotation(region(type="labels"))), "a region of type 'labels'"),
     (task(annotation(region(type="hologram"))), "a region of type 'hologram'"),
     (
@@ -255,7 +259,7 @@ WRONG = [
         "not closed",
     ),
     (task(annotation(region(type="ellipse", value={"x": 9, "y": 9, "radiusX": 0, "radiusY": 1}))), "both above 0"),
-    (task(annotation(region(type="brush", value={"format": "rle", "rle": [1, 2, 3]}))), "brush mask that is cut off"),
+    (task(annotation(region(type="brush", value={"format": "rle", "rle": [1, 2, 3]}))), "brush mask that is truncated"),
     (task(annotation(region(type="brush", value={"format": "png", "rle": [1]}))), "value: format"),
     (task(annotation(region(), _choice("normal"))), "called normal, with 1 boxes"),
     (task(annotation(_choice("normal", "abnormal"))), "chosen as 'normal' and 'abnormal'"),

@@ -176,8 +176,8 @@ def test_abnormal_at_an_unknown_place_stays_so(name, bad_parts, tmp_path, empty_
 @pytest.mark.parametrize("name", FORMATS)
 def test_boxes_drawn_on_an_abnormal_part_come_back(name, bad_parts, tmp_path):
     names = [json.loads(text)["target"] for text in bad_parts.open(encoding="utf-8")]
-    drawn = write_manifest(tmp_path, [line(names[0], "bad", [[1, 2, 30, 40]])], "drawn.jsonl")
-    export_pairs(name, drawn, tmp_path / "sent")
+    parsed = write_manifest(tmp_path, [line(names[0], "bad", [[1, 2, 30, 40]])], "drawn.jsonl")
+    export_pairs(name, parsed, tmp_path / "sent")
     done = import_pairs(name, tmp_path / "sent" / MAIN_FILE[name], bad_parts, tmp_path / "out.jsonl")
     assert (done["corrected"], done["place_unknown"]) == (1, 0)
     assert labels(tmp_path / "out.jsonl")["bad"] == (True, [[1, 2, 30, 40]])

@@ -161,7 +161,7 @@ def test_a_box_over_the_edge_is_cut_off_where_the_file_states_the_size(one):
         samples = one({"bbox": [9, 5, 6, 6]}, {"bbox": [0, 0, 12, 8]})
     assert samples[1].boxes.tolist() == [[9, 5, 12, 8], [0, 0, 12, 8]]
     unsized = {"id": 7, "file_name": "b.jpg"}
-    with pytest.raises(ManifestError, match="reaches out of the 12x8 image, and the file states no width and height"):
+    with pytest.raises(ManifestError, match="extends past the 12x8 image, and the file states no width and height"):
         one({"bbox": [9, 5, 6, 6]}, image=unsized)
     assert one({"bbox": [9, 5, 3, 3]}, image=unsized)[1].boxes.tolist() == [[9, 5, 12, 8]]
 
@@ -170,7 +170,7 @@ def test_a_box_over_the_edge_is_cut_off_where_the_file_states_the_size(one):
     ("image", "says"),
     [
         ({"width": 24, "height": 16}, "'b.jpg': labelled as 24x16 pixels, but the image is 12x8; expected"),
-        ({"width": 8, "height": 12}, "the sides stand the other way round, as without its EXIF orientation"),
+        ({"width": 8, "height": 12}, "width and height are swapped, as without its EXIF orientation"),
         ({"height": 9}, r"labelled as \?x9 pixels"),
         ({"file_name": "../../x.jpg"}, "leads out"),
         ({"file_name": "none.jpg"}, "neither beside the labels nor in images/"),

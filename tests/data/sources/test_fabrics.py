@@ -222,8 +222,8 @@ def test_dagm_competition_problems(plant):
 
 @pytest.mark.parametrize("angle", [0.0, 0.4, 1.9, -2.8])
 def test_the_box_around_an_ellipse_equals_a_drawn_one(angle):
-    drawn = np.zeros((400, 400), np.uint8)
-    cv2.ellipse(drawn, (200, 190), (90, 35), math.degrees(angle), 0, 360, 255, -1)
-    ys, xs = np.nonzero(drawn)
+    parsed = np.zeros((400, 400), np.uint8)
+    cv2.ellipse(parsed, (200, 190), (90, 35), math.degrees(angle), 0, 360, 255, -1)
+    ys, xs = np.nonzero(parsed)
     box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
     assert ellipse_box(90, 35, angle, 200, 190)[0] == pytest.approx(box, abs=2)

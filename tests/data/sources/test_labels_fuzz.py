@@ -93,9 +93,9 @@ def check(source, root, truth, culprit, **options):
         if marks is None or truth[name] is None:
             assert marks is truth[name]
         else:
-            given_boxes, drawn = (np.array(sorted(rows)).reshape(-1, 4) for rows in (marks, truth[name]))
-            assert given_boxes.shape == drawn.shape, name
-            assert np.abs(given_boxes - drawn).max(initial=0) < 0.02
+            given_boxes, parsed = (np.array(sorted(rows)).reshape(-1, 4) for rows in (marks, truth[name]))
+            assert given_boxes.shape == parsed.shape, name
+            assert np.abs(given_boxes - parsed).max(initial=0) < 0.02
 
 
 GOOD = {"lot": "", "ending": ".png", "size": (20, 16), "turn": 1, "marks": []}

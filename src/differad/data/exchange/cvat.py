@@ -2,14 +2,13 @@
 
 Layout: https://docs.cvat.ai/docs/other/xml_format and the loader and dumper in
 https://github.com/cvat-ai/cvat/blob/develop/cvat/apps/dataset_manager/formats/cvat.py, which finds images by name and writes
-hundredths of a pixel. The format has room for neither ids nor references: an image's name tells its pairs, and pairs that
-share a target share its boxes.
+hundredths of a pixel. The format has no place for ids and references: images are matched by name, and pairs with the same
+target share its boxes.
 
-True boxes have the label `defect`. A normal image carries the tag `normal`, which tells it from one that nobody has labelled;
-the tag `abnormal` says that the target is abnormal at an unknown place. Polygons, ellipses and masks come back as the box
-around them.
-Predicted boxes have the label `predicted` and never come back as truth, unless the annotator gives them the label `defect`.
-XML that declares a document type (and with it entities) is refused.
+True boxes have the label `defect`. A normal image has the tag `normal`, which distinguishes it from an unlabelled one; the
+tag `abnormal` means that the target is abnormal at an unknown place. Polygons, ellipses and masks are imported as the box
+around them. Predicted boxes have the label `predicted` and are not imported as truth, unless the annotator changes their
+label to `defect`. XML that declares a document type (and with it entities) is refused.
 """
 
 import json
@@ -55,22 +54,22 @@ _LABELS = [
 def write_cvat(folder: OutputFolder, items: Iterable[Item], options: ExportOptions) -> None:
     """Write `annotations.xml` and `labels.json`.
 
-    Raises ManifestError where pairs disagree on one target's boxes, and WriteError.
+    Raises ManifestError if pairs with the same target have different boxes, and WriteError.
     """
-    with Spool[Item](folder.path) as waiting:
+    with Spool[Item](folder.path) as spool:
         # CVAT numbers the frames of a task in the order of their names.
-        places = sorted((name_below(options.root, item.pair, "target"), waiting.add(item)) for item in items)
+        offsets = sorted((name_below(options.root, item.pair, "target"), spool.add(item)) for item in items)
         images = (
-            (name, [waiting.at(offset) for _, offset in own])
-            for name, own in groupby(places, key=lambda offset: offset[0])
+            (name, [spool.at(offset) for _, offset in members])
+            for name, members in groupby(offsets, key=lambda offset: offset[0])
         )
-        count = sum(1 for _ in groupby(places, key=lambda offset: offset[0]))
+        count = sum(1 for _ in groupby(offsets, key=lambda offset: offset[0]))
         write_lines(folder.new_file("annotations.xml"), _document(count, images))
     write_text(folder.new_file("labels.json"), json.dumps(_LABELS, indent=1) + "\n")
 
 
 def _document(count: int, images: Iterable[tuple[str, list[Item]]]) -> Iterator[str]:
-    """The text of `annotations.xml` for `count` images, each with the items that have it for a target."""
+    """The text of `annotations.xml` for `count` images, each with the items whose target it is."""
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
     task = ET.SubElement(ET.SubElement(root, "meta"), "task")
@@ -123,7 +122,7 @@ def read_cvat(path: Path, corrections: Corrections) -> None:
     """Read the boxes of an `annotations.xml` into `corrections`; every label but `predicted` counts as a defect.
 
     An image with the tag `normal` is normal; one with the tag `abnormal` and no box is abnormal at an unknown place; one
-    with neither boxes nor tag says nothing. Raises ManifestError.
+    without boxes and tags is unlabelled. Raises ManifestError.
     """
     for number, image in enumerate(_read_images(path)):
         with corrections.entry():
@@ -138,13 +137,15 @@ def read_cvat(path: Path, corrections: Corrections) -> None:
                 corrections.check_size(where, pair_id, (size[0], size[1]))
                 actual = corrections.size(where, pair_id)
                 regions = [
-                    _read_shape(*shape, where, actual) for shape in image.shapes if shape[1].get("label") != PREDICTED
+                    _parse_shape(*shape, where, actual) for shape in image.shapes if shape[1].get("label") != PREDICTED
                 ]
-                corrections.add(where, pair_id, regions or None, anomalous=_state(image.tags, len(regions), where))
+                corrections.add(
+                    where, pair_id, regions or None, anomalous=_tagged_state(image.tags, len(regions), where)
+                )
 
 
-def _state(tags: list[str], regions: int, where: str) -> bool | None:
-    """Whether the tags say abnormal or normal. Raises ManifestError where they contradict each other or the boxes."""
+def _tagged_state(tags: list[str], regions: int, where: str) -> bool | None:
+    """Whether the tags say abnormal; None without such a tag. Raises ManifestError if they contradict each other or the boxes."""
     if NORMAL in tags and regions:
         raise ManifestError(f"{where}: has the tag {NORMAL!r} and {regions} boxes; expected one or the other")
     if NORMAL in tags and ABNORMAL in tags:
@@ -152,7 +153,7 @@ def _state(tags: list[str], regions: int, where: str) -> bool | None:
     return True if ABNORMAL in tags else False if NORMAL in tags else None
 
 
-def _read_shape(kind: str, shape: dict[str, str], where: str, size: tuple[int, int]) -> Region:
+def _parse_shape(kind: str, shape: dict[str, str], where: str, size: tuple[int, int]) -> Region:
     """A shape in an image of `size` (width, height). Raises ManifestError."""
     if kind not in _SHAPES:
         raise ManifestError(f"{where}: holds a {kind}; expected shapes with an area: {', '.join(_SHAPES)}")
@@ -161,7 +162,7 @@ def _read_shape(kind: str, shape: dict[str, str], where: str, size: tuple[int, i
 
 def _box(shape: dict[str, str], where: str, _: tuple[int, int]) -> Region:
     x1, y1, x2, y2 = (finite(shape.get(side), where, side) for side in _SIDES)
-    if x2 <= x1 or y2 <= y1:  # turning it would hide this
+    if x2 <= x1 or y2 <= y1:  # a rotation would hide this
         raise ManifestError(f"{where}: {[x1, y1, x2, y2]} has no area; expected xtl < xbr and ytl < ybr")
     return rotated_about_center([x1, y1, x2, y2], _degrees(shape, where))
 
@@ -213,10 +214,10 @@ class _Image:
 
 
 class _Images:
-    """What the parser reports, as images."""
+    """Collects the images from the parser's events."""
 
     def __init__(self, path: Path) -> None:
-        self.found: list[_Image] = []
+        self.images: list[_Image] = []
         self._path = path
         self._open: _Image | None = None
         self._is_first = True
@@ -232,7 +233,7 @@ class _Images:
             )
         if tag == "image":
             self._open = _Image(attributes)
-            self.found.append(self._open)
+            self.images.append(self._open)
         elif self._open is not None:
             if tag == "tag":
                 self._open.tags.append(attributes.get("label", ""))
@@ -250,11 +251,11 @@ class _Images:
 
 
 def _read_images(path: Path) -> list[_Image]:
-    images = _Images(path)
+    handler = _Images(path)
     parser = expat.ParserCreate()
-    parser.StartElementHandler = images.start
-    parser.EndElementHandler = images.end
-    parser.StartDoctypeDeclHandler = images.refuse
+    parser.StartElementHandler = handler.start
+    parser.EndElementHandler = handler.end
+    parser.StartDoctypeDeclHandler = handler.refuse
     try:
         with path.open("rb") as file:
             parser.ParseFile(file)
@@ -264,6 +265,6 @@ def _read_images(path: Path) -> list[_Image]:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected CVAT's annotations.xml") from None
     except (expat.ExpatError, LookupError, ValueError) as error:
         raise ManifestError(
-            f"{path}: no XML, or cut off ({error}); expected an export of CVAT for images 1.1"
+            f"{path}: not XML, or truncated ({error}); expected an export of CVAT for images 1.1"
         ) from None
-    return images.found
+    return handler.images

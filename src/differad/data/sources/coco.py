@@ -70,10 +70,10 @@ def _document_samples(root: Path, listing: Listing, path: Path, problems: Proble
 def _sample(entry: CocoEntry, file: Path, category: str, split: str, counts: Counter[str]) -> Sample | None:
     """The sample of an image from its annotations; None if it is unlabelled. Raises ManifestError, ImageError."""
     if entry.annotations:
-        drawn = entry.drawn(image_size(file))
-        counts.update({name: number for name, number in (("crowd", drawn.crowds), ("cut", drawn.cut)) if number})
-        kind = "+".join(dict.fromkeys(drawn.categories))
-        return Sample(file, category, is_normal=False, boxes=drawn.boxes, defect_type=kind, split=split)
+        parsed = entry.parse(image_size(file))
+        counts.update({name: number for name, number in (("crowd", parsed.crowds), ("cut", parsed.clipped)) if number})
+        kind = "+".join(dict.fromkeys(parsed.categories))
+        return Sample(file, category, is_normal=False, boxes=parsed.boxes, defect_type=kind, split=split)
     if entry.image.anomalous:
         return Sample(file, category, is_normal=False, split=split)
     if entry.image.labelled is False:
