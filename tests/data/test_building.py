@@ -214,7 +214,7 @@ def test_an_image_that_is_listed_twice_or_lies_elsewhere(tmp_path, out, listed):
     good = [Sample(save(root / f"{n}.png", part(n)), "c", True) for n in range(3)]
     outside = Sample(save(tmp_path / "outside.png", part(7)), "c", True)
     climbing = Sample(root / ".." / "outside.png", "c", True)
-    cases = (good[0], "listed twice"), (outside, "lies outside of"), (climbing, "lies outside of")
+    cases = (good[0], "listed twice"), (outside, "is outside of"), (climbing, "is outside of")
     for number, (bad, message) in enumerate(cases):
         listed([*good, bad])
         with pytest.raises(ManifestError, match=message):
@@ -228,7 +228,7 @@ def test_boxes_that_reach_out_of_the_image(tmp_path, out, listed):
     root = tmp_path / "root"
     good = Sample(save(root / "good.png", part(0)), "c", True)
     listed([good, Sample(save(root / "bad.png", part(1)), "c", False, boxes=[[0, 0, SIZE + 1, 5]])])
-    with pytest.raises(ManifestError, match=r"bad.png: boxes \[\[0, 0, 97, 5\]\] reach out of its 96x96 pixels"):
+    with pytest.raises(ManifestError, match=r"bad.png: boxes \[\[0, 0, 97, 5\]\] extend past its 96x96 pixels"):
         build("fake", root, out, BuildOptions(check=True))
 
 
@@ -381,7 +381,7 @@ def test_boxes_outside_are_found_without_a_check(tmp_path, out, listed, edge, bu
         build("fake", root, out, BuildOptions(options))
         assert lines(out)[0]["boxes"] == built
         return
-    with pytest.raises(ManifestError, match=r"bad.png: boxes .* reach out of its 32x32 pixels"):
+    with pytest.raises(ManifestError, match=r"bad.png: boxes .* extend past its 32x32 pixels"):
         build("fake", root, out, BuildOptions(options))
     lazily = build("fake", root, out.with_name("lazy"), BuildOptions(Pairing("random", normal_share=0), sizes=False))
     assert len(lazily.pairs) == 1  # nothing was opened
