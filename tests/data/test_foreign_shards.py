@@ -94,14 +94,14 @@ def test_a_broken_header_does_not_end_a_tar(tmp_path, damage, name):
     content, at = bytearray(path.read_bytes()), offset(path, name)
     content[at : at + 512] = damage
     path.write_bytes(content)
-    refused(path, rf"one\.tar: more files follow on a broken header at byte {at} or later; write the shard again")
+    refused(path, rf"one\.tar: more files follow a broken header at byte {at} or later; write the shard again")
 
 
 @pytest.mark.parametrize("damage", [bytes(512), b"\xff" * 512])
 def test_the_first_header_may_be_the_broken_one(tmp_path, damage):
     path = write("tar", tmp_path / "one.tar", make_samples(1))
     path.write_bytes(damage + path.read_bytes()[512:])
-    refused(path, r"one\.tar: (not a whole tar|more files follow)")
+    refused(path, r"one\.tar: (not a complete tar|more files follow)")
 
 
 def with_member(path, change, content=b""):
@@ -135,7 +135,7 @@ def test_links_and_devices_are_refused(tmp_path, kind, to):
 
     refused(
         with_member(tmp_path / "one.tar", change),
-        r"'00000000\.odd\.png': a link, a device or a sparse file; expected plain",
+        r"'00000000\.odd\.png': a link, a device or a sparse file; expected regular",
     )
 
 
@@ -164,7 +164,7 @@ def test_a_size_that_lies(tmp_path, field, said):
     number = r"-?\d+" if said is None else said
     refused(
         path,
-        rf"one\.tar: ('a\.reference\.png': holds {number} bytes by its header|more files follow|a header|not a whole)",
+        rf"one\.tar: ('a\.reference\.png': holds {number} bytes by its header|more files follow|a header|not a complete)",
     )
 
 

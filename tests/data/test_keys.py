@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from differad import InputWarning, ManifestError, read_pairs
-from differad.data.keys import nearest
+from differad.data.keys import closest_key
 from differad.data.manifest import PairRecord
 from differad.evaluation.predictions import PredictionIndex, read_predictions
 
@@ -69,4 +69,4 @@ def test_of_predictions_too(tmp_path):
 def test_nothing_resembles_itself_only():
     for name in PairRecord.model_fields:
         others = [other for other in PairRecord.model_fields if other != name]
-        assert nearest(name, others) is None
+        assert closest_key(name, others) is None

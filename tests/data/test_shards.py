@@ -133,7 +133,7 @@ def test_an_unlabelled_pair_and_boxes_from_a_mask(tmp_path, form):
 def test_a_shard_cut_short_says_so(tmp_path, form):
     path = write(form, tmp_path / f"one.{form}", make_samples(4))
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ManifestError, match=rf"one\.{form}: not whole, its end is missing; write the shard again"):
+    with pytest.raises(ManifestError, match=rf"one\.{form}: incomplete, its end is missing; write the shard again"):
         list(read_shards(path))
 
 
@@ -144,7 +144,7 @@ def test_a_tar_cut_off_between_two_pairs_is_found_before_the_first_pair(tmp_path
     with tarfile.open(middle) as tar:
         boundary = tar.getmember("00000002.reference.png").offset
     middle.write_bytes(middle.read_bytes()[:boundary])  # two whole pairs, and nothing that says that there were more
-    with pytest.raises(ManifestError, match=r"shard-1\.tar: not whole"):
+    with pytest.raises(ManifestError, match=r"shard-1\.tar: incomplete"):
         next(read_shards(tmp_path))
     assert len(list(read_shards(path))) == 4
 

@@ -180,8 +180,8 @@ def copy_or_link(path: Path, target: Path, *, copy: bool) -> None:
     try:
         source.stat()
         if copy:
-            with atomic_write(target, sync=False) as temporary:
-                shutil.copy2(source, temporary)
+            with atomic_write(target, sync=False) as fresh:
+                shutil.copy2(source, fresh)
             return
         with write_errors(target):
             _link(source, target)
