@@ -35,12 +35,12 @@ def test_same(files, pair, same):
     assert FileComparer().same(files / a, files / b) is same
 
 
-def test_a_link_is_its_file_without_being_read(files, monkeypatch):
+def test_a_link_equals_its_file_without_being_read(files, monkeypatch):
     monkeypatch.chdir(files)
     assert FileComparer().same(files / "a", files / "linked")
 
 
-def test_groups_are_read_no_further_than_is_wanted(files):
+def test_groups_are_read_only_as_far_as_needed(files):
     paths = [files / name for name in "abcdefgh"]
     found = FileComparer().copies(paths, lambda group: True)
     assert [[path.name for path in group] for group in found] == [["a", "c"], ["d", "f"]]
@@ -51,7 +51,7 @@ def test_groups_are_read_no_further_than_is_wanted(files):
     ]
 
 
-def test_what_cannot_be_read_is_an_image_error(files):
+def test_an_unreadable_file_is_an_image_error(files):
     for name in ("one", "two"):
         (files / name).mkdir()
     with pytest.raises(ImageError, match="one: cannot be read"):

@@ -1,4 +1,4 @@
-"""Shards from outside: whatever is wrong with one is a single line that names it, and no pair goes missing without a word."""
+"""Untrusted shards: every fault is a one-line error that names the shard, and no pair is lost silently."""
 
 import io
 import json
@@ -63,7 +63,7 @@ def test_a_tar_closed_between_two_pairs_is_found_by_its_index(tmp_path, whole_fo
 
 
 @pytest.mark.parametrize("form", ["tar", "parquet"])
-def test_the_rest_of_an_unfinished_index_is_no_error(tmp_path, form):
+def test_the_truncated_end_of_an_unfinished_index_is_no_error(tmp_path, form):
     path = write(form, tmp_path / f"one.{form}", make_samples(2))
     for rest in ('{"shard": "two.tar", "pa', "\0\0\0"):
         (tmp_path / "shards.jsonl").write_text(json.dumps({"shard": path.name, "pairs": 2}) + "\n" + rest)
@@ -80,7 +80,7 @@ def test_a_shard_that_the_index_does_not_name_is_refused(tmp_path, form):
     assert len(list(read_shards(tmp_path))) == 4
 
 
-def test_an_index_that_is_none(tmp_path):
+def test_an_invalid_index(tmp_path):
     write("tar", tmp_path / "one.tar", make_samples(1))
     for line in ({}, {"shard": "one.tar"}, {"shard": "one.tar", "pairs": -1}, [3], "one.tar"):
         index(tmp_path, line)
@@ -140,7 +140,7 @@ def test_links_and_devices_are_refused(tmp_path, kind, to):
 
 
 def header(name, size_field):
-    """A header with any twelve bytes for the size, its sum right."""
+    """A header with any twelve bytes for the size and a correct checksum."""
     member = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
     member[124:136] = size_field
     member[148:156] = b" " * 8
@@ -157,7 +157,7 @@ def header(name, size_field):
         (b"\x80" + b"\x7f" * 11, None),
     ],
 )
-def test_a_size_that_lies(tmp_path, field, said):
+def test_a_wrong_size(tmp_path, field, said):
     (sample,) = make_samples(1)
     path = write("tar", tmp_path / "one.tar", [sample])
     path.write_bytes(header("a.reference.png", field) + path.read_bytes())
@@ -260,9 +260,9 @@ ODD = {
     "id": ({"id": [3]}, "id: 3: Input should be a valid string"),
     "boxes": ({"boxes": ["all"]}, "boxes: 'all'"),
     "box of structs": ({"boxes": [[{"x": 1.0}]]}, "boxes"),
-    "binary column": ({"more": [b"x"]}, "a column is no text, number or list"),
-    "facts": ({"facts": ["{broken"]}, "a column is no text, number or list"),
-    "facts, nested": ({"facts": ["[" * 100_000]}, "a column is no text, number or list"),
+    "binary column": ({"more": [b"x"]}, "a column is not text, numbers or lists"),
+    "facts": ({"facts": ["{broken"]}, "a column is not text, numbers or lists"),
+    "facts, nested": ({"facts": ["[" * 100_000]}, "a column is not text, numbers or lists"),
 }
 
 
@@ -278,11 +278,11 @@ def test_times_and_facts_as_columns(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     refused(
         write_table(tmp_path / "one.parquet", rows(taken=arrow.array([1], arrow.timestamp("ns")))),
-        "a column is no text|Python has no type for",
+        "a column is not text|Python has no type for",
     )
     refused(
         write_table(tmp_path / "late.parquet", rows(taken=arrow.array([2**62], arrow.timestamp("us")))),
-        "a column is no text|Python has no type for",
+        "a column is not text|Python has no type for",
     )
     (pair,) = read_shards(write_table(tmp_path / "two.parquet", rows(facts=[{"grade": "easy"}], rank=[7])))
     assert (pair.extra["facts"], pair.extra["rank"]) == ({"grade": "easy"}, 7)

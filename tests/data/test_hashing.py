@@ -1,4 +1,4 @@
-"""Near-duplicates: found when re-encoded, resized or lit anew; parts of one kind are told apart."""
+"""Near-duplicates: found when re-encoded, resized or changed in brightness; parts of one kind are distinguished."""
 
 import io
 import itertools
@@ -41,7 +41,7 @@ def altered(image):
 
 
 @pytest.mark.parametrize("kind", ["board", *TEXTURES])
-def test_the_limits_part_copies_from_other_parts(kind):
+def test_the_limits_separate_copies_from_other_parts(kind):
     images = [make_pair(np.random.default_rng(s), kind, anomalous=False).target for s in range(4)]
     prints = [fingerprint(image) for image in images]
     assert list(near_duplicates(prints)) == []
@@ -56,7 +56,7 @@ def test_a_small_defect_leaves_a_near_duplicate():
 
 
 def slow(prints, radius):
-    """Every pair compared on its own."""
+    """Every pair compared separately."""
     for (i, a), (j, b) in itertools.combinations(enumerate(prints), 2):
         limit = NOISE_FLOOR + CONTRAST_SHARE * min(np.sqrt(np.mean(a.grey**2)), np.sqrt(np.mean(b.grey**2)))
         if distance(a.hash, b.hash) <= radius and np.sqrt(np.mean((a.grey - b.grey) ** 2)) <= limit:

@@ -31,10 +31,10 @@ def recipe(tmp_path, text=RECIPE):
     return read_recipe(tmp_path / "recipe.yaml")
 
 
-def test_what_is_present_is_built_and_what_is_absent_told(tmp_path):
+def test_present_categories_are_built_and_absent_ones_reported(tmp_path):
     mvtec(tmp_path / "sets" / "mvtec")
     out = tmp_path / "out"
-    # One image stands in two categories, so that each needs a manifest of its own to be read: ids would occur twice.
+    # One image is in two categories, so that each needs a separate manifest: ids would occur twice.
     text = RECIPE.replace("from: [nut, tile]", "from: [tile]")
     built = build_recipe(recipe(tmp_path, text), tmp_path / "sets", out, checksums=True)
     assert [(o.category, o.state, o.pairs) for o in built.outcomes] == [
@@ -59,12 +59,12 @@ def test_what_is_present_is_built_and_what_is_absent_told(tmp_path):
 
 
 def half_unpacked(root):
-    """A data set whose archive was unpacked in part: the folders are there, what they must hold is not."""
+    """A data set whose archive was partly unpacked: its folders exist, but not their contents."""
     (root / "Images").mkdir(parents=True)
     return root
 
 
-def test_a_half_unpacked_data_set_costs_its_own_categories_alone(tmp_path):
+def test_a_half_unpacked_data_set_affects_only_its_own_categories(tmp_path):
     mvtec(tmp_path / "sets" / "mvtec")
     half_unpacked(tmp_path / "sets" / "aitex")
     text = RECIPE.replace("from: [nut, tile]", "from: [tile]")

@@ -1,4 +1,4 @@
-"""Shards: a round trip, the bytes as the formats' own libraries see them, and broken files."""
+"""Shards: a round trip, the files as read by the formats' own libraries, and broken files."""
 
 import hashlib
 import io
@@ -76,7 +76,7 @@ def test_same_samples_same_bytes(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_shard_is_whole_or_not_there(tmp_path, form):
+def test_a_shard_is_written_atomically(tmp_path, form):
     def failing():
         yield from make_samples(3)
         raise KeyboardInterrupt
@@ -130,14 +130,14 @@ def test_an_unlabelled_pair_and_boxes_from_a_mask(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_shard_cut_short_says_so(tmp_path, form):
+def test_a_truncated_shard_is_reported(tmp_path, form):
     path = write(form, tmp_path / f"one.{form}", make_samples(4))
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ManifestError, match=rf"one\.{form}: incomplete, its end is missing; write the shard again"):
         list(read_shards(path))
 
 
-def test_a_tar_cut_off_between_two_pairs_is_found_before_the_first_pair(tmp_path):
+def test_a_tar_truncated_between_two_pairs_is_found_before_the_first_pair(tmp_path):
     for number in range(3):
         path = write("tar", tmp_path / f"shard-{number}.tar", make_samples(4))
     middle = tmp_path / "shard-1.tar"
@@ -180,7 +180,7 @@ def test_a_set_of_single_files_is_named_as_one(tmp_path):
         list(read_shards(tmp_path))
 
 
-def test_where_there_is_no_shard(tmp_path):
+def test_a_path_without_shards(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "nowhere.tar"):
         with pytest.raises(InputError, match=r"no shard; expected a file that ends in \.tar or \.parquet"):
@@ -194,7 +194,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_defect_at_an_unknown_place_comes_back(tmp_path, form):
+def test_a_defect_at_an_unknown_place_is_read_back(tmp_path, form):
     plain, other = make_samples(2)
     plain.record.update(boxes=None, anomalous=True)
     other.record.update(boxes=None)

@@ -1,4 +1,4 @@
-"""YAML from outside: a bomb, a bottomless nest and a value that cannot be are one line at once; recipes read as before."""
+"""Untrusted YAML: alias bombs, deep nesting and invalid values are quick one-line errors; recipes are read correctly."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
 
 def bomb(wide, levels):
-    """`wide` ** `levels` values from so many lines."""
+    """`wide` ** `levels` values from `levels` lines."""
     lines = [f"l0: &l0 [{', '.join(['x'] * wide)}]"]
     lines += [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * wide)}]" for n in range(1, levels)]
     return "\n".join(lines) + "\n"

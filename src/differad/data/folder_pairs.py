@@ -193,7 +193,7 @@ def _common_folder(targets: Sequence[Path]) -> Path:
     try:
         return Path(os.path.commonpath([_absolute(path if path.is_dir() else path.parent) for path in targets]))
     except ValueError:  # Windows
-        raise InputError("the targets lie on several drives; inspect those of each drive by themselves") from None
+        raise InputError("the targets are on several drives; inspect those of each drive separately") from None
 
 
 def _absolute(path: str | Path) -> Path:

@@ -156,8 +156,8 @@ def choose_targets(samples: Sequence[Sample], pairing: Pairing) -> list[Sample]:
         order = [members[i] for i in rng.permutation(len(members))]
         defective = [i for i in order if not samples[i].is_normal]
         normal = sorted((i for i in order if samples[i].is_normal), key=lambda i: samples[i].split == "train")
-        wanted, normals = _target_counts(pairing, len(defective), len(normal))
-        chosen += defective[:wanted] + normal[:normals]
+        defective_count, normal_count = _target_counts(pairing, len(defective), len(normal))
+        chosen += defective[:defective_count] + normal[:normal_count]
     return [samples[i] for i in sorted(chosen)]
 
 
@@ -166,12 +166,12 @@ def _target_counts(pairing: Pairing, defective: int, normal: int) -> tuple[int, 
     share = pairing.normal_share
     limit = None if pairing.count is None else max(1, pairing.count // pairing.references)
     if limit is not None:
-        normal_share_wanted = normal / max(1, normal + defective) if share is None else share
-        defective = min(defective, limit - round(limit * normal_share_wanted))
+        wanted_share = normal / max(1, normal + defective) if share is None else share
+        defective = min(defective, limit - round(limit * wanted_share))
     if share is not None:
         # A data set of normal samples only still gives pairs; then only the count limits them.
-        limit_normal = round(defective * share / (1 - share)) if defective else (normal if share else 0)
-        normal = min(normal, limit_normal)
+        max_normal = round(defective * share / (1 - share)) if defective else (normal if share else 0)
+        normal = min(normal, max_normal)
     return defective, normal if limit is None else min(normal, limit - defective)
 
 

@@ -119,14 +119,14 @@ def check_end(path: Path) -> None:
 def shard_files(path: str | Path) -> list[Path]:
     """The shard `path`, or the shards in the folder `path`, in order, e.g. to divide among readers. Raises InputError."""
     path = Path(path)
-    found = sorted(file for file in path.iterdir() if file.suffix in READERS) if path.is_dir() else [path]
-    if path.is_dir() and not found and (path / "pairs.jsonl").is_file():
+    shards = sorted(file for file in path.iterdir() if file.suffix in READERS) if path.is_dir() else [path]
+    if path.is_dir() and not shards and (path / "pairs.jsonl").is_file():
         raise InputError(
             f"{path}: holds single images; expected shards (read_pairs({str(path / 'pairs.jsonl')!r}) reads these)"
         )
-    if not found or found[0].suffix not in READERS or not found[0].is_file():
+    if not shards or shards[0].suffix not in READERS or not shards[0].is_file():
         raise InputError(f"{path}: no shard; expected a file that ends in {' or '.join(READERS)}, or a folder of them")
-    return found
+    return shards
 
 
 def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -185,7 +185,9 @@ def _to_line(row: dict[str, Any], where: str) -> str:
             facts = json.loads(facts)
         return json.dumps({**row, "facts": facts, "reference": "reference", "target": "target"})
     except (ValueError, TypeError, RecursionError) as error:
-        raise ManifestError(f"{where}: a column is no text, number or list of them ({error}); leave it out") from None
+        raise ManifestError(
+            f"{where}: a column is not text, numbers or lists of them ({error}); leave it out"
+        ) from None
 
 
 def _to_pair(line: str, parts: dict[str, bytes], where: str) -> Pair:

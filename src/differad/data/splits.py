@@ -55,10 +55,10 @@ def split_by_category(pairs: Iterable[Pair], held_out: Collection[str]) -> dict[
     sides: dict[str, list[Pair]] = {TRAIN: [], TEST: []}
     for pair in pairs:
         sides[TEST if pair.category in held_out else TRAIN].append(pair)
-    known = {pair.category for side in sides.values() for pair in side}
-    unknown = sorted(set(held_out) - known)
+    categories = {pair.category for side in sides.values() for pair in side}
+    unknown = sorted(set(held_out) - categories)
     if unknown:
-        raise OptionError(f"category {unknown[0]!r}: no pair has it; expected some of {', '.join(sorted(known))}")
+        raise OptionError(f"category {unknown[0]!r}: no pair has it; expected some of {', '.join(sorted(categories))}")
     for name, side in sides.items():
         if not side:
             raise OptionError(f"held out {', '.join(sorted(held_out)) or 'nothing'}: leaves no pair to {name}")
@@ -157,14 +157,14 @@ def _check_shares(shares: Mapping[str, float]) -> None:
 
 
 def _shortage(
-    own: Counter[Stratum],
+    group_strata: Counter[Stratum],
     placed: Counter[Stratum],
     total: Mapping[Stratum, int],
     share: float,
 ) -> float:
     """How much a side lacks of a group's strata, relative to its targets, averaged over the group's pairs."""
-    lacking = sum(count * (1 - placed[key] / (share * total[key])) for key, count in own.items())
-    return lacking / sum(own.values())
+    lacking = sum(count * (1 - placed[key] / (share * total[key])) for key, count in group_strata.items())
+    return lacking / sum(group_strata.values())
 
 
 def _empty_side(name: str, pairs: int, largest: int, references: bool) -> str:

@@ -41,7 +41,7 @@ def plant(tmp_path):
 
 @pytest.fixture
 def facts():
-    """Samples as comparable tuples: path below the root, category, whether normal, masks below the root."""
+    """Samples as comparable tuples: path below the root, category, is_normal, masks below the root."""
 
     def tell(samples, root):
         return [

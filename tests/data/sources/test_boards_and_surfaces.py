@@ -184,11 +184,11 @@ def test_real_commutators(shared, tmp_path):
         mask = image.with_name(f"{image.stem}_label.bmp")
         link(pair.target, image)
         if pair.mask is None:
-            with Image.open(pair.target) as image:
-                Image.new("L", image.size).save(mask)
+            with Image.open(pair.target) as opened:
+                Image.new("L", opened.size).save(mask)
         else:
-            with Image.open(pair.mask) as image:
-                image.save(mask)
+            with Image.open(pair.mask) as opened:
+                opened.save(mask)
     samples = {sample.image.stem: sample for sample in read_kolektor(tmp_path)}
     assert {name: s.is_normal for name, s in samples.items()} == {p.target.stem: not len(p.boxes) for p in pairs}
     bad = [pair for pair in pairs if len(pair.boxes)]

@@ -54,7 +54,7 @@ def test_aitex_tiles(aitex):
     assert {s.defect_type for s in cut} == {"fuzzyball", ""}
 
 
-def test_tile_boxes_equal_the_strip_s_boxes_where_no_border_cuts(aitex):
+def test_tile_boxes_equal_the_strip_s_boxes_away_from_borders(aitex):
     mask = np.zeros((256, 1024), bool)
     mask[5:9, 300:320] = True
     assert tile_boxes(mask, (256, 0, 512, 256)).tolist() == [[44, 5, 64, 9]]
@@ -145,7 +145,7 @@ def test_zju_leaper_without_groups(plant):
     [
         ("Annotations/xmls/000003.xml", "<annotation>", "not XML"),
         ("Annotations/xmls/000003.xml", "<annotation/>", "no mask"),
-        ("Annotations/xmls/000003.xml", "<a><bbox><xmin>5</xmin></bbox></a>", "is no number"),
+        ("Annotations/xmls/000003.xml", "<a><bbox><xmin>5</xmin></bbox></a>", "is not a number"),
         ("ImageSets/Patterns/pattern2.json", '{"normal": {}, "defect": {"train": ["../1"]}}', "leads out"),
         ("ImageSets/Patterns/pattern2.json", '{"normal": {}, "defect": {"train": ["9"]}}', "does not exist"),
         ("ImageSets/Patterns/pattern2.json", '{"normal": {}}', "pattern2.json: defect"),
@@ -212,7 +212,7 @@ def test_dagm_competition_problems(plant):
     with pytest.raises(ManifestError, match="5 values; expected six"):
         list(read_dagm(root))
     root = plant({**files, "Class1_def/labels.txt": "1\t30\tinf\t0\t100\t2\n"})
-    with pytest.raises(ManifestError, match="'inf' is no number"):
+    with pytest.raises(ManifestError, match="'inf' is not a number"):
         list(read_dagm(root))
     with pytest.raises(ManifestError, match="no Class1_def beside it"):
         read_dagm(plant({"Class1/1.png": None}, "half"))
@@ -221,7 +221,7 @@ def test_dagm_competition_problems(plant):
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.4, 1.9, -2.8])
-def test_the_box_around_an_ellipse_equals_a_drawn_one(angle):
+def test_the_box_around_an_ellipse_equals_that_of_a_rasterised_one(angle):
     parsed = np.zeros((400, 400), np.uint8)
     cv2.ellipse(parsed, (200, 190), (90, 35), math.degrees(angle), 0, 360, 255, -1)
     ys, xs = np.nonzero(parsed)

@@ -1,4 +1,4 @@
-"""MVTec AD and its relatives, in miniature."""
+"""MVTec AD and data sets with similar layouts, in miniature."""
 
 import os
 
@@ -43,7 +43,7 @@ def test_one_category_is_a_root_too(plant, facts, monkeypatch):
     assert {sample.category for sample in read_mvtec(type(root)("."))} == {"bottle"}
 
 
-def test_a_wrong_root_is_told_before_the_first_sample(plant, tmp_path):
+def test_a_wrong_root_is_reported_before_the_first_sample(plant, tmp_path):
     root = plant({"bottle/000.png": None})
     with pytest.raises(ManifestError, match=r"bottle: no folder train/good; MVTec AD keeps good parts there"):
         read_mvtec(root)
@@ -56,7 +56,7 @@ def test_a_wrong_root_is_told_before_the_first_sample(plant, tmp_path):
         read_mvtec(tmp_path / "empty")
 
 
-def test_a_category_without_good_parts_among_whole_ones(plant):
+def test_a_category_without_normal_images_among_complete_ones(plant):
     root = plant({**MVTEC, "wood/test/scratch/000.png": None, "notes/a.txt": ""})
     with pytest.raises(ManifestError, match="wood: no folder train/good"):
         read_mvtec(root)
@@ -83,7 +83,7 @@ def test_a_name_that_is_not_utf_8_is_a_problem(plant):
     problems.messages[0].encode("utf-8")
 
 
-def test_3cad_masks_bear_the_image_s_name(plant, facts):
+def test_3cad_masks_have_the_image_s_name(plant, facts):
     root = plant(
         {
             "Copper_Stator/train/good/a.png": None,

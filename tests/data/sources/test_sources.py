@@ -37,7 +37,7 @@ def test_a_foreign_folder_is_refused_before_any_sample(name, plant):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_entries_tell_what_a_user_needs(name):
+def test_entries_hold_what_a_user_needs(name):
     source = SOURCES[name]
     assert all((source.title, source.licence, source.url, source.layout))
     assert "\n" not in source.title + source.layout

@@ -72,7 +72,7 @@ def test_paths_never_leave_the_root(plant, path):
         list(read_visa(root))
 
 
-def test_a_listed_image_that_is_not_there(plant):
+def test_a_listed_image_that_does_not_exist(plant):
     root = plant({**RAW, "split_csv/1cls.csv": SPLIT + "candle,test,normal,candle/Data/Images/Normal/0009.JPG,\n"})
     with pytest.raises(ManifestError, match=r"1cls.csv:5: .*0009.JPG does not exist"):
         list(read_visa(root))

@@ -137,7 +137,7 @@ def name_below(root: Path, pair: Pair, field: str) -> str:
     top = _absolute(root)
     if not path.is_relative_to(top):
         common = os.path.commonpath([path.parent, top])
-        raise ManifestError(f"pair {pair.id!r}: {field} {path} lies outside {top}; --root {common} would hold it")
+        raise ManifestError(f"pair {pair.id!r}: {field} {path} is outside {top}; --root {common} contains it")
     name = path.relative_to(top).as_posix()
     # Python represents bytes that are not UTF-8 as lone surrogates.
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 or letter in "\ufffe\uffff" for letter in name):
@@ -197,19 +197,19 @@ class Corrections:
 
     @property
     def unlabelled(self) -> set[str]:
-        """Ids of the pairs of which the manifest knows nothing."""
+        """Ids of the unlabelled pairs of the manifest."""
         return {pair.id for pair in self._pairs.values() if pair.anomalous is None}
 
     @contextmanager
     def entry(self) -> Iterator[None]:
-        """Around one entry of a file: what is wrong with it ends the import, or is listed."""
+        """Wrap one entry of a file: an error of the entry is passed to `report`."""
         try:
             yield
         except InputError as error:
             self.report(str(error))
 
     def report(self, problem: str) -> None:
-        """Keep what is wrong with an entry; without `skip_bad` it ends the import. Raises ManifestError."""
+        """List a problem of an entry with `skip_bad`; otherwise raise it as ManifestError."""
         if not self._skip_bad:
             raise ManifestError(f"{problem}; --skip-bad leaves it out") from None
         self.problems.append(problem)

@@ -30,8 +30,8 @@ from differad.images import image_size
 _SPLIT = re.compile(r"(?<![a-z])(train|val|test)(?:id)?(?![a-z])")
 _COUNTED = {
     "crowd": "crowd regions (iscrowd 1) left out: they mark no single defect",
-    "cut": "boxes reached over their image's edge and were cut off there",
-    "unlabelled": 'images left out that nobody has labelled ("labelled": false)',
+    "cut": "boxes extended past their image's edge and were clipped",
+    "unlabelled": 'unlabelled images left out ("labelled": false)',
 }
 
 

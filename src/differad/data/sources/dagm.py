@@ -126,7 +126,7 @@ def _ellipses(folder: Listing) -> dict[str, Boxes]:
         major, minor, angle, x, y = parse_numbers(values, where)
         box = clip(ellipse_box(major, minor, angle, x, y), SIDE, SIDE)
         if is_degenerate(box).any():
-            raise ManifestError(f"{where}: its ellipse lies outside of {SIDE}x{SIDE} pixels; correct the labels")
+            raise ManifestError(f"{where}: its ellipse is outside of {SIDE}x{SIDE} pixels; correct the labels")
         # An image may occur twice, with one defect each time.
         boxes[stem(number)] = np.concatenate([boxes.get(stem(number), no_boxes()), box])
     return boxes

@@ -73,7 +73,7 @@ def read_pos_neg(
             f"{root}: no folders pos and neg, nor a folder per product that holds them; give their parent"
         )
     for product in products:
-        product.require("pos", "neg", why="good parts lie in one and defective ones in the other, masks beside them")
+        product.require("pos", "neg", why="one holds good parts, the other defective ones with masks beside them")
     return inventory.complete(_products_samples(products, defective, unmasked, inventory), root)
 
 
@@ -105,8 +105,8 @@ def read_folder(
     normal = _choose_folder(listing, normal, _GOOD_NAMES)
     if normal is None:
         raise ManifestError(
-            f"{root}: no folder good; good parts lie there (or in one of {', '.join(_GOOD_NAMES[1:])}). Images that nobody has "
-            "labelled: differad inspect GOOD TARGETS --out DIR"
+            f"{root}: no folder good; good parts go there (or in one of {', '.join(_GOOD_NAMES[1:])}). For "
+            "unlabelled images: differad inspect GOOD TARGETS --out DIR"
         )
     masks = _choose_folder(listing, masks, _MASK_NAMES)
     kinds = abnormal if abnormal is not None else tuple(n for n in listing.folders if n not in (normal, masks))
@@ -140,7 +140,7 @@ def _check_defect_names(listing: Listing, kinds: Iterable[str]) -> None:
         if kind.lower() in _NOT_DEFECT_NAMES or set(words) & {"mask", "masks", "gt", "label", "labels", "truth"}:
             raise ManifestError(
                 f"{listing.path / kind}: the name does not say that it holds defects, and there are no masks; call it bad or "
-                f"by the kind of defect, or ground_truth if it holds masks. Nobody has labelled it: differad inspect "
+                f"by the kind of defect, or ground_truth if it holds masks. If it is unlabelled: differad inspect "
                 f"GOOD {listing.path / kind} --out DIR"
             )
 

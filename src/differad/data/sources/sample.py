@@ -268,6 +268,6 @@ def parse_numbers(fields: Iterable[str], where: str) -> list[float]:
     for text in fields:
         value = float(text) if _NUMBER.fullmatch(text.strip()) else float("nan")
         if not abs(value) < float("inf"):
-            raise ManifestError(f"{where}: {text.strip()!r} is no number; correct the label file")
+            raise ManifestError(f"{where}: {text.strip()!r} is not a number; correct the label file")
         values.append(value)
     return values

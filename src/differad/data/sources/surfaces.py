@@ -57,10 +57,10 @@ def read_magnetic_tile(root: Path, problems: Problems = refuse) -> Iterator[Samp
     listing = list_folder(root, inventory)
     names = [name for name in listing.folders if name.startswith("MT_")]
     if not names:
-        raise ManifestError(f"{root}: no folder MT_Free; the magnetic tiles lie in MT_KIND/Imgs")
+        raise ManifestError(f"{root}: no folder MT_Free; the magnetic tiles are in MT_KIND/Imgs")
     kinds = [list_folder(root / name, inventory) for name in names]
     for kind in kinds:
-        kind.require("Imgs", why="the magnetic tiles of a kind lie there, a .jpg and a .png mask each")
+        kind.require("Imgs", why="it holds the magnetic tiles of a kind, a .jpg and a .png mask each")
     samples = (sample for kind in kinds for sample in _tile_samples(kind, inventory))
     # The published archive has a mask beside every normal tile; figures of its repository are outside MT_*.
     return inventory.complete(samples, root, ignored=("MT_Free/Imgs/*.png",), below=names)
