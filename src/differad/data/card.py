@@ -173,7 +173,7 @@ def _head(card: Mapping[str, Any]) -> list[str]:
     if card["boxes_left_to_masks"]:
         lines.append(f"The boxes of {card['boxes_left_to_masks']} pairs are left to their masks.")
     if card["place_unknown"]:
-        lines.append(f"{card['place_unknown']} anomalous at an unknown place.")
+        lines.append(f"{card['place_unknown']} anomalous of unknown place.")
     lines += [f"\n{_escape(note)}" for note in card.get("notes", [])]
     lines.append(f"\n`{card['manifest']['name']}`: sha256 `{card['manifest']['sha256']}`")
     if "files" in card:
