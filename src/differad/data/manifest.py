@@ -55,7 +55,7 @@ class PairRecord(BaseModel):
         for box in self.boxes or ():
             if max(box) > _MAX_SIDE:
                 raise ValueError(
-                    f"pair {shortened(self.id)}: box {list(box)} extends beyond {_MAX_SIDE} pixels, more than any image has; "
+                    f"pair {shortened(self.id)}: box {list(box)} extends beyond {_MAX_SIDE} pixels, as no image does; "
                     "expected pixels of the target as x1, y1, x2, y2"
                 )
         if self.boxes is not None and self.anomalous not in (None, bool(self.boxes)):
