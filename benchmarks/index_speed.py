@@ -1,12 +1,12 @@
-"""How fast a data set of 50,000 files becomes pairs, whether that grows linearly, and what encoding it anew would take.
+"""Time to build pairs from 50,000 files, whether it grows linearly, and the time to re-encode the images.
 
     python benchmarks/index_speed.py [--json] [--sizes 12500 25000 50000] [--side 512]
 
-Files in MVTec AD's layout are hard links to a few generated PNG textures: 15 categories; of ten pictures seven are good
-ones for training, one is a good and two are defective ones for testing, with masks. Indexed as by
-`differad build mvtec ROOT --lazy`: no picture is opened.
-Peer: what the method's published code does, opening each picture and saving it again as PNG. Measured with Pillow
-on one core, on a sample of every kind of picture, and scaled to all pictures; masks would come on top.
+Files in MVTec AD's layout are hard links to a few generated PNG textures in 15 categories. Of ten images seven are normal
+training images, one is a normal and two are defective test images with masks. They are indexed like by
+`differad build mvtec ROOT --lazy`: no image is opened.
+Peer: the method's published code, which opens each image and saves it again as PNG. This is measured with Pillow
+on one core, on a sample of each texture, and scaled to all images, without masks.
 """
 
 import argparse
@@ -26,47 +26,47 @@ from differad.synthesis.pairs import make_pair
 from differad.synthesis.textures import TEXTURES
 
 CATEGORIES = 15
-# Of ten pictures two are defective and have a mask: twelve files.
-PLAN = ("train/good",) * 7 + ("test/good",) + ("test/scratch",) * 2
-FILES_A_ROUND = 12
+# Of ten images two are defective and have a mask: twelve files.
+FOLDERS = ("train/good",) * 7 + ("test/good",) + ("test/scratch",) * 2
+FILES_PER_ROUND = 12
 REPEATS, SAMPLE = 3, 60
 
 
-def draw(folder, side):
-    """Pictures, the same ones with a spot and its mask, all of `side` pixels, to be linked to."""
-    pictures, spoilt = [], []
+def write_images(folder, side):
+    """Write normal images, the same with a spot, and its mask, all with sides of `side` pixels, as link targets."""
+    normal, defective = [], []
     for number, kind in enumerate(("board", *TEXTURES)):
         pixels = make_pair(np.random.default_rng(number), kind, anomalous=False).target
-        pictures.append(folder / f"{kind}.png")
+        normal.append(folder / f"{kind}.png")
         large = np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
-        Image.fromarray(large).save(pictures[-1])
+        Image.fromarray(large).save(normal[-1])
         large[side // 4 : side // 2, side // 4 : side // 2] = 255
-        spoilt.append(folder / f"{kind}_spoilt.png")
-        Image.fromarray(large).save(spoilt[-1])
+        defective.append(folder / f"{kind}_defective.png")
+        Image.fromarray(large).save(defective[-1])
     mask = np.zeros((side, side), np.uint8)
     mask[side // 4 : side // 2, side // 4 : side // 2] = 255
     Image.fromarray(mask).save(folder / "mask.png")
-    return pictures, spoilt, folder / "mask.png"
+    return normal, defective, folder / "mask.png"
 
 
-def plant(root, files, pictures, spoilt, mask):
-    """Make `files` links below `root`; return how many there are, and how many of them are pictures."""
-    rounds = files // (FILES_A_ROUND * CATEGORIES)
+def make_data_set(root, files, normal, defective, mask):
+    """Make about `files` links below `root`; return their number, and the number of images among them."""
+    rounds = files // (FILES_PER_ROUND * CATEGORIES)
     for category in range(CATEGORIES):
         top = root / f"category_{category:02}"
-        for folder in (*set(PLAN), "ground_truth/scratch"):
+        for folder in (*set(FOLDERS), "ground_truth/scratch"):
             (top / folder).mkdir(parents=True)
-        for number in range(rounds * len(PLAN)):
-            folder = PLAN[number % len(PLAN)]
-            shown = spoilt if folder == "test/scratch" else pictures
-            (top / folder / f"{number:05}.png").hardlink_to(shown[number % len(shown)])
+        for number in range(rounds * len(FOLDERS)):
+            folder = FOLDERS[number % len(FOLDERS)]
+            sources = defective if folder == "test/scratch" else normal
+            (top / folder / f"{number:05}.png").hardlink_to(sources[number % len(sources)])
             if folder == "test/scratch":
                 (top / f"ground_truth/scratch/{number:05}_mask.png").hardlink_to(mask)
-    return rounds * FILES_A_ROUND * CATEGORIES, rounds * len(PLAN) * CATEGORIES
+    return rounds * FILES_PER_ROUND * CATEGORIES, rounds * len(FOLDERS) * CATEGORIES
 
 
-def index_seconds(root, folder):
-    """Median seconds of a lazy build, and how many pairs it gives."""
+def measure_build(root, folder):
+    """Median seconds of a lazy build, and its number of pairs."""
     lazy = BuildOptions(Pairing("random", normal_share=None), boxes=False, sizes=False)
     times = []
     for repeat in range(REPEATS):
@@ -76,8 +76,8 @@ def index_seconds(root, folder):
     return statistics.median(times), len(built.pairs)
 
 
-def encode_seconds(paths, folder):
-    """Seconds for one picture to be opened and saved as PNG."""
+def measure_encoding(paths, folder):
+    """Seconds to open one image and save it as PNG."""
     start = time.perf_counter()
     for path in paths:
         with Image.open(path) as image:
@@ -86,22 +86,22 @@ def encode_seconds(paths, folder):
 
 
 def measure(sizes, side, folder):
-    pictures, spoilt, mask = draw(folder, side)
+    normal, defective, mask = write_images(folder, side)
     rows = []
     for size in sizes:
         root = folder / f"set_{size}"
-        files, images = plant(root, size, pictures, spoilt, mask)
-        seconds, pairs = index_seconds(root, folder)
+        files, images = make_data_set(root, size, normal, defective, mask)
+        seconds, pairs = measure_build(root, folder)
         rows.append({"files": files, "images": images, "pairs": pairs, "seconds": round(seconds, 2)})
         rows[-1]["microseconds_a_file"] = round(1e6 * seconds / files, 1)
-    each = encode_seconds([pictures[number % len(pictures)] for number in range(SAMPLE)], folder)
+    seconds_per_image = measure_encoding([normal[number % len(normal)] for number in range(SAMPLE)], folder)
     return {
         "rows": rows,
         "image_side": side,
         "growth": round(rows[-1]["microseconds_a_file"] / rows[0]["microseconds_a_file"], 2),
-        "encode_ms_an_image": round(1000 * each, 1),
-        "encode_seconds_scaled": round(each * rows[-1]["images"]),
-        "times_faster_than_encoding": round(each * rows[-1]["images"] / rows[-1]["seconds"]),
+        "encode_ms_an_image": round(1000 * seconds_per_image, 1),
+        "encode_seconds_scaled": round(seconds_per_image * rows[-1]["images"]),
+        "times_faster_than_encoding": round(seconds_per_image * rows[-1]["images"] / rows[-1]["seconds"]),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 

@@ -1,12 +1,12 @@
-"""Seconds and memory of work on many pairs: reading, exporting, scoring, going on with an evaluation, pairing by look.
+"""Time and memory of tasks on many pairs: reading, exporting, scoring, continuing an evaluation, pairing by appearance.
 
     python benchmarks/many_pairs.py [--pairs 10000 100000 300000] [--images 5000 10000 20000 50000] [--json]
 
-Each piece of work runs in a process of its own, whose time and highest resident memory count, Python's start included: about
-0.6 s and 80 MiB. The pairs share a few images, since their number is what matters. An evaluation that is gone on with has all its
-answers and is not scored: what counts is how long it takes to find that out. References are found as by `differad build
+Each task runs in a separate process; its time and peak resident memory are measured, including Python's start: about
+0.6 s and 80 MiB. The pairs share a few images, since only their number matters. A continued evaluation already has all its
+answers and is not scored, so it measures the time to find that out. References are found like in `differad build
 folder --all-normals`, among images of 64 x 64 pixels that all differ.
-Peer: none; what is held against each number is the one for fewer pairs. Linux only.
+Peer: none; each number is compared with that for fewer pairs. Linux only.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SIDE, IMAGES = 64, 50
 TASKS = ("read", "export coco", "score", "evaluate", "evaluate, gone on with")
 
 
-class Answering:
+class InstantLocator:
     """A locator that takes no time."""
 
     name = "answering"
@@ -40,43 +40,45 @@ class Answering:
             yield Location(np.array([[4.0, 4, 30, 30]]), np.array([0.5]), 0.5, model=self.name)
 
 
-def write_image(path: Path, random: np.random.Generator, base: np.ndarray) -> None:
-    """An image that resembles `base` (8, 8, 3), and no other."""
-    small = np.clip(base + random.integers(-20, 20, base.shape), 0, 255).astype(np.uint8)
+def write_image(path: Path, rng: np.random.Generator, base: np.ndarray) -> None:
+    """Write an image that resembles `base` (8, 8, 3) and differs from all others."""
+    small = np.clip(base + rng.integers(-20, 20, base.shape), 0, 255).astype(np.uint8)
     cv2.imwrite(str(path), cv2.resize(small, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC))
 
 
 def write_manifest(folder: Path, count: int) -> None:
-    """`pairs.jsonl` and `predictions.jsonl` of `count` pairs, every second one anomalous."""
-    random = np.random.default_rng(0)
+    """Write `pairs.jsonl` and `predictions.jsonl` for `count` pairs, every second one anomalous."""
+    rng = np.random.default_rng(0)
     for number in range(IMAGES):
-        write_image(folder / f"{number}.png", random, random.integers(60, 200, (8, 8, 3)))
+        write_image(folder / f"{number}.png", rng, rng.integers(60, 200, (8, 8, 3)))
     with (folder / "pairs.jsonl").open("w") as pairs, (folder / "predictions.jsonl").open("w") as predictions:
         for number in range(count):
             pair = {"id": f"folder/part/{number:07}", "category": "part", "reference": "0.png", "kind": "scratch"}
             pair |= {"target": f"{number % IMAGES}.png", "boxes": [[3, 4, 20, 30]] * (number % 2)}
             pairs.write(json.dumps(pair) + "\n")
-            answer = Location(np.array([[3.0 + number % 7, 4, 20, 30]] * (number % 3 > 0)), confidence=number % 97 / 97)
-            predictions.write(json.dumps({"id": pair["id"], **answer.to_dict()}) + "\n")
+            location = Location(
+                np.array([[3.0 + number % 7, 4, 20, 30]] * (number % 3 > 0)), confidence=number % 97 / 97
+            )
+            predictions.write(json.dumps({"id": pair["id"], **location.to_dict()}) + "\n")
 
 
 def write_folder(folder: Path, count: int) -> None:
-    """`count` good parts."""
-    random = np.random.default_rng(1)
-    base = random.integers(60, 200, (8, 8, 3))
+    """Write `count` normal images."""
+    rng = np.random.default_rng(1)
+    base = rng.integers(60, 200, (8, 8, 3))
     (folder / "good").mkdir(parents=True)
     for number in range(count):
-        write_image(folder / "good" / f"{number:06}.png", random, base)
+        write_image(folder / "good" / f"{number:06}.png", rng, base)
 
 
-def work(task: str, folder: Path) -> None:
-    """One piece of work, as a user would have it done."""
+def run_task(task: str, folder: Path) -> None:
+    """Run one task as a user would."""
     pairs, predictions = folder / "pairs.jsonl", folder / "predictions.jsonl"
     if task == "read":
         assert sum(1 for _ in read_pairs(pairs))
     elif task.startswith("evaluate"):
         done = locate_to_file(
-            read_pairs(pairs), Answering(), folder / "answers.jsonl", manifests=[pairs], progress=False
+            read_pairs(pairs), InstantLocator(), folder / "answers.jsonl", manifests=[pairs], progress=False
         )
         assert bool(done["kept"]) == task.endswith("gone on with")
     else:
@@ -90,7 +92,7 @@ def work(task: str, folder: Path) -> None:
 
 
 def measure(task: str, folder: Path) -> dict[str, float]:
-    """Seconds and highest MiB of one piece of work in a process of its own."""
+    """Seconds and peak MiB of one task in a separate process."""
     start = time.perf_counter()
     command = [sys.executable, __file__, "--task", task, "--folder", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -118,11 +120,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, nargs="*", default=[10_000, 100_000, 300_000])
     parser.add_argument("--images", type=int, nargs="*", default=[5_000, 10_000, 20_000, 50_000])
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--task", choices=[*TASKS, "build folder"], help="do this alone, and measure nothing")
-    parser.add_argument("--folder", type=Path, help="what --task works on")
+    parser.add_argument("--task", choices=[*TASKS, "build folder"], help="run only this task, without measuring")
+    parser.add_argument("--folder", type=Path, help="input folder of --task")
     arguments = parser.parse_args()
     if arguments.task:
-        work(arguments.task, arguments.folder)
+        run_task(arguments.task, arguments.folder)
         return
     result = measure_all(arguments.pairs, arguments.images)
     if arguments.json:
@@ -130,8 +132,8 @@ def main() -> None:
         return
     print("| what | pairs | seconds | microseconds a pair | MiB at most |\n|---|---|---|---|---|")
     for row in result["rows"]:
-        each = 1e6 * row["seconds"] / row["pairs"]
-        print(f"| {row['what']} | {row['pairs']:,} | {row['seconds']} | {each:.0f} | {row['mib']} |")
+        microseconds = 1e6 * row["seconds"] / row["pairs"]
+        print(f"| {row['what']} | {row['pairs']:,} | {row['seconds']} | {microseconds:.0f} | {row['mib']} |")
 
 
 if __name__ == "__main__":

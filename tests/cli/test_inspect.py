@@ -126,7 +126,7 @@ def test_an_unreadable_image_is_a_row(place, capsys):
     assert (found["broken.png"], found["photo.heic"], len(found)) == ("review", "review", 6)
     assert "broken or truncated" in next(row["reason"] for row in rows() if row["id"] == "broken.png")
     streams = capsys.readouterr()
-    assert "1 file is passed over, the first: test/notes.txt" in streams.err
+    assert "1 file is ignored, the first: test/notes.txt" in streams.err
     assert "2 of 6 pairs failed, the first: test/broken.png" in streams.err
     shutil.copy(GOOD, "test/broken.png")  # mended, it is tried again
     inspect("good.png", "test")
@@ -319,7 +319,7 @@ def test_odd_files(place, capsys):
     (place / "test" / "folder.png").mkdir()
     inspect("good.png", "test")
     assert set(verdicts()) == {"a.png", "b.png", "noise.png", "sub/b.png", "gone.png"}
-    assert "test: 3 files are passed over, the first: test/device.png: a pipe or a device" in capsys.readouterr().err
+    assert "test: 3 files are ignored, the first: test/device.png: a pipe or a device" in capsys.readouterr().err
     assert inspect("good.png", "test/pipe.png") == 2
     assert "test/pipe.png: can be read only once" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""From a data set on disk to a manifest, and what is said of data that is wrong."""
+"""From a data set on disk to a manifest, and the errors for invalid data."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-def test_a_manifest_points_at_the_files_where_they_lie(root, out):
+def test_a_manifest_points_at_the_original_files(root, out):
     built = build("mvtec", root, out, BuildOptions(group="complex structure"))
     assert built.summary() == {
         "samples": 18, "pairs": 12, "anomalous": 6, "place_unknown": 0, "normal": 6, "skipped": 0, "problems": []
@@ -63,7 +63,7 @@ def test_a_manifest_points_at_the_files_where_they_lie(root, out):
         assert Path(pair.reference).resolve() != Path(pair.target).resolve()
 
 
-def test_lazily_no_picture_is_opened(root, out):
+def test_lazily_no_image_is_opened(root, out):
     whole = build("mvtec", root, out, BuildOptions(Pairing("random")))
     for path in root.rglob("*.png"):
         path.write_bytes(b"")
@@ -76,7 +76,7 @@ def test_lazily_no_picture_is_opened(root, out):
     assert (masked["boxes"], masked["anomalous"]) == (None, True)
 
 
-def test_boxes_left_to_masks_are_those_that_are_computed(root, out):
+def test_boxes_read_from_masks_later_equal_those_of_the_build(root, out):
     build("mvtec", root, out)
     build("mvtec", root, out.with_name("lazy"), BuildOptions(boxes=False))
     now, later = (
@@ -106,7 +106,7 @@ def test_links_between_file_systems_are_symbolic(root, out, monkeypatch):
     assert (out / lines(out)[0]["target"]).is_symlink()
 
 
-def test_several_masks_of_one_picture_become_one(tmp_path, out):
+def test_several_masks_of_one_image_become_one(tmp_path, out):
     root = tmp_path / "loco"
     for number in range(3):
         save(root / f"box/train/good/{number:03}.png", part(number))
@@ -137,7 +137,7 @@ def aitex(tmp_path):
     return root
 
 
-def test_tiles_of_a_strip_are_cut_out_losslessly(aitex, out):
+def test_tiles_of_a_strip_are_cropped_losslessly(aitex, out):
     build("aitex", aitex, out, BuildOptions(Pairing(normal_share=0)))
     (line,) = lines(out)
     assert line["target"] == "images/Defect_images/0003_002_04.png@256,0.png"
@@ -183,7 +183,7 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_troubles_are_refused_or_listed(root, out, trouble):
+def test_problems_are_refused_or_listed(root, out, trouble):
     spoil, message, needs_check = TROUBLES[trouble]
     spoil(root)
     check = BuildOptions(Pairing("random"), check=needs_check)
@@ -209,12 +209,12 @@ def listed(monkeypatch, tmp_path):
     return plan
 
 
-def test_a_picture_that_is_listed_twice_or_lies_elsewhere(tmp_path, out, listed):
+def test_an_image_that_is_listed_twice_or_is_outside(tmp_path, out, listed):
     root = tmp_path / "root"
     good = [Sample(save(root / f"{n}.png", part(n)), "c", True) for n in range(3)]
     outside = Sample(save(tmp_path / "outside.png", part(7)), "c", True)
     climbing = Sample(root / ".." / "outside.png", "c", True)
-    cases = (good[0], "listed twice"), (outside, "lies outside of"), (climbing, "lies outside of")
+    cases = (good[0], "listed twice"), (outside, "is outside of"), (climbing, "is outside of")
     for number, (bad, message) in enumerate(cases):
         listed([*good, bad])
         with pytest.raises(ManifestError, match=message):
@@ -224,11 +224,11 @@ def test_a_picture_that_is_listed_twice_or_lies_elsewhere(tmp_path, out, listed)
         assert len(built.pairs) == 3
 
 
-def test_boxes_that_reach_out_of_the_picture(tmp_path, out, listed):
+def test_boxes_that_extend_past_the_image(tmp_path, out, listed):
     root = tmp_path / "root"
     good = Sample(save(root / "good.png", part(0)), "c", True)
     listed([good, Sample(save(root / "bad.png", part(1)), "c", False, boxes=[[0, 0, SIZE + 1, 5]])])
-    with pytest.raises(ManifestError, match=r"bad.png: boxes \[\[0, 0, 97, 5\]\] reach out of its 96x96 pixels"):
+    with pytest.raises(ManifestError, match=r"bad.png: boxes \[\[0, 0, 97, 5\]\] extend past its 96x96 pixels"):
         build("fake", root, out, BuildOptions(check=True))
 
 
@@ -275,7 +275,7 @@ def small(path, seed):
 
 @pytest.fixture
 def factory(tmp_path):
-    """`good/` and `bad/`, nobody drew masks."""
+    """`good/` and `bad/` without masks."""
     root = tmp_path / "factory"
     for number in range(3):
         small(root / f"good/lot{number}/{number}.png", number)
@@ -302,7 +302,7 @@ def test_defects_at_an_unknown_place(factory, out):
     assert build("folder", factory, out.with_name("checked"), BuildOptions(check=True)).summary()["place_unknown"] == 3
 
 
-def test_a_build_inside_the_data_set_is_no_part_of_it(factory):
+def test_a_build_inside_the_data_set_is_ignored(factory):
     first = build("folder", factory, factory / "pairs", BuildOptions(files="copy"))
     assert build("folder", factory, factory / "again").summary() == first.summary()
 
@@ -348,7 +348,7 @@ def test_a_copy_of_the_target_is_no_reference(factory, out, method):
         assert counts["bad/0.png"] == 3
 
 
-def test_a_file_that_is_good_and_defective(factory, out):
+def test_a_file_that_is_normal_and_defective(factory, out):
     (factory / "good/x.png").write_bytes((factory / "bad/1.png").read_bytes())
     with pytest.raises(
         ManifestError, match=r"good/x.png: the same file as .*bad/1.png, but one is good and one defective"
@@ -381,13 +381,13 @@ def test_boxes_outside_are_found_without_a_check(tmp_path, out, listed, edge, bu
         build("fake", root, out, BuildOptions(options))
         assert lines(out)[0]["boxes"] == built
         return
-    with pytest.raises(ManifestError, match=r"bad.png: boxes .* reach out of its 32x32 pixels"):
+    with pytest.raises(ManifestError, match=r"bad.png: boxes .* extend past its 32x32 pixels"):
         build("fake", root, out, BuildOptions(options))
     lazily = build("fake", root, out.with_name("lazy"), BuildOptions(Pairing("random", normal_share=0), sizes=False))
     assert len(lazily.pairs) == 1  # nothing was opened
 
 
-def test_an_image_that_is_listed_as_good_and_as_defective(tmp_path, out, listed):
+def test_an_image_that_is_listed_as_normal_and_as_defective(tmp_path, out, listed):
     root = tmp_path / "root"
     good = [Sample(small(root / f"{n}.png", n), "c", True) for n in range(3)]
     listed([*good, Sample(good[0].image, "c", False, boxes=[[0, 0, 1, 1]])])
@@ -396,7 +396,7 @@ def test_an_image_that_is_listed_as_good_and_as_defective(tmp_path, out, listed)
     assert {pair.target.name for pair in built.pairs} == {"1.png", "2.png"}
 
 
-def test_a_black_mask_of_a_defect_is_never_a_good_part(root, out):
+def test_a_black_mask_of_a_defect_is_never_a_normal_sample(root, out):
     black_mask(root)
     build("mvtec", root, out, BuildOptions(Pairing("random"), boxes=False))
     with pytest.raises(ManifestError, match=r"anomalous True, but its mask .*001_mask.png marks 0 defects"):

@@ -33,7 +33,7 @@ def test_counts_and_box_sizes(built):
     boxes = card["boxes"]
     assert (boxes["count"], boxes["width_px"]["p50"], boxes["height_px"]["p100"]) == (6, 20.0, 16.0)
     assert boxes["area_share"]["p50"] == pytest.approx(20 * 16 / 96**2, abs=1e-5)
-    assert boxes["sizes"] == {"small": 0, "medium": 6, "large": 0}  # 3.5 % of the picture
+    assert boxes["sizes"] == {"small": 0, "medium": 6, "large": 0}  # 3.5 % of the image
     assert card["sources"]["mvtec"]["licence"] == "CC BY-NC-SA 4.0"
 
 
@@ -51,7 +51,7 @@ def test_both_files_and_their_checksums(built, tmp_path):
         assert part in text
 
 
-def test_a_card_that_opens_nothing(tmp_path):
+def test_a_card_without_opening_images(tmp_path):
     pairs = [
         Pair("r.png", "gone.png", id="a", category="c", boxes=[[0, 0, 2, 2]]),
         Pair("r.png", "t.png", mask="m.png"),
@@ -84,7 +84,7 @@ def test_checksums_of_any_name_can_be_checked(tmp_path, name):
         assert done.returncode == 0, done.stderr
 
 
-def test_no_html_and_no_link_gets_into_the_card(tmp_path):
+def test_the_card_escapes_html_and_links(tmp_path):
     bad = "<script>alert(1)</script>\n# [x](javascript:alert) | & \u2028<img>"
     pairs = [Pair("r.png", "t.png", id="a", category=bad, group=bad, boxes=[], extra={"source": bad})]
     (tmp_path / "pairs.jsonl").write_text("")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from differad.data.copies import Contents
+from differad.data.copies import FileComparer
 from differad.errors import ImageError
 
 LONG = b"a" * 70_000  # more than the first block
@@ -32,27 +32,27 @@ def files(tmp_path):
 )
 def test_same(files, pair, same):
     a, b = pair
-    assert Contents().same(files / a, files / b) is same
+    assert FileComparer().same(files / a, files / b) is same
 
 
-def test_a_link_is_its_file_without_being_read(files, monkeypatch):
+def test_a_link_equals_its_file_without_being_read(files, monkeypatch):
     monkeypatch.chdir(files)
-    assert Contents().same(files / "a", files / "linked")
+    assert FileComparer().same(files / "a", files / "linked")
 
 
-def test_groups_are_read_no_further_than_is_wanted(files):
+def test_groups_are_read_only_as_far_as_needed(files):
     paths = [files / name for name in "abcdefgh"]
-    found = Contents().copies(paths, lambda group: True)
+    found = FileComparer().copies(paths, lambda group: True)
     assert [[path.name for path in group] for group in found] == [["a", "c"], ["d", "f"]]
     (files / "d").unlink()
     (files / "d").mkdir()  # cannot be read
-    assert Contents().copies([files / "a", files / "c", files / "d"], lambda group: files / "d" not in group) == [
+    assert FileComparer().copies([files / "a", files / "c", files / "d"], lambda group: files / "d" not in group) == [
         [files / "a", files / "c"]
     ]
 
 
-def test_what_cannot_be_read_is_an_image_error(files):
+def test_an_unreadable_file_is_an_image_error(files):
     for name in ("one", "two"):
         (files / name).mkdir()
     with pytest.raises(ImageError, match="one: cannot be read"):
-        Contents().same(files / "one", files / "two")
+        FileComparer().same(files / "one", files / "two")

@@ -1,4 +1,4 @@
-"""Shards from outside: whatever is wrong with one is a single line that names it, and no pair goes missing without a word."""
+"""Untrusted shards: every fault is a one-line error that names the shard, and no pair is lost silently."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_shards import make_samples, pictures, png, write
+from test_shards import images, make_samples, png, write
 
 from differad.data.shards import read_shards
 from differad.data.stamps import sha256
@@ -63,7 +63,7 @@ def test_a_tar_closed_between_two_pairs_is_found_by_its_index(tmp_path, whole_fo
 
 
 @pytest.mark.parametrize("form", ["tar", "parquet"])
-def test_the_rest_of_an_unfinished_index_is_no_error(tmp_path, form):
+def test_the_truncated_end_of_an_unfinished_index_is_no_error(tmp_path, form):
     path = write(form, tmp_path / f"one.{form}", make_samples(2))
     for rest in ('{"shard": "two.tar", "pa', "\0\0\0"):
         (tmp_path / "shards.jsonl").write_text(json.dumps({"shard": path.name, "pairs": 2}) + "\n" + rest)
@@ -80,7 +80,7 @@ def test_a_shard_that_the_index_does_not_name_is_refused(tmp_path, form):
     assert len(list(read_shards(tmp_path))) == 4
 
 
-def test_an_index_that_is_none(tmp_path):
+def test_an_invalid_index(tmp_path):
     write("tar", tmp_path / "one.tar", make_samples(1))
     for line in ({}, {"shard": "one.tar"}, {"shard": "one.tar", "pairs": -1}, [3], "one.tar"):
         index(tmp_path, line)
@@ -94,14 +94,14 @@ def test_a_broken_header_does_not_end_a_tar(tmp_path, damage, name):
     content, at = bytearray(path.read_bytes()), offset(path, name)
     content[at : at + 512] = damage
     path.write_bytes(content)
-    refused(path, rf"one\.tar: more files follow on a broken header at byte {at} or later; write the shard again")
+    refused(path, rf"one\.tar: more files follow a broken header at byte {at} or later; write the shard again")
 
 
 @pytest.mark.parametrize("damage", [bytes(512), b"\xff" * 512])
 def test_the_first_header_may_be_the_broken_one(tmp_path, damage):
     path = write("tar", tmp_path / "one.tar", make_samples(1))
     path.write_bytes(damage + path.read_bytes()[512:])
-    refused(path, r"one\.tar: (not a whole tar|more files follow)")
+    refused(path, r"one\.tar: (not a complete tar|more files follow)")
 
 
 def with_member(path, change, content=b""):
@@ -135,12 +135,12 @@ def test_links_and_devices_are_refused(tmp_path, kind, to):
 
     refused(
         with_member(tmp_path / "one.tar", change),
-        r"'00000000\.odd\.png': a link, a device or a sparse file; expected plain",
+        r"'00000000\.odd\.png': a link, a device or a sparse file; expected regular",
     )
 
 
 def header(name, size_field):
-    """A header with any twelve bytes for the size, its sum right."""
+    """A header with any twelve bytes for the size and a correct checksum."""
     member = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
     member[124:136] = size_field
     member[148:156] = b" " * 8
@@ -157,14 +157,14 @@ def header(name, size_field):
         (b"\x80" + b"\x7f" * 11, None),
     ],
 )
-def test_a_size_that_lies(tmp_path, field, said):
+def test_a_wrong_size(tmp_path, field, said):
     (sample,) = make_samples(1)
     path = write("tar", tmp_path / "one.tar", [sample])
     path.write_bytes(header("a.reference.png", field) + path.read_bytes())
     number = r"-?\d+" if said is None else said
     refused(
         path,
-        rf"one\.tar: ('a\.reference\.png': holds {number} bytes by its header|more files follow|a header|not a whole)",
+        rf"one\.tar: ('a\.reference\.png': holds {number} bytes by its header|more files follow|a header|not a complete)",
     )
 
 
@@ -203,7 +203,7 @@ def test_a_tar_of_another_program_is_read(tmp_path):
 
 def rows(**columns):
     """One pair as columns, with others in their place."""
-    reference, target, _ = pictures(0)
+    reference, target, _ = images(0)
     return {
         "id": ["a"],
         "reference": [png(reference)],
@@ -219,7 +219,7 @@ def write_table(path, columns, schema=None, **options):
 
 
 def test_the_images_of_the_datasets_library_are_read(tmp_path):
-    reference, target, mask = pictures(0)
+    reference, target, mask = images(0)
     struct = {
         name: [{"bytes": png(pixels), "path": f"{name}.png"}]
         for name, pixels in (("reference", reference), ("target", target), ("mask", mask))
@@ -245,7 +245,7 @@ def test_what_the_datasets_library_itself_writes(tmp_path):
     columns |= {name: [{"bytes": columns[name][0], "path": None}] for name in ("reference", "target")}
     datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "one.parquet")
     (pair,) = read_shards(tmp_path / "one.parquet")
-    assert (pair.reference == pictures(0)[0]).all()
+    assert (pair.reference == images(0)[0]).all()
     assert pair.boxes.tolist() == [[3, 2, 13, 6]]
 
 
@@ -255,14 +255,14 @@ ODD = {
     "number": ({"reference": [3]}, "reference: holds a int; expected the bytes"),
     "pixels": ({"reference": [[[1, 2], [3, 4]]]}, "reference: holds a list; expected the bytes"),
     "other struct": ({"mask": [{"data": b"x"}]}, "mask: holds a dict; expected the bytes"),
-    "none": ({"target": [None]}, "no target picture"),
+    "none": ({"target": [None]}, "no target image"),
     "no bytes": ({"target": [b""]}, "target"),
     "id": ({"id": [3]}, "id: 3: Input should be a valid string"),
     "boxes": ({"boxes": ["all"]}, "boxes: 'all'"),
     "box of structs": ({"boxes": [[{"x": 1.0}]]}, "boxes"),
-    "binary column": ({"more": [b"x"]}, "a column is no text, number or list"),
-    "facts": ({"facts": ["{broken"]}, "a column is no text, number or list"),
-    "facts, nested": ({"facts": ["[" * 100_000]}, "a column is no text, number or list"),
+    "binary column": ({"more": [b"x"]}, "a column is not text, numbers or lists"),
+    "facts": ({"facts": ["{broken"]}, "a column is not text, numbers or lists"),
+    "facts, nested": ({"facts": ["[" * 100_000]}, "a column is not text, numbers or lists"),
 }
 
 
@@ -278,11 +278,11 @@ def test_times_and_facts_as_columns(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     refused(
         write_table(tmp_path / "one.parquet", rows(taken=arrow.array([1], arrow.timestamp("ns")))),
-        "a column is no text|Python has no type for",
+        "a column is not text|Python has no type for",
     )
     refused(
         write_table(tmp_path / "late.parquet", rows(taken=arrow.array([2**62], arrow.timestamp("us")))),
-        "a column is no text|Python has no type for",
+        "a column is not text|Python has no type for",
     )
     (pair,) = read_shards(write_table(tmp_path / "two.parquet", rows(facts=[{"grade": "easy"}], rank=[7])))
     assert (pair.extra["facts"], pair.extra["rank"]) == ({"grade": "easy"}, 7)

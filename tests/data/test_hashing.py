@@ -1,4 +1,4 @@
-"""Near-duplicates: found when encoded anew, resized or lit anew; parts of one kind are told apart."""
+"""Near-duplicates: found when re-encoded, resized or changed in brightness; parts of one kind are distinguished."""
 
 import io
 import itertools
@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from differad.data.hashing import (
-    SAME_FLOOR,
-    SAME_SHARE,
+    CONTRAST_SHARE,
+    NOISE_FLOOR,
     Fingerprint,
     dhash,
     distance,
@@ -32,21 +32,21 @@ def test_a_ramp_sets_no_bit_or_all_of_them():
     assert distance(0b1011, 0b0001) == 2
 
 
-def altered(picture):
+def altered(image):
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "JPEG", quality=40)
+    Image.fromarray(image).save(stream, "JPEG", quality=40)
     yield np.asarray(Image.open(stream).convert("RGB"))
-    yield cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    yield np.clip(picture.astype(int) + 10, 0, 255).astype(np.uint8)
+    yield cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    yield np.clip(image.astype(int) + 10, 0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("kind", ["board", *TEXTURES])
-def test_the_limits_part_copies_from_other_parts(kind):
-    pictures = [make_pair(np.random.default_rng(s), kind, anomalous=False).target for s in range(4)]
-    prints = [fingerprint(picture) for picture in pictures]
+def test_the_limits_separate_copies_from_other_parts(kind):
+    images = [make_pair(np.random.default_rng(s), kind, anomalous=False).target for s in range(4)]
+    prints = [fingerprint(image) for image in images]
     assert list(near_duplicates(prints)) == []
-    for picture, own in zip(pictures, prints, strict=True):
-        copies = [fingerprint(copy) for copy in altered(picture)]
+    for image, own in zip(images, prints, strict=True):
+        copies = [fingerprint(copy) for copy in altered(image)]
         assert {(0, i + 1) for i in range(len(copies))} <= set(near_duplicates([own, *copies]))
 
 
@@ -56,9 +56,9 @@ def test_a_small_defect_leaves_a_near_duplicate():
 
 
 def slow(prints, radius):
-    """Every pair compared on its own."""
+    """Every pair compared separately."""
     for (i, a), (j, b) in itertools.combinations(enumerate(prints), 2):
-        limit = SAME_FLOOR + SAME_SHARE * min(np.sqrt(np.mean(a.grey**2)), np.sqrt(np.mean(b.grey**2)))
+        limit = NOISE_FLOOR + CONTRAST_SHARE * min(np.sqrt(np.mean(a.grey**2)), np.sqrt(np.mean(b.grey**2)))
         if distance(a.hash, b.hash) <= radius and np.sqrt(np.mean((a.grey - b.grey) ** 2)) <= limit:
             yield i, j
 
@@ -80,7 +80,7 @@ def test_pieces_find_what_comparing_all_pairs_finds(radius):
     assert len(found) > 10
 
 
-def test_many_equal_pictures_do_not_fill_the_memory():
+def test_many_equal_images_do_not_fill_the_memory():
     grey = np.zeros(1024, np.float32)
     assert len(list(near_duplicates([Fingerprint(0, grey)] * 600))) == 600 * 599 // 2
 

@@ -1,4 +1,4 @@
-"""Misspelt keys of manifests and predictions are said, once each; further keys of one's own are not."""
+"""Misspelt keys of manifests and predictions give one warning each; other unknown keys give none."""
 
 import json
 import warnings
@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from differad import InputWarning, ManifestError, read_pairs
-from differad.data.keys import nearest
+from differad.data.keys import closest_key
 from differad.data.manifest import PairRecord
 from differad.evaluation.predictions import PredictionIndex, read_predictions
 
@@ -27,7 +27,7 @@ def manifest(folder, *lines):
         ("groups", "group"),
     ],
 )  # fmt: skip
-def test_a_slip_is_said_with_the_key_that_is_meant(key, meant, tmp_path):
+def test_a_typing_error_gives_a_warning_with_the_right_key(key, meant, tmp_path):
     path = manifest(tmp_path, {}, {key: [[1, 2, 3, 4]]}, {key: []})
     with pytest.warns(InputWarning) as caught:
         pairs = list(read_pairs(path))
@@ -43,23 +43,21 @@ FURTHER = (
 )  # fmt: skip
 
 
-def test_further_keys_are_nobody_s_slip(tmp_path):
+def test_unrelated_keys_give_no_warning(tmp_path):
     path = manifest(tmp_path, dict.fromkeys(FURTHER, "x") | {"category": "c"}, {"boxes": [], "boxs": "kept beside"})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert next(iter(read_pairs(path))).extra == dict.fromkeys(FURTHER, "x")
 
 
-def test_a_missing_key_names_what_stands_in_its_place(tmp_path):
+def test_a_missing_key_names_the_similar_one(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"id": "a", "refrence": "g.png", "target": "t.png"}\n')
-    with pytest.raises(
-        ManifestError, match=r"pairs\.jsonl:1: reference: 'refrence' stands in its place: Field required"
-    ):
+    with pytest.raises(ManifestError, match=r"pairs\.jsonl:1: reference: 'refrence' is given instead: Field required"):
         list(read_pairs(path))
 
 
-def test_of_predictions_too(tmp_path):
+def test_the_same_for_predictions(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"id": "a", "boxs": [[1, 2, 3, 4]], "comparable": true, "threshold": 0.5}\n')
     for read in (lambda: list(read_predictions(path)), lambda: [PredictionIndex(path).get("a")]):
@@ -68,7 +66,7 @@ def test_of_predictions_too(tmp_path):
         assert prediction.anomalous is None  # no boxes is no answer, not a normal part
 
 
-def test_nothing_resembles_itself_only():
+def test_no_other_key_resembles_a_known_one():
     for name in PairRecord.model_fields:
         others = [other for other in PairRecord.model_fields if other != name]
-        assert nearest(name, others) is None
+        assert closest_key(name, others) is None

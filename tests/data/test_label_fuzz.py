@@ -1,4 +1,4 @@
-"""Whatever an annotator draws comes back where it was drawn, or is refused in one line.
+"""Any annotated shape is imported at its place, or refused with a one-line error.
 
 Shapes are drawn at random on images of any EXIF orientation and written as COCO, CVAT and Label Studio have them. Where they
 lie is worked out another way: corners turned as complex numbers, ellipses by their quadratic form, masks pixel by pixel.
@@ -32,7 +32,7 @@ TOLERANCE = 0.0051
 
 @dataclass
 class Shape:
-    """A shape, what its numbers are, and the box around it in pixels, worked out independently of the readers."""
+    """A shape, its numbers, and the box around it in pixels, computed independently of the readers."""
 
     kind: str
     numbers: dict
@@ -54,16 +54,16 @@ class Scene:
         return self.stated not in (None, (self.width, self.height))
 
     def boxes(self):
-        """The boxes as they are to come back, cut off at the edges."""
+        """The expected boxes, clipped to the image."""
         return np.clip([shape.box for shape in self.shapes], 0, [self.width, self.height] * 2)
 
     def smallest_side(self):
-        """Of what is left of the boxes; below a hundredth of a pixel or two it rounds to nothing."""
+        """Shortest side of the clipped boxes; below a hundredth of a pixel or two it rounds to nothing."""
         return np.subtract(self.boxes()[:, 2:], self.boxes()[:, :2]).min()
 
 
 def turned(points, center, degrees):
-    """Points (N, 2) turned clockwise about a centre: with y pointing down a product with exp(i a) turns so."""
+    """Points (N, 2) rotated clockwise about a centre: with y pointing down, a product with exp(i a) does that."""
     plane = (points[:, 0] + 1j * points[:, 1] - complex(*center)) * cmath.exp(1j * math.radians(degrees))
     plane += complex(*center)
     return np.stack([plane.real, plane.imag], axis=1)
@@ -235,7 +235,7 @@ def write_label_studio(path, scene):
 
 
 def check_import(name, write, scene):
-    """Import what was drawn; where a line refuses it, there has to be a reason."""
+    """Import the shapes; if they are refused, there must be a reason."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_image(folder, scene)
@@ -259,7 +259,7 @@ def check_import(name, write, scene):
 
 
 def check_mask_of_outlines(scene, mask):
-    """Nothing is marked beyond the pixels that the boxes touch, and all of every bitmap is."""
+    """Only pixels that the boxes touch are marked, and all pixels of every bitmap."""
     allowed = np.zeros_like(mask)
     for x1, y1, x2, y2 in scene.boxes():
         allowed[int(y1 - 1e-6) : math.ceil(y2 + 1e-6), int(x1 - 1e-6) : math.ceil(x2 + 1e-6)] = True
@@ -281,11 +281,11 @@ def check_refusal(scene, message):
     elif "holds fractions" in message:
         assert any(all(0 <= value <= 1 for value in coco_numbers(shape)) for shape in scene.shapes)
     elif scene.smallest_side() < 0.02:
-        assert "no area inside" in message or "reaches out" in message
+        assert "no area inside" in message or "extends past" in message
     else:
         # Without a stated size a box far over the edge may tell of a resized image.
         assert scene.stated is None
-        assert "reaches out" in message
+        assert "extends past" in message
 
 
 @settings(max_examples=50, deadline=None)

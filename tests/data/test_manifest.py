@@ -79,13 +79,13 @@ def test_a_missing_field_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "3", '{"id": "a"', '{"id": NaN}', "\x00"])
-def test_lines_that_are_no_object(tmp_path, line):
+def test_lines_that_are_not_objects(tmp_path, line):
     with pytest.raises(ManifestError, match=r"pairs\.jsonl:1"):
         list(read_pairs(manifest(tmp_path, line)))
 
 
-def test_an_id_that_stands_twice(tmp_path):
-    with pytest.raises(ManifestError, match=r"pairs\.jsonl:3: id: 'a' stands twice"):
+def test_an_id_that_occurs_twice(tmp_path):
+    with pytest.raises(ManifestError, match=r"pairs\.jsonl:3: id: 'a' occurs twice"):
         list(read_pairs(manifest(tmp_path, LINE, "", LINE)))
 
 
@@ -181,7 +181,7 @@ def test_a_manifest_that_was_written_on_windows(tmp_path):
 
 
 @pytest.mark.skipif(os.sep == "\\", reason="a file name cannot hold a backslash here")
-def test_a_backslash_that_belongs_to_a_file_name_stays(tmp_path):
+def test_a_backslash_in_a_file_name_is_kept(tmp_path):
     (tmp_path / "t\\1.png").touch()
     (pair,) = read_pairs(manifest(tmp_path, {**LINE, "target": "t\\1.png"}))
     assert pair.target == tmp_path / "t\\1.png"

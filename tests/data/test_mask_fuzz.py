@@ -1,4 +1,4 @@
-"""Masks as every tool writes them: what is marked comes back, whatever carries it, or the file is refused."""
+"""Masks of all tools: the marked pixels are read from every format, or the file is refused."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_lossless_files(tmp_path, drawing, mode, kind):
 @BOUNDED
 @given(drawings(), st.sampled_from(["png", "tif"]), st.integers(0, 255), st.integers(0, 2))
 def test_palette_masks_go_by_index(tmp_path, drawing, kind, seed, transparent):
-    """Colours are drawn at random: they say nothing. Index 3, where it is transparent, is background too."""
+    """Colours are random, as they do not matter. A transparent index 3 is background too."""
     marked, rng = drawing
     indices = np.where(marked, rng.integers(1, 3, marked.shape), 0).astype(np.uint8)
     image = Image.fromarray(indices, "L").convert("L")
@@ -103,7 +103,7 @@ def test_alpha_marks_where_it_differs(tmp_path, drawing, mode, constant, opacity
 
 @BOUNDED
 @given(st.integers(0, 2**32 - 1), st.integers(40, 95), st.sampled_from(["jpg", "webp"]))
-def test_lossy_masks_are_cut_at_half(tmp_path, seed, quality, kind):
+def test_lossy_masks_are_thresholded_at_half(tmp_path, seed, quality, kind):
     """A box of whole blocks: compression moves its edges by a pixel at most, and its ringing marks nothing."""
     rng = np.random.default_rng(seed)
     marked = np.zeros((64, 80), bool)
@@ -118,7 +118,7 @@ def test_lossy_masks_are_cut_at_half(tmp_path, seed, quality, kind):
 @BOUNDED
 @given(st.integers(40, 110), st.integers(8, 30), st.sampled_from(["jpg", "webp"]))
 def test_grey_areas_of_a_lossy_mask_are_refused(tmp_path, level, side, kind):
-    """Ids or soft levels under half would be dropped without a word."""
+    """Ids or soft levels below half would be dropped silently."""
     pixels = np.zeros((64, 64), np.uint8)
     pixels[8 : 8 + side, 8 : 8 + side] = level
     with pytest.raises(ImageError, match="lossy mask with grey areas"):

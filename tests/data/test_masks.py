@@ -1,4 +1,4 @@
-"""Masks to boxes, against a flood fill written out."""
+"""Boxes from masks, compared with a plain flood fill."""
 
 import warnings
 from pathlib import Path
@@ -16,7 +16,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def flood_boxes(mask):
-    """Boxes of 8-connected regions by walking from pixel to pixel."""
+    """Boxes of 8-connected regions by a flood fill pixel by pixel."""
     todo = {tuple(point) for point in np.argwhere(mask)}
     found = []
     while todo:
@@ -106,14 +106,14 @@ def test_a_warning_is_given_once_a_file(tmp_path):
 
 
 def test_a_palette_without_its_first_index_goes_by_colour(tmp_path):
-    """Pillow's own palette has black at index 10, for one: then no index says what is background."""
+    """For example Pillow's own palette has black at index 10: then no index means background."""
     image = Image.frombytes("P", (3, 1), bytes([10, 10, 20]))
     image.putpalette([0] * 33 + [9] * 735)
     image.save(tmp_path / "web.png")
     assert read_mask(tmp_path / "web.png").tolist() == [[False, False, True]]
 
 
-def test_index_0_on_a_transparent_ground_marks(tmp_path):
+def test_index_0_on_a_transparent_background_marks(tmp_path):
     image = Image.frombytes("P", (3, 1), bytes([1, 0, 1]))
     image.putpalette([255, 0, 0, 0, 0, 0])
     image.save(tmp_path / "cut.png", transparency=1)
@@ -128,7 +128,7 @@ def test_a_mask_of_several_pages_is_refused(tmp_path):
     assert not read_mask(tmp_path / "mask.tif[1]").any()
 
 
-def test_masks_that_cannot_be_told_are_refused(tmp_path):
+def test_ambiguous_masks_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / "nan.tif", np.array([[0, np.nan, 1]], np.float32))
     with pytest.raises(ImageError, match="1 samples of the mask are NaN"):
         read_mask(tmp_path / "nan.tif")
@@ -141,7 +141,7 @@ def test_masks_that_cannot_be_told_are_refused(tmp_path):
         read_mask(save(tmp_path, "dot.jpg", dot))
 
 
-def test_a_mask_is_turned_like_any_image(tmp_path):
+def test_a_mask_is_rotated_like_any_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = np.zeros((2, 5), np.uint8)

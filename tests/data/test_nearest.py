@@ -1,14 +1,14 @@
-"""The index against distances measured one by one."""
+"""The index compared with distances computed one by one."""
 
 import numpy as np
 import pytest
 
-from differad.data.copies import Contents
+from differad.data.copies import FileComparer
 from differad.data.nearest import NearestIndex
 
 
 def brute_force(vectors, query):
-    """Numbers by distance, ties by number, as pairing had them before there was an index."""
+    """Numbers by distance, ties by number, by computing all distances."""
     return np.argsort(np.linalg.norm(vectors - query, axis=1), kind="stable").tolist()
 
 
@@ -27,7 +27,7 @@ def vectors_of(kind, count, size=24):
 
 
 def index_of(vectors, files=None):
-    return NearestIndex(vectors, files or [None] * len(vectors), Contents())
+    return NearestIndex(vectors, files or [None] * len(vectors), FileComparer())
 
 
 @pytest.mark.parametrize("kind", ["random", "near", "far", "few", "whole"])
@@ -44,7 +44,7 @@ def test_no_query_gives_no_rank():
 
 
 def test_equal_vectors_are_measured_once(monkeypatch):
-    """20,000 blank images are one vector: asking for the first costs nothing for each of the others."""
+    """20,000 blank images have one vector, so the first is found without measuring the others."""
     measured = []
     norm = np.linalg.norm
     monkeypatch.setattr(np.linalg, "norm", lambda rows, **how: measured.append(len(rows)) or norm(rows, **how))

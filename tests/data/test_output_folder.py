@@ -1,4 +1,4 @@
-"""The folder of a build: one build at a time, marked until it is finished, started over without touching anything else."""
+"""The output folder of a build: one build at a time, marked until finished, started over without touching other files."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ def files(folder):
 
 @pytest.fixture
 def stuck(root, tmp_path):
-    """A build that has made everything and is not finished."""
+    """A build that has written all files and is not finished."""
     code = STUCK.format(root=str(root), out=str(tmp_path / "out"))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "built\n"
@@ -80,7 +80,7 @@ def test_two_builds_at_the_same_time_and_one_that_was_killed(stuck, root, tmp_pa
         build("mvtec", root, out, COPY, force=True)
 
 
-def test_what_is_not_the_build_s_own_stays(stuck, root, tmp_path):
+def test_other_files_are_not_removed(stuck, root, tmp_path):
     kill(stuck)
     out = tmp_path / "out"
     copies = next(path for path in out.rglob("train") if path.is_dir())

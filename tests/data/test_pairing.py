@@ -1,4 +1,4 @@
-"""A reference is a good part of the same category and view, never the target itself or its own part."""
+"""A reference is a normal sample of the same category and view, never the target itself or the same part."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from differad.data.copies import Contents
+from differad.data.copies import FileComparer
 from differad.data.pairing import Pairing, choose_targets, describe, match_samples
 from differad.data.sources.mvtec import read_mvtec
 from differad.data.sources.sample import ProblemList, Sample
@@ -37,7 +37,7 @@ def test_the_nearest_good_part_is_the_one_that_was_damaged(tmp_path):
     assert all(m.target.image.name == m.reference.image.name for m in matches)  # 000.png damaged is near 000.png
 
 
-def test_light_colour_and_aspect_count(tmp_path):
+def test_brightness_colour_and_aspect_count(tmp_path):
     base = part(1)
     files = {
         "darker.png": base // 2,
@@ -53,7 +53,7 @@ def test_light_colour_and_aspect_count(tmp_path):
     assert (references[0], references[-1]) == ("darker.png", "wide.png")
 
 
-def test_an_embedding_takes_the_place_of_the_look(tmp_path):
+def test_an_embedding_replaces_the_default_descriptor(tmp_path):
     for name, level in (("a.png", 10), ("b.png", 200), ("t.png", 190)):
         save(tmp_path / name, np.full((8, 8, 3), level, np.uint8))
     samples = [good(tmp_path / "a.png"), good(tmp_path / "b.png"), bad(tmp_path / "t.png")]
@@ -67,16 +67,16 @@ def test_an_embedding_takes_the_place_of_the_look(tmp_path):
         list(match_samples(samples, pairing, embed=lambda rgb: rgb[0, 0] * np.nan))
 
 
-def test_never_itself_nor_its_own_part_nor_another_view():
+def test_never_itself_the_same_part_or_another_view():
     samples = [
-        good("itself", product="1", view="A"),
-        good("same part", product="2", view="A"),
-        good("other view", product="3", view="B"),
-        good("right", product="4", view="A"),
-        bad("target", product="2", view="A"),
+        good("itself", instance_id="1", view="A"),
+        good("same part", instance_id="2", view="A"),
+        good("other view", instance_id="3", view="B"),
+        good("right", instance_id="4", view="A"),
+        bad("target", instance_id="2", view="A"),
     ]
-    drawn = {matched(samples, seed=seed)[0] for seed in range(20)}
-    assert drawn == {("target", "right"), ("target", "itself")}
+    parsed = {matched(samples, seed=seed)[0] for seed in range(20)}
+    assert parsed == {("target", "right"), ("target", "itself")}
     both = dict(matched(samples, normal_share=None))
     assert both["itself"] in ("same part", "right")
     assert "other view" not in both  # a good part with nothing to compare it with makes no pair
@@ -91,7 +91,7 @@ def test_a_target_without_a_reference_is_refused_or_listed():
     assert len(problems.messages) == 1
 
 
-def test_train_parts_serve_first_and_a_view_without_any_falls_back():
+def test_the_train_split_is_preferred_and_a_view_without_any_uses_all():
     samples = [
         good("train", split="train", view="A"),
         good("test a", split="test", view="A"),
@@ -102,7 +102,7 @@ def test_train_parts_serve_first_and_a_view_without_any_falls_back():
     assert all(matched(samples, seed=s) == [("x", "train"), ("y", "test b")] for s in range(9))
 
 
-def test_a_template_comes_first_and_given_wants_one():
+def test_a_template_is_preferred_and_given_requires_one():
     samples = [good("other"), bad("x", template=Path("x_temp")), bad("y")]
     assert matched(samples) == [("x", "x_temp"), ("y", "other")]
     with pytest.raises(ManifestError, match="y: the data set gives no template for it; choose --pairing"):
@@ -118,7 +118,7 @@ def test_random_references_depend_on_the_seed_and_the_target_alone():
     assert len({reference for _, reference in first}) > 10
 
 
-def test_several_references_differ_and_run_out_quietly():
+def test_several_references_differ_and_may_be_fewer():
     samples = [*(good(f"g{i}") for i in range(3)), bad("x")]
     assert len(set(matched(samples, references=3))) == 3
     assert len(set(matched(samples, references=9))) == 3
@@ -152,9 +152,9 @@ def test_good_targets_come_from_outside_the_train_split_first():
     assert Counter(s.split for s in normal) == {"test": 5, "train": 1}
 
 
-def test_a_broken_picture_is_told_once(tmp_path):
+def test_a_broken_image_is_reported_once(tmp_path):
     root = mvtec(tmp_path, categories=("nut",))
-    (root / "nut/train/good/003.png").write_bytes(b"no picture")
+    (root / "nut/train/good/003.png").write_bytes(b"no image")
     (root / "nut/test/scratch/000.png").write_bytes(b"")
     problems = ProblemList()
     matches = list(match_samples(list(read_mvtec(root)), Pairing(normal_share=0), problems))
@@ -185,8 +185,8 @@ def test_more_targets_than_are_ranked_at_once_have_the_references_of_brute_force
         assert list(images).index(match.reference.image) == [number for number in order if number != own][match.rank]
 
 
-def test_many_copies_take_no_comparison_each(tmp_path, monkeypatch):
-    """300 links to three images: of a pool of copies the first two settle that none of them will do."""
+def test_many_copies_take_few_comparisons(tmp_path, monkeypatch):
+    """300 links to three images: two comparisons are enough to rule out a pool of copies."""
     rng = np.random.default_rng(0)
     for name in "abc":
         save(tmp_path / f"{name}.png", rng.integers(0, 255, (6, 8, 3)).astype(np.uint8))
@@ -196,8 +196,8 @@ def test_many_copies_take_no_comparison_each(tmp_path, monkeypatch):
         path.hardlink_to(tmp_path / f"{'abc'[number % 3]}.png")
         samples.append(Sample(path, "part", True))
     compared = []
-    same = Contents.same
-    monkeypatch.setattr(Contents, "same", lambda self, a, b: compared.append(a) or same(self, a, b))
+    same = FileComparer.same
+    monkeypatch.setattr(FileComparer, "same", lambda self, a, b: compared.append(a) or same(self, a, b))
     matches = list(match_samples(samples, Pairing(normal_share=None)))
     assert len(matches) == 300
     assert all(int(m.target.image.stem) % 3 != int(m.reference.image.stem) % 3 for m in matches)

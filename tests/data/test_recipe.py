@@ -31,10 +31,10 @@ def recipe(tmp_path, text=RECIPE):
     return read_recipe(tmp_path / "recipe.yaml")
 
 
-def test_what_is_present_is_built_and_what_is_absent_told(tmp_path):
+def test_present_categories_are_built_and_absent_ones_reported(tmp_path):
     mvtec(tmp_path / "sets" / "mvtec")
     out = tmp_path / "out"
-    # One picture stands in two categories, so that each needs a manifest of its own to be read: ids would stand twice.
+    # One image is in two categories, so that each needs a separate manifest: ids would occur twice.
     text = RECIPE.replace("from: [nut, tile]", "from: [tile]")
     built = build_recipe(recipe(tmp_path, text), tmp_path / "sets", out, checksums=True)
     assert [(o.category, o.state, o.pairs) for o in built.outcomes] == [
@@ -59,12 +59,12 @@ def test_what_is_present_is_built_and_what_is_absent_told(tmp_path):
 
 
 def half_unpacked(root):
-    """A data set whose archive was unpacked in part: the folders are there, what they must hold is not."""
+    """A data set whose archive was partly unpacked: its folders exist, but not their contents."""
     (root / "Images").mkdir(parents=True)
     return root
 
 
-def test_a_half_unpacked_data_set_costs_its_own_categories_alone(tmp_path):
+def test_a_half_unpacked_data_set_affects_only_its_own_categories(tmp_path):
     mvtec(tmp_path / "sets" / "mvtec")
     half_unpacked(tmp_path / "sets" / "aitex")
     text = RECIPE.replace("from: [nut, tile]", "from: [tile]")
@@ -95,7 +95,7 @@ def test_merged_categories_keep_to_their_own_references(tmp_path):
         assert pair.extra["view"] == Path(pair.target).parts[-4]
 
 
-def test_one_picture_in_two_categories_is_refused(tmp_path):
+def test_one_image_in_two_categories_is_refused(tmp_path):
     mvtec(tmp_path / "sets" / "mvtec")
     with pytest.raises(ManifestError, match="'Nut' and 'Both' both take mvtec/nut/"):
         build_recipe(recipe(tmp_path), tmp_path / "sets", tmp_path / "out")
@@ -130,7 +130,7 @@ def test_nothing_present_at_all(tmp_path):
         (("count: 100", "count: 0"), r"categories.1.count: '0'.*greater than or equal to 1"),
         (("count: 100", "counts: 100"), r"categories.1.count: Field required"),
         (("note: strips", "remark: strips"), r"categories.3.remark.*Extra inputs"),
-        (("category: Both", "category: Nut"), "category 'Nut' stands twice"),
+        (("category: Both", "category: Nut"), "category 'Nut' occurs twice"),
         (("title: Two sources", ""), "title: Field required"),
         (("normals: 0}", "normals: 1}"), "categories.1.normals: '1'.*less than 1"),
         (("title: Two sources", "title: ["), "not YAML"),

@@ -1,4 +1,4 @@
-"""What annotators draw becomes its box: by arithmetic, and by the decoders that others use.
+"""Annotated shapes become boxes, compared with arithmetic and with the decoders of other tools.
 
 `label_studio_brush.json` holds brush regions and what `label_studio_sdk.converter.brush` (2.1.2) makes of them:
 `rle = mask2rle(mask)` or `encode_rle(rgba.ravel())`, `marked = decode_rle(rle).reshape(height, width, 4)[:, :, 3] > 0`.
@@ -20,9 +20,9 @@ from differad.data.shapes import (
     brush_to_mask,
     ellipse,
     polygon,
+    rotated,
+    rotated_about_center,
     runs_to_mask,
-    turned,
-    turned_about_center,
     unpack_counts,
 )
 from differad.errors import ManifestError
@@ -48,24 +48,24 @@ def test_brush_regions_as_label_studios_own_sdk_reads_them(case):
 @pytest.mark.parametrize(
     ("rle", "says"),
     [
-        ([], "cut off"),
-        (GOLDEN[0]["rle"][:-4], "cut off"),
-        ([*GOLDEN[0]["rle"][:5], 256], "cut off or holds no bytes"),
-        ([-1], "holds no bytes"),
+        ([], "truncated"),
+        (GOLDEN[0]["rle"][:-4], "truncated"),
+        ([*GOLDEN[0]["rle"][:5], 256], "truncated or not made of bytes"),
+        ([-1], "not made of bytes"),
         ([255] * 40, "4294967295 values; expected four for each of 14x9 pixels"),
     ],
 )
-def test_brush_regions_that_are_none(rle, says):
+def test_invalid_brush_regions(rle, says):
     with pytest.raises(ManifestError, match=says):
         brush_to_mask(rle, 9, 14, "x")
 
 
-def test_a_turned_rectangle():
+def test_a_rotated_rectangle():
     # 100 x 10 about (150, 105), by a quarter: 10 x 100
-    assert turned_about_center([100, 100, 200, 110], 90).box == pytest.approx([145, 55, 155, 155])
+    assert rotated_about_center([100, 100, 200, 110], 90).box == pytest.approx([145, 55, 155, 155])
     # 20 x 20 at (40, 10), clockwise about that corner: to its left
-    assert turned([40, 10, 60, 30], 90, (40, 10)).box == pytest.approx([20, 10, 40, 30])
-    assert turned_about_center([1, 2, 3, 4], 360).box == (1, 2, 3, 4)
+    assert rotated([40, 10, 60, 30], 90, (40, 10)).box == pytest.approx([20, 10, 40, 30])
+    assert rotated_about_center([1, 2, 3, 4], 360).box == (1, 2, 3, 4)
 
 
 @settings(max_examples=200, deadline=None)
@@ -116,7 +116,7 @@ def test_run_lengths_that_do_not_fill_the_image(counts):
 
 
 @pytest.mark.parametrize("text", ["o", "P1o", "é", " ", "~", "o" * 50])
-def test_compressed_counts_that_are_none(text):
+def test_invalid_compressed_counts(text):
     with pytest.raises(ManifestError, match="compressed counts"):
         unpack_counts(text, "x")
 
@@ -129,8 +129,8 @@ def inside(points, x, y):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.floats(-3, 14), st.floats(-3, 14)), min_size=3, max_size=3), st.floats(0, 360))
-def test_outlines_are_painted_where_pixel_centres_lie_inside(triangle, degrees):
-    for region in (polygon([triangle], "x"), turned([2, 3, 9.3, 6.1], degrees, (5, 5))):
+def test_outlines_mark_pixels_whose_centres_are_inside(triangle, degrees):
+    for region in (polygon([triangle], "x"), rotated([2, 3, 9.3, 6.1], degrees, (5, 5))):
         canvas = np.zeros((11, 12), bool)
         region.paint(canvas)
         expected = np.zeros_like(canvas)
@@ -142,7 +142,7 @@ def test_outlines_are_painted_where_pixel_centres_lie_inside(triangle, degrees):
 
 
 def on_the_line(region, shape):
-    """Pixels whose centre is so near to an outline that rounding decides."""
+    """Pixels whose centre is so close to an outline that rounding decides."""
     ys, xs = np.mgrid[: shape[0], : shape[1]] + 0.5
     near = np.zeros(shape, bool)
     for part in region.parts:
@@ -152,7 +152,7 @@ def on_the_line(region, shape):
     return np.count_nonzero(near)
 
 
-def test_what_is_painted_has_the_box_that_was_drawn():
+def test_painted_pixels_have_the_box_of_the_region():
     mask = np.zeros((20, 30), bool)
     for region in (
         Region((3, 4, 9, 6)),
@@ -184,7 +184,7 @@ def test_a_sliver_between_the_centres_marks_the_pixels_of_its_vertices():
         ([(1, 2), (9.5, 2), (9.4, 4), (1, 4)], False),
     ],
 )
-def test_which_outlines_are_upright_rectangles(points, expected):
+def test_which_outlines_are_axis_aligned_rectangles(points, expected):
     assert polygon([points], "x").is_rectangle is expected
     assert polygon([points, points], "x").is_rectangle is False
-    assert turned([1, 2, 3, 4], 180, (2, 3)).is_rectangle is True
+    assert rotated([1, 2, 3, 4], 180, (2, 3)).is_rectangle is True

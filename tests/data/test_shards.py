@@ -1,4 +1,4 @@
-"""Shards: a round trip, the bytes as the formats' own libraries see them, and broken files."""
+"""Shards: a round trip, the files as read by the formats' own libraries, and broken files."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ def png(pixels):
     return buffer.getvalue()
 
 
-def pictures(number):
+def images(number):
     rng = np.random.default_rng(number)
     reference, target = rng.integers(0, 255, (2, 20, 30, 3), np.uint8)
     mask = np.zeros((20, 30), np.uint8)
@@ -30,7 +30,7 @@ def pictures(number):
 def make_samples(count):
     """`count` pairs, the odd ones normal."""
     for number in range(count):
-        reference, target, mask = pictures(number)
+        reference, target, mask = images(number)
         defect = number % 2 == 0
         record = {"id": f"a-{number}", "category": "tüle", "boxes": [[3, 2, 13, 6]] if defect else [], "group": None}
         record |= {"kind": "hole" if defect else "", "facts": {"grade": "easy", "share": 0.5}}
@@ -55,7 +55,7 @@ def test_round_trip(tmp_path, form):
     pairs = list(read_shards(path))
     assert [pair.id for pair in pairs] == [f"a-{number}" for number in range(70)]
     for number, pair in enumerate(pairs):
-        reference, target, mask = pictures(number)
+        reference, target, mask = images(number)
         np.testing.assert_array_equal(pair.reference, reference)
         np.testing.assert_array_equal(pair.target, target)
         assert (pair.category, pair.group, pair.mask) == ("tüle", None, None)
@@ -76,7 +76,7 @@ def test_same_samples_same_bytes(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_shard_is_whole_or_not_there(tmp_path, form):
+def test_a_shard_is_written_atomically(tmp_path, form):
     def failing():
         yield from make_samples(3)
         raise KeyboardInterrupt
@@ -90,7 +90,7 @@ def test_the_tar_as_tarfile_sees_it(tmp_path):
     with tarfile.open(write("tar", tmp_path / "one.tar", make_samples(2))) as tar:
         members = tar.getmembers()
         line = json.load(tar.extractfile("00000000.json"))
-        assert tar.extractfile("00000001.target.png").read() == png(pictures(1)[1])
+        assert tar.extractfile("00000001.target.png").read() == png(images(1)[1])
     assert [member.name for member in members] == [
         *(f"00000000.{part}" for part in ("reference.png", "target.png", "mask.png", "json")),
         *(f"00000001.{part}" for part in ("reference.png", "target.png", "json")),
@@ -105,7 +105,7 @@ def test_the_parquet_as_pyarrow_sees_it(tmp_path):
     first, second = table.to_pylist()
     assert first["boxes"] == [[3, 2, 13, 6]]
     assert (second["boxes"], second["mask"], second["kind"]) == ([], None, "")
-    assert first["mask"] == png(pictures(0)[2])
+    assert first["mask"] == png(images(0)[2])
     assert json.loads(first["facts"]) == {"grade": "easy", "share": 0.5}
 
 
@@ -130,27 +130,27 @@ def test_an_unlabelled_pair_and_boxes_from_a_mask(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_shard_cut_short_says_so(tmp_path, form):
+def test_a_truncated_shard_is_reported(tmp_path, form):
     path = write(form, tmp_path / f"one.{form}", make_samples(4))
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ManifestError, match=rf"one\.{form}: not whole, its end is missing; write the shard again"):
+    with pytest.raises(ManifestError, match=rf"one\.{form}: incomplete, its end is missing; write the shard again"):
         list(read_shards(path))
 
 
-def test_a_tar_cut_off_between_two_pairs_is_found_before_the_first_pair(tmp_path):
+def test_a_tar_truncated_between_two_pairs_is_found_before_the_first_pair(tmp_path):
     for number in range(3):
         path = write("tar", tmp_path / f"shard-{number}.tar", make_samples(4))
     middle = tmp_path / "shard-1.tar"
     with tarfile.open(middle) as tar:
         boundary = tar.getmember("00000002.reference.png").offset
     middle.write_bytes(middle.read_bytes()[:boundary])  # two whole pairs, and nothing that says that there were more
-    with pytest.raises(ManifestError, match=r"shard-1\.tar: not whole"):
+    with pytest.raises(ManifestError, match=r"shard-1\.tar: incomplete"):
         next(read_shards(tmp_path))
     assert len(list(read_shards(path))) == 4
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_broken_picture_is_named(tmp_path, form):
+def test_a_broken_image_is_named(tmp_path, form):
     (sample,) = make_samples(1)
     broken = Sample(sample.key, sample.reference, sample.target[:200], sample.mask, sample.record)
     with pytest.raises(ImageError, match=r"(00000000|a-0): target: broken or truncated image"):
@@ -164,7 +164,7 @@ def test_a_tar_of_something_else(tmp_path):
         for member in tar:
             if "target" not in member.name:
                 copy.addfile(member, tar.extractfile(member))
-    with pytest.raises(ManifestError, match=r"two\.tar: 00000000: no target picture"):
+    with pytest.raises(ManifestError, match=r"two\.tar: 00000000: no target image"):
         list(read_shards(tmp_path / "two.tar"))
     with tarfile.open(tmp_path / "three.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("readme.txt"), io.BytesIO())
@@ -180,7 +180,7 @@ def test_a_set_of_single_files_is_named_as_one(tmp_path):
         list(read_shards(tmp_path))
 
 
-def test_where_there_is_no_shard(tmp_path):
+def test_a_path_without_shards(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     for path in (tmp_path, tmp_path / "notes.txt", tmp_path / "nowhere.tar"):
         with pytest.raises(InputError, match=r"no shard; expected a file that ends in \.tar or \.parquet"):
@@ -194,7 +194,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_defect_at_an_unknown_place_comes_back(tmp_path, form):
+def test_a_defect_at_an_unknown_place_is_read_back(tmp_path, form):
     plain, other = make_samples(2)
     plain.record.update(boxes=None, anomalous=True)
     other.record.update(boxes=None)

@@ -29,7 +29,7 @@ def test_pairs_by_group_and_category(pairs, tmp_path):
     assert "default-src 'none'" in text
 
 
-def test_names_are_escaped_and_broken_pictures_told(pairs, tmp_path):
+def test_names_are_escaped_and_broken_images_reported(pairs, tmp_path):
     bad = [
         replace(pairs[0], category="<script>alert(1)</script>"),
         replace(pairs[1], target=tmp_path / "gone.png", category="b"),

@@ -1,4 +1,4 @@
-"""Splits without leaks: no picture, near-duplicate or part on both sides."""
+"""Splits without leaks: no image, near-duplicate or part on both sides."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ SHARES = {"train": 0.75, "test": 0.25}
 
 
 def pair(folder, number, category="c", reference=None, target=None, **extra):
-    """Pair `number`: its own good part and the same with a spot, every other one normal."""
+    """Pair `number`: a normal image and the same with a spot, every other pair normal."""
     good, box = part(number), (10, 10, 20, 20)
     reference = reference or save(folder / f"r{number}.png", good)
     target = target or save(folder / f"t{number}.png", damage(part(1000 + number), box))
@@ -61,7 +61,7 @@ def test_pairs_at_an_unknown_place_go_with_the_abnormal_and_unlabelled_ones_by_t
 
 def test_what_belongs_together(tmp_path):
     pairs = [pair(tmp_path, number) for number in range(6)]
-    copy = save(tmp_path / "copy.jpg", part(1001), quality=60)  # t1 without its spot, encoded anew
+    copy = save(tmp_path / "copy.jpg", part(1001), quality=60)  # t1 without its spot, re-encoded
     pairs += [
         pair(tmp_path, 6, reference=pairs[0].reference),
         pair(tmp_path, 7, target=copy),
@@ -75,7 +75,7 @@ def test_what_belongs_together(tmp_path):
     assert instance_groups(pairs, references=False) == [0, 1, 2, 3, 4, 5, 6, 1, 8, 8, 10, 11]
 
 
-def test_leaks_are_told_by_kind_and_each_once(tmp_path):
+def test_each_leak_is_reported_once_with_its_kind(tmp_path):
     train = [pair(tmp_path, 1, product="s/7"), pair(tmp_path, 2)]
     near = save(tmp_path / "near.jpg", part(2), quality=70)  # the reference of train pair 2
     test = [

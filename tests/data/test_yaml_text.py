@@ -1,4 +1,4 @@
-"""YAML from outside: a bomb, a bottomless nest and a value that cannot be are one line at once; recipes read as before."""
+"""Untrusted YAML: alias bombs, deep nesting and invalid values are quick one-line errors; recipes are read correctly."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from differad.data.recipe import read_recipe
-from differad.data.yaml_text import DEEPEST, LONGEST, MOST_VALUES, load_yaml
+from differad.data.yaml_text import MAX_CHARACTERS, MAX_DEPTH, MAX_VALUES, load_yaml
 from differad.errors import InputError, ManifestError, OptionError
 from differad.training.recipe import RlRecipe, load_any_recipe, load_recipe
 
@@ -16,7 +16,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
 
 def bomb(wide, levels):
-    """`wide` ** `levels` values from so many lines."""
+    """`wide` ** `levels` values from `levels` lines."""
     lines = [f"l0: &l0 [{', '.join(['x'] * wide)}]"]
     lines += [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * wide)}]" for n in range(1, levels)]
     return "\n".join(lines) + "\n"
@@ -28,7 +28,7 @@ def doubled(line):
 
 
 BAD = {
-    "alias bomb": (bomb(10, 9), f"more than {MOST_VALUES} values, each alias counted"),
+    "alias bomb": (bomb(10, 9), f"more than {MAX_VALUES} values, with aliases expanded"),
     "bomb of merges": (
         "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40)),
         "values",
@@ -37,13 +37,13 @@ BAD = {
         "a0: &a0 {k: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}\n" for n in range(1, 40)),
         "values",
     ),
-    "a list in itself": ("a: &a [*a]\n", "alias 'a' stands for what it is part of"),
-    "nested lists": ("a: " + "[" * 5000 + "]" * 5000, f"nested more than {DEEPEST} deep"),
-    "nested lists, unclosed": ("[" * 5000, f"nested more than {DEEPEST} deep"),
-    "nested mappings": ("{a: " * 5000 + "1" + "}" * 5000, f"nested more than {DEEPEST} deep"),
-    "nested blocks": ("- " * 5000 + "x", f"nested more than {DEEPEST} deep"),
-    "many values": ("a: [" + "1, " * (MOST_VALUES + 1) + "]", "values"),
-    "long": ("# " + "x" * LONGEST, f"letters; expected at most {LONGEST}"),
+    "a list in itself": ("a: &a [*a]\n", "alias 'a' refers to a value that contains it"),
+    "nested lists": ("a: " + "[" * 5000 + "]" * 5000, f"nested more than {MAX_DEPTH} deep"),
+    "nested lists, unclosed": ("[" * 5000, f"nested more than {MAX_DEPTH} deep"),
+    "nested mappings": ("{a: " * 5000 + "1" + "}" * 5000, f"nested more than {MAX_DEPTH} deep"),
+    "nested blocks": ("- " * 5000 + "x", f"nested more than {MAX_DEPTH} deep"),
+    "many values": ("a: [" + "1, " * (MAX_VALUES + 1) + "]", "values"),
+    "long": ("# " + "x" * MAX_CHARACTERS, f"characters; expected at most {MAX_CHARACTERS}"),
     "a date": ("a: 2026-99-99", "cannot be read"),
     "a number": ("a: " + "9" * 5000, "a number of 5000 digits"),
     "a hexadecimal number": ("a: 0x" + "f" * 9000, "a number of 9002 digits"),
@@ -88,7 +88,7 @@ def test_recipes_of_this_repository_read_as_the_library_reads_them(path):
 def test_aliases_and_merges_of_a_sane_size():
     text = "base: &base {count: 4, kinds: [a, b]}\none: {<<: *base, count: 5}\ntwo: [*base, *base]\n"
     assert load_yaml(text) == yaml.safe_load(text)
-    nested = "[" * DEEPEST + "]" * DEEPEST
+    nested = "[" * MAX_DEPTH + "]" * MAX_DEPTH
     assert load_yaml(nested) == yaml.safe_load(nested)
     with pytest.raises(InputError, match="nested more than"):
         load_yaml(f"[{nested}]")

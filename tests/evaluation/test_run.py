@@ -223,7 +223,7 @@ def test_without_any_box_there_is_no_localisation_metric(tmp_path):
 @pytest.mark.parametrize(
     ("boxes", "reason"),
     [
-        ([[0.58, 0.22, 0.66, 0.3]], r"box \[0.58, 0.22, 0.66, 0.3\] lies within 0..1.*pixels of the target of 64x64"),
+        ([[0.58, 0.22, 0.66, 0.3]], r"box \[0.58, 0.22, 0.66, 0.3\] is within 0..1.*pixels of the target of 64x64"),
         ([[0, 0, 0.5, 1]], r".* within 0\.\.1"),
         ([[3, 3, 9, 9], [0.1, 0.1, 1, 1]], r"box \[0.1, 0.1, 1, 1\]"),
         ([[188, 72, 210, 94]], r"box \[188, 72, 210, 94\].* outside the target of 64x64"),

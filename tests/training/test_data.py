@@ -113,7 +113,7 @@ def test_unlabelled_pairs_are_left_out_and_counted(pairs, tmp_path):
 
 def test_boxes_of_another_frame_are_not_learned(pairs, tmp_path):
     path, _ = moved(pairs, tmp_path, boxes=[[5000, 5000, 5100, 5100]])
-    with pytest.raises(ManifestError, match=r"pair 'p0' .* lies outside the target"):
+    with pytest.raises(ManifestError, match=r"pair 'p0' .* outside the target"):
         build_dataset(Data(pairs=(path,)), speech(), with_answer=True)
 
 

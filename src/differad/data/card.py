@@ -1,7 +1,7 @@
-"""The data card of a set of pairs: what is in it, how large its defects are, whose it is, and checksums.
+"""The data card of a set of pairs: contents, defect sizes, sources and terms, checksums.
 
-Written twice: `card.json` for programs, `card.md` for people. Box sizes as a share of the target need its header; they
-are left out where the card may open nothing.
+Written as `card.json` for programs and as `card.md` for people. Box areas as a share of the target need the target's header;
+they are left out if images must not be opened.
 """
 
 import html
@@ -26,20 +26,22 @@ from differad.images import image_file, image_size
 from differad.progress import track
 
 CHECKSUMS = "checksums.sha256"
-# Shares of the target's area from which each size begins, as the metrics by defect size have them.
+# Lower limit of each size as a share of the target's area, as in the metrics by defect size.
 SIZES = (("small", 0.0), ("medium", 0.01), ("large", 0.1))
 _QUANTILES = (0, 25, 50, 75, 100)
 
 
 def make_card(pairs: Sequence[Pair], title: str, *, open_images: bool = True, progress: bool = False) -> dict[str, Any]:
-    """Counts, box sizes and terms of `pairs`. Raises ImageError where a target is opened and cannot be."""
+    """Counts, box sizes and terms of `pairs`. Raises ImageError if a target cannot be opened."""
     categories: dict[str, list[Pair]] = {}
     for pair in pairs:
         categories.setdefault(pair.category, []).append(pair)
     return {
         "title": title,
         **_counts(pairs),
-        "categories": {name: {"group": own[0].group, **_counts(own)} for name, own in sorted(categories.items())},
+        "categories": {
+            name: {"group": members[0].group, **_counts(members)} for name, members in sorted(categories.items())
+        },
         "groups": dict(Counter(pair.group for pair in pairs if pair.group)),
         "kinds": dict(Counter(str(pair.extra["kind"]) for pair in pairs if pair.extra.get("kind")).most_common()),
         "boxes": _box_sizes(pairs, open_images, progress),
@@ -55,9 +57,9 @@ def write_card(
     files: Iterable[Path] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Write card.json and card.md into `out`, with the manifest's checksum; return the card as it was written.
+    """Write card.json and card.md into `out`, with the manifest's checksum; return the card as written.
 
-    `files` get their checksums too, in `checksums.sha256`, which `sha256sum --check` reads in `out`.
+    The checksums of `files` are written to `checksums.sha256`, which `sha256sum --check` reads when run in `out`.
 
     Raises InputError, WriteError.
     """
@@ -77,21 +79,21 @@ def write_card(
 
 
 def _checksum_line(checksum: str, name: str) -> str:
-    """A line as `sha256sum` writes it: where a name has a backslash or a line break, these are escaped and the line begins so."""
+    """A line as `sha256sum` writes it: backslashes and line breaks in a name are escaped, and then the line begins with one."""
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return f"{'' if escaped == name else chr(92)}{checksum}  {escaped}\n"
 
 
 def files_of(pairs: Iterable[Pair]) -> set[Path]:
     """Every file that the pairs name. Raises ManifestError for an image in memory."""
-    found: set[Path] = set()
+    paths: set[Path] = set()
     for pair in pairs:
         for value in (pair.reference, pair.target, pair.mask):
             if value is not None:
                 if not isinstance(value, str | Path):
                     raise ManifestError(f"pair {pair.id!r}: holds an image in memory; save it and give its path")
-                found.add(image_file(value))
-    return found
+                paths.add(image_file(value))
+    return paths
 
 
 def card_text(card: Mapping[str, Any]) -> str:
@@ -101,29 +103,35 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 def _counts(pairs: Sequence[Pair]) -> dict[str, int]:
     normal = sum(pair.anomalous is False for pair in pairs)
-    unread = [pair for pair in pairs if pair.boxes is None and pair.mask is not None]
+    only_masks = [pair for pair in pairs if pair.boxes is None and pair.mask is not None]
     targets = len({str(pair.target) for pair in pairs})
     return {
         "pairs": len(pairs),
-        "anomalous": sum(pair.anomalous is True for pair in pairs) + sum(pair.anomalous is None for pair in unread),
+        "anomalous": sum(pair.anomalous is True for pair in pairs) + sum(pair.anomalous is None for pair in only_masks),
         "place_unknown": sum(map(is_place_unknown, pairs)),
         "normal": normal,
         "targets": targets,
-        "boxes_left_to_masks": len(unread),
+        "boxes_left_to_masks": len(only_masks),
     }
 
 
 def _box_sizes(pairs: Sequence[Pair], open_images: bool, progress: bool) -> dict[str, Any]:
-    """Quantiles of what the boxes measure, in pixels, and of their share of the target's area."""
-    own = [pair for pair in pairs if pair.boxes is not None and len(pair.boxes)]
-    boxes = np.concatenate([pair.boxes for pair in own if pair.boxes is not None]) if own else np.empty((0, 4))
+    """Quantiles of the boxes' width and height in pixels and of their share of the target's area."""
+    with_boxes = [pair for pair in pairs if pair.boxes is not None and len(pair.boxes)]
+    boxes = (
+        np.concatenate([pair.boxes for pair in with_boxes if pair.boxes is not None])
+        if with_boxes
+        else np.empty((0, 4))
+    )
     result: dict[str, Any] = {"count": len(boxes)}
     if len(boxes):
-        result["per_pair"] = _quantiles(np.array([len(pair.boxes) for pair in own if pair.boxes is not None]))
+        result["per_pair"] = _quantiles(np.array([len(pair.boxes) for pair in with_boxes if pair.boxes is not None]))
         result["width_px"] = _quantiles(boxes[:, 2] - boxes[:, 0])
         result["height_px"] = _quantiles(boxes[:, 3] - boxes[:, 1])
         if open_images:
-            shares = np.concatenate([_shares(pair) for pair in track(own, "measuring", len(own), shown=progress)])
+            shares = np.concatenate(
+                [_shares(pair) for pair in track(with_boxes, "measuring", len(with_boxes), shown=progress)]
+            )
             result["area_share"] = _quantiles(shares, digits=5)
             names = [[name for name, begins in SIZES if share >= begins][-1] for share in shares]
             result["sizes"] = {name: names.count(name) for name, _ in SIZES}
@@ -136,8 +144,8 @@ def _shares(pair: Pair) -> NDArray[np.float64]:
 
 
 def _quantiles(values: NDArray[Any], digits: int = 1) -> dict[str, float]:
-    found = np.percentile(values, _QUANTILES)
-    return {f"p{q}": round(float(value), digits) for q, value in zip(_QUANTILES, found, strict=True)}
+    quantiles = np.percentile(values, _QUANTILES)
+    return {f"p{q}": round(float(value), digits) for q, value in zip(_QUANTILES, quantiles, strict=True)}
 
 
 def _sources(pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
@@ -158,15 +166,15 @@ def _relative(path: Path, out: Path) -> str:
 
 
 def _head(card: Mapping[str, Any]) -> list[str]:
-    lines = [f"# {_plain(card['title'])}", ""]
+    lines = [f"# {_escape(card['title'])}", ""]
     lines.append(
         f"{card['pairs']} pairs: {card['anomalous']} anomalous, {card['normal']} normal; {card['targets']} different targets."
     )
     if card["boxes_left_to_masks"]:
         lines.append(f"The boxes of {card['boxes_left_to_masks']} pairs are left to their masks.")
     if card["place_unknown"]:
-        lines.append(f"{card['place_unknown']} anomalous of unknown place: nobody marked where.")
-    lines += [f"\n{_plain(note)}" for note in card.get("notes", [])]
+        lines.append(f"{card['place_unknown']} anomalous of unknown place.")
+    lines += [f"\n{_escape(note)}" for note in card.get("notes", [])]
     lines.append(f"\n`{card['manifest']['name']}`: sha256 `{card['manifest']['sha256']}`")
     if "files" in card:
         lines.append(f"\nChecksums of {card['files']['count']} files: `{card['files']['checksums']}`")
@@ -175,9 +183,11 @@ def _head(card: Mapping[str, Any]) -> list[str]:
 
 def _category_table(card: Mapping[str, Any]) -> list[str]:
     lines = ["\n## Categories\n", "| category | group | pairs | anomalous | normal |", "|---|---|---|---|---|"]
-    for name, own in card["categories"].items():
-        group = own["group"] or ""
-        lines.append(f"| {_cell(name)} | {_cell(group)} | {own['pairs']} | {own['anomalous']} | {own['normal']} |")
+    for name, entry in card["categories"].items():
+        group = entry["group"] or ""
+        lines.append(
+            f"| {_cell(name)} | {_cell(group)} | {entry['pairs']} | {entry['anomalous']} | {entry['normal']} |"
+        )
     return lines
 
 
@@ -185,10 +195,12 @@ def _box_lines(boxes: Mapping[str, Any]) -> list[str]:
     lines = ["\n## Boxes\n", f"{boxes['count']} boxes."]
     rows = {"per_pair": "per pair", "width_px": "width, pixels", "height_px": "height, pixels"}
     rows["area_share"] = "share of the target's area"
-    known = {key: title for key, title in rows.items() if key in boxes}
-    if known:
+    present = {key: title for key, title in rows.items() if key in boxes}
+    if present:
         lines += ["\n| | least | quarter | median | three quarters | most |", "|---|---|---|---|---|---|"]
-        lines += [f"| {title} | {' | '.join(f'{v:g}' for v in boxes[key].values())} |" for key, title in known.items()]
+        lines += [
+            f"| {title} | {' | '.join(f'{v:g}' for v in boxes[key].values())} |" for key, title in present.items()
+        ]
     if "sizes" in boxes:
         lines.append("\n" + ", ".join(f"{count} {name}" for name, count in boxes["sizes"].items()))
         lines.append("(small under 1 %, large from 10 % of the target's area).")
@@ -201,15 +213,15 @@ def _source_lines(card: Mapping[str, Any]) -> list[str]:
         "| source | pairs | what | licence or terms | where |",
         "|---|---|---|---|---|",
     ]
-    for name, own in card["sources"].items():
-        lines.append(f"| {_cell(name)} | {own['pairs']} | {own['title']} | {own['licence']} | {own['url']} |")
+    for name, entry in card["sources"].items():
+        lines.append(f"| {_cell(name)} | {entry['pairs']} | {entry['title']} | {entry['licence']} | {entry['url']} |")
     return lines
 
 
 def _cell(text: str) -> str:
-    return _plain(text).replace("|", "\\|")
+    return _escape(text).replace("|", "\\|")
 
 
-def _plain(text: str) -> str:
-    """Text from outside in one line of Markdown, where it is neither HTML nor a link."""
+def _escape(text: str) -> str:
+    """Untrusted text as one line of Markdown, escaped so that it is neither HTML nor a link."""
     return html.escape(" ".join(text.splitlines()), quote=False).replace("[", "\\[")

@@ -1,8 +1,8 @@
-"""Pairs from a good part, or a folder of them, and images to inspect. Nobody has labelled anything.
+"""Pairs from one normal image, or a folder of them, and images to inspect, all unlabelled.
 
-A target is compared with the good part that looks most like it (`pairing.describe`), never with its own file or a copy of it
-where there is another good part. What cannot be read is no reason to stop: a target stays a pair, whose locator says what is
-wrong with it; a good part is left out with a warning.
+Each target is paired with the most similar normal image (`pairing.describe`), never with its own file or a copy of it if
+there is another one. An unreadable file is no error here: a target remains a pair, and its locator reports the problem; a
+normal image is left out with a warning.
 """
 
 import os
@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from differad.core import Pair
-from differad.data.copies import Contents
+from differad.data.copies import FileComparer
 from differad.data.nearest import BLOCK, NearestIndex, Ranking
 from differad.data.pairing import describe
-from differad.data.sources.inventory import FOREIGN_ENDINGS
-from differad.data.sources.sample import folder_name, is_image, no_image, walk
+from differad.data.sources.inventory import UNREADABLE_ENDINGS
+from differad.data.sources.sample import folder_name, is_image, no_image_message, walk
 from differad.data.thumbnails import read_thumbnail
 from differad.errors import ImageError, InputError, InputWarning
 from differad.files import is_pipe_or_device
@@ -35,7 +35,7 @@ _Vector = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Folder:
-    """Good parts, and the images to inspect by their ids: paths below the folder that holds them all, with slashes."""
+    """Normal images (`good`), and the images to inspect by id: paths below their common folder, with slashes."""
 
     good: tuple[Path, ...]
     targets: Mapping[str, Path]
@@ -43,41 +43,41 @@ class Folder:
 
 
 def list_parts(good: Path, targets: Sequence[Path]) -> Folder:
-    """List good parts and targets, each a file or a folder with all images below it; no image is opened.
+    """List normal images and targets, each a file or a folder with all images below it; no image is opened.
 
-    Good parts below a folder of targets are no targets. Images in a format that is not read are targets all the same, so that
-    none is passed over; other files in a folder are, with a warning. Raises InputError where a path is missing or there is no
-    image.
+    Normal images below a folder of targets are no targets. Images in formats that are not read are still targets, so that none
+    is ignored silently; other files in a folder are ignored with a warning. Raises InputError if a path is missing or there is
+    no image.
     """
     for path in (good, *targets):
         if not image_file(path).exists():
             raise InputError(f"{path}: no such file or folder; expected an image, or a folder of images")
         if is_pipe_or_device(image_file(path)):
             raise InputError(f"{path}: can be read only once; save it to a file and name that")
-    parts = tuple(_images(good)) if good.is_dir() else (good,)
-    if not parts:
-        raise InputError(no_image(good))
-    excluded = {_real(path) for path in parts}
-    top = _common(targets)
-    found = {_absolute(path): path for place in targets for path in _targets_in(place, excluded)}
-    if not found:
+    references = tuple(_images(good)) if good.is_dir() else (good,)
+    if not references:
+        raise InputError(no_image_message(good))
+    excluded = {_resolved(path) for path in references}
+    top = _common_folder(targets)
+    by_path = {_absolute(path): path for target in targets for path in _targets_in(target, excluded)}
+    if not by_path:
         names = ", ".join(map(str, targets))
-        also = "; the good parts are no targets" if any(map(Path.is_dir, targets)) and _images_in(targets) else ""
+        hint = "; the good parts are no targets" if any(map(Path.is_dir, targets)) and _images_in(targets) else ""
         raise InputError(
-            f"{names}: holds no image to inspect{also}; give the folder or the images of the parts to inspect"
+            f"{names}: holds no image to inspect{hint}; give the folder or the images of the parts to inspect"
         )
-    ids = {path.relative_to(top).as_posix(): given for path, given in found.items()}
-    return Folder(parts, ids, folder_name(top))
+    ids = {path.relative_to(top).as_posix(): target for path, target in by_path.items()}
+    return Folder(references, ids, folder_name(top))
 
 
-def pair_parts(folder: Folder, known: Mapping[str, Path], *, progress: bool = True) -> list[Pair]:
-    """A pair for each target with the good part that looks most like it, in the order of the targets.
+def pair_parts(folder: Folder, fixed: Mapping[str, Path], *, progress: bool = True) -> list[Pair]:
+    """A pair for each target with the most similar normal image, in the order of the targets.
 
-    `known` are the references of targets, by id, that stay as they are. Warns of good parts that cannot be read. Raises
-    ImageError where none can.
+    `fixed` are references that are already chosen, by target id. Warns of normal images that cannot be read. Raises
+    ImageError if none can.
     """
     good = {_absolute(path): path for path in folder.good}
-    chosen = {name: good[place] for name, path in known.items() if (place := _absolute(path)) in good}
+    chosen = {name: good[path_key] for name, path in fixed.items() if (path_key := _absolute(path)) in good}
     open_ids = [name for name in folder.targets if name not in chosen]
     if open_ids:
         finder = _Finder(folder.good, progress)
@@ -89,18 +89,18 @@ def pair_parts(folder: Folder, known: Mapping[str, Path], *, progress: bool = Tr
 
 
 class _Finder:
-    """Finds the good part that looks most like a target."""
+    """Finds the normal image that is most similar to a target."""
 
     def __init__(self, good: Sequence[Path], progress: bool) -> None:
-        self._contents = Contents()
-        self._good: list[Path] = []
+        self._comparer = FileComparer()
+        self._references: list[Path] = []
         vectors: list[_Vector] = []
         problems: list[ImageError] = []
         for path, vector in zip(good, _describe_all(good, "good parts", progress), strict=True):
             if isinstance(vector, ImageError):
                 problems.append(vector)
             else:
-                self._good.append(path)
+                self._references.append(path)
                 vectors.append(vector)
         if not vectors:
             raise ImageError(f"no good part can be read, the first: {problems[0]}")
@@ -110,42 +110,44 @@ class _Finder:
                 InputWarning,
                 stacklevel=3,
             )
-        self._index = NearestIndex(np.stack(vectors), self._good, self._contents)
+        self._index = NearestIndex(np.stack(vectors), self._references, self._comparer)
 
     def find_all(self, targets: Mapping[str, Path], progress: bool) -> dict[str, Path]:
         """The reference of each target by its id."""
-        if len(self._good) == 1:  # nothing to choose: no target is opened
-            return dict.fromkeys(targets, self._good[0])
+        if len(self._references) == 1:  # nothing to choose: no target is opened
+            return dict.fromkeys(targets, self._references[0])
         vectors = _describe_all(list(targets.values()), "references", progress)
         described = zip(targets.items(), vectors, strict=True)
-        found: dict[str, Path] = {}
+        references: dict[str, Path] = {}
         while block := list(islice(described, BLOCK)):
             ranks = iter(self._index.ranked([vector for _, vector in block if not isinstance(vector, ImageError)]))
             for (name, path), vector in block:
-                # The first good part for a target that cannot be read: its locator says why.
-                found[name] = self._good[0] if isinstance(vector, ImageError) else self._first_other(path, next(ranks))
-        return found
+                # A target that cannot be read gets the first normal image; its locator reports the problem.
+                references[name] = (
+                    self._references[0] if isinstance(vector, ImageError) else self._nearest_other(path, next(ranks))
+                )
+        return references
 
-    def _first_other(self, target: Path, ranking: Ranking) -> Path:
-        """The nearest good part that is not the target's own file or a copy of it; where all are, the nearest."""
+    def _nearest_other(self, target: Path, ranking: Ranking) -> Path:
+        """The nearest normal image that is not the target's file or a copy of it; if all are, the nearest."""
         nearest = None
         for number in ranking:
-            good = self._good[number]
+            good = self._references[number]
             if not self._is_same(good, target):
                 return good
             nearest = nearest or good
             ranking.drop_copies()
-        return nearest or self._good[0]
+        return nearest or self._references[0]
 
     def _is_same(self, good: Path, target: Path) -> bool:
         try:
-            return self._contents.same(good, target)
-        except ImageError:  # gone meanwhile
+            return self._comparer.same(good, target)
+        except ImageError:  # the file was removed meanwhile
             return False
 
 
 def _describe_all(paths: Sequence[Path], what: str, progress: bool) -> Iterator[_Vector | ImageError]:
-    """What each image looks like, or why it cannot be read, in order."""
+    """The descriptor of each image, or the error if it cannot be read, in order."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         yield from track(pool.map(_describe, paths), what, len(paths), shown=progress and len(paths) > 1)
 
@@ -157,46 +159,46 @@ def _describe(path: Path) -> _Vector | ImageError:
         return error.with_traceback(None)
 
 
-def _targets_in(place: Path, excluded: Collection[str]) -> list[Path]:
-    if not place.is_dir():
-        return [place]
-    return [path for path in _images(place) if _real(path) not in excluded]
+def _targets_in(target: Path, excluded: Collection[str]) -> list[Path]:
+    if not target.is_dir():
+        return [target]
+    return [path for path in _images(target) if _resolved(path) not in excluded]
 
 
-def _images_in(places: Iterable[Path]) -> bool:
-    return any(True for place in places if place.is_dir() for _ in _images(place))
+def _images_in(targets: Iterable[Path]) -> bool:
+    return any(True for target in targets if target.is_dir() for _ in _images(target))
 
 
 def _images(folder: Path) -> list[Path]:
-    """All images at any depth below a folder, in order. Warns of other files, and of names that cannot be stored."""
-    found: list[Path] = []
+    """All images at any depth below a folder, in order. Warns of other files and of names that are not UTF-8."""
+    images: list[Path] = []
     problems: list[str] = []
     for listing in walk(folder, problems.append):
         for name in listing.files:
             path = listing.path / name
             if is_pipe_or_device(path):
                 problems.append(f"{path}: a pipe or a device")
-            elif is_image(name) or path.suffix.lower() in FOREIGN_ENDINGS:
-                found.append(path)
+            elif is_image(name) or path.suffix.lower() in UNREADABLE_ENDINGS:
+                images.append(path)
             else:
                 problems.append(f"{path}: its ending names no image format")
     if problems:
         files = "1 file is" if len(problems) == 1 else f"{len(problems)} files are"
-        warnings.warn(f"{folder}: {files} passed over, the first: {problems[0]}", InputWarning, stacklevel=4)
-    return found
+        warnings.warn(f"{folder}: {files} ignored, the first: {problems[0]}", InputWarning, stacklevel=4)
+    return images
 
 
-def _common(places: Sequence[Path]) -> Path:
+def _common_folder(targets: Sequence[Path]) -> Path:
     """The folder that holds all targets. Raises InputError."""
     try:
-        return Path(os.path.commonpath([_absolute(path if path.is_dir() else path.parent) for path in places]))
+        return Path(os.path.commonpath([_absolute(path if path.is_dir() else path.parent) for path in targets]))
     except ValueError:  # Windows
-        raise InputError("the targets lie on several drives; inspect those of each drive by themselves") from None
+        raise InputError("the targets are on several drives; inspect those of each drive separately") from None
 
 
 def _absolute(path: str | Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` follows links, and a link is a name of its own
+    return Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` follows links, and a link is a separate name
 
 
-def _real(path: Path) -> str:
+def _resolved(path: Path) -> str:
     return os.path.realpath(path)

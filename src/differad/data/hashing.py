@@ -1,12 +1,13 @@
-"""Near-duplicates among many pictures: difference hashes find candidates, thumbnails confirm them.
+"""Near-duplicates among many images: difference hashes find candidates, thumbnails confirm them.
 
-A picture counts as a near-duplicate of another when it was encoded, resized or lit anew, or changed in one faint or tiny place;
-two parts photographed in one fixture, alike as they are, should not. The 64-bit difference hash (the sign of
+A near-duplicate is an image that was re-encoded, resized, changed in brightness, or changed in one faint or tiny place. Images
+of two similar parts in one fixture should not count. The 64-bit difference hash (the sign of the difference of
 neighbouring grey levels on a 9 x 8 grid, https://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html)
-cannot tell such parts apart, so a candidate is confirmed by the root mean square difference of 32 x 32 thumbnails,
-measured against their contrast.
+cannot distinguish such parts, so a candidate is confirmed by the root mean square difference of 32 x 32 thumbnails,
+relative to their contrast.
 
-Hashes within 3 bits agree in at least one of their four 16-bit pieces: only pictures that share a piece are compared.
+Hashes that differ in at most 3 bits agree in at least one of their four 16-bit pieces, so only images that share a piece are
+compared.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.data.sources.sample import Region
+from differad.data.sources.sample import CropBox
 from differad.data.thumbnails import SIDE, read_thumbnail
 from differad.errors import OptionError
 from differad.images import RGB
@@ -26,15 +27,15 @@ BITS = 64
 _PIECES = 4
 _PIECE_BITS = BITS // _PIECES
 MAX_RADIUS = _PIECES - 1
-# A step between cells counts from above this many grey levels of 255: in plain areas noise alone would decide a bit.
-# With 4, copies as below never differ in more than 2 bits on 25 synthetic pictures of each kind; with 2, in up to 6.
-_STEP = 4
-# Two thumbnails are the same up to a floor (grey levels of 255, noise of encoding) and a share of their contrast (its
-# standard deviation). JPEG at quality 40, half the size and light 10 levels brighter stay below that on synthetic
-# pictures of every kind, and other parts of the same kind above it; tests/data/test_hashing.py measures both.
-SAME_FLOOR = 0.6
-SAME_SHARE = 0.1
-# Rows of a block of comparisons, which bounds the memory that many equal pictures take.
+# A step between cells counts above this many grey levels of 255; in plain areas noise alone would set a bit.
+# With 4, copies as below never differ in more than 2 bits on 25 synthetic images of each kind; with 2, in up to 6.
+_MIN_STEP = 4
+# Two thumbnails are equal up to a noise floor (grey levels of 255) plus a share of their contrast (standard deviation). JPEG at
+# quality 40, half the size and 10 levels more brightness stay below that on synthetic images of every kind, other parts of
+# the same kind above it; tests/data/test_hashing.py measures both.
+NOISE_FLOOR = 0.6
+CONTRAST_SHARE = 0.1
+# Rows of a block of comparisons, which bounds the memory for many equal images.
 _BLOCK = 512
 
 Hashes = NDArray[np.uint64]
@@ -42,7 +43,7 @@ Hashes = NDArray[np.uint64]
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What is kept of a picture: its difference hash and its grey thumbnail (SIDE * SIDE,), mean removed."""
+    """An image's difference hash and its grey thumbnail (SIDE * SIDE,), mean removed."""
 
     hash: int
     grey: NDArray[np.float32]
@@ -52,7 +53,7 @@ def dhash(image: RGB) -> int:
     """The 64-bit difference hash of (H, W, 3) RGB: bit set where a cell is clearly brighter than its right neighbour."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     cells = np.asarray(cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)).astype(np.int16)
-    return int.from_bytes(np.packbits(cells[:, :-1] - cells[:, 1:] > _STEP).tobytes(), "big")
+    return int.from_bytes(np.packbits(cells[:, :-1] - cells[:, 1:] > _MIN_STEP).tobytes(), "big")
 
 
 def fingerprint(image: RGB) -> Fingerprint:
@@ -62,31 +63,31 @@ def fingerprint(image: RGB) -> Fingerprint:
     return Fingerprint(dhash(image), np.asarray(grey - grey.mean(), dtype=np.float32))
 
 
-def fingerprint_file(path: Path, region: Region | None = None) -> Fingerprint:
-    """The fingerprint of a picture on disk, read at a fraction of its size. Raises ImageError."""
+def fingerprint_file(path: Path, region: CropBox | None = None) -> Fingerprint:
+    """The fingerprint of an image on disk, read at a fraction of its size. Raises ImageError."""
     return fingerprint(read_thumbnail(path, region).pixels)
 
 
 def distance(a: int, b: int) -> int:
-    """In how many of their 64 bits two hashes differ."""
+    """Hamming distance of two 64-bit hashes."""
     return (a ^ b).bit_count()
 
 
-def near_duplicates(prints: Sequence[Fingerprint], radius: int = MAX_RADIUS) -> Iterator[tuple[int, int]]:
+def near_duplicates(fingerprints: Sequence[Fingerprint], radius: int = MAX_RADIUS) -> Iterator[tuple[int, int]]:
     """Index pairs (i < j) of fingerprints within `radius` bits whose thumbnails are the same up to noise.
 
     Each pair comes once. Raises OptionError for a radius that four pieces cannot guarantee.
     """
     if not 0 <= radius <= MAX_RADIUS:
         raise OptionError(f"radius={radius!r}: expected 0 to {MAX_RADIUS} bits of 64")
-    if not prints:
+    if not fingerprints:
         return
-    hashes = np.array([entry.hash for entry in prints], dtype=np.uint64)
-    greys = np.stack([entry.grey for entry in prints])
+    hashes = np.array([entry.hash for entry in fingerprints], dtype=np.uint64)
+    greys = np.stack([entry.grey for entry in fingerprints])
     for piece in range(_PIECES):
         for bucket in _buckets(_piece(hashes, piece)):
             for i, j in _close_in_bucket(hashes, greys, bucket, radius):
-                # Found before if an earlier piece agrees too.
+                # Already found if an earlier piece agrees too.
                 if not any(_piece(hashes[i], earlier) == _piece(hashes[j], earlier) for earlier in range(piece)):
                     yield i, j
 
@@ -112,7 +113,7 @@ def _piece(hashes: Hashes, number: int) -> Hashes:
 
 
 def _buckets(keys: Hashes) -> Iterator[NDArray[np.intp]]:
-    """Indices of equal keys, in order, where there are several."""
+    """Groups of at least two indices with equal keys, in order."""
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order])) + 1
     return (bucket for bucket in np.split(order, starts) if len(bucket) > 1)
@@ -123,7 +124,7 @@ def _close_in_bucket(
 ) -> Iterator[tuple[int, int]]:
     norms = np.sum(greys[bucket] ** 2, axis=1)
     # Root mean squares from here on are scaled by the root of the number of cells, as the norms are.
-    limits = SAME_FLOOR * np.sqrt(greys.shape[1]) + SAME_SHARE * np.sqrt(norms)
+    limits = NOISE_FLOOR * np.sqrt(greys.shape[1]) + CONTRAST_SHARE * np.sqrt(norms)
     for start in range(0, len(bucket), _BLOCK):
         rows, columns = bucket[start : start + _BLOCK], bucket[start:]
         close = np.triu(_count_bits(hashes[rows, None] ^ hashes[None, columns]) <= radius, 1)
@@ -135,7 +136,7 @@ def _close_in_bucket(
 
 
 def _count_bits(values: Hashes) -> Hashes:
-    """How many bits are set in each 64-bit value: sums in fields of 2, 4, then 8 bits, added up by a product."""
+    """The number of set bits of each 64-bit value: sums in fields of 2, 4, then 8 bits, added up by a product."""
     values = values - ((values >> np.uint64(1)) & np.uint64(0x5555555555555555))
     values = (values & np.uint64(0x3333333333333333)) + ((values >> np.uint64(2)) & np.uint64(0x3333333333333333))
     values = (values + (values >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)

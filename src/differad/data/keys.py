@@ -1,6 +1,6 @@
-"""Keys of JSON lines that nobody reads but that look like one that is read: a slip that would otherwise go by unnoticed.
+"""Warns of unknown keys in JSON lines that resemble a known key, which are probably typing errors.
 
-Further keys are allowed and kept, so that `boxs` makes a pair unlabelled without an error. Knows nothing of what keys mean.
+Unknown keys are allowed and kept, so `boxs` makes a pair unlabelled without an error. Knows nothing about the meaning of keys.
 """
 
 import warnings
@@ -12,11 +12,11 @@ from pydantic import BaseModel
 
 from differad.errors import InputWarning, shortened
 
-# How alike two names are, from 0 to 1: `boxs` and `boxes` 0.89, `mask` and `task` 0.75.
-_ALIKE = 0.8
-# Keys whose comparison stays in memory: a file has the same few on every line, and comparing takes longer than reading the line.
-_CACHED = 1024
-# What other tools call it.
+# Minimum similarity of two names, 0 to 1: `boxs` and `boxes` 0.89, `mask` and `task` 0.75.
+_MIN_SIMILARITY = 0.8
+# Size of the cache of compared keys: all lines of a file have the same few, and comparing is slower than reading a line.
+_CACHE_SIZE = 1024
+# Names that other tools use.
 _OTHER_NAMES = {
     "box": "boxes",
     "bbox": "boxes",
@@ -29,30 +29,36 @@ _OTHER_NAMES = {
 }
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `name` is most likely meant for; None where it resembles none."""
-    plain = name.strip().lower().replace("-", "_").replace(" ", "_")
-    names = list(known)
-    other = _OTHER_NAMES.get(plain)
-    return other if other in names else next(iter(get_close_matches(plain, names, n=1, cutoff=_ALIKE)), None)
+def closest_key(name: str, known_keys: Iterable[str]) -> str | None:
+    """The known key that `name` most probably means; None if it resembles none."""
+    normalised = name.strip().lower().replace("-", "_").replace(" ", "_")
+    names = list(known_keys)
+    synonym = _OTHER_NAMES.get(normalised)
+    return (
+        synonym
+        if synonym in names
+        else next(iter(get_close_matches(normalised, names, n=1, cutoff=_MIN_SIMILARITY)), None)
+    )
 
 
 class SlipFinder:
-    """Warns, once for each key of a file, of keys that stand where one of `kind` was probably meant."""
+    """Warns, once per key of a file, of unknown keys that resemble a field of `kind`."""
 
     def __init__(self, kind: type[BaseModel]) -> None:
-        known = tuple(kind.model_fields)
-        self._meant = lru_cache(_CACHED)(lambda key: nearest(key, known))
-        self._said: set[str] = set()
+        known_keys = tuple(kind.model_fields)
+        self._closest = lru_cache(_CACHE_SIZE)(lambda key: closest_key(key, known_keys))
+        self._warned: set[str] = set()
 
-    def check(self, record: BaseModel, place: str) -> None:
-        """Warn of the further keys of one line; one beside the key that it resembles is meant as it is."""
+    def check(self, record: BaseModel, where: str) -> None:
+        """Warn of the unknown keys of one line, except where the resembling field is given as well."""
         for key in record.model_extra or {}:
-            if key in self._said:
+            if key in self._warned:
                 continue
-            meant = self._meant(key)
-            if meant is None or (meant in record.model_fields_set and getattr(record, meant) is not None):
+            closest = self._closest(key)
+            if closest is None or (closest in record.model_fields_set and getattr(record, closest) is not None):
                 continue
-            self._said.add(key)
-            # One place for all, so that a file that is read several times is complained about once.
-            warnings.warn(f"{place}: key {shortened(key)} is not read; is {meant!r} meant?", InputWarning, stacklevel=1)
+            self._warned.add(key)
+            # Always from this line, so that Python's filter shows a repeated warning once.
+            warnings.warn(
+                f"{where}: key {shortened(key)} is not read; is {closest!r} meant?", InputWarning, stacklevel=1
+            )

@@ -1,7 +1,7 @@
-"""Keeps two runs out of one folder or file, and a run apart from workers of a killed one that have not ended yet.
+"""Locks: one run per output folder or file, and waiting for workers of a killed run that have not ended yet.
 
-Locks of the system, by portalocker: a kill releases them. A lock file that a kill leaves behind is free and counts for nothing.
-Where there are no locks (some network file systems; shared ones on Windows without pywin32), nothing is kept apart.
+These are system locks, by portalocker, which a kill releases; a lock file left by a kill is unlocked and has no effect.
+Without such locks (some network file systems; shared locks on Windows without pywin32) runs are not separated.
 """
 
 import os
@@ -20,10 +20,10 @@ LOCK = ".differad.lock"
 
 @contextmanager
 def sole_run(out: Path) -> Iterator[None]:
-    """Keep every other run out of `out`, a folder that exists or a file, while inside.
+    """Hold an exclusive lock on `out`, an existing folder or a file.
 
-    The lock lies in the folder, or beside the file, and is removed at the end. Raises InputError where another run is at work,
-    and WriteError.
+    The lock file is in the folder, or beside the file, and is removed at the end. Raises InputError if another run holds the
+    lock, and WriteError.
     """
     lock = out / LOCK if out.is_dir() else out.with_name(f".{out.name}.lock")
     try:
@@ -35,12 +35,12 @@ def sole_run(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _remove(lock, descriptor)
+        _release_and_remove(lock, descriptor)
 
 
 @contextmanager
 def as_worker(file: Path) -> Iterator[None]:
-    """Let `wait_for_workers` wait while inside."""
+    """Make `wait_for_workers` wait until the context ends."""
     descriptor = _lock_shared(file)
     try:
         yield
@@ -49,12 +49,12 @@ def as_worker(file: Path) -> Iterator[None]:
 
 
 def be_worker(file: Path) -> None:
-    """Let `wait_for_workers` wait until this process ends."""
+    """Make `wait_for_workers` wait until this process ends."""
     _lock_shared(file)
 
 
 def wait_for_workers(file: Path) -> None:
-    """Wait until no process is a worker by this file."""
+    """Wait until no process is a worker of this file."""
     descriptor = os.open(file, os.O_RDONLY)
     _lock(descriptor, LockFlags.EXCLUSIVE)
     os.close(descriptor)
@@ -67,7 +67,7 @@ def _lock_shared(file: Path) -> int:
 
 
 def _lock_file(path: Path) -> int:
-    """The descriptor of a lock file that this process alone has locked. Raises AlreadyLocked, OSError."""
+    """The descriptor of a lock file with an exclusive lock. Raises AlreadyLocked, OSError."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -75,14 +75,14 @@ def _lock_file(path: Path) -> int:
         except portalocker.AlreadyLocked:
             os.close(descriptor)
             raise
-        # A run that ended meanwhile has removed the file that was opened here: the next one is another file.
+        # A run that ended meanwhile may have removed the file that was opened; then the lock belongs to no path: try again.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         os.close(descriptor)
 
 
-def _remove(path: Path, descriptor: int) -> None:
+def _release_and_remove(path: Path, descriptor: int) -> None:
     if os.name == "nt":  # an open file cannot be removed there
         os.close(descriptor)
         with suppress(OSError):
@@ -94,7 +94,7 @@ def _remove(path: Path, descriptor: int) -> None:
 
 
 def _lock(descriptor: int, flags: LockFlags) -> None:
-    """Lock, or go on without where there are no such locks. Raises AlreadyLocked where it is not to wait."""
+    """Lock, or continue without a lock if the system has none. Raises AlreadyLocked for non-blocking locks."""
     while True:
         try:
             portalocker.lock(descriptor, flags)

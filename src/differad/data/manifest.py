@@ -1,7 +1,6 @@
-"""`pairs.jsonl`: one pair a line, paths relative to the file, read as a stream and checked line by line.
+"""`pairs.jsonl`: one pair per line, paths relative to the file, read as a stream and checked line by line.
 
-Each error names the file, the line and the field. Images are not opened here; a mask is read when a pair that has one
-gives no boxes of its own.
+Each error names the file, the line and the field. Images are not opened; a mask is read if its pair has no boxes.
 """
 
 import json
@@ -14,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from differad.boxes import as_boxes, to_list
 from differad.core import Pair
-from differad.data.keys import SlipFinder, nearest
+from differad.data.keys import SlipFinder, closest_key
 from differad.data.masks import boxes_from_mask, read_mask
 from differad.errors import ImageError, ManifestError, shortened
 from differad.files import is_pipe_or_device, make_folder, write_lines
@@ -32,12 +31,12 @@ _Coordinate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Box = Annotated[tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate], AfterValidator(_positive_area)]
 _Text = Annotated[str, Field(min_length=1)]
 Record = TypeVar("Record", bound=BaseModel)
-# Pixels of a side that no image has: a coordinate beyond is a slip, and would overflow what is computed from it.
-_LONGEST_SIDE = 10_000_000
+# Longer than any image's side (pixels): a larger coordinate is an error and would overflow later computations.
+_MAX_SIDE = 10_000_000
 
 
 class PairRecord(BaseModel):
-    """One line of `pairs.jsonl`; keys that it does not name are kept."""
+    """One line of `pairs.jsonl`; unknown keys are kept."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -51,12 +50,12 @@ class PairRecord(BaseModel):
     anomalous: bool | None = None
 
     @model_validator(mode="after")
-    def _agrees(self) -> Self:
-        """`anomalous` repeats what boxes say, or stands in their place: abnormal, place unknown. Boxes fit in some image."""
+    def _check_boxes(self) -> Self:
+        """Check that boxes fit into some image and that `anomalous` agrees with them; without boxes it is the label."""
         for box in self.boxes or ():
-            if max(box) > _LONGEST_SIDE:
+            if max(box) > _MAX_SIDE:
                 raise ValueError(
-                    f"pair {shortened(self.id)}: box {list(box)} reaches beyond {_LONGEST_SIDE} pixels, as no image does; "
+                    f"pair {shortened(self.id)}: box {list(box)} extends beyond {_MAX_SIDE} pixels, as no image does; "
                     "expected pixels of the target as x1, y1, x2, y2"
                 )
         if self.boxes is not None and self.anomalous not in (None, bool(self.boxes)):
@@ -68,29 +67,28 @@ class PairRecord(BaseModel):
 
 
 def read_pairs(path: str | Path) -> Iterator[Pair]:
-    """Stream the pairs of a manifest; paths come back joined to its folder.
+    """Stream the pairs of a manifest; paths are joined to its folder.
 
     Boxes come from the line, else from the mask. Without either the pair is unlabelled, or with `"anomalous": true` abnormal
-    at an unknown place; `boxes` is None in both cases. Raises
-    ManifestError on the first line that does not hold what it must, ImageError on a mask that cannot be read. Warns of a
-    key that looks like a misspelt one.
+    at an unknown place; `boxes` is None in both cases. Raises ManifestError on the first invalid line, ImageError on an
+    unreadable mask. Warns of a key that resembles a known one.
     """
     path = Path(path)
-    seen: set[str] = set()
-    slips = SlipFinder(PairRecord)
+    ids: set[str] = set()
+    typos = SlipFinder(PairRecord)
     for number, line in numbered_lines(path):
         record = parse_line(PairRecord, line, f"{path}:{number}")
-        slips.check(record, f"{path}:{number}")
-        if record.id in seen:
-            raise ManifestError(f"{path}:{number}: id: {record.id!r} stands twice; expected one line per id")
-        seen.add(record.id)
+        typos.check(record, f"{path}:{number}")
+        if record.id in ids:
+            raise ManifestError(f"{path}:{number}: id: {record.id!r} occurs twice; expected one line per id")
+        ids.add(record.id)
         yield _to_pair(record, path.parent)
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
-    """Write pairs whose images are paths as a manifest, paths relative to it; return how many.
+    """Write pairs, whose images must be paths, as a manifest with paths relative to it; return their number.
 
-    It is there whole or not at all. Raises ManifestError, WriteError.
+    The file is written atomically. Raises ManifestError, WriteError.
     """
     path = Path(path)
     count = 0
@@ -107,7 +105,7 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> int:
 
 
 def check_readable(paths: Iterable[Path]) -> None:
-    """Raise ManifestError for a file of lines that cannot be opened, or that can be read only once (a pipe)."""
+    """Raise ManifestError for a text file that cannot be opened, or that can be read only once (a pipe)."""
     for path in paths:
         if path.is_dir():
             raise ManifestError(
@@ -120,22 +118,22 @@ def check_readable(paths: Iterable[Path]) -> None:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a UTF-8 text file that hold anything, with their number from 1. Raises ManifestError."""
+    """Non-blank lines of a UTF-8 text file with their numbers from 1. Raises ManifestError."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line
     except FileNotFoundError:
-        raise ManifestError(f"{path}: no such file; expected one JSON object a line") from None
+        raise ManifestError(f"{path}: no such file; expected one JSON object per line") from None
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected a file of JSON lines") from None
 
 
-def parse_line(kind: type[Record], line: str, place: str) -> Record:
-    """One JSON line as a `kind`. Raises ManifestError naming `place`, the field, its value and what was expected."""
+def parse_line(kind: type[Record], line: str, where: str) -> Record:
+    """One JSON line as a `kind`. Raises ManifestError with `where`, the field, its value and what was expected."""
     try:
         return kind.model_validate_json(line)
     except ValidationError as error:
@@ -143,10 +141,10 @@ def parse_line(kind: type[Record], line: str, place: str) -> Record:
         field = ".".join(str(part) for part in first["loc"]) or "line"
         value = "" if first["type"] == "missing" else f" {shortened(first['input'])}:"
         if first["type"] == "missing" and isinstance(first["input"], dict):
-            meant = [key for key in first["input"] if nearest(key, [str(first["loc"][-1])])]
-            value = f" {shortened(meant[0])} stands in its place:" if meant else ""
+            meant = [key for key in first["input"] if closest_key(key, [str(first["loc"][-1])])]
+            value = f" {shortened(meant[0])} is given instead:" if meant else ""
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ManifestError(f"{place}: {field}:{value} {first['msg']}{more}") from None
+        raise ManifestError(f"{where}: {field}:{value} {first['msg']}{more}") from None
 
 
 def _to_pair(record: PairRecord, folder: Path) -> Pair:
@@ -175,7 +173,7 @@ def _to_pair(record: PairRecord, folder: Path) -> Pair:
 
 
 def _joined(folder: Path, name: str) -> Path:
-    """The path `name` of a manifest; one that was written on Windows has backslashes between its folders."""
+    """The path `name` of a manifest, which has backslashes if it was written on Windows."""
     path = folder / name
     if "\\" not in name or path.exists():
         return path
@@ -183,7 +181,7 @@ def _joined(folder: Path, name: str) -> Path:
 
 
 def _size(target: Path) -> tuple[int, int] | None:
-    """Of the target, whose mask has to have it; None where it cannot be read, which is left to whoever opens it."""
+    """(width, height) of the target; None if it cannot be read, which is reported when it is opened."""
     try:
         return image_size(target)
     except ImageError:

@@ -1,6 +1,6 @@
-"""Masks of defects, and the boxes around what they mark.
+"""Masks of defects, and the boxes around their marked regions.
 
-A mask is data, not a photograph: what marks is an index, an alpha value or a sample, never how dark it looks.
+A mask is data, not a photograph: an index, an alpha value or a sample marks a pixel, not its displayed brightness.
 """
 
 import warnings
@@ -19,42 +19,42 @@ from differad.headers import Header
 
 Mask = NDArray[np.bool_]
 Samples = NDArray[Any]
-# Strokes of one annotated defect break up into specks; gaps up to this share of the longer side are bridged.
+# The strokes of one annotated defect may be disconnected; gaps up to this share of the longer side are closed.
 GAP_SHARE = 0.02
 # Half of the full scale: lossy compression blurs the edges between 0 and 255 and rings around them.
 _HALF = 128
-# Ringing of a black area stays below the first; a square of so many pixels a side is no blurred edge.
+# Ringing in a black area stays below the first level; a grey square of the second side (pixels) is no blurred edge.
 _RINGING, _FLAT_SIDE = 32, 5
-# Marks of at least such a share that cover the whole border, or touch all edges, are rarely a defect.
+# A marked share of at least this, covering the whole border or touching all edges, is rarely a defect.
 _BORDERED_SHARE, _TOUCHING_SHARE = 0.5, 0.9
 
 
 def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Mask:
-    """A mask file as (H, W) bool, upright; `size` (width, height) is the one of its image, which it must have.
+    """A mask file as (H, W) bool, upright; it must have its image's `size` (width, height).
 
-    Palette: every index but 0 and transparent ones marks. Alpha: what is not wholly transparent marks, unless nothing is
-    or all is, when colour decides. Lossy files (JPEG, WebP): samples from half of the full scale on. All others: any sample
-    that is not 0. A mask that marks nearly everything gives an InputWarning. Raises ImageError.
+    Marked are, in a palette image, all indices except 0 and transparent ones; with alpha, every pixel that is not fully
+    transparent, or if alpha is uniform, by colour; in lossy files (JPEG, WebP), samples from half of the full scale on; in
+    all others, samples other than 0. A mask that marks nearly everything gives an InputWarning. Raises ImageError.
     """
     return _read(path, str(path), size)
 
 
 def decode_mask(content: bytes, name: str, size: tuple[int, int] | None = None) -> Mask:
-    """As `read_mask`, from the bytes of a file; `name` stands in messages. Raises ImageError."""
+    """Like `read_mask`, from the bytes of a file; `name` is used in messages. Raises ImageError."""
     return _read(content, name, size)
 
 
 def read_labels(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[np.int64]:
-    """A map of objects as (H, W): 0 where `read_mask` marks nothing, else a number for each index, value or colour.
+    """A label map (H, W): 0 where `read_mask` marks nothing, else a number for each index, value or colour.
 
-    Raises ImageError, also on a lossy file, whose numbers are blurred.
+    Raises ImageError, also for a lossy file, whose values are blurred.
     """
     name = str(path)
     with opened(path, name) as (file, header):
         _check_size(header, name, size)
         if header.is_lossy:
             raise ImageError(f"{name}: lossy {header.format}; expected a lossless map of objects, so export it as PNG")
-        marked, values = _marks(file, header, name)
+        marked, values = _marked_pixels(file, header, name)
     labels = np.zeros(marked.shape, np.int64)
     for channel in range(values.shape[2]):
         labels = labels * 65_536 + values[:, :, channel].astype(np.int64)
@@ -64,7 +64,7 @@ def read_labels(path: str | Path, size: tuple[int, int] | None = None) -> NDArra
 def _read(source: str | Path | bytes, name: str, size: tuple[int, int] | None) -> Mask:
     with opened(source, name) as (file, header):
         _check_size(header, name, size)
-        marked, _ = _marks(file, header, name)
+        marked, _ = _marked_pixels(file, header, name)
     mask = np.ascontiguousarray(upright(marked, header.orientation))
     _warn_if_inverted(mask, name)
     return mask
@@ -72,19 +72,19 @@ def _read(source: str | Path | bytes, name: str, size: tuple[int, int] | None) -
 
 def _check_size(header: Header, name: str, size: tuple[int, int] | None) -> None:
     if size is not None and header.size != tuple(size):
-        found, wanted = ("x".join(str(side) for side in sides) for sides in (header.size, size))
-        raise ImageError(f"{name}: mask of {found} pixels; expected {wanted} as its image has, so export it again")
+        actual, expected = ("x".join(str(side) for side in sides) for sides in (header.size, size))
+        raise ImageError(f"{name}: mask of {actual} pixels; expected {expected} as its image has, so export it again")
 
 
-def _marks(file: BinaryIO, header: Header, name: str) -> tuple[Mask, Samples]:
-    """What marks, (H, W) as stored, and the samples (H, W, C) that say so."""
+def _marked_pixels(file: BinaryIO, header: Header, name: str) -> tuple[Mask, Samples]:
+    """The marked pixels (H, W), in stored orientation, and the samples (H, W, C) that decide."""
     if header.is_deep:
         return _deep_marks(load_deep(file, header, name), header, name)
     image = load(file, header, name)
     if image.mode == "P":
         return _palette_marks(image)
     values, alpha = _colours(image, name)
-    if alpha is not None and _separates(alpha):
+    if alpha is not None and _is_informative(alpha):
         return alpha > 0, values
     return (_bright(values, name) if header.is_lossy else _coloured(values)), values
 
@@ -101,11 +101,11 @@ def _deep_marks(samples: Samples, header: Header, name: str) -> tuple[Mask, Samp
         alpha = samples[:, :, 0] != header.key[0]
     elif header.has_alpha and samples.shape[2] in (2, 4):
         alpha = samples[:, :, -1]
-    return (alpha > 0 if alpha is not None and _separates(alpha) else _coloured(colours)), colours
+    return (alpha > 0 if alpha is not None and _is_informative(alpha) else _coloured(colours)), colours
 
 
 def _palette_marks(image: Image.Image) -> tuple[Mask, Samples]:
-    """By index. Where index 0 does not occur, none stands for the background, and its colour, black, has to."""
+    """Marked pixels by index. If index 0 does not occur, no index means background, so black colours do."""
     indices = np.asarray(image)
     opacity = np.full(256, 255, np.uint8)
     transparency = image.info.get("transparency", b"")
@@ -120,12 +120,12 @@ def _palette_marks(image: Image.Image) -> tuple[Mask, Samples]:
             palette = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
             marking[: len(palette)] &= palette.any(axis=1)
     elif not marking[used].any():
-        marking = opacity > 0  # index 0 stands on a transparent ground: it is what was drawn
+        marking = opacity > 0  # index 0 on a transparent background is what was annotated
     return marking[indices], indices[:, :, None].astype(np.int16) + 1
 
 
 def _colours(image: Image.Image, name: str) -> tuple[Samples, Samples | None]:
-    """Samples (H, W, C) without alpha, and alpha (H, W) where there is any."""
+    """Samples (H, W, C) without alpha, and alpha (H, W) if there is any."""
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     is_grey = image.mode in ("1", "L", "LA", "La") and not has_alpha
     values = np.empty((image.height, image.width, 1 if is_grey else 3), np.uint8)
@@ -143,8 +143,8 @@ def _colours(image: Image.Image, name: str) -> tuple[Samples, Samples | None]:
     return values, alpha
 
 
-def _separates(alpha: Samples) -> bool:
-    """Whether alpha sets something transparent apart from something that is not."""
+def _is_informative(alpha: Samples) -> bool:
+    """Whether some pixels are fully transparent and others are not."""
     return bool((alpha == 0).any()) and bool(alpha.any())
 
 
@@ -153,7 +153,7 @@ def _coloured(values: Samples) -> Mask:
 
 
 def _bright(values: Samples, name: str) -> Mask:
-    """What a lossy mask marks. Raises ImageError where grey, which is neither, is more than blurred edges."""
+    """Marked pixels of a lossy mask. Raises ImageError for grey areas that are more than blurred edges."""
     brightest = values.max(axis=2)
     marked = np.asarray(brightest >= _HALF)
     grey = ((brightest >= _RINGING) & ~marked).astype(np.uint8)
@@ -175,28 +175,28 @@ def _warn_if_inverted(mask: Mask, name: str) -> None:
         message = (
             f"{name}: marks {int(100 * share)} % of the image and every edge of it; is it inverted? 0 is background"
         )
-        # Always from this line: Python's filter then gives the warning once a file.
+        # Always from this line, so that Python's filter shows the warning once per file.
         warnings.warn(message, InputWarning, stacklevel=1)
 
 
 def boxes_from_mask(mask: Mask, gap: int | None = None) -> Boxes:
     """A box around each defect of `mask` (H, W): (N, 4) pixels, the one with the most marked pixels first.
 
-    Regions with at most `gap` pixels of background between them are one defect; None takes 2 % of the longer side, 0
-    keeps every 8-connected region on its own. A box encloses marked pixels only, tightly.
+    Regions with at most `gap` pixels of background between them are one defect; None means 2 % of the longer side, 0
+    keeps every 8-connected region separate. Boxes enclose the marked pixels tightly.
     """
     marked = mask.astype(np.uint8)
     gap = round(GAP_SHARE * max(mask.shape)) if gap is None else gap
     grown = cv2.dilate(marked, np.ones((gap + 1, gap + 1), np.uint8)) if gap else marked
     _, labels = cv2.connectedComponents(grown, connectivity=8)
     ys, xs = np.nonzero(marked)
-    regions = [(xs[own], ys[own]) for own in _members(labels[ys, xs])]
+    regions = [(xs[indices], ys[indices]) for indices in _members(labels[ys, xs])]
     regions.sort(key=lambda region: -len(region[0]))
     return as_boxes([[x.min(), y.min(), x.max() + 1, y.max() + 1] for x, y in regions])
 
 
 def _members(labels: NDArray[np.int32]) -> list[NDArray[np.intp]]:
-    """Indices of equal labels, grouped, in order of the label."""
+    """Groups of indices with equal labels, in order of the label."""
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.diff(labels[order])) + 1
     return [group for group in np.split(order, starts) if len(group)]

@@ -1,7 +1,7 @@
-"""The nearest of many feature vectors, exactly, at the cost of a matrix product.
+"""Exact nearest neighbours among many feature vectors at the cost of a matrix product.
 
-Distances of a block of queries come from one product, whose rounding is bounded. The few vectors that it cannot rule out are
-measured anew, so that the order is that of `np.linalg.norm` of the differences, ties by number.
+Approximate distances of a block of queries come from one product, whose rounding error is bounded. Only vectors within
+that bound are measured exactly, so the order is that of `np.linalg.norm` of the differences, ties by number.
 """
 
 import hashlib
@@ -15,24 +15,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.data.copies import Contents
+from differad.data.copies import FileComparer
 from differad.errors import ImageError
 
 Vectors = NDArray[np.float32]
 
-# Queries of one product: more gain little.
+# Queries per product; larger blocks are hardly faster.
 BLOCK = 64
-# Vectors that are measured anew at first, and how many times more where these do not settle it.
-_FIRST, _WIDER = 32, 8
+# The number of vectors that are measured exactly at first, and the factor by which it grows if they do not suffice.
+_FIRST_CANDIDATES, _GROWTH = 32, 8
 
 
 class Ranking(Iterator[int]):
-    """Numbers of vectors, the nearest first; what is not asked for is not ranked."""
+    """Numbers of vectors, the nearest first, ranked lazily."""
 
-    def __init__(self, runs: Iterator[list["_Alike"]]) -> None:
-        # The generator does not know this object: a circle would keep its distances until the next garbage collection.
+    def __init__(self, runs: Iterator[list["_EqualVectors"]]) -> None:
+        # The generator holds no reference to this object: a cycle would keep its memory until the next garbage collection.
         self._dropped: list[int] = []
-        self._numbers = _walk(runs, self._dropped)
+        self._numbers = _ranked_numbers(runs, self._dropped)
         self._last = -1
 
     def __next__(self) -> int:
@@ -40,94 +40,94 @@ class Ranking(Iterator[int]):
         return self._last
 
     def drop_copies(self) -> None:
-        """Leave out the other copies of what came last."""
+        """Leave out the other copies of the last number."""
         self._dropped[:] = [self._last]
 
 
 @dataclass(frozen=True)
-class _Alike:
-    """Numbers of equal vectors, in order: of copies of one file, or of different ones."""
+class _EqualVectors:
+    """Numbers of equal vectors, in order: all of copies of one file, or of different files."""
 
     numbers: list[int]
     are_copies: bool = False
 
 
-def _walk(runs: Iterator[list[_Alike]], dropped: list[int]) -> Iterator[int]:
-    """Numbers by distance, ties by number; after one that is in `dropped` then, its copies are left out."""
-    for run in runs:  # each of what is equally far
-        heap = [(one.numbers[0], place, 0) for place, one in enumerate(run)]
+def _ranked_numbers(runs: Iterator[list[_EqualVectors]], dropped: list[int]) -> Iterator[int]:
+    """Numbers by distance, ties by number. If the consumer puts a number into `dropped`, its copies are left out."""
+    for run in runs:  # each run holds vectors at equal distance
+        heap = [(equal.numbers[0], index, 0) for index, equal in enumerate(run)]
         heapify(heap)
         while heap:
-            number, place, at = heappop(heap)
+            number, index, at = heappop(heap)
             yield number
-            one = run[place]
-            if at + 1 < len(one.numbers) and not (one.are_copies and number in dropped):
-                heappush(heap, (one.numbers[at + 1], place, at + 1))
+            equal = run[index]
+            if at + 1 < len(equal.numbers) and not (equal.are_copies and number in dropped):
+                heappush(heap, (equal.numbers[at + 1], index, at + 1))
 
 
 class NearestIndex:
     """Ranks `vectors` (N, D), N >= 1, by their Euclidean distance to queries. Equal vectors are measured once.
 
-    `files` are the N files that they are of, None where one is a part of a file; copies among them are dropped at once.
+    `files` are the N files of the vectors, None for a part of a file; `Ranking.drop_copies` drops copies of a file together.
     """
 
-    def __init__(self, vectors: Vectors, files: Sequence[Path | None], contents: Contents) -> None:
+    def __init__(self, vectors: Vectors, files: Sequence[Path | None], comparer: FileComparer) -> None:
         numbers: dict[bytes, list[int]] = defaultdict(list)
         for number, vector in enumerate(vectors):
             numbers[hashlib.blake2b(vector.tobytes(), digest_size=16).digest()].append(number)
-        self._members = [_split(one, files, contents) for one in numbers.values()]
+        self._members = [_split(equal, files, comparer) for equal in numbers.values()]
         is_distinct = len(self._members) == len(vectors)
-        self._vectors = vectors if is_distinct else vectors[[one[0] for one in numbers.values()]]
+        self._vectors = vectors if is_distinct else vectors[[equal[0] for equal in numbers.values()]]
         self._squares = np.einsum("nd,nd->n", self._vectors, self._vectors)
         self._longest = float(np.sqrt(self._squares.max()))
 
     def ranked(self, queries: Sequence[Vectors]) -> list[Ranking]:
         """For each query (D,), the ranking of all vectors, ties by number.
 
-        Takes 4 bytes a vector and query while the rankings live: hand in `BLOCK` queries at once.
+        Takes 4 bytes per vector and query as long as the rankings exist, so pass at most `BLOCK` queries.
         """
         if not queries:
             return []
-        # Without the query's own square, which is the same for all.
-        rough = self._squares - 2 * (np.stack(queries) @ self._vectors.T)
-        return [Ranking(self._runs(query, row)) for query, row in zip(queries, rough, strict=True)]
+        # Without the query's square, which is the same for all vectors.
+        approximate = self._squares - 2 * (np.stack(queries) @ self._vectors.T)
+        return [Ranking(self._runs(query, row)) for query, row in zip(queries, approximate, strict=True)]
 
-    def _runs(self, query: Vectors, rough: Vectors) -> Iterator[list[_Alike]]:
-        own = float(query @ query)
-        # A sum of D products is wrong by at most D * eps times the product of the lengths, in the product and in the norm.
-        slack = 2 * (len(query) + 8) * float(np.finfo(np.float32).eps) * (np.sqrt(own) + self._longest) ** 2
-        done, wanted = 0, _FIRST
-        while wanted < len(rough):
-            order = np.argpartition(rough, wanted)
+    def _runs(self, query: Vectors, approximate: Vectors) -> Iterator[list[_EqualVectors]]:
+        query_square = float(query @ query)
+        # The rounding error of a sum of D products is at most D * eps times the product of the lengths, in product and norm.
+        margin = 2 * (len(query) + 8) * float(np.finfo(np.float32).eps) * (np.sqrt(query_square) + self._longest) ** 2
+        ranked, wanted = 0, _FIRST_CANDIDATES
+        while wanted < len(approximate):
+            order = np.argpartition(approximate, wanted)
             chosen = order[:wanted]
             distances = self._distances(chosen, query)
-            # Nearer than all that were not chosen, whatever the rounding.
-            certain = distances.astype(np.float64) ** 2 < own + float(rough[order[wanted]]) - slack
-            yield from self._in_order(chosen[certain], distances[certain], done)
-            done, wanted = int(certain.sum()), wanted * _WIDER
-        every = np.arange(len(rough))
-        yield from self._in_order(every, self._distances(every, query), done)
+            # Nearer than all vectors that were not chosen, despite rounding.
+            certain = distances.astype(np.float64) ** 2 < query_square + float(approximate[order[wanted]]) - margin
+            yield from self._in_order(chosen[certain], distances[certain], ranked)
+            ranked, wanted = int(certain.sum()), wanted * _GROWTH
+        every = np.arange(len(approximate))
+        yield from self._in_order(every, self._distances(every, query), ranked)
 
     def _distances(self, chosen: NDArray[np.intp], query: Vectors) -> Vectors:
         return np.asarray(np.linalg.norm(self._vectors[chosen] - query, axis=1))
 
-    def _in_order(self, chosen: NDArray[np.intp], distances: Vectors, start: int) -> Iterator[list[_Alike]]:
-        """What the vectors `chosen` stand for, by distance; the first `start` of them are left out."""
+    def _in_order(self, chosen: NDArray[np.intp], distances: Vectors, start: int) -> Iterator[list[_EqualVectors]]:
+        """The members of the vectors `chosen`, by distance, without the first `start` vectors."""
         order = np.lexsort((chosen, distances))[start:]
         for _, tied in groupby(order, key=lambda at: float(distances[at])):
-            yield [one for at in tied for one in self._members[chosen[at]]]
+            yield [equal for at in tied for equal in self._members[chosen[at]]]
 
 
-def _split(numbers: list[int], files: Sequence[Path | None], contents: Contents) -> list[_Alike]:
-    """Numbers of equal vectors as those of copies of one file, and the others."""
+def _split(numbers: list[int], files: Sequence[Path | None], comparer: FileComparer) -> list[_EqualVectors]:
+    """Split the numbers of equal vectors into copies of one file each, and the others."""
     if len(numbers) == 1:
-        return [_Alike(numbers)]
-    of = {file: number for number in numbers if (file := files[number]) is not None}
+        return [_EqualVectors(numbers)]
+    number_of = {file: number for number in numbers if (file := files[number]) is not None}
     try:
-        groups = contents.copies(of, lambda group: len(group) > 1)
-    except ImageError:  # gone meanwhile
+        groups = comparer.copies(number_of, lambda group: len(group) > 1)
+    except ImageError:  # the file was removed meanwhile
         groups = []
-    copies = [_Alike([of[file] for file in group], are_copies=True) for group in groups]
-    known = {number for one in copies for number in one.numbers}
-    others = [number for number in numbers if number not in known]
-    return [*copies, *([_Alike(others)] if others else [])]
+    copies = [_EqualVectors([number_of[file] for file in group], are_copies=True) for group in groups]
+    copied = {number for equal in copies for number in equal.numbers}
+    others = [number for number in numbers if number not in copied]
+    return [*copies, *([_EqualVectors(others)] if others else [])]

@@ -1,7 +1,7 @@
-"""The folder that a build or an export writes to: new or empty, this process's alone, and marked until it is finished.
+"""The output folder of a build or an export: new or empty, locked by this process, and marked until it is finished.
 
-The marker lists what is made, each name before its file. Where that fails, all of it is removed. A kill leaves the marker, and
-`force` starts over: it removes what the marker lists, and nothing else. Nothing is finished before it is on the disk.
+The marker lists every file before it is made. After an error all listed files are removed. A kill leaves the marker, and then
+`force` removes the listed files, and nothing else, and starts over. A folder is finished only after all files are synced.
 """
 
 import json
@@ -16,77 +16,77 @@ from differad.errors import InputError, WriteError
 from differad.files import AppendFile, leftovers, make_folder, sync_files, write_errors
 
 _HEADER = "files of an unfinished {}"
-# Files that are brought to the disk in one go, so that no list of all is held.
-_AT_ONCE = 512
+# Files per call of `sync_files`, so that no list of all files is in memory.
+_SYNC_BATCH = 512
 
 
 class OutputFolder:
-    """A claimed folder. `path` is where it is, `work` what writes to it. Raises WriteError."""
+    """An output folder with its marker. `work` says in a word what writes to it. Raises WriteError."""
 
     def __init__(self, path: Path, work: str) -> None:
         self.path = path
         self._work = work
         self._marker = AppendFile(path / MARKER)
         try:
-            self._list(_HEADER.format(work))
+            self._append(_HEADER.format(work))
         except WriteError:
             self.discard()
             raise
 
     def record(self, *paths: Path) -> None:
-        """List files of the folder in the marker; called before each is made. Raises WriteError."""
+        """List files of the folder in the marker, before they are made. Raises WriteError."""
         for path in paths:
-            self._list(path.relative_to(self.path).as_posix())
+            self._append(path.relative_to(self.path).as_posix())
 
     def new_file(self, name: str) -> Path:
-        """The path of a file that is made next, listed, its folder made. Raises WriteError."""
+        """List a file in the marker, make its folder and return its path. Raises WriteError."""
         path = self.path / name
         self.record(path)
         make_folder(path.parent)
         return path
 
     def new_folder(self, name: str) -> None:
-        """Make a folder that may stay empty, listed. Raises WriteError."""
-        self._list(name)
+        """List and make a folder that may stay empty. Raises WriteError."""
+        self._append(name)
         make_folder(self.path / name)
 
     def finish(self) -> None:
-        """Bring all that was made to the disk, then remove the marker. Raises WriteError."""
+        """Sync all listed files to the disk, then remove the marker. Raises WriteError."""
         self.sync()
         self._marker.close()
         with write_errors(self.path / MARKER):
             (self.path / MARKER).unlink(missing_ok=True)
 
     def sync(self) -> None:
-        """Bring all that was made so far to the disk. Raises WriteError."""
+        """Sync all files listed so far to the disk. Raises WriteError."""
         names = _names_in(self.path / MARKER)
-        next(names)  # what the marker is of
+        next(names)  # the header
         made = (path for name in names if (path := self.path / name).is_file() and not path.is_symlink())
-        while some := list(islice(made, _AT_ONCE)):
-            sync_files(some)
+        while batch := list(islice(made, _SYNC_BATCH)):
+            sync_files(batch)
 
     def discard(self) -> None:
-        """Remove what was made."""
+        """Remove all listed files."""
         self._marker.close()
         _remove_recorded(self.path, self._work)
 
-    def _list(self, line: str) -> None:
+    def _append(self, line: str) -> None:
         self._marker.append(json.dumps(line) + "\n")
 
 
 @contextmanager
 def claim_folder(out: str | Path, *, force: bool = False, work: str = "build") -> Iterator[OutputFolder]:
-    """Make the folder `out`, or take it where it is empty; nothing is ever overwritten. `work` is what is done, in a word.
+    """Make the folder `out`, or use it if it is empty; nothing is ever overwritten. `work` names the task, in a word.
 
-    `force` first removes what killed work of the same kind left in it. Where the block ends with an exception, what it made is
-    removed. Raises InputError where the folder is in use, or holds anything else, and WriteError.
+    `force` first removes the files of a killed task of the same name. If the block raises, its files are removed. Raises
+    InputError if the folder is in use or holds anything else, and WriteError.
     """
     out = Path(out)
     if not is_storable(str(out)):
         raise InputError(f"--out {str(out)!r}: not UTF-8; a manifest could not name it, so choose another folder")
     make_folder(out)
     with sole_run(out):
-        folder = _take(out, force, work)
+        folder = _create(out, force, work)
         try:
             yield folder
             folder.finish()
@@ -95,7 +95,7 @@ def claim_folder(out: str | Path, *, force: bool = False, work: str = "build") -
             raise
 
 
-def _take(out: Path, force: bool, work: str) -> OutputFolder:
+def _create(out: Path, force: bool, work: str) -> OutputFolder:
     with write_errors(out):
         if (out / MARKER).exists():
             if not force:
@@ -108,21 +108,21 @@ def _take(out: Path, force: bool, work: str) -> OutputFolder:
 
 
 def check_empty(out: Path) -> None:
-    """Raise InputError where `out` is there and holds anything that no unfinished work has made."""
+    """Raise InputError if `out` exists and holds files, unless it has a marker."""
     if not out.is_dir() or (out / MARKER).exists():
         return
-    rest = next((path.name for path in out.iterdir() if path.name != LOCK), None)
-    if rest is not None:
+    leftover = next((path.name for path in out.iterdir() if path.name != LOCK), None)
+    if leftover is not None:
         raise InputError(
-            f"{out}: not empty; expected a new or empty folder, so that nothing is overwritten (it holds {rest})"
+            f"{out}: not empty; expected a new or empty folder, so that nothing is overwritten (it holds {leftover})"
         )
 
 
 def _remove_recorded(out: Path, work: str) -> None:
-    """Remove the files that the marker lists, folders that are empty then, and the marker. Raises InputError, OSError."""
+    """Remove the files that the marker lists, the folders that become empty, and the marker. Raises InputError, OSError."""
     recorded = _recorded(out, work)
-    for rest in leftovers(recorded):
-        rest.unlink(missing_ok=True)
+    for leftover in leftovers(recorded):
+        leftover.unlink(missing_ok=True)
     for path in recorded:
         is_folder = path.is_dir() and not path.is_symlink()
         if not is_folder:
@@ -148,8 +148,8 @@ def _recorded(out: Path, work: str) -> list[Path]:
 
 
 def _names_in(marker: Path) -> Iterator[str]:
-    """What a marker says it is of, then the names that it lists. Raises ValueError where it is none, OSError."""
+    """The header of a marker, then the names that it lists. Raises ValueError if it is not a marker, and OSError."""
     with marker.open("rb") as file:
         for line in file:
-            if line.endswith(b"\n"):  # a kill may cut off the last one, whose file was not made yet
+            if line.endswith(b"\n"):  # a kill may truncate the last line, whose file does not exist yet
                 yield str(json.loads(line))

@@ -1,8 +1,8 @@
-"""A reference for each sample to inspect: the one that the data set gives, the most similar good part, or one by chance.
+"""Chooses a reference for each target: the data set's template, the most similar normal sample, or a random one.
 
-A reference is a good part of the same category and view, never the target itself, a copy of its file, nor an image of the
-same physical part. Good parts of the train split serve first; a view without any falls back to all its good parts. Images are
-decoded for "nearest" only; a file is read besides where it has the size of the target's, and may be a copy of it.
+A reference is a normal sample of the same category and view, never the target itself, a copy of its file, nor an image of the
+same physical part. Normal samples of the train split are preferred; a view without any uses all its normal samples. Images are
+decoded for "nearest" only. Files of the target's size are read too, since they may be copies of it.
 """
 
 import zlib
@@ -15,35 +15,37 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from differad.data.copies import Contents
+from differad.data.copies import FileComparer
 from differad.data.nearest import BLOCK, NearestIndex, Ranking
-from differad.data.sources.sample import Problems, Region, Sample, attempt, refuse
+from differad.data.sources.sample import CropBox, Problems, Sample, refuse, try_or_report
 from differad.data.thumbnails import Thumbnail, read_region, read_thumbnail
 from differad.errors import OptionError
 from differad.images import RGB, read_image
 from differad.options import check_at_least, check_option, option
 
 METHODS = ("nearest", "random", "given")
-# Brightness-free pattern counts most: its distance runs from 0 to 2, while 1 here is black against white, or twice as wide.
+# Side of the grey grid. Its pattern counts most: distances 0 to 2; 1 elsewhere means black against white, or twice as wide.
 _GRID = 16
 
 Embed = Callable[[RGB], NDArray[np.floating]]
-"""From a picture (H, W, 3) to its feature vector (D,); distances are Euclidean."""
+"""Maps an image (H, W, 3) to its feature vector (D,); distances are Euclidean."""
 
 _Descriptor = NDArray[np.float32]
-_Key = tuple[Path, Region | None]
+_SampleKey = tuple[Path, CropBox | None]
 _Pools = dict[tuple[str, str], list[Sample]]
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """How references are chosen and which samples become targets. A template of the data set itself always comes first."""
+    """How references are chosen and which samples become targets. A template of the data set is always preferred."""
 
-    method: str = option("nearest", "nearest good part by look, random, or given (the data set's own template only)")
-    references: int = option(1, "references for each target, each a pair of its own")
+    method: str = option(
+        "nearest", "nearest good part by appearance, random, or given (the data set's own template only)"
+    )
+    references: int = option(1, "references for each target, one pair each")
     normal_share: float | None = option(0.5, "share of normal pairs, as far as there are good parts; None takes all")
     count: int | None = option(None, "pairs of each category at most; None takes all")
-    seed: int = option(0, "what is drawn by chance: random references, which good parts, which pairs of a count")
+    seed: int = option(0, "seed of random choices: references, good parts, pairs of a count")
 
     def __post_init__(self) -> None:
         check_option("method", self.method, self.method in METHODS, f"one of {', '.join(METHODS)}")
@@ -55,7 +57,7 @@ class Pairing:
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """A sample to inspect and its reference; `rank` counts the references of one target from 0."""
+    """A target and its reference; `rank` counts the references of one target from 0."""
 
     target: Sample
     reference: Sample
@@ -64,39 +66,41 @@ class Match:
 
 @dataclass
 class Descriptors:
-    """Feature vectors of samples, read once and kept; by look unless an `embed` is given."""
+    """Cached feature vectors of samples; by appearance (`describe`) unless `embed` is given."""
 
     embed: Embed | None = None
-    _known: dict[_Key, _Descriptor | None] = field(default_factory=dict)
+    _vectors: dict[_SampleKey, _Descriptor | None] = field(default_factory=dict)
 
     def of(self, sample: Sample, problems: Problems = refuse) -> _Descriptor | None:
-        """The vector (D,) of a sample; None where its picture cannot be read, which is reported once."""
+        """The vector (D,) of a sample; None if its image cannot be read, which is reported once."""
         key = sample.image, sample.region
-        if key not in self._known:
-            self._known[key] = None
-            picture = attempt(problems, _read, sample, self.embed is not None)
-            if picture is not None:
-                self._known[key] = describe(picture) if self.embed is None else self._embedded(picture.pixels, sample)
-        return self._known[key]
+        if key not in self._vectors:
+            self._vectors[key] = None
+            thumbnail = try_or_report(problems, _read_thumbnail, sample, self.embed is not None)
+            if thumbnail is not None:
+                self._vectors[key] = (
+                    describe(thumbnail) if self.embed is None else self._embedded(thumbnail.pixels, sample)
+                )
+        return self._vectors[key]
 
     def stack(self, samples: Sequence[Sample], problems: Problems = refuse) -> tuple[list[Sample], NDArray[np.float32]]:
-        """The samples that can be read, and their vectors (N, D), which are kept in this one place from now on."""
+        """The readable samples and their vectors (N, D); the cache then holds views of this array."""
         usable = [sample for sample in samples if self.of(sample, problems) is not None]
         vectors = [vector for sample in usable if (vector := self.of(sample)) is not None]
         stacked = np.stack(vectors) if vectors else np.empty((0, 0), dtype=np.float32)
-        self._known.update(zip(((sample.image, sample.region) for sample in usable), stacked, strict=True))
+        self._vectors.update(zip(((sample.image, sample.region) for sample in usable), stacked, strict=True))
         return usable, stacked
 
     def _embedded(self, pixels: RGB, sample: Sample) -> _Descriptor:
-        """Raises OptionError: what `embed` gives is the caller's business, not the data set's."""
+        """The vector of `embed`. Raises OptionError for an invalid one, an error of the caller rather than of the data set."""
         vector = np.asarray(self.embed(pixels) if self.embed else [], dtype=np.float32).ravel()
         if not (len(vector) and np.isfinite(vector).all()):
             raise OptionError(f"embed: {sample.image}: gave {vector[:4]}; expected a vector of finite numbers")
         return vector
 
 
-def _read(sample: Sample, whole: bool) -> Thumbnail:
-    """The sample's picture, shrunk unless it is wanted `whole`. Raises ImageError."""
+def _read_thumbnail(sample: Sample, whole: bool) -> Thumbnail:
+    """The sample's image, shrunk unless `whole`. Raises ImageError."""
     if not whole:
         return read_thumbnail(sample.image, sample.region)
     pixels = read_image(sample.image) if sample.region is None else read_region(sample.image, sample.region)
@@ -104,7 +108,7 @@ def _read(sample: Sample, whole: bool) -> Thumbnail:
 
 
 def describe(thumbnail: Thumbnail) -> _Descriptor:
-    """What a picture looks like as a vector: its pattern (unit length, without light), mean colour, aspect ratio."""
+    """The appearance of an image as a vector: pattern (unit length, mean removed), mean colour, log2 of the aspect ratio."""
     grey = cv2.cvtColor(thumbnail.pixels, cv2.COLOR_RGB2GRAY)
     cells = cv2.resize(grey, (_GRID, _GRID), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
     pattern = cells - cells.mean()
@@ -122,8 +126,8 @@ def match_samples(
 ) -> Iterator[Match]:
     """Choose targets among the samples of each category and give each its references, in the order of the samples.
 
-    A defective target without any possible reference goes to `problems`; a good part that has nothing to be compared
-    with makes no pair. Raises ManifestError through `problems`, OptionError.
+    A defective target without a possible reference goes to `problems`; a normal one makes no pair. Raises ManifestError
+    through `problems`, OptionError.
     """
     pairing = pairing or Pairing()
     finder = _Finder(pairing, _pools(samples), Descriptors(embed), problems)
@@ -139,9 +143,9 @@ def match_samples(
 
 
 def choose_targets(samples: Sequence[Sample], pairing: Pairing) -> list[Sample]:
-    """The samples of each category that become targets: defective ones, and good ones up to the wanted share.
+    """The samples of each category that become targets: defective ones, and normal ones up to the wanted share.
 
-    Good parts outside the train split come first, since those in it serve as references. Keeps the samples' order.
+    Normal samples outside the train split are preferred, since those in it serve as references. Keeps the samples' order.
     """
     categories: dict[str, list[int]] = defaultdict(list)
     for number, sample in enumerate(samples):
@@ -152,22 +156,22 @@ def choose_targets(samples: Sequence[Sample], pairing: Pairing) -> list[Sample]:
         order = [members[i] for i in rng.permutation(len(members))]
         defective = [i for i in order if not samples[i].is_normal]
         normal = sorted((i for i in order if samples[i].is_normal), key=lambda i: samples[i].split == "train")
-        wanted, normals = _numbers(pairing, len(defective), len(normal))
-        chosen += defective[:wanted] + normal[:normals]
+        defective_count, normal_count = _target_counts(pairing, len(defective), len(normal))
+        chosen += defective[:defective_count] + normal[:normal_count]
     return [samples[i] for i in sorted(chosen)]
 
 
-def _numbers(pairing: Pairing, defective: int, normal: int) -> tuple[int, int]:
-    """How many defective and good targets to take of those that there are."""
+def _target_counts(pairing: Pairing, defective: int, normal: int) -> tuple[int, int]:
+    """How many of the `defective` and `normal` samples become targets."""
     share = pairing.normal_share
     limit = None if pairing.count is None else max(1, pairing.count // pairing.references)
     if limit is not None:
-        kept = normal / max(1, normal + defective) if share is None else share
-        defective = min(defective, limit - round(limit * kept))
+        wanted_share = normal / max(1, normal + defective) if share is None else share
+        defective = min(defective, limit - round(limit * wanted_share))
     if share is not None:
-        # A data set of good parts only still gives pairs: nothing then says how many are wanted but the count.
-        most = round(defective * share / (1 - share)) if defective else (normal if share else 0)
-        normal = min(normal, most)
+        # A data set of normal samples only still gives pairs; then only the count limits them.
+        max_normal = round(defective * share / (1 - share)) if defective else (normal if share else 0)
+        normal = min(normal, max_normal)
     return defective, normal if limit is None else min(normal, limit - defective)
 
 
@@ -181,19 +185,19 @@ def _pools(samples: Sequence[Sample]) -> _Pools:
 
 
 class _Finder:
-    """Finds the references of targets; what belongs to a pool is worked out once."""
+    """Finds the references of targets; the index of a pool is computed once."""
 
     def __init__(self, pairing: Pairing, pools: _Pools, descriptors: Descriptors, problems: Problems) -> None:
         self._pairing = pairing
         self._pools = pools
         self._descriptors = descriptors
         self._problems = problems
-        self._contents = Contents()
+        self._comparer = FileComparer()
         self._indexed: dict[tuple[str, str], tuple[list[Sample], NearestIndex | None]] = {}
-        self._ranked: dict[_Key, tuple[list[Sample], Ranking | None]] = {}
+        self._ranked: dict[_SampleKey, tuple[list[Sample], Ranking | None]] = {}
 
     def rank(self, targets: Sequence[Sample]) -> None:
-        """Rank the pools by what is nearest to each of `targets`, which `find` is asked for next."""
+        """Rank the pools by distance to each of `targets`, which are passed to `find` next."""
         self._ranked = {}
         by_pool: dict[tuple[str, str], list[Sample]] = defaultdict(list)
         for target in targets:
@@ -209,64 +213,64 @@ class _Finder:
                     self._ranked[target.image, target.region] = usable, ranking
 
     def find(self, target: Sample) -> list[Sample] | None:
-        """The references of `target`, best first; fewer than wanted where there are no more, none if none will do.
+        """The references of `target`, best first; fewer than wanted if there are no more, possibly none.
 
-        None where the target itself cannot be read, which was reported.
+        None if the target itself cannot be read, which was reported.
         """
         if target.template is not None:
             if self._is_copy(target.template, target):
                 return []
-            return [Sample(target.template, target.category, True, product=target.product, view=target.view)]
+            return [Sample(target.template, target.category, True, instance_id=target.instance_id, view=target.view)]
         pool = self._pool(target)
         if self._pairing.method == "given" or not pool:
             return []
         if self._pairing.method == "random":
-            return self._draw(target, pool)
+            return self._random_references(target, pool)
         ranked = self._ranked.get((target.image, target.region))
         return None if ranked is None else self._nearest(target, *ranked)
 
     def _pool(self, target: Sample) -> list[Sample]:
         return self._pools.get((target.category, target.view), [])
 
-    def _draw(self, target: Sample, pool: list[Sample]) -> list[Sample]:
-        # By the target's name: what others there are does not change its references.
+    def _random_references(self, target: Sample, pool: list[Sample]) -> list[Sample]:
+        # Seeded by the target's name, so that its references do not depend on other targets.
         name = f"{target.category}/{target.image.name}/{target.region}"
         rng = np.random.default_rng([self._pairing.seed, zlib.crc32(name.encode("utf-8", "surrogateescape"))])
-        found: list[Sample] = []
-        # Most draws succeed; a whole permutation of a large pool for each target would take quadratic time.
+        references: list[Sample] = []
+        # A few random picks mostly suffice; a permutation of a large pool for each target would take quadratic time.
         for number in rng.integers(len(pool), size=4 * self._pairing.references):
-            self._add(found, target, pool[number])
-        for number in rng.permutation(len(pool)) if len(found) < self._pairing.references else ():
-            self._add(found, target, pool[number])
-        return found
+            self._add_reference(references, target, pool[number])
+        for number in rng.permutation(len(pool)) if len(references) < self._pairing.references else ():
+            self._add_reference(references, target, pool[number])
+        return references
 
-    def _add(self, found: list[Sample], target: Sample, candidate: Sample) -> None:
-        is_new = not any(candidate is other for other in found)
-        if len(found) < self._pairing.references and is_new and self._may_serve(candidate, target):
-            found.append(candidate)
+    def _add_reference(self, references: list[Sample], target: Sample, candidate: Sample) -> None:
+        is_new = not any(candidate is other for other in references)
+        if len(references) < self._pairing.references and is_new and self._is_valid_reference(candidate, target):
+            references.append(candidate)
 
-    def _may_serve(self, reference: Sample, target: Sample) -> bool:
-        """Whether a good part is another one than the target."""
+    def _is_valid_reference(self, reference: Sample, target: Sample) -> bool:
+        """Whether a normal sample shows another part than the target."""
         if (reference.image, reference.region) == (target.image, target.region):
             return False
-        if target.product and reference.product == target.product:
+        if target.instance_id and reference.instance_id == target.instance_id:
             return False
-        # Tiles of one strip are cut from one file and are no copies of each other.
+        # Tiles of one strip come from one file but are no copies of each other.
         return reference.image == target.image or not self._is_copy(reference.image, target)
 
     def _is_copy(self, image: Path, target: Sample) -> bool:
-        """Whether a file is the target's or may be, as it cannot be read, which is reported."""
-        return attempt(self._problems, self._contents.same, image, target.image) is not False
+        """Whether a file is a copy of the target's, or may be because it cannot be read, which is reported."""
+        return try_or_report(self._problems, self._comparer.same, image, target.image) is not False
 
     def _nearest(self, target: Sample, usable: list[Sample], ranking: Ranking | None) -> list[Sample]:
-        found: list[Sample] = []
+        references: list[Sample] = []
         for number in ranking or ():
-            self._add(found, target, usable[number])
-            if len(found) == self._pairing.references:
+            self._add_reference(references, target, usable[number])
+            if len(references) == self._pairing.references:
                 break
             if ranking is not None and self._is_whole_copy(usable[number], target):
-                ranking.drop_copies()  # they are no reference either
-        return found
+                ranking.drop_copies()  # they are no valid references either
+        return references
 
     def _is_whole_copy(self, candidate: Sample, target: Sample) -> bool:
         if candidate.region is not None or target.region is not None:
@@ -274,7 +278,7 @@ class _Finder:
         return candidate.image == target.image or self._is_copy(candidate.image, target)
 
     def _index(self, key: tuple[str, str]) -> tuple[list[Sample], NearestIndex | None]:
-        """The samples of a pool that can be read, and an index of them; None where there are none."""
+        """The readable samples of a pool, and an index of them; None if there are none."""
         if key not in self._indexed:
             usable, vectors = self._descriptors.stack(self._pools[key], self._problems)
             self._indexed[key] = usable, self._make_index(usable, vectors)
@@ -282,7 +286,7 @@ class _Finder:
 
     def _make_index(self, usable: list[Sample], vectors: NDArray[np.float32]) -> NearestIndex | None:
         files = [None if sample.region is not None else sample.image for sample in usable]
-        return NearestIndex(vectors, files, self._contents) if usable else None
+        return NearestIndex(vectors, files, self._comparer) if usable else None
 
 
 def _no_reference(target: Sample, method: str) -> str:

@@ -1,6 +1,6 @@
-"""The rows of a Parquet file from outside, one after the other, in bounded memory.
+"""Streams the rows of an untrusted Parquet file in bounded memory.
 
-Knows nothing of pairs. An image is bytes, or the struct that the datasets library stores: `{bytes, path}`.
+Knows nothing about pairs. An image is bytes, or the struct of the datasets library: `{bytes, path}`.
 """
 
 import os
@@ -10,8 +10,8 @@ from typing import Any
 
 from differad.errors import ManifestError, MissingExtraError
 
-# A row group that unpacks to more than this, and to so many times its size in the file, holds no images: they are packed already.
-_LARGEST, _RATIO = 64 << 20, 20
+# A row group that unpacks to more bytes than this, and to this multiple of its size, holds no images, which do not compress.
+_MAX_UNPACKED, _MAX_RATIO = 64 << 20, 20
 _REMEDY = "write the shard again"
 
 
@@ -32,11 +32,11 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         with parquet.ParquetFile(path) as file:
             _check_sizes(file.metadata, path)
             _check_names(file.schema_arrow.names, path)
-            # Row by row: a value that is stored once may stand in every row.
+            # Row by row, since a value that is stored once may be repeated in every row.
             for batch in file.iter_batches(batch_size=1):
                 yield from batch.to_pylist()
     except arrow.ArrowException as error:
-        raise ManifestError(f"{path}: not a whole Parquet file ({error}); {_REMEDY}") from None
+        raise ManifestError(f"{path}: not a complete Parquet file ({error}); {_REMEDY}") from None
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({_reason(error)}); expected Parquet, so {_REMEDY}") from None
     except (ValueError, OverflowError, RecursionError) as error:
@@ -45,8 +45,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         ) from None
 
 
-def image_bytes(value: Any, place: str) -> bytes | None:
-    """The file that a cell holds, None for an empty cell. Raises ManifestError."""
+def image_bytes(value: Any, where: str) -> bytes | None:
+    """The bytes of the image file in a cell, None for an empty cell. Raises ManifestError."""
     is_image = isinstance(value, dict) and value.keys() == {"bytes", "path"}
     content = value["bytes"] if is_image else value
     if isinstance(content, bytes):
@@ -55,15 +55,15 @@ def image_bytes(value: Any, place: str) -> bytes | None:
         return None
     if is_image and content is None:
         raise ManifestError(
-            f"{place}: holds the path of an image; expected its bytes (the datasets library: embed_external_files)"
+            f"{where}: holds the path of an image; expected its bytes (the datasets library: embed_external_files)"
         )
     raise ManifestError(
-        f"{place}: holds a {type(value).__name__}; expected the bytes of an image file, or a struct of bytes and path"
+        f"{where}: holds a {type(value).__name__}; expected the bytes of an image file, or a struct of bytes and path"
     )
 
 
 def _check_sizes(metadata: Any, path: Path) -> None:
-    """Raise ManifestError where a small file unpacks to what no memory should have to hold."""
+    """Raise ManifestError if a small file unpacks to far more bytes."""
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         columns = [group.column(index) for index in range(group.num_columns)]
@@ -71,17 +71,17 @@ def _check_sizes(metadata: Any, path: Path) -> None:
             sum(getattr(column, name) for column in columns)
             for name in ("total_uncompressed_size", "total_compressed_size")
         )
-        if unpacked > _LARGEST and unpacked > _RATIO * max(packed, 1):
+        if unpacked > _MAX_UNPACKED and unpacked > _MAX_RATIO * max(packed, 1):
             raise ManifestError(
-                f"{path}: row group {number} unpacks from {packed} to {unpacked} bytes; expected images that are packed "
+                f"{path}: row group {number} unpacks from {packed} to {unpacked} bytes; expected images that are compressed "
                 "already, as PNG or JPEG are"
             )
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ManifestError(f"{path}: column {twice!r} stands twice; expected each column once")
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ManifestError(f"{path}: column {repeated!r} occurs twice; expected each column once")
 
 
 def _reason(error: OSError) -> str:

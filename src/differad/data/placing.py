@@ -1,7 +1,7 @@
-"""Where the files of a pair lie: where the data set has them, or copied, linked or cut out under the output folder.
+"""Paths of a pair's files: the data set's own files, or files copied, linked or cropped below the output folder.
 
-A tile of a strip (`region`) becomes a PNG under `images/`, its mask or the union of several masks one under `masks/`,
-and copies or links keep their names relative to the data set's root under `files/`.
+A tile of a strip (`region`) becomes a PNG in `images/`; its mask, or the union of several masks, becomes a PNG in `masks/`.
+Copies and links are in `files/`, under their paths relative to the data set's root.
 """
 
 import errno
@@ -24,15 +24,15 @@ from differad.files import atomic_write, make_folder, write_errors
 from differad.images import image_size, read_image, write_image
 
 FILES = ("point", "copy", "link")
-# By how many pixels a box may pass the edge: what is left of a fraction rounded to whole pixels.
+# A box may extend this many pixels past the edge, the rounding of a fraction to whole pixels.
 _ROUNDING = 0.5
 Mask = NDArray[np.bool_]
-# What links between two file systems, or on one without hard links, fail with.
+# Error codes of a hard link between two file systems, or on one without hard links.
 _NO_HARD_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP})
 
 
-class Placer:
-    """Gives each sample's image and mask a path that a manifest can point at; makes each file once."""
+class FileStore:
+    """Gives each sample's image and mask a path for the manifest; makes each file at most once."""
 
     def __init__(
         self, root: Path, out: Path, files: str = "point", *, record: Callable[[Path], None] | None = None
@@ -40,75 +40,75 @@ class Placer:
         if files not in FILES:
             raise OptionError(f"files={files!r}: expected one of {', '.join(FILES)}")
         self._root, self._out, self._files = root, out, files
-        self._placed: dict[tuple[Path, object], Path] = {}
-        # Called with each path before its file is made.
+        self._stored: dict[tuple[Path, object], Path] = {}
+        # Called with each new path before its file is written.
         self._record = record or (lambda _: None)
 
     def name(self, sample: Sample) -> str:
-        """What tells a sample from all others of its data set: its path below the root, and where its tile begins."""
+        """A unique name of a sample in its data set: its path below the root, and its tile's corner."""
         name = relative(sample.image, self._root).as_posix()
         return name if sample.region is None else f"{name}@{sample.region[0]},{sample.region[1]}"
 
     def image(self, sample: Sample) -> Path:
-        """The path of the sample's picture. Raises ImageError, InputError where a file cannot be made."""
+        """The path of the sample's image. Raises ImageError, and InputError if a file cannot be made."""
         key = sample.image, sample.region
-        if key not in self._placed:
+        if key not in self._stored:
             if sample.region is None:
-                self._placed[key] = self._place(sample.image)
+                self._stored[key] = self._store(sample.image)
             else:
-                path = self._made("images", sample)
+                path = self._new_path("images", sample)
                 write_image(path, read_region(sample.image, sample.region))
-                self._placed[key] = path
-        return self._placed[key]
+                self._stored[key] = path
+        return self._stored[key]
 
     def mask(self, sample: Sample, union: Mask | None) -> Path | None:
-        """The path of the sample's one mask, which is made from `union` (H, W) where the data set has no such file."""
+        """The path of the sample's single mask, which is written from `union` (H, W) if the data set has no such file."""
         if not sample.masks:
             return None
         if len(sample.masks) == 1 and sample.region is None:
-            return self._place(sample.masks[0])
+            return self._store(sample.masks[0])
         key = sample.image, ("mask", sample.region)
-        if key not in self._placed:
-            path = self._made("masks", sample)
+        if key not in self._stored:
+            path = self._new_path("masks", sample)
             marked = (union if union is not None else read_union(sample)).astype(np.uint8) * 255
             write_image(path, cv2.cvtColor(marked, cv2.COLOR_GRAY2RGB))
-            self._placed[key] = path
-        return self._placed[key]
+            self._stored[key] = path
+        return self._stored[key]
 
-    def _made(self, folder: str, sample: Sample) -> Path:
+    def _new_path(self, folder: str, sample: Sample) -> Path:
         below = relative(sample.image, self._root)
-        # The ending stays in the name: a.png and a.jpg of one folder are two pictures.
-        place = "" if sample.region is None else f"@{sample.region[0]},{sample.region[1]}"
-        path = self._out / folder / below.with_name(f"{below.name}{place}.png")
+        # The ending stays in the name, since a folder may hold both a.png and a.jpg.
+        tile_suffix = "" if sample.region is None else f"@{sample.region[0]},{sample.region[1]}"
+        path = self._out / folder / below.with_name(f"{below.name}{tile_suffix}.png")
         self._record(path)
         return path
 
-    def _place(self, path: Path) -> Path:
+    def _store(self, path: Path) -> Path:
         if self._files == "point":
             return path
         key = path, self._files
-        if key not in self._placed:
+        if key not in self._stored:
             target = self._out / "files" / relative(path, self._root)
             self._record(target)
             make_folder(target.parent)
-            place_file(path, target, copy=self._files == "copy")
-            self._placed[key] = target
-        return self._placed[key]
+            copy_or_link(path, target, copy=self._files == "copy")
+            self._stored[key] = target
+        return self._stored[key]
 
 
 def relative(path: Path, root: Path) -> Path:
-    """The path below `root`. Raises ManifestError where it lies elsewhere."""
+    """The path relative to `root`. Raises ManifestError if it is outside."""
     if path.is_relative_to(root):
         below = path.relative_to(root)
         if ".." not in below.parts:
             return below
-    raise ManifestError(f"{path}: lies outside of {root}; expected only files of the data set, so give its own folder")
+    raise ManifestError(f"{path}: is outside of {root}; expected only files of the data set, so give its own folder")
 
 
 def read_union(sample: Sample) -> Mask:
-    """All masks of a defective sample as one (H, W), of its region where it has one.
+    """The union (H, W) of all masks of a defective sample, cropped to its region if it has one.
 
-    Raises ImageError, also where a mask's size is not its image's, and ManifestError where nothing is marked.
+    Raises ImageError, also if a mask's size differs from its image's, and ManifestError if nothing is marked.
     """
     union = _whole_union(sample.masks, sample.image)
     if sample.region is not None:
@@ -116,15 +116,15 @@ def read_union(sample: Sample) -> Mask:
         union = union[y1:y2, x1:x2]
     if not union.any():
         raise ManifestError(
-            f"{sample.masks[0]}: marks nothing, but {sample.image} is defective; mend the mask or leave it out (--skip-bad)"
+            f"{sample.masks[0]}: marks nothing, but {sample.image} is defective; correct the mask or leave it out (--skip-bad)"
         )
     return union
 
 
 def sample_boxes(sample: Sample, union: Mask | None = None) -> Boxes:
-    """True boxes (N, 4) in pixels of the sample: its own, or those of its masks (`union`, where it was read).
+    """True boxes (N, 4) in pixels of the sample: its own, or those of its masks (`union` if already read).
 
-    (0, 4) for a normal sample; one whose place is unknown has none to ask for. Raises ImageError, ManifestError.
+    (0, 4) for a normal sample; not defined if the place is unknown. Raises ImageError, ManifestError.
     """
     if sample.is_normal:
         return no_boxes()
@@ -134,7 +134,7 @@ def sample_boxes(sample: Sample, union: Mask | None = None) -> Boxes:
 
 
 def check_sample(sample: Sample) -> None:
-    """Decode the sample's picture, template and masks and see that they fit. Raises ImageError, ManifestError."""
+    """Decode the sample's image, template and masks and check that they match. Raises ImageError, ManifestError."""
     pixels = read_image(sample.image) if sample.region is None else read_region(sample.image, sample.region)
     if sample.template is not None:
         read_image(sample.template)
@@ -143,22 +143,22 @@ def check_sample(sample: Sample) -> None:
     if sample.masks:
         read_union(sample)
     if not sample.place_unknown:
-        check_boxes(sample, sample_boxes(sample), pixels.shape[1], pixels.shape[0])
+        clip_sample_boxes(sample, sample_boxes(sample), pixels.shape[1], pixels.shape[0])
 
 
-def check_boxes(sample: Sample, boxes: Boxes, width: int, height: int) -> Boxes:
-    """Boxes of a defective sample cut off at its `width` x `height` pixels, which they may pass by rounding only.
+def clip_sample_boxes(sample: Sample, boxes: Boxes, width: int, height: int) -> Boxes:
+    """Boxes of a defective sample clipped to its `width` x `height` pixels; they may extend past the edge by rounding only.
 
     Raises ManifestError.
     """
     if len(boxes) == 0 or is_degenerate(boxes).any():
-        raise ManifestError(f"{sample.image}: no box that holds any area, but it is defective; mend its labels")
-    kept = clip(boxes, width, height)
-    if np.abs(kept - boxes).max() > _ROUNDING:
+        raise ManifestError(f"{sample.image}: no box with an area, but it is defective; correct its labels")
+    clipped = clip(boxes, width, height)
+    if np.abs(clipped - boxes).max() > _ROUNDING:
         raise ManifestError(
-            f"{sample.image}: boxes {to_list(boxes)} reach out of its {width}x{height} pixels; mend the labels"
+            f"{sample.image}: boxes {to_list(boxes)} extend past its {width}x{height} pixels; correct the labels"
         )
-    return kept
+    return clipped
 
 
 @lru_cache(maxsize=4)
@@ -170,12 +170,12 @@ def _whole_union(masks: tuple[Path, ...], image: Path) -> Mask:
     return union
 
 
-def place_file(path: Path, target: Path, *, copy: bool) -> None:
-    """The file `path` as `target`, whose folder is there: a copy, or a link, hard where there can be one, else symbolic.
+def copy_or_link(path: Path, target: Path, *, copy: bool) -> None:
+    """Copy or link `path` to `target`, whose folder exists. Links are hard if possible, else symbolic.
 
-    A copy is brought to the disk by whoever names it. Raises InputError for a file that cannot be read, and WriteError.
+    A copy is not synced; that is up to the caller. Raises InputError for a file that cannot be read, and WriteError.
     """
-    # Of the file itself: a hard link to a relative symbolic link would lead nowhere from another folder.
+    # Link to the file itself: a hard link to a relative symbolic link would be broken in another folder.
     source = path.resolve()
     try:
         source.stat()

@@ -1,7 +1,7 @@
-"""A recipe: one YAML file that names the categories of a benchmark, where each comes from, how it is paired, how many.
+"""A recipe: a YAML file with the categories of a benchmark, and for each its source, pairing and number of pairs.
 
-`build_recipe` builds what is present below a folder of data sets, and says what is absent and how to get it. The
-result is one manifest whose `group` is the structure group, a data card and a contact sheet.
+`build_recipe` builds the categories whose data sets are present below a folder, and reports absent ones and how to get them.
+The result is one manifest, whose `group` is the structure group, a data card and a contact sheet.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,20 @@ from differad.data.build import MANIFEST, RESULTS, BuildOptions, make_pairs, rea
 from differad.data.card import files_of, make_card, write_card
 from differad.data.output_folder import OutputFolder, claim_folder
 from differad.data.pairing import Embed, Pairing
-from differad.data.placing import Placer
+from differad.data.placing import FileStore
 from differad.data.sheet import write_sheet
 from differad.data.sources.registry import SOURCES
 from differad.data.sources.sample import ProblemList, Problems, Sample, refuse
 from differad.data.yaml_text import load_yaml
 from differad.errors import InputError, ManifestError, MissingExtraError, OptionError, WriteError
 
-# States of a category without a pair.
-_NOT_THERE = ("absent", "unmatched", "broken")
+# States of a category without pairs.
+_UNBUILT_STATES = ("absent", "unmatched", "broken")
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
 class Defaults(BaseModel):
-    """What holds for every category that does not say otherwise."""
+    """Default values for every category."""
 
     model_config = _STRICT
 
@@ -39,10 +39,11 @@ class Defaults(BaseModel):
     seed: int = 0
 
 
-class Entry(BaseModel):
-    """A category: its group, its source, which of the source's categories, views and kinds, and how many pairs.
+class CategorySpec(BaseModel):
+    """A category: its group, source, number of pairs, and which of the source's categories, views and defect types it takes.
 
-    `from` names the source's own categories (none takes all); empty `views` and `kinds` take all. A good part has no kind.
+    `from` lists the source's own categories (none takes all). Empty `views` and `kinds` (defect types) take all; `kinds` does
+    not apply to normal samples.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -71,7 +72,7 @@ class Entry(BaseModel):
         return (
             (not self.names or sample.category in self.names)
             and (not self.views or sample.view in self.views)
-            and (sample.is_normal or not self.kinds or sample.kind in self.kinds)
+            and (sample.is_normal or not self.kinds or sample.defect_type in self.kinds)
         )
 
 
@@ -83,17 +84,17 @@ class Recipe(BaseModel):
     title: str = Field(min_length=1)
     note: str = ""
     defaults: Defaults = Defaults()
-    categories: tuple[Entry, ...] = Field(min_length=1)
+    categories: tuple[CategorySpec, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _distinct(self) -> "Recipe":
         names = [entry.category for entry in self.categories]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"category {twice!r} stands twice; expected one entry each")
+            raise ValueError(f"category {twice!r} occurs twice; expected one entry each")
         return self
 
-    def pairing(self, entry: Entry) -> Pairing:
+    def pairing(self, entry: CategorySpec) -> Pairing:
         """How the pairs of one category are made."""
         base = self.defaults
         return Pairing(
@@ -106,10 +107,10 @@ class Recipe(BaseModel):
 
 
 @dataclass
-class Outcome:
-    """What became of one category: "built", "short" of its count, or not there, with the reason and where to get it.
+class CategoryResult:
+    """The result for one category: "built", "short" of its count, or without pairs, with the reason and where to get the data.
 
-    "absent" has no folder, "unmatched" has one that holds nothing of the category, and "broken" one that cannot be read.
+    "absent": no folder; "unmatched": the folder holds nothing of the category; "broken": the folder cannot be read.
     """
 
     category: str
@@ -122,20 +123,20 @@ class Outcome:
     get: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The outcome as JSON has it."""
+        """The result as in the JSON output."""
         return dict(vars(self))
 
 
 @dataclass
 class BuiltRecipe:
-    """The pairs, what became of each category, and what was left out with the reason."""
+    """The pairs, the result for each category, and a message for each sample left out."""
 
     pairs: list[Pair]
-    outcomes: list[Outcome]
+    outcomes: list[CategoryResult]
     problems: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """Counts as JSON has them."""
+        """Counts as in the JSON output."""
         return {
             "pairs": len(self.pairs),
             "wanted": sum(outcome.wanted for outcome in self.outcomes),
@@ -157,7 +158,7 @@ def read_recipe(path: str | Path) -> Recipe:
     except MissingExtraError:
         raise
     except InputError as error:
-        raise ManifestError(f"{path}: {error}; mend the recipe") from None
+        raise ManifestError(f"{path}: {error}; correct the recipe") from None
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
@@ -181,22 +182,22 @@ def build_recipe(
 ) -> BuiltRecipe:
     """Build the categories that are present below `root`/SOURCE, or below `roots[SOURCE]`, into the new folder `out`.
 
-    Writes pairs.jsonl, card.json, card.md and sheet.html. What the recipe says of pairing, categories and groups takes
-    the place of the like in `options`. `force` starts over what a killed build left in `out`. Raises OptionError, InputError,
-    ManifestError where nothing at all is present, and what a bad file or data set raises unless `skip_bad` lists it.
+    Writes pairs.jsonl, card.json, card.md and sheet.html. The recipe's pairing, categories and groups replace those in
+    `options`. `force` removes what a killed build left in `out` and starts over. Raises OptionError, InputError, ManifestError
+    if nothing is present, and the error of an invalid file or data set unless `skip_bad` lists it.
     """
     options = options or BuildOptions()
-    places = _places(recipe, Path(root), roots or {})
+    folders = _source_folders(recipe, Path(root), roots or {})
     with claim_folder(out, force=force) as folder:
         folder.record(*(folder.path / name for name in RESULTS))
-        return _build_into(folder, recipe, root, places, options, embed, checksums=checksums, progress=progress)
+        return _build_into(folder, recipe, root, folders, options, embed, checksums=checksums, progress=progress)
 
 
 def _build_into(
     folder: OutputFolder,
     recipe: Recipe,
     root: str | Path,
-    places: Mapping[str, Path],
+    folders: Mapping[str, Path],
     options: BuildOptions,
     embed: Embed | None,
     *,
@@ -205,27 +206,29 @@ def _build_into(
 ) -> BuiltRecipe:
     out = folder.path
     problems = ProblemList()
-    tell = problems if options.skip_bad else refuse
-    built = BuiltRecipe([], [_absent(entry, places[entry.source]) for entry in recipe.categories], problems.messages)
-    work = _Work(recipe, options, folder, tell, embed, progress)
-    for source, place in places.items():
-        if place.is_dir():
-            work.run(source, place, built.outcomes)
-    built.pairs = [pair for entry in recipe.categories for pair in work.pairs.get(entry.category, [])]
+    report = problems if options.skip_bad else refuse
+    built = BuiltRecipe(
+        [], [_absent_result(entry, folders[entry.source]) for entry in recipe.categories], problems.messages
+    )
+    builder = _RecipeBuilder(recipe, options, folder, report, embed, progress)
+    for source, folder_of_source in folders.items():
+        if folder_of_source.is_dir():
+            builder.run(source, folder_of_source, built.outcomes)
+    built.pairs = [pair for entry in recipe.categories for pair in builder.pairs.get(entry.category, [])]
     if not built.pairs:
-        raise ManifestError(_why_nothing(root, places, built.outcomes))
+        raise ManifestError(_nothing_built_message(root, folders, built.outcomes))
     _refuse_shared(built.pairs)
     write_manifest(out / MANIFEST, built.pairs)
     card = {**make_card(built.pairs, recipe.title, progress=progress), **_notes(recipe, built.outcomes)}
     listed = files_of(built.pairs) if checksums else None
     write_card(out, card, out / MANIFEST, files=listed, progress=progress)
-    write_sheet(out / "sheet.html", built.pairs, recipe.title, note=_line(built.outcomes), progress=progress)
+    write_sheet(out / "sheet.html", built.pairs, recipe.title, note=_summary_line(built.outcomes), progress=progress)
     return built
 
 
 @dataclass
-class _Work:
-    """Builds the categories of one source after the other; the pairs gather by category."""
+class _RecipeBuilder:
+    """Builds the categories source by source and collects the pairs by category."""
 
     recipe: Recipe
     options: BuildOptions
@@ -235,12 +238,12 @@ class _Work:
     progress: bool
     pairs: dict[str, list[Pair]] = field(default_factory=dict)
 
-    def run(self, source: str, place: Path, outcomes: Sequence[Outcome]) -> None:
+    def run(self, source: str, folder_of_source: Path, outcomes: Sequence[CategoryResult]) -> None:
         """Build every category of `source`, whose samples are read once. Raises ManifestError, ImageError."""
-        # Which of its categories are present shows when it is read; the recipe's choice is made after that.
+        # The categories of the data set are only known after reading, so the recipe's choice is made afterwards.
         whole = replace(self.options, categories=())
         try:
-            samples = read_samples(source, place, whole, self.problems, progress=self.progress)
+            samples = read_samples(source, folder_of_source, whole, self.problems, progress=self.progress)
         except WriteError:
             raise
         except InputError as error:  # the data set as a whole cannot be read
@@ -249,24 +252,36 @@ class _Work:
                 if outcome.source == source:
                     outcome.state, outcome.why = "broken", str(error)
             return
-        # Copies of two data sets must not meet under one name.
-        placer = Placer(place, self.folder.path / source, self.options.files, record=self.folder.record)
+        # A folder per source: files of two data sets may have the same name.
+        file_store = FileStore(
+            folder_of_source, self.folder.path / source, self.options.files, record=self.folder.record
+        )
         for entry, outcome in zip(self.recipe.categories, outcomes, strict=True):
             if entry.source == source:
-                self._build(entry, outcome, samples, placer)
+                self._build(entry, outcome, samples, file_store)
 
-    def _build(self, entry: Entry, outcome: Outcome, samples: Sequence[Sample], placer: Placer) -> None:
-        own = _merged([sample for sample in samples if entry.takes(sample)], entry.category)
-        if not own:
-            known = ", ".join(sorted({sample.category for sample in samples})) or "nothing"
+    def _build(
+        self, entry: CategorySpec, outcome: CategoryResult, samples: Sequence[Sample], file_store: FileStore
+    ) -> None:
+        samples_of_category = _as_one_category([sample for sample in samples if entry.takes(sample)], entry.category)
+        if not samples_of_category:
+            available = ", ".join(sorted({sample.category for sample in samples})) or "nothing"
             outcome.state, outcome.why = (
                 "unmatched",
-                f"nothing there fits {', '.join(entry.names) or 'the views and kinds asked for'}; there is {known}",
+                f"nothing there fits {', '.join(entry.names) or 'the views and kinds asked for'}; there is {available}",
             )
             return
         options = replace(self.options, pairing=self.recipe.pairing(entry), group=entry.group)
-        found = make_pairs(entry.source, own, placer, options, self.problems, embed=self.embed, progress=self.progress)
-        self.pairs[entry.category] = list(found)
+        pairs = make_pairs(
+            entry.source,
+            samples_of_category,
+            file_store,
+            options,
+            self.problems,
+            embed=self.embed,
+            progress=self.progress,
+        )
+        self.pairs[entry.category] = list(pairs)
         outcome.pairs = len(self.pairs[entry.category])
         outcome.state, outcome.why, outcome.get = "built", "", ""
         if outcome.pairs < outcome.wanted:
@@ -276,8 +291,8 @@ class _Work:
             )
 
 
-def _merged(samples: Sequence[Sample], category: str) -> list[Sample]:
-    """Samples as one category; where the source had several, each is a view, so that references stay within it."""
+def _as_one_category(samples: Sequence[Sample], category: str) -> list[Sample]:
+    """Samples as one category. If the source had several, each becomes a view, so that references stay within it."""
     if len({sample.category for sample in samples}) < 2:
         return [replace(sample, category=category) for sample in samples]
     return [
@@ -285,7 +300,7 @@ def _merged(samples: Sequence[Sample], category: str) -> list[Sample]:
     ]
 
 
-def _places(recipe: Recipe, root: Path, roots: Mapping[str, Path]) -> dict[str, Path]:
+def _source_folders(recipe: Recipe, root: Path, roots: Mapping[str, Path]) -> dict[str, Path]:
     """The folder of each source that the recipe names, in order. Raises OptionError."""
     named = list(dict.fromkeys(entry.source for entry in recipe.categories))
     for name in roots:
@@ -294,33 +309,33 @@ def _places(recipe: Recipe, root: Path, roots: Mapping[str, Path]) -> dict[str, 
     return {name: Path(roots.get(name, root / name)) for name in named}
 
 
-def _absent(entry: Entry, place: Path) -> Outcome:
+def _absent_result(entry: CategorySpec, folder_of_source: Path) -> CategoryResult:
     source = SOURCES[entry.source]
-    return Outcome(
+    return CategoryResult(
         entry.category,
         entry.group,
         entry.source,
         entry.count,
-        why=f"no folder {place}",
+        why=f"no folder {folder_of_source}",
         get=f"{source.title}: {source.url} ({source.licence}); unpack as {source.layout}"
         + (f". {entry.note}" if entry.note else ""),
     )
 
 
 def _refuse_shared(pairs: Sequence[Pair]) -> None:
-    """Raise ManifestError where two categories take the same picture: a manifest holds each id once."""
+    """Raise ManifestError if two categories take the same image, since ids in a manifest are unique."""
     taken: dict[str, str] = {}
     for pair in pairs:
         if pair.id in taken:
             raise ManifestError(
-                f"categories {taken[pair.id]!r} and {pair.category!r} both take {pair.id}; expected each picture in one, "
-                "so tell them apart by from, views or kinds"
+                f"categories {taken[pair.id]!r} and {pair.category!r} both take {pair.id}; expected each image in one, "
+                "so separate them by from, views or kinds"
             )
         taken[pair.id] = pair.category
 
 
-def _notes(recipe: Recipe, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What the card says beyond its counts: the recipe's note, the notes of its categories, and what is absent."""
+def _notes(recipe: Recipe, outcomes: Sequence[CategoryResult]) -> dict[str, Any]:
+    """Notes for the card: the recipe's note, the notes of its categories, and which are absent or incomplete."""
     notes = [recipe.note] if recipe.note else []
     built = {outcome.category for outcome in outcomes if outcome.pairs}
     notes += [f"{e.category}: {e.note}" for e in recipe.categories if e.note and e.category in built]
@@ -328,17 +343,17 @@ def _notes(recipe: Recipe, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {"notes": notes, "recipe": [outcome.to_dict() for outcome in outcomes]}
 
 
-def _line(outcomes: Sequence[Outcome]) -> str:
-    by_state = {state: [one.category for one in outcomes if one.state == state] for state in _NOT_THERE}
+def _summary_line(outcomes: Sequence[CategoryResult]) -> str:
+    by_state = {state: [one.category for one in outcomes if one.state == state] for state in _UNBUILT_STATES}
     return " ".join(f"{state.capitalize()}: {', '.join(names)}." for state, names in by_state.items() if names)
 
 
-def _why_nothing(root: str | Path, places: Mapping[str, Path], outcomes: Sequence[Outcome]) -> str:
-    """What to say where no pair was made: the first reason of a data set that is there, else where one is looked for."""
+def _nothing_built_message(root: str | Path, folders: Mapping[str, Path], outcomes: Sequence[CategoryResult]) -> str:
+    """The message if no pair was made: the first reason of a present data set, else the expected folder."""
     present = next((one for one in outcomes if one.state != "absent"), None)
     if present is not None:
         return f"{root}: no pair of the recipe could be built; the first reason, of {present.category!r}: {present.why}"
     return (
-        f"{root}: holds no data set of the recipe; expected a folder such as {next(iter(places.values()))} "
+        f"{root}: holds no data set of the recipe; expected a folder such as {next(iter(folders.values()))} "
         "(docs/sources.md says where to get each)"
     )

@@ -1,7 +1,7 @@
-"""`shards.jsonl`: which shards a set has, how many pairs each holds, and its checksum; what is on the disk is checked against it.
+"""`shards.jsonl`: the shards of a set with their numbers of pairs and checksums, and checks of the files against them.
 
-A line is `{"shard": name, "pairs": number, "sha256": digits, …}`; the checksum may be missing, as in sets that were written
-before there was one. Knows nothing of what a shard holds.
+A line is `{"shard": name, "pairs": number, "sha256": digits, …}`; sets of older versions have no checksum. Knows nothing about
+the contents of a shard.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ class ShardEntry(BaseModel):
 
 
 def read_index(folder: Path) -> dict[str, ShardEntry]:
-    """The entries of a folder's index by shard; none where there is no index. Raises ManifestError.
+    """The entries of a folder's index by shard; empty without an index. Raises ManifestError.
 
-    A last line that a kill cut off stands for a shard whose run is not finished, and is passed over.
+    A last line that a kill truncated belongs to an unfinished shard and is ignored.
     """
     path = folder / INDEX
     try:
@@ -50,13 +50,13 @@ def read_index(folder: Path) -> dict[str, ShardEntry]:
 
 
 def check_present(folder: Path, entries: dict[str, ShardEntry], shards: Sequence[Path]) -> None:
-    """Raise ManifestError where an index names a shard of `folder` that is not among `shards`, or does not name one that is."""
+    """Raise ManifestError if the index of `folder` lists a shard that is not in `shards`, or lacks one that is."""
     names = {path.name for path in shards}
-    unnamed = next((path for path in shards if path.name not in entries), None)
-    if entries and unnamed is not None:
+    unlisted = next((path for path in shards if path.name not in entries), None)
+    if entries and unlisted is not None:
         raise ManifestError(
-            f"{unnamed}: {INDEX} beside it does not name it, so nobody knows whether it is whole; move it to another folder, or "
-            "run the command that wrote it again if it was not finished"
+            f"{unlisted}: {INDEX} beside it does not name it, so it may be incomplete; move it to another folder, or run the "
+            "command that wrote it again if it was not finished"
         )
     missing = next((name for name in entries if name not in names), None)
     if missing is not None:
@@ -66,12 +66,12 @@ def check_present(folder: Path, entries: dict[str, ShardEntry], shards: Sequence
 
 
 def check_content(path: Path, entry: ShardEntry) -> None:
-    """Raise ManifestError where a shard has another checksum than its entry. InputError where it cannot be read."""
+    """Raise ManifestError if a shard's checksum differs from its entry's, InputError if it cannot be read."""
     if entry.sha256 is not None and sha256(path) != entry.sha256:
         raise ManifestError(f"{path}: has another checksum than {path.with_name(INDEX)} says; {_REMEDY}")
 
 
 def check_count(path: Path, entry: ShardEntry, count: int) -> None:
-    """Raise ManifestError where a shard held another number of pairs than its entry says."""
+    """Raise ManifestError if a shard's number of pairs differs from its entry's."""
     if count != entry.pairs:
         raise ManifestError(f"{path}: holds {count} pairs, and {path.with_name(INDEX)} says {entry.pairs}; {_REMEDY}")

@@ -1,8 +1,8 @@
-"""Shards: many pairs in one file, for training that reads front to back. WebDataset tar or Parquet, pictures as PNG.
+"""Shards: many pairs in one file, for training that reads sequentially. WebDataset tar or Parquet, images as PNG.
 
-A tar holds `KEY.reference.png`, `KEY.target.png`, `KEY.mask.png` (anomalous pairs) and `KEY.json` (the pair's line of a
-manifest, naming those members); a Parquet file holds the same as columns. Both are written in a fixed way: the same
-samples, the same bytes.
+A tar holds `KEY.reference.png`, `KEY.target.png`, `KEY.mask.png` (anomalous pairs) and `KEY.json` (the pair's manifest line,
+which names those members); a Parquet file holds the same as columns. Writing is deterministic: the same samples give the
+same bytes.
 """
 
 import io
@@ -26,15 +26,15 @@ from differad.files import atomic_write, ends_with
 from differad.images import decode_images
 
 PARTS = ("reference", "target", "mask")
-# Pairs a Parquet row group holds, thus what a writer or a reader has in memory: some 10 MB at 224x224.
+# Pairs per Parquet row group, which a writer or a reader holds in memory: about 10 MB at 224x224.
 ROW_GROUP = 64
-# The last bytes of a whole file: a tar's two empty blocks, Parquet's mark.
+# The last bytes of a complete file: two empty blocks of a tar, Parquet's magic number.
 _ENDINGS = {".tar": bytes(2 * tarfile.BLOCKSIZE), ".parquet": b"PAR1"}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A pair ready to be stored: its key in the shard, its pictures as PNG files, and its line of a manifest.
+    """A pair to be stored: its key in the shard, its images as bytes of PNG files, and its manifest line.
 
     `record` is as in `pairs.jsonl`, without `reference`, `target` and `mask`; `mask` is None for a normal pair.
     """
@@ -47,7 +47,7 @@ class Sample:
 
 
 def write_webdataset(path: Path, samples: Iterable[Sample]) -> None:
-    """Write a tar as WebDataset reads it, whole or not at all. Raises WriteError."""
+    """Write a tar in WebDataset's format, atomically. Raises WriteError."""
     with atomic_write(path) as fresh, tarfile.open(fresh, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             names = {part: f"{sample.key}.{part}.png" for part in PARTS if getattr(sample, part) is not None}
@@ -58,7 +58,7 @@ def write_webdataset(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def write_parquet(path: Path, samples: Iterable[Sample]) -> None:
-    """Write a Parquet file, whole or not at all. Raises WriteError, MissingExtraError."""
+    """Write a Parquet file, atomically. Raises WriteError, MissingExtraError."""
     arrow, parquet = require_pyarrow()
     text, data = arrow.string(), arrow.binary()
     schema = arrow.schema(
@@ -67,7 +67,7 @@ def write_parquet(path: Path, samples: Iterable[Sample]) -> None:
         + [(part, data) for part in PARTS]
     )
     stream = iter(samples)
-    # PNG does not compress any further.
+    # PNG is compressed already.
     with atomic_write(path) as fresh, parquet.ParquetWriter(fresh, schema, compression="none") as writer:
         while rows := [_to_row(sample) for sample in islice(stream, ROW_GROUP)]:
             writer.write_table(arrow.Table.from_pylist(rows, schema=schema))
@@ -76,11 +76,10 @@ def write_parquet(path: Path, samples: Iterable[Sample]) -> None:
 def read_shards(path: str | Path) -> Iterator[Pair]:
     """Stream the pairs of a shard, or of every shard in a folder, in order.
 
-    Pictures are (H, W, 3) uint8 arrays; `extra` holds what else the line says, and under `mask` the (H, W) bool mask of an
-    anomalous pair. Raises InputError where there is no shard, ManifestError on one that is broken, ImageError. Shards that were
-    cut off, that `shards.jsonl` names and that are gone, or that lie in a folder whose `shards.jsonl` does not name them are
-    found before the first pair. Each shard that it names is compared with its checksum before its first pair, and with its
-    number of pairs after the last.
+    Images are (H, W, 3) uint8 arrays; `extra` holds the other keys of the line, and as `mask` the (H, W) bool mask of an
+    anomalous pair. Raises InputError if there is no shard, ManifestError for a broken one, ImageError. Shards that are
+    truncated, listed in `shards.jsonl` but missing, or not listed in their folder's `shards.jsonl` are reported before the
+    first pair. The checksum of each listed shard is verified before its first pair, its number of pairs after the last.
     """
     files = shard_files(path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
@@ -105,33 +104,33 @@ def _read_shard(path: Path, entry: ShardEntry | None) -> Iterator[Pair]:
 
 
 def check_end(path: Path) -> None:
-    """See that a shard ends as a whole one does; only its end is read. Raises ManifestError.
+    """Check that a shard has the end of a complete file; only its end is read. Raises ManifestError.
 
-    A tar that is cut off between two files reads like a whole one.
+    Without this, a tar that is truncated between two files would read like a complete one.
     """
     try:
         is_whole = ends_with(path, _ENDINGS[path.suffix])
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected a shard") from None
     if not is_whole:
-        raise ManifestError(f"{path}: not whole, its end is missing; write the shard again")
+        raise ManifestError(f"{path}: incomplete, its end is missing; write the shard again")
 
 
 def shard_files(path: str | Path) -> list[Path]:
-    """The shards that `path` is or holds, in order, to be shared out among readers. Raises InputError."""
+    """The shard `path`, or the shards in the folder `path`, in order, e.g. to divide among readers. Raises InputError."""
     path = Path(path)
-    found = sorted(file for file in path.iterdir() if file.suffix in READERS) if path.is_dir() else [path]
-    if path.is_dir() and not found and (path / "pairs.jsonl").is_file():
+    shards = sorted(file for file in path.iterdir() if file.suffix in READERS) if path.is_dir() else [path]
+    if path.is_dir() and not shards and (path / "pairs.jsonl").is_file():
         raise InputError(
             f"{path}: holds single images; expected shards (read_pairs({str(path / 'pairs.jsonl')!r}) reads these)"
         )
-    if not found or found[0].suffix not in READERS or not found[0].is_file():
+    if not shards or shards[0].suffix not in READERS or not shards[0].is_file():
         raise InputError(f"{path}: no shard; expected a file that ends in {' or '.join(READERS)}, or a folder of them")
-    return found
+    return shards
 
 
 def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    # TarInfo's own time (0), owner and mode: nothing of this machine or moment gets into the file.
+    # TarInfo's default time (0), owner and mode: the file does not depend on the machine or the time.
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
@@ -153,18 +152,18 @@ def _to_row(sample: Sample) -> dict[str, Any]:
 
 def _read_webdataset(path: Path) -> Iterator[Pair]:
     for key, members in groupby(read_members(path), key=lambda member: _split(member.name)[0]):
-        place, parts = f"{path}: {key}", dict[str, bytes]()
+        where, parts = f"{path}: {key}", dict[str, bytes]()
         for member in members:
             part = _split(member.name)[1]
             if part in parts:
-                raise ManifestError(f"{place}: two files for {part!r}; expected one of each for a pair")
+                raise ManifestError(f"{where}: two files for {part!r}; expected one of each for a pair")
             parts[part] = member.content
         line = parts.pop("json", b"").decode("utf-8", "replace")
-        yield _to_pair(line, parts, place)
+        yield _to_pair(line, parts, where)
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Key and part ("reference", "json", …) of a file's name; the key ends at the name's first dot."""
+    """Key and part ("reference", "json", …) of a member's name; the key ends at the name's first dot."""
     folder, slash, name = name.rpartition("/")
     key, _, ending = name.partition(".")
     return folder + slash + key, ending.partition(".")[0]
@@ -172,33 +171,35 @@ def _split(name: str) -> tuple[str, str]:
 
 def _read_parquet(path: Path) -> Iterator[Pair]:
     for row in read_rows(path):
-        place = f"{path}: {row.get('id')}"
-        cells = {part: image_bytes(row.pop(part, None), f"{place}: {part}") for part in PARTS}
+        where = f"{path}: {row.get('id')}"
+        cells = {part: image_bytes(row.pop(part, None), f"{where}: {part}") for part in PARTS}
         parts = {part: content for part, content in cells.items() if content is not None}
-        yield _to_pair(_to_line(row, place), parts, place)
+        yield _to_pair(_to_line(row, where), parts, where)
 
 
-def _to_line(row: dict[str, Any], place: str) -> str:
-    """The further columns of a row as a line of a manifest. Raises ManifestError."""
+def _to_line(row: dict[str, Any], where: str) -> str:
+    """The columns of a row, without its images, as a manifest line. Raises ManifestError."""
     facts = row.pop("facts", None) or {}
     try:
         if isinstance(facts, str):
             facts = json.loads(facts)
         return json.dumps({**row, "facts": facts, "reference": "reference", "target": "target"})
     except (ValueError, TypeError, RecursionError) as error:
-        raise ManifestError(f"{place}: a column is no text, number or list of them ({error}); leave it out") from None
+        raise ManifestError(
+            f"{where}: a column is not text, numbers or lists of them ({error}); leave it out"
+        ) from None
 
 
-def _to_pair(line: str, parts: dict[str, bytes], place: str) -> Pair:
-    record = parse_line(PairRecord, line, place)
+def _to_pair(line: str, parts: dict[str, bytes], where: str) -> Pair:
+    record = parse_line(PairRecord, line, where)
     for part in ("reference", "target"):
         if part not in parts:
-            raise ManifestError(f"{place}: no {part} picture; expected a PNG of that name beside the pair's line")
+            raise ManifestError(f"{where}: no {part} image; expected a PNG of that name beside the pair's line")
     extra = dict(record.model_extra or {})
     boxes = None if record.boxes is None else as_boxes(record.boxes)
-    reference, target = decode_images(*((parts[part], f"{place}: {part}") for part in ("reference", "target")))
+    reference, target = decode_images(*((parts[part], f"{where}: {part}") for part in ("reference", "target")))
     if "mask" in parts:
-        extra["mask"] = decode_mask(parts["mask"], f"{place}: mask", target.shape[1::-1])
+        extra["mask"] = decode_mask(parts["mask"], f"{where}: mask", target.shape[1::-1])
         boxes = boxes_from_mask(extra["mask"]) if boxes is None else boxes
     return Pair(
         reference=reference,

@@ -1,9 +1,9 @@
-"""Splits of pairs without leaks: by category (cross-scenario) or by instance, and a check of splits made elsewhere.
+"""Splits of pairs without leaks: by category (cross-scenario) or by instance, and a check of existing splits.
 
-A leak is the same picture, a near-duplicate of it or the same physical part on both sides. References count as pictures
-too: a model that has seen a reference in training knows that part. Where one good part serves many pairs they must
-then stay together; `references=False` looks at targets only.
-Knows a part from the key `product` of a pair, which `differad build` writes where the data set tells it.
+A leak is the same image, a near-duplicate of it or the same physical part on both sides. References count too: a model that
+was trained with a reference has seen that part. So pairs that share a reference must stay together, unless
+`references=False`, which considers targets only.
+Parts are identified by the key `product` of a pair, which `differad build` writes if the data set identifies parts.
 """
 
 import os
@@ -20,16 +20,16 @@ from differad.errors import ManifestError, OptionError
 from differad.progress import track
 
 TRAIN, TEST = "train", "test"
-# A category's normal, its abnormal (place known or not) or its unlabelled pairs.
+# Category and label: normal, abnormal (place known or not) or unlabelled.
 Stratum = tuple[str, bool | None]
-_PRODUCT_KEYS = ("product", "reference_product")
+_INSTANCE_KEYS = ("product", "reference_product")
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Something that stands on both sides: `kind` is "image", "near-duplicate" or "product".
+    """An image or part that is on both sides: `kind` is "image", "near-duplicate" or "product" (the same part).
 
-    `train` and `test` are the pictures, or the product twice; the ids are of one pair on each side that shows it.
+    `train` and `test` are the two images, or the part's id twice; the ids name one pair on each side.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Leak:
     test_id: str
 
     def to_dict(self) -> dict[str, str]:
-        """The leak as JSON has it."""
+        """The leak as in the JSON output."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -50,15 +50,15 @@ class Leak:
 def split_by_category(pairs: Iterable[Pair], held_out: Collection[str]) -> dict[str, list[Pair]]:
     """Pairs of the categories `held_out` as "test", all others as "train". Raises OptionError for an unknown name.
 
-    Says nothing of pictures that two categories share; `find_leaks` does.
+    Does not check for images that two categories share; `find_leaks` does.
     """
     sides: dict[str, list[Pair]] = {TRAIN: [], TEST: []}
     for pair in pairs:
         sides[TEST if pair.category in held_out else TRAIN].append(pair)
-    known = {pair.category for side in sides.values() for pair in side}
-    unknown = sorted(set(held_out) - known)
+    categories = {pair.category for side in sides.values() for pair in side}
+    unknown = sorted(set(held_out) - categories)
     if unknown:
-        raise OptionError(f"category {unknown[0]!r}: no pair has it; expected some of {', '.join(sorted(known))}")
+        raise OptionError(f"category {unknown[0]!r}: no pair has it; expected some of {', '.join(sorted(categories))}")
     for name, side in sides.items():
         if not side:
             raise OptionError(f"held out {', '.join(sorted(held_out)) or 'nothing'}: leaves no pair to {name}")
@@ -74,10 +74,10 @@ def split_by_instance(
     references: bool = True,
     progress: bool = False,
 ) -> dict[str, list[Pair]]:
-    """Split pairs into `shares` (name to share, summing to 1) so that no picture, near-duplicate or part is torn apart.
+    """Split pairs into `shares` (name to share, summing to 1) so that no image, near-duplicate or part is on two sides.
 
-    What belongs together goes as one, large groups first, to the side that lacks most of that category's normal,
-    abnormal or unlabelled pairs; shares are met as far as groups allow. Pairs keep their order. Raises OptionError,
+    Groups of linked pairs are assigned whole, large ones first, to the side with the largest shortage in their strata
+    (category and label); shares are met as far as groups allow. Pairs keep their order. Raises OptionError,
     ImageError, and ManifestError where one group holds so much that a side stays empty.
     """
     _check_shares(shares)
@@ -90,9 +90,9 @@ def split_by_instance(
     order = np.random.default_rng(seed).permutation(sorted(members)).tolist() if members else []
     side_of: dict[int, str] = {}
     for group in sorted(order, key=lambda group: -len(members[group])):
-        own = Counter(strata[index] for index in members[group])
-        best = max(shares, key=lambda name: _need(own, placed[name], total, shares[name]))
-        placed[best].update(own)
+        group_strata = Counter(strata[index] for index in members[group])
+        best = max(shares, key=lambda name: _shortage(group_strata, placed[name], total, shares[name]))
+        placed[best].update(group_strata)
         side_of |= dict.fromkeys(members[group], best)
     sides = {name: [pair for index, pair in enumerate(pairs) if side_of[index] == name] for name in shares}
     for name, side in sides.items():
@@ -105,11 +105,11 @@ def instance_groups(
     pairs: Sequence[Pair], *, radius: int = MAX_RADIUS, references: bool = True, progress: bool = False
 ) -> list[int]:
     """For each pair the number of the group that must stay together. Raises ManifestError, ImageError."""
-    pictures = _pictures(pairs, references)
-    names = list(pictures)
-    links = list(_same(pictures.values())) + list(_same(_products(pairs, references).values()))
-    prints = _fingerprints(names, progress)
-    links += [(pictures[names[i]][0], pictures[names[j]][0]) for i, j in near_duplicates(prints, radius)]
+    by_image = _pairs_by_image(pairs, references)
+    names = list(by_image)
+    links = list(_links_within(by_image.values())) + list(_links_within(_pairs_by_instance(pairs, references).values()))
+    fingerprints = _fingerprints(names, progress)
+    links += [(by_image[names[i]][0], by_image[names[j]][0]) for i, j in near_duplicates(fingerprints, radius)]
     return groups(len(pairs), links)
 
 
@@ -121,24 +121,32 @@ def find_leaks(
     references: bool = True,
     progress: bool = False,
 ) -> list[Leak]:
-    """What stands on both sides: the same files first, then products, then near-duplicates. Raises ImageError.
+    """Everything that is on both sides: the same files first, then parts, then near-duplicates. Raises ImageError.
 
-    A file that is on both sides is not told again as its own near-duplicate.
+    A file that is on both sides is not reported again as a near-duplicate of itself.
     """
-    left, right = _pictures(train, references), _pictures(test, references)
+    train_images, test_images = _pairs_by_image(train, references), _pairs_by_image(test, references)
 
     def ids(a: int, b: int) -> tuple[str, str]:
         return train[a].id, test[b].id
 
-    leaks = [Leak("image", name, name, *ids(left[name][0], right[name][0])) for name in left if name in right]
-    own, other = _products(train, references), _products(test, references)
-    leaks += [Leak("product", name, name, *ids(own[name][0], other[name][0])) for name in own if name in other]
-    names = [*left, *(name for name in right if name not in left)]
-    prints = _fingerprints(names, progress)
-    for i, j in near_duplicates(prints, radius):
+    leaks = [
+        Leak("image", name, name, *ids(train_images[name][0], test_images[name][0]))
+        for name in train_images
+        if name in test_images
+    ]
+    train_instances, test_instances = _pairs_by_instance(train, references), _pairs_by_instance(test, references)
+    leaks += [
+        Leak("product", name, name, *ids(train_instances[name][0], test_instances[name][0]))
+        for name in train_instances
+        if name in test_instances
+    ]
+    names = [*train_images, *(name for name in test_images if name not in train_images)]
+    fingerprints = _fingerprints(names, progress)
+    for i, j in near_duplicates(fingerprints, radius):
         for a, b in ((names[i], names[j]), (names[j], names[i])):
-            if a in left and b in right and a not in right and b not in left:
-                leaks.append(Leak("near-duplicate", a, b, *ids(left[a][0], right[b][0])))
+            if a in train_images and b in test_images and a not in test_images and b not in train_images:
+                leaks.append(Leak("near-duplicate", a, b, *ids(train_images[a][0], test_images[b][0])))
     return leaks
 
 
@@ -148,20 +156,20 @@ def _check_shares(shares: Mapping[str, float]) -> None:
         raise OptionError(f"shares {given}: expected two or more above 0 that sum to 1, as in train=0.8 test=0.2")
 
 
-def _need(
-    own: Counter[Stratum],
+def _shortage(
+    group_strata: Counter[Stratum],
     placed: Counter[Stratum],
     total: Mapping[Stratum, int],
     share: float,
 ) -> float:
-    """How much a side lacks of what a group holds, as a share of what the side is to get."""
-    lacking = sum(count * (1 - placed[key] / (share * total[key])) for key, count in own.items())
-    return lacking / sum(own.values())
+    """How much a side lacks of a group's strata, relative to its targets, averaged over the group's pairs."""
+    lacking = sum(count * (1 - placed[key] / (share * total[key])) for key, count in group_strata.items())
+    return lacking / sum(group_strata.values())
 
 
 def _empty_side(name: str, pairs: int, largest: int, references: bool) -> str:
     remedy = (
-        "pairs that share a reference stay together, so build with more references or look at targets only "
+        "pairs that share a reference stay together, so build with more references or consider targets only "
         "(--shared-references)"
         if references
         else "add pairs, or give fewer sides"
@@ -169,31 +177,31 @@ def _empty_side(name: str, pairs: int, largest: int, references: bool) -> str:
     return f"split: no pair is left for {name!r}, as {largest} of {pairs} pairs belong together; {remedy}"
 
 
-def _pictures(pairs: Sequence[Pair], references: bool) -> dict[str, list[int]]:
-    """Absolute path of each picture to the indices of the pairs that show it. Raises ManifestError."""
-    found: dict[str, list[int]] = defaultdict(list)
-    here = Path.cwd()
+def _pairs_by_image(pairs: Sequence[Pair], references: bool) -> dict[str, list[int]]:
+    """Indices of the pairs that use each image, by its absolute path. Raises ManifestError."""
+    by_path: dict[str, list[int]] = defaultdict(list)
+    cwd = Path.cwd()
     for index, pair in enumerate(pairs):
         for role in ("target", "reference") if references else ("target",):
             value = getattr(pair, role)
             if not isinstance(value, str | Path):
                 raise ManifestError(f"pair {pair.id!r}: {role} is an image in memory; save it and give its path")
-            found[os.path.normpath(here / value)].append(index)
-    return found
+            by_path[os.path.normpath(cwd / value)].append(index)
+    return by_path
 
 
-def _products(pairs: Sequence[Pair], references: bool) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = defaultdict(list)
+def _pairs_by_instance(pairs: Sequence[Pair], references: bool) -> dict[str, list[int]]:
+    by_instance: dict[str, list[int]] = defaultdict(list)
     for index, pair in enumerate(pairs):
-        for key in _PRODUCT_KEYS if references else _PRODUCT_KEYS[:1]:
+        for key in _INSTANCE_KEYS if references else _INSTANCE_KEYS[:1]:
             if pair.extra.get(key):
-                found[str(pair.extra[key])].append(index)
-    return found
+                by_instance[str(pair.extra[key])].append(index)
+    return by_instance
 
 
-def _same(groups_of_indices: Iterable[list[int]]) -> Iterator[tuple[int, int]]:
+def _links_within(groups_of_indices: Iterable[list[int]]) -> Iterator[tuple[int, int]]:
     return ((members[0], other) for members in groups_of_indices for other in members[1:])
 
 
 def _fingerprints(names: Sequence[str], progress: bool) -> list[Fingerprint]:
-    return [fingerprint_file(Path(name)) for name in track(names, "comparing pictures", len(names), shown=progress)]
+    return [fingerprint_file(Path(name)) for name in track(names, "comparing images", len(names), shown=progress)]

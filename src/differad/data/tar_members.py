@@ -1,7 +1,7 @@
-"""The files of a tar from outside, one after the other: plain ones only, each of them whole, and nothing behind the last.
+"""Streams the files of an untrusted tar: only complete regular files, and nothing after the last one.
 
-Knows nothing of pairs. The library ends without a word at a header that it cannot read, follows links and believes sizes; here
-each is an error.
+Knows nothing about pairs. `tarfile` stops silently at an unreadable header, follows links and trusts sizes; here each is an
+error.
 """
 
 import tarfile
@@ -13,8 +13,8 @@ from differad.errors import ManifestError, shortened
 
 _BLOCK = 1 << 20
 _REMEDY = "write the shard again"
-# What headers with other than numbers, with huge ones, or that build on each other thousands of times raise in the library.
-_STUMBLES = (ValueError, OverflowError, RecursionError, MemoryError)
+# Raised by `tarfile` for headers with non-numbers, huge numbers, or thousands of extension headers.
+_HEADER_ERRORS = (ValueError, OverflowError, RecursionError, MemoryError)
 
 
 class Member(NamedTuple):
@@ -25,7 +25,7 @@ class Member(NamedTuple):
 
 
 def read_members(path: Path) -> Iterator[Member]:
-    """Stream the files of an uncompressed tar in order; folders are passed over. Raises ManifestError."""
+    """Stream the files of an uncompressed tar in order; folders are skipped. Raises ManifestError."""
     try:
         size = path.stat().st_size
         with _open(path) as tar:
@@ -34,29 +34,29 @@ def read_members(path: Path) -> Iterator[Member]:
                 content = None if member.isdir() else tar.extractfile(member)
                 if content is not None:
                     yield Member(member.name, content.read())
-                # The library keeps every header it has seen: a big shard would grow in memory.
+                # `tarfile` keeps every header, which would grow with the shard.
                 tar.members.clear()  # type: ignore[attr-defined]
             end = tar.offset
         _check_rest(path, end)
     except (tarfile.TarError, EOFError) as error:
-        raise ManifestError(f"{path}: not a whole tar ({error}); {_REMEDY}") from None
+        raise ManifestError(f"{path}: not a complete tar ({error}); {_REMEDY}") from None
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected a tar") from None
 
 
 def _open(path: Path) -> tarfile.TarFile:
-    """The tar, whose first header is read. Raises ManifestError for one that the library stumbles over."""
+    """The opened tar, its first header read. Raises ManifestError for an invalid header."""
     try:
         return tarfile.open(path, "r:")
-    except _STUMBLES as error:
+    except _HEADER_ERRORS as error:
         raise ManifestError(f"{path}: its first header cannot be read ({_reason(error)}); {_REMEDY}") from None
 
 
 def _next(tar: tarfile.TarFile, path: Path) -> tarfile.TarInfo | None:
-    """The next header, as `_open`."""
+    """The next header. Raises ManifestError like `_open`."""
     try:
         return tar.next()
-    except _STUMBLES as error:
+    except _HEADER_ERRORS as error:
         raise ManifestError(
             f"{path}: the header at byte {tar.offset} cannot be read ({_reason(error)}); {_REMEDY}"
         ) from None
@@ -67,28 +67,28 @@ def _reason(error: Exception) -> str:
 
 
 def _check(member: tarfile.TarInfo, size: int, path: Path) -> None:
-    """Raise ManifestError for anything but a folder or a plain file that is inside of the tar of `size` bytes."""
+    """Raise ManifestError for anything but a folder or a regular file within the tar of `size` bytes."""
     if member.isdir():
         return
-    place = f"{path}: {shortened(member.name)}"
+    where = f"{path}: {shortened(member.name)}"
     if not member.isreg() or member.issparse():
         raise ManifestError(
-            f"{place}: a link, a device or a sparse file; expected plain files, so write the shard without"
+            f"{where}: a link, a device or a sparse file; expected regular files, so write the shard without"
         )
     if member.size < 0 or member.offset_data + member.size > size:
         raise ManifestError(
-            f"{place}: holds {member.size} bytes by its header, and the tar ends before; not a whole tar, so {_REMEDY}"
+            f"{where}: holds {member.size} bytes by its header, but the tar ends before; not a complete tar, so {_REMEDY}"
         )
 
 
 def _check_rest(path: Path, end: int) -> None:
-    """Raise ManifestError where more than zeros follows on the last header that was read: the next one is broken."""
+    """Raise ManifestError if anything but zeros follows the last header that was read: then the next one is broken."""
     with path.open("rb") as file:
         file.seek(end)
-        at = end
+        position = end
         while block := file.read(_BLOCK):
             if block.strip(b"\0"):
-                raise ManifestError(f"{path}: more files follow on a broken header at byte {end} or later; {_REMEDY}")
-            at += len(block)
-    if at == end:
-        raise ManifestError(f"{path}: not whole, its end is missing; {_REMEDY}")
+                raise ManifestError(f"{path}: more files follow a broken header at byte {end} or later; {_REMEDY}")
+            position += len(block)
+    if position == end:
+        raise ManifestError(f"{path}: incomplete, its end is missing; {_REMEDY}")

@@ -1,7 +1,7 @@
-"""Whether the true boxes and the mask of a pair can belong to its target at all.
+"""Checks whether the true boxes and the mask of a pair can belong to its target.
 
-Boxes of the original on a target that was shrunk, and boxes in fractions of the image, look like boxes; everything scored
-against them is wrong without a word. Knows nothing of files of pairs or of metrics.
+Boxes of the original size on a shrunk target, and boxes in fractions of the image, look valid, but every score against them
+would be silently wrong. Knows nothing about manifests and metrics.
 """
 
 from pathlib import Path
@@ -13,23 +13,23 @@ from differad.core import Pair
 from differad.errors import ImageError, ManifestError
 from differad.images import image_size
 
-# Annotators draw a little over the edge; a box with less of its area inside the image belongs to another image size.
+# Annotated boxes may extend a little past the edge; with less of its area inside, a box belongs to another image size.
 MIN_INSIDE = 0.5
 
 
 def check_boxes(pair: Pair, size: tuple[int, int] | None) -> Boxes | None:
-    """The true boxes (N, 4) of a pair cut off at its target of `size` (width, height) pixels; None where it has none.
+    """The true boxes (N, 4) of a pair clipped to its target of `size` (width, height) pixels; None if it has none.
 
-    Without a size only what no target could hold is refused. Raises ManifestError on a box in fractions of the image, or one
-    of which less than half lies inside the target.
+    Without a size only fractions are detected. Raises ManifestError for a box in fractions of the image, or one with less than
+    half of its area inside the target.
     """
     if pair.boxes is None or len(pair.boxes) == 0:
         return pair.boxes
     fractions = in_fractions(pair.boxes)
     if fractions.any():
         raise ManifestError(
-            f"{_name(pair)}: box {_first(pair.boxes, fractions)} lies within 0..1, as fractions of the image do; expected pixels"
-            f" of the target{_of(size)}, so multiply x1 and x2 by its width, y1 and y2 by its height"
+            f"{_name(pair)}: box {_first(pair.boxes, fractions)} is within 0..1, like fractions of the image; expected pixels"
+            f" of the target{_size_text(size)}, so multiply x1 and x2 by its width, y1 and y2 by its height"
         )
     if size is None:
         return pair.boxes
@@ -37,8 +37,8 @@ def check_boxes(pair: Pair, size: tuple[int, int] | None) -> Boxes | None:
     outside = area(inside) < MIN_INSIDE * area(pair.boxes)
     if outside.any():
         raise ManifestError(
-            f"{_name(pair)}: box {_first(pair.boxes, outside)} (x1, y1, x2, y2) lies outside the target{_of(size)} or mostly"
-            " so; expected pixels of the target as it is on disk, so scale the boxes as the image was scaled"
+            f"{_name(pair)}: box {_first(pair.boxes, outside)} (x1, y1, x2, y2) is at least half outside the target"
+            f"{_size_text(size)}; expected pixels of the target as it is on disk, so scale the boxes as the image was scaled"
         )
     return inside
 
@@ -46,7 +46,7 @@ def check_boxes(pair: Pair, size: tuple[int, int] | None) -> Boxes | None:
 def check_mask(pair: Pair, size: tuple[int, int] | None) -> None:
     """Compare the size of a pair's mask with its target of `size` (width, height), from the mask's header.
 
-    A mask that cannot be opened is not judged here. Raises ManifestError where the two differ.
+    A mask that cannot be opened is not checked here. Raises ManifestError if the two differ.
     """
     if pair.mask is None or size is None:
         return
@@ -56,13 +56,13 @@ def check_mask(pair: Pair, size: tuple[int, int] | None) -> None:
         return
     if (width, height) != size:
         raise ManifestError(
-            f"{_name(pair)}: mask {pair.mask} is {width}x{height}; expected {size[0]}x{size[1]} as the target is, so give the "
+            f"{_name(pair)}: mask {pair.mask} is {width}x{height}; expected {size[0]}x{size[1]} like the target, so give the "
             "mask of this image, or resize both"
         )
 
 
 def in_fractions(boxes: Boxes) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which boxes (N, 4) lie within 0..1 with a number that is not whole, shape (N,): no box in pixels does."""
+    """Which boxes (N, 4) are within 0..1 and have a fractional coordinate, shape (N,) bool: no box in pixels has."""
     small = np.all((boxes >= 0) & (boxes <= 1), axis=-1)
     return np.asarray(small & np.any(boxes != np.round(boxes), axis=-1))
 
@@ -72,7 +72,7 @@ def _name(pair: Pair) -> str:
     return f"pair {pair.id!r}{where}"
 
 
-def _of(size: tuple[int, int] | None) -> str:
+def _size_text(size: tuple[int, int] | None) -> str:
     return "" if size is None else f" of {size[0]}x{size[1]}"
 
 

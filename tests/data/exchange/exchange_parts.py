@@ -1,4 +1,4 @@
-"""Small pictures and manifests for the tests of the exchanges."""
+"""Small images and manifests for the tests of import and export."""
 
 import json
 
@@ -15,7 +15,7 @@ MAIN_FILE = {"coco": "instances.json", "yolo": "", "label-studio": "tasks.json",
 
 
 def make_images(folder, count=3, size=(WIDTH, HEIGHT)):
-    """`count` targets with names that are hard on file formats, and a reference; their paths below `folder`."""
+    """`count` targets with names that are difficult for file formats, and a reference; their paths below `folder`."""
     (folder / "täst & <set>").mkdir(parents=True, exist_ok=True)
     names = [f"täst & <set>/part #{number} 100%'\".png" for number in range(count)]
     for name in [*names, "good.png"]:
@@ -62,7 +62,7 @@ def truth(manifest):
 
 
 def there_and_back(name, manifest, folder, **options):
-    """Export, and import into the manifest without truth; the summary and the truth that came back."""
+    """Export, and import into the unlabelled manifest; the summary and the imported boxes."""
     export_pairs(name, manifest, folder / "sent")
     out = manifest.parent / f"{folder.name}-back.jsonl"
     done = import_pairs(name, folder / "sent" / MAIN_FILE[name], without_truth(manifest), out, **options)

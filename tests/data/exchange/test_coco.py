@@ -1,4 +1,4 @@
-"""The published COCO layout, and files that are not quite it."""
+"""The published COCO layout, and invalid files."""
 
 import json
 
@@ -68,7 +68,7 @@ def test_the_published_layout(manifest, tmp_path):
     ]
 
 
-def test_another_tools_file_is_matched_by_name(manifest):
+def test_a_file_of_another_tool_is_matched_by_name(manifest):
     document = {
         "images": [{"id": "7", "file_name": "part #2 100%'\".png", "height": 50}],
         "annotations": [annotation([1, 2, 3, 4], image_id="7", segmentation=[], iscrowd=0)],
@@ -83,13 +83,13 @@ def test_a_name_gives_its_boxes_to_every_pair_with_that_target(tmp_path):
     assert read(manifest, document)[1] == {"a": [[1, 2, 4, 6]], "b": [[1, 2, 4, 6]]}
 
 
-def test_boxes_over_the_edge_are_cut_off_and_counted(manifest):
+def test_boxes_past_the_edge_are_clipped_and_counted(manifest):
     done, back = read(manifest, {"images": [image()], "annotations": [annotation([-2, 40, 12, 30])]})
     assert back["unseen"] == [[0, 40, 10, 50]]
     assert done["cut_boxes"] == 1
 
 
-def test_a_box_turned_in_cvat(manifest):
+def test_a_box_rotated_in_cvat(manifest):
     # 40 x 10 about (40, 25), by a quarter: 10 x 40
     turned = annotation([20, 20, 40, 10], attributes={"rotation": 90.0})
     assert read(manifest, {"images": [image()], "annotations": [turned]})[1]["unseen"] == [[35, 5, 45, 45]]
@@ -114,7 +114,7 @@ def test_windows_paths_find_their_targets(manifest):
     assert read(manifest, document)[1]["unseen"] == [[1, 2, 4, 6]]
 
 
-def test_pairs_that_are_not_mentioned_keep_their_truth(manifest):
+def test_pairs_that_are_not_mentioned_keep_their_label(manifest):
     done, back = read(manifest, {"images": [image()], "annotations": [annotation([1, 2, 3, 4])]})
     assert back == {**truth(manifest), "unseen": [[1, 2, 4, 6]]}
     assert (done["corrected"], done["kept"]) == (1, 2)
@@ -123,15 +123,15 @@ def test_pairs_that_are_not_mentioned_keep_their_truth(manifest):
 @pytest.mark.parametrize(
     ("document", "says"),
     [
-        ('{"images": [', "no JSON, or cut off"),
-        ("[" * 100_000, "no JSON, or cut off"),
-        ("", "no JSON, or cut off"),
+        ('{"images": [', "not JSON, or truncated"),
+        ("[" * 100_000, "not JSON, or truncated"),
+        ("", "not JSON, or truncated"),
         ("[]", "holds a list; expected a COCO object"),
         ({"images": []}, "annotations: NoneType; expected a COCO object"),
         ({"images": {}, "annotations": []}, "images: dict"),
     ],
 )
-def test_files_that_are_no_coco(manifest, document, says):
+def test_files_that_are_not_coco(manifest, document, says):
     with pytest.raises(ManifestError, match=says):
         read(manifest, document, skip_bad=True)
 
@@ -148,9 +148,9 @@ WRONG = [
     ([image(pair_id=None, file_name="")], [], "'' is the target of no pair"),
     ([image(pair_id=None, file_name="/")], [], "'/' is the target of no pair"),
     ([image(width=81)], [], "labelled as 81x50 pixels, but the image is 80x50"),
-    ([image(width=50, height=80)], [], "the sides stand the other way round, as without its EXIF"),
-    ([image(), image(id=2)], [], r"images\.1: id 'unseen' stands twice"),
-    ([image(), image(pair_id="Tile/Ü 1")], [], r"images\.1: image id 1 stands twice"),
+    ([image(width=50, height=80)], [], "width and height are swapped, as without its EXIF"),
+    ([image(), image(id=2)], [], r"images\.1: id 'unseen' occurs twice"),
+    ([image(), image(pair_id="Tile/Ü 1")], [], r"images\.1: image id 1 occurs twice"),
     ([image()], [7], r"annotations\.0"),
     ([image()], [annotation([1, 2, 3, 4], image_id=9)], r"annotations\.0: image_id 9 is the id of no image"),
     ([image()], [annotation([1, 2, 3])], r"annotations\.0: bbox"),
@@ -164,7 +164,7 @@ WRONG = [
     ([image()], [annotation([80, 2, 5, 4])], "no area inside the 80x50 image"),
     ([image()], [annotation([1, 2, 0.001, 4])], "no area"),
     ([image(pair_id=None, file_name="part #2 100%'\".png")], [annotation([0.1, 0.2, 0.5, 0.5])], "holds fractions"),
-    ([image()], [annotation([1, 2, 3, 4], id=4), annotation([5, 6, 3, 4], id=4)], "annotation id 4 stands twice"),
+    ([image()], [annotation([1, 2, 3, 4], id=4), annotation([5, 6, 3, 4], id=4)], "annotation id 4 occurs twice"),
     ([image()], [annotation([1, 2, 3, 4], iscrowd=1)], "crowd regions"),
 ]
 
@@ -179,7 +179,7 @@ def test_wrong_entries_are_named_or_skipped(manifest, images, annotations, says)
     assert back == truth(manifest)
 
 
-def test_one_wrong_box_leaves_the_whole_pair_as_it_was(manifest):
+def test_one_invalid_box_leaves_the_pair_unchanged(manifest):
     boxes = [annotation([1, 2, 3, 4]), annotation([1, 2, -3, 4])]
     done, back = read(manifest, {"images": [image()], "annotations": boxes}, skip_bad=True)
     assert back["unseen"] is None
@@ -187,19 +187,19 @@ def test_one_wrong_box_leaves_the_whole_pair_as_it_was(manifest):
 
 
 @pytest.mark.parametrize("times", [2, 3])
-def test_a_pair_with_several_entries_keeps_its_truth(manifest, times):
+def test_a_pair_with_several_entries_keeps_its_label(manifest, times):
     images = [image(id=number, pair_id="tile/ü 1", labelled=True) for number in range(times)]
     done, back = read(manifest, {"images": images, "annotations": []}, skip_bad=True)
     assert (back, done["skipped"]) == (truth(manifest), times - 1)
 
 
-def test_a_name_that_fits_two_targets_needs_the_root(tmp_path):
+def test_a_name_that_matches_two_targets_needs_the_root(tmp_path):
     for folder in ("one", "two"):
         make_images(tmp_path / folder, 1)
     (name,) = make_images(tmp_path / "one", 1)
     lines = [line(f"one/{name}", "a"), line(f"two/{name}", "b")]
     manifest = write_manifest(tmp_path, lines)
     document = {"images": [{"id": 1, "file_name": name}], "annotations": [annotation([1, 2, 3, 4])]}
-    with pytest.raises(ManifestError, match=r"fits .*one.* and .*two.*; tell the folder with --root"):
+    with pytest.raises(ManifestError, match=r"fits .*one.* and .*two.*; give the folder with --root"):
         read(manifest, document)
     assert read(manifest, document, root=tmp_path / "two")[1] == {"a": None, "b": [[1, 2, 4, 6]]}

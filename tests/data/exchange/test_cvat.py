@@ -1,4 +1,4 @@
-"""CVAT for images 1.1, and XML that is not quite it, or means harm."""
+"""CVAT for images 1.1, and invalid or malicious XML."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -68,16 +68,16 @@ def test_pairs_with_one_target_share_its_boxes(tmp_path):
         export_pairs("cvat", disagree, tmp_path / "again")
 
 
-def test_corrections_come_back_by_the_end_of_a_name(manifest):
+def test_corrections_are_matched_by_the_end_of_a_name(manifest):
     inside = box() + box("0", "0", "5", "5", 'label="predicted"') + box("50", "30", "60", "40", 'label="scratch"')
     assert read(manifest, document(inside))[1]["unseen"] == [[10, 20, 30, 40], [50, 30, 60, 40]]
 
 
-def test_the_tag_says_normal(manifest):
+def test_the_tag_normal_means_normal(manifest):
     assert read(manifest, document('<tag label="normal" source="manual"></tag>'))[1]["unseen"] == []
 
 
-def test_a_turned_rectangle_becomes_the_upright_one_around_it(manifest):
+def test_a_rotated_rectangle_becomes_the_axis_aligned_box_around_it(manifest):
     # 40 x 20 about (30, 25); by 90 degrees 20 x 40
     inside = box("10", "15", "50", "35", 'label="defect" rotation="90.00"')
     assert read(manifest, document(inside))[1]["unseen"] == [[20, 5, 40, 45]]
@@ -94,7 +94,7 @@ def test_a_turned_rectangle_becomes_the_upright_one_around_it(manifest):
         ('<mask label="defect" rle="0, 12" left="76" top="47" width="4" height="3"/>', [76, 47, 80, 50]),
     ],
 )
-def test_shapes_come_back_as_the_boxes_around_them(manifest, shape, expected):
+def test_shapes_are_imported_as_the_boxes_around_them(manifest, shape, expected):
     assert read(manifest, document(shape))[1]["unseen"] == [expected]
 
 
@@ -105,11 +105,11 @@ def test_texts_of_attributes_are_no_boxes(manifest):
     assert read(manifest, document(inside))[1]["unseen"] == [[10, 20, 30, 40]]
 
 
-def test_what_only_a_prediction_shows_is_no_truth(manifest):
+def test_predictions_are_not_imported_as_truth(manifest):
     assert read(manifest, document('<points label="predicted" points="1,2"/>'))[1] == truth(manifest)
 
 
-def test_boxes_over_the_edge_are_cut_off_and_counted(manifest):
+def test_boxes_past_the_edge_are_clipped_and_counted(manifest):
     done, back = read(manifest, document(box(xtl="-3", ybr="51")))
     assert back["unseen"] == [[0, 20, 30, 50]]
     assert done["cut_boxes"] == 1
@@ -129,22 +129,22 @@ THIEF = """<?xml version="1.0"?>
         (BOMB, "declares a document type"),
         (THIEF, "declares a document type"),
         ('<!DOCTYPE annotations SYSTEM "http://nowhere.invalid/x.dtd"><annotations/>', "declares a document type"),
-        ("", "no XML, or cut off"),
-        (document(box())[:-20], "no XML, or cut off"),
-        ("{}", "no XML, or cut off"),
-        ('<?xml version="1.0" encoding="nonsense"?><annotations/>', "no XML, or cut off"),
-        (b"<annotations>\xff</annotations>", "no XML, or cut off"),
+        ("", "not XML, or truncated"),
+        (document(box())[:-20], "not XML, or truncated"),
+        ("{}", "not XML, or truncated"),
+        ('<?xml version="1.0" encoding="nonsense"?><annotations/>', "not XML, or truncated"),
+        (b"<annotations>\xff</annotations>", "not XML, or truncated"),
         ("<html/>", "root element 'html'; expected 'annotations'"),
         ('<annotations><track id="0" label="defect"/></annotations>', "not for video"),
-        ("<annotations>&undefined;</annotations>", "no XML, or cut off"),
+        ("<annotations>&undefined;</annotations>", "not XML, or truncated"),
     ],
 )
-def test_files_that_are_no_cvat_or_mean_harm(manifest, xml, says):
+def test_files_that_are_not_cvat_or_malicious(manifest, xml, says):
     with pytest.raises(ManifestError, match=says):
         read(manifest, xml, skip_bad=True)
 
 
-def test_a_file_that_is_not_there(manifest, tmp_path):
+def test_a_missing_file(manifest, tmp_path):
     with pytest.raises(ManifestError, match="no such file"):
         import_pairs("cvat", tmp_path / "nowhere.xml", manifest, tmp_path / "out.jsonl")
     with pytest.raises(ManifestError, match="cannot be read"):
@@ -191,9 +191,9 @@ def test_wrong_images_are_named_or_skipped(manifest, xml, says):
     assert back == truth(manifest)
 
 
-def test_an_image_that_stands_twice(manifest):
+def test_an_image_that_occurs_twice(manifest):
     twice = document(box()).replace("</annotations>", "") + document(box()).split("</meta>")[1]
-    with pytest.raises(ManifestError, match="id 'unseen' stands twice"):
+    with pytest.raises(ManifestError, match="id 'unseen' occurs twice"):
         read(manifest, twice)
 
 

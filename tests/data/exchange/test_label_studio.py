@@ -1,4 +1,4 @@
-"""Label Studio's tasks, and exports that are not quite them."""
+"""Label Studio's tasks, and invalid exports."""
 
 import json
 import time
@@ -88,7 +88,7 @@ def test_the_interface_shows_the_reference_beside_the_target_and_fits_the_tasks(
     assert data["reference"] == "https://images.example/good.png"
 
 
-def test_corrections_come_back(manifest):
+def test_corrections_are_imported(manifest):
     comment = {"id": "c", "type": "textarea", "from_name": "note", "to_name": "image", "value": {"text": ["hm"]}}
     on_reference = region(to_name="reference")
     tasks = [task(annotation(region(), comment, on_reference)), task(annotation(), pair_id="tile/ü 1")]
@@ -98,14 +98,14 @@ def test_corrections_come_back(manifest):
     assert (done["corrected"], done["kept"]) == (2, 1)
 
 
-def test_skipped_and_untouched_tasks_say_nothing(manifest):
+def test_skipped_and_unlabelled_tasks_change_nothing(manifest):
     tasks = [task(annotation(was_cancelled=True)), task(pair_id="tile/ü 1", predictions=[annotation(region())])]
     assert read(manifest, tasks)[1] == truth(manifest)
 
 
 @pytest.fixture
 def in_new_york(monkeypatch):
-    """A machine whose own time zone is not UTC."""
+    """A machine whose time zone is not UTC."""
     monkeypatch.setenv("TZ", "America/New_York")
     time.tzset()
     yield
@@ -140,7 +140,7 @@ def test_of_annotations_without_dates_the_last_counts(manifest):
     assert read(manifest, [task(annotation(region(x=0)), annotation(region()))])[1]["unseen"] == [[40, 10, 60, 30]]
 
 
-def test_a_turned_rectangle_becomes_the_upright_one_around_it(manifest):
+def test_a_rotated_rectangle_becomes_the_axis_aligned_box_around_it(manifest):
     # 20 x 20 pixels at (40, 10), turned clockwise by 90 degrees about that corner: to its left, x from 20 to 40
     turned = region()
     turned["value"]["rotation"] = 90
@@ -173,12 +173,12 @@ DRAWN = {
 
 
 @pytest.mark.parametrize("kind", DRAWN)
-def test_shapes_come_back_as_the_boxes_around_them(manifest, kind):
+def test_shapes_are_imported_as_the_boxes_around_them(manifest, kind):
     value, expected = DRAWN[kind]
     assert read(manifest, [task(annotation(region(type=kind, value=value)))])[1]["unseen"] == [expected]
 
 
-def test_a_brush_region_comes_back_as_the_box_around_it(tmp_path):
+def test_a_brush_region_is_imported_as_the_box_around_it(tmp_path):
     (golden, *_) = json.loads((Path(__file__).parents[1] / "label_studio_brush.json").read_text())
     Image.new("RGB", (14, 9)).save(tmp_path / "t.png")
     manifest = write_manifest(tmp_path, [line("t.png", "unseen")])
@@ -187,7 +187,7 @@ def test_a_brush_region_comes_back_as_the_box_around_it(tmp_path):
     assert read(manifest, [task(annotation(region(type="brushlabels", value=value)))])[1]["unseen"] == [[3, 2, 11, 6]]
 
 
-def test_masks_of_what_is_drawn(tmp_path):
+def test_masks_of_annotated_shapes(tmp_path):
     (golden, *_) = json.loads((Path(__file__).parents[1] / "label_studio_brush.json").read_text())
     for name in ("t", "u", "v"):
         Image.new("RGB", (14, 9)).save(tmp_path / f"{name}.png")
@@ -197,16 +197,16 @@ def test_masks_of_what_is_drawn(tmp_path):
     tasks = [task(annotation(brush, corner), pair_id="t"), task(annotation(corner), pair_id="u"), task(pair_id="v")]
     done, _ = read(manifest, tasks, masks=tmp_path / "masks")
     assert done["masks"] == 1
-    drawn, rectangle, _ = read_pairs(tmp_path / "out.jsonl")
+    parsed, rectangle, _ = read_pairs(tmp_path / "out.jsonl")
     expected = [[letter == "#" for letter in row] for row in golden["marked"]]
     expected[0][0] = True
-    assert (np.asarray(Image.open(drawn.mask).convert("L")) == 255 * np.array(expected)).all()
+    assert (np.asarray(Image.open(parsed.mask).convert("L")) == 255 * np.array(expected)).all()
     assert rectangle.mask is None  # its box says it all
     with pytest.raises(InputError, match="masks: not empty; expected a new or empty folder"):
         read(manifest, tasks, masks=tmp_path / "masks")
 
 
-def test_a_label_beside_its_rectangle_is_no_region_of_its_own(manifest):
+def test_a_separate_label_of_a_rectangle_is_no_region(manifest):
     value = region()["value"]
     both = [region(type="rectangle"), region(type="labels", value={**value, "labels": ["defect"]})]
     assert read(manifest, [task(annotation(*both))])[1]["unseen"] == [[40, 10, 60, 30]]
@@ -214,9 +214,13 @@ def test_a_label_beside_its_rectangle_is_no_region_of_its_own(manifest):
 
 @pytest.mark.parametrize(
     ("document", "says"),
-    [('[{"data": ', "no JSON, or cut off"), ("{}", "holds a dict; expected a list of tasks"), ("NaN", "holds a float")],
+    [
+        ('[{"data": ', "not JSON, or truncated"),
+        ("{}", "holds a dict; expected a list of tasks"),
+        ("NaN", "holds a float"),
+    ],
 )
-def test_files_that_are_no_tasks(manifest, document, says):
+def test_files_that_are_not_tasks(manifest, document, says):
     with pytest.raises(ManifestError, match=says):
         read(manifest, document, skip_bad=True)
 
@@ -225,7 +229,7 @@ def _choice(*choices):
     return {"type": "choices", "from_name": "state", "to_name": "image", "value": {"choices": list(choices)}}
 
 
-def _turned_image():
+def _rotated_image():
     return region(image_rotation=90)
 
 
@@ -247,7 +251,7 @@ WRONG = [
         "a region of type 'keypointlabels'; expected rectangles, polygons",
     ),
     (task(annotation(region(original_width=40))), r"labelled as 40x\? pixels, but the image is 80x50"),
-    (task(annotation(_turned_image())), "turned by 90 degrees"),
+    (task(annotation(_rotated_image())), "rotated by 90 degrees"),
     (task(annotation(region(type="labels"))), "a region of type 'labels'"),
     (task(annotation(region(type="hologram"))), "a region of type 'hologram'"),
     (
@@ -255,7 +259,7 @@ WRONG = [
         "not closed",
     ),
     (task(annotation(region(type="ellipse", value={"x": 9, "y": 9, "radiusX": 0, "radiusY": 1}))), "both above 0"),
-    (task(annotation(region(type="brush", value={"format": "rle", "rle": [1, 2, 3]}))), "brush mask that is cut off"),
+    (task(annotation(region(type="brush", value={"format": "rle", "rle": [1, 2, 3]}))), "brush mask that is truncated"),
     (task(annotation(region(type="brush", value={"format": "png", "rle": [1]}))), "value: format"),
     (task(annotation(region(), _choice("normal"))), "called normal, with 1 boxes"),
     (task(annotation(_choice("normal", "abnormal"))), "chosen as 'normal' and 'abnormal'"),
@@ -272,6 +276,6 @@ def test_wrong_tasks_are_named_or_skipped(manifest, entry, says):
     assert back == truth(manifest)
 
 
-def test_an_id_that_stands_twice(manifest):
-    with pytest.raises(ManifestError, match=r"1: id 'unseen' stands twice"):
+def test_an_id_that_occurs_twice(manifest):
+    with pytest.raises(ManifestError, match=r"1: id 'unseen' occurs twice"):
         read(manifest, [task(annotation(region())), task(annotation())])

@@ -1,4 +1,4 @@
-"""Exports hold no more of a pair than its names, so that their memory hardly grows with the number of pairs."""
+"""Exports keep only the names of a pair in memory, so that memory hardly grows with the number of pairs."""
 
 import json
 import tracemalloc
@@ -53,8 +53,8 @@ def test_memory_hardly_grows_with_the_number_of_pairs(name, folder, tmp_path):
     assert many - few < HELD * (MANY - FEW) + INTERNED  # a list of JSON entries took 30,000 a pair
 
 
-def test_nor_where_images_are_written_in_the_order_of_their_names(folder, tmp_path):
-    """CVAT merges pairs of one target, so each needs a target of its own."""
+def test_nor_if_images_are_written_in_the_order_of_their_names(folder, tmp_path):
+    """CVAT merges pairs of one target, so each pair needs a separate target."""
     for count in (FEW, MANY):
         lines = [json.loads(line) for line in (folder / f"{count}.jsonl").read_text().splitlines()]
         for line in lines:

@@ -1,4 +1,4 @@
-"""What is sent comes back: ids, boxes, and the difference between normal and unlabelled."""
+"""An export can be imported again: ids, boxes, and the difference between normal and unlabelled are preserved."""
 
 import json
 import tempfile
@@ -46,7 +46,7 @@ a_truth = st.none() | st.lists(one_box(), max_size=4)
 @given(pairs=st.dictionaries(st.text(min_size=1), a_truth, min_size=1, max_size=3))
 @example(pairs={"a/b": [], "A/b": None, "../a b": [[0, 0, WIDTH, HEIGHT]]})
 @example(pairs={"con": [], "\n": [[0.123456, 0, 1, 1]], "名前 🙂": None})
-def test_ids_and_boxes_survive(name, pairs):
+def test_ids_and_boxes_are_preserved(name, pairs):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         names = make_images(folder)
@@ -64,7 +64,7 @@ def test_ids_and_boxes_survive(name, pairs):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_was_not_changed_is_confirmed_and_keeps_everything(name, tmp_path):
+def test_unchanged_pairs_are_confirmed_and_keep_everything(name, tmp_path):
     manifest = sample(tmp_path)
     export_pairs(name, manifest, tmp_path / "sent")
     done = import_pairs(name, tmp_path / "sent" / MAIN_FILE[name], manifest, tmp_path / "new" / "pairs.jsonl")
@@ -76,7 +76,7 @@ def test_what_was_not_changed_is_confirmed_and_keeps_everything(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_predictions_are_sent_and_never_come_back_as_truth(name, tmp_path):
+def test_predictions_are_exported_and_never_imported_as_truth(name, tmp_path):
     manifest = sample(tmp_path)
     predictions = {
         "unseen": predicted([1, 2, 3, 4], [70, 40, 99, 99], scores=[0.9, 0.25]),  # the second reaches over the edge
@@ -97,7 +97,7 @@ def test_predictions_are_sent_and_never_come_back_as_truth(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_mask_goes_when_the_boxes_it_gave_are_corrected(name, tmp_path):
+def test_a_mask_is_dropped_when_its_boxes_are_corrected(name, tmp_path):
     (target, *_) = make_images(tmp_path)
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[5:9, 10:16] = 255
@@ -112,7 +112,7 @@ def test_a_mask_goes_when_the_boxes_it_gave_are_corrected(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_pictures_turned_by_exif_are_measured_upright(name, tmp_path):
+def test_images_rotated_by_exif_are_measured_upright(name, tmp_path):
     make_images(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to see it upright: 80x50 on disk is 50x80
@@ -122,7 +122,7 @@ def test_pictures_turned_by_exif_are_measured_upright(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["coco", "cvat"])
-def test_an_empty_image_means_what_the_manifest_and_the_option_say(name, tmp_path):
+def test_the_manifest_and_the_option_decide_what_an_empty_image_means(name, tmp_path):
     names = make_images(tmp_path)
     empty = write_manifest(tmp_path, [line(names[0], "a"), line(names[1], "b")], "empty.jsonl")
     export_pairs(name, empty, tmp_path / "sent")
@@ -174,17 +174,17 @@ def test_abnormal_at_an_unknown_place_stays_so(name, bad_parts, tmp_path, empty_
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_boxes_drawn_on_an_abnormal_part_come_back(name, bad_parts, tmp_path):
+def test_boxes_on_an_abnormal_target_are_imported(name, bad_parts, tmp_path):
     names = [json.loads(text)["target"] for text in bad_parts.open(encoding="utf-8")]
-    drawn = write_manifest(tmp_path, [line(names[0], "bad", [[1, 2, 30, 40]])], "drawn.jsonl")
-    export_pairs(name, drawn, tmp_path / "sent")
+    parsed = write_manifest(tmp_path, [line(names[0], "bad", [[1, 2, 30, 40]])], "drawn.jsonl")
+    export_pairs(name, parsed, tmp_path / "sent")
     done = import_pairs(name, tmp_path / "sent" / MAIN_FILE[name], bad_parts, tmp_path / "out.jsonl")
     assert (done["corrected"], done["place_unknown"]) == (1, 0)
     assert labels(tmp_path / "out.jsonl")["bad"] == (True, [[1, 2, 30, 40]])
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_tool_that_says_nothing_makes_no_abnormal_part_normal(name, bad_parts, tmp_path):
+def test_a_missing_label_does_not_make_an_abnormal_target_normal(name, bad_parts, tmp_path):
     names = [json.loads(text)["target"] for text in bad_parts.open(encoding="utf-8")]
     export_pairs(name, write_manifest(tmp_path, [line(names[0], "bad")], "blank.jsonl"), tmp_path / "sent")
     if name == "yolo":  # what an editor of YOLO labels leaves for an image without boxes
@@ -199,7 +199,7 @@ def test_a_tool_that_says_nothing_makes_no_abnormal_part_normal(name, bad_parts,
 
 
 @pytest.mark.parametrize("name", ["coco", "label-studio", "cvat"])
-def test_a_tool_that_says_normal_is_believed(name, bad_parts, tmp_path):
+def test_an_explicit_normal_label_counts(name, bad_parts, tmp_path):
     names = [json.loads(text)["target"] for text in bad_parts.open(encoding="utf-8")]
     export_pairs(name, write_manifest(tmp_path, [line(names[0], "bad", [])], "normal.jsonl"), tmp_path / "sent")
     if name == "label-studio":
@@ -212,7 +212,7 @@ def test_a_tool_that_says_normal_is_believed(name, bad_parts, tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_normal_part_that_turns_out_abnormal(name, tmp_path):
+def test_a_normal_target_that_is_relabelled_abnormal(name, tmp_path):
     names = make_images(tmp_path)
     export_pairs(name, write_manifest(tmp_path, [line(names[0], "a", **UNKNOWN)], "bad.jsonl"), tmp_path / "sent")
     manifest = write_manifest(tmp_path, [line(names[0], "a", [])])
@@ -237,7 +237,7 @@ def test_ids_unknown_to_the_manifest(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["coco", "label-studio", "cvat"])  # YOLO's parts of the sides fit any size
-def test_an_image_of_another_size_is_no_place_for_these_boxes(name, tmp_path):
+def test_boxes_of_another_image_size_are_refused(name, tmp_path):
     manifest = sample(tmp_path)
     export_pairs(name, manifest, tmp_path / "sent")
     make_images(tmp_path, size=(WIDTH // 2, HEIGHT // 2))
@@ -280,7 +280,7 @@ def test_images_outside_the_root_need_another_root(name, tmp_path):
     deep.mkdir()
     one = {"id": "a", "reference": "../good.png", "target": f"../{names[0]}", "boxes": [[1, 1, 9, 9]]}
     manifest = write_manifest(deep, [one])
-    with pytest.raises(ManifestError, match=rf"pair 'a': target .* lies outside {deep}; --root {tmp_path} would"):
+    with pytest.raises(ManifestError, match=rf"pair 'a': target .* is outside {deep}; --root {tmp_path} contains"):
         export_pairs(name, manifest, tmp_path / "sent")
     export_pairs(name, manifest, tmp_path / "sent", root=tmp_path)
     done = import_pairs(name, tmp_path / "sent" / MAIN_FILE[name], manifest, tmp_path / "out.jsonl", root=tmp_path)

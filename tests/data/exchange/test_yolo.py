@@ -1,4 +1,4 @@
-"""The Ultralytics layout, and folders that are not quite it."""
+"""The Ultralytics layout, and invalid folders."""
 
 import os
 
@@ -55,7 +55,7 @@ def test_the_published_layout(manifest, tmp_path):
     assert truth(out / "pairs.jsonl") == truth(manifest)
 
 
-def test_images_are_linked_or_copied_never_encoded_anew(manifest, tmp_path):
+def test_images_are_linked_or_copied_never_reencoded(manifest, tmp_path):
     export_pairs("yolo", manifest, tmp_path / "linked")
     export_pairs("yolo", manifest, tmp_path / "copied", copy=True)
     source = tmp_path / "täst & <set>" / "part #0 100%'\".png"
@@ -67,7 +67,7 @@ def test_images_are_linked_or_copied_never_encoded_anew(manifest, tmp_path):
     assert copied.read_bytes() == source.read_bytes()
 
 
-def test_where_no_hard_link_can_be_made_a_symbolic_one_is(manifest, tmp_path, monkeypatch):
+def test_without_hard_links_symbolic_ones_are_made(manifest, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(18, "Invalid cross-device link")
 
@@ -78,7 +78,7 @@ def test_where_no_hard_link_can_be_made_a_symbolic_one_is(manifest, tmp_path, mo
     assert all(path.is_symlink() and path.is_file() for path in links)
 
 
-def test_a_target_that_is_not_there(tmp_path):
+def test_a_missing_target(tmp_path):
     make_images(tmp_path)
     manifest = write_manifest(tmp_path, [line("gone.png")])
     with pytest.raises(ImageError, match=r"gone\.png: no such file"):
@@ -86,7 +86,7 @@ def test_a_target_that_is_not_there(tmp_path):
     assert not (tmp_path / "sent").exists()
 
 
-def test_corrections_come_back_and_a_file_that_is_gone_says_nothing(manifest, sent):
+def test_corrections_are_imported_and_a_missing_file_changes_nothing(manifest, sent):
     label(sent).write_text("3 0.5 0.5 0.25 0.5\n\n")  # centre (40, 25), 20 x 25; any class is a defect
     label(sent, "Tile/Ü 1").unlink()
     new = sent / "labels" / "unlabelled" / f"{file_name('unseen')}.txt"
@@ -98,12 +98,12 @@ def test_corrections_come_back_and_a_file_that_is_gone_says_nothing(manifest, se
     assert (done["corrected"], done["confirmed"], done["kept"]) == (2, 0, 1)
 
 
-def test_a_polygon_comes_back_as_the_box_around_it(manifest, sent):
+def test_a_polygon_is_imported_as_the_box_around_it(manifest, sent):
     label(sent).write_text("0 0.25 0.5 0.5 0.5 0.5 0.75\n")  # (20, 25), (40, 25), (40, 37.5)
     assert read(manifest, sent)[1]["tile/ü 1"] == [[20, 25, 40, 37.5]]
 
 
-def test_an_empty_file_does_not_make_a_part_normal_that_was_sent_as_abnormal(tmp_path):
+def test_an_empty_file_does_not_make_an_exported_abnormal_target_normal(tmp_path):
     (target, *_) = make_images(tmp_path)
     export_pairs("yolo", write_manifest(tmp_path, [line(target, "bad", anomalous=True)]), tmp_path / "sent")
     (tmp_path / "sent" / "labels" / "unlabelled").mkdir()
@@ -114,7 +114,7 @@ def test_an_empty_file_does_not_make_a_part_normal_that_was_sent_as_abnormal(tmp
     assert (pair.anomalous, pair.boxes) == (True, None)
 
 
-def test_boxes_over_the_edge_are_cut_off_and_counted(manifest, sent):
+def test_boxes_past_the_edge_are_clipped_and_counted(manifest, sent):
     label(sent).write_text("0 0 0.5 0.5 0.2\n")  # x from -20 to 20
     done, back = read(manifest, sent)
     assert back["tile/ü 1"] == [[0, 20, 20, 30]]
@@ -145,14 +145,14 @@ def test_wrong_labels_are_named_or_skipped(manifest, sent, text, says):
     assert back == truth(manifest)
 
 
-def test_names_of_no_pair_and_names_that_stand_twice(manifest, sent):
+def test_names_of_no_pair_and_names_that_occur_twice(manifest, sent):
     (sent / "labels" / "labelled" / "other.txt").write_text("")
     with pytest.raises(ManifestError, match=r"other\.txt: is the name of no pair"):
         read(manifest, sent)
     (sent / "labels" / "labelled" / "other.txt").unlink()
     (sent / "labels" / "val").mkdir()
     (sent / "labels" / "val" / label(sent).name).write_text("")
-    with pytest.raises(ManifestError, match=r"id 'tile/ü 1' stands twice"):
+    with pytest.raises(ManifestError, match=r"id 'tile/ü 1' occurs twice"):
         read(manifest, sent)
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 SIZE = (12, 8)  # width, height
 
 
-def picture(ending, mark=None, size=SIZE):
-    """Bytes of a picture; `mark` (x1, y1, x2, y2) is white on black, None a plain grey."""
+def image(ending, mark=None, size=SIZE):
+    """Bytes of an image; `mark` (x1, y1, x2, y2) is white on black, None a plain grey."""
     pixels = np.full(size[::-1], 120 if mark is None else 0, np.uint8)
     if mark:
         x1, y1, x2, y2 = mark
@@ -23,14 +23,14 @@ def picture(ending, mark=None, size=SIZE):
 
 @pytest.fixture
 def plant(tmp_path):
-    """Write files below a fresh root: text, bytes, a mark (a mask), or None (an empty file, for a picture never opened)."""
+    """Write files below a fresh root: text, bytes, a mark (a mask), or None (an empty file, for an image never opened)."""
 
     def write(files, root="data"):
         for name, content in files.items():
             path = tmp_path / root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, tuple):
-                content = picture(path.suffix, content)
+                content = image(path.suffix, content)
             elif isinstance(content, str):
                 content = content.encode()
             path.write_bytes(content or b"")
@@ -41,7 +41,7 @@ def plant(tmp_path):
 
 @pytest.fixture
 def facts():
-    """Samples as comparable tuples: path below the root, category, whether normal, masks below the root."""
+    """Samples as comparable tuples: path below the root, category, is_normal, masks below the root."""
 
     def tell(samples, root):
         return [

@@ -1,4 +1,4 @@
-"""DeepPCB, KolektorSDD, KolektorSDD2 and magnetic tiles, in miniature and on real pictures."""
+"""DeepPCB, KolektorSDD, KolektorSDD2 and magnetic tiles, in miniature and on real images."""
 
 import pytest
 from PIL import Image
@@ -28,15 +28,15 @@ def test_deeppcb(plant):
     assert first.image.name == "00041000_test.jpg"
     assert first.template == first.image.with_name("00041000_temp.jpg")
     assert first.boxes.tolist() == [[466, 441, 493, 470], [454, 300, 493, 396], [539, 259, 592, 316]]
-    assert (first.kind, first.split, first.is_normal) == ("mousebite+short", "train", False)
-    assert (second.kind, second.split, second.boxes.tolist()) == ("pin-hole", "test", [[1, 2, 3, 4]])
-    assert [s.product for s in read_deeppcb(root / "PCBData")] == ["00041000", "00041001"]
+    assert (first.defect_type, first.split, first.is_normal) == ("mousebite+short", "train", False)
+    assert (second.defect_type, second.split, second.boxes.tolist()) == ("pin-hole", "test", [[1, 2, 3, 4]])
+    assert [s.instance_id for s in read_deeppcb(root / "PCBData")] == ["00041000", "00041001"]
 
 
 def test_a_board_without_defects_is_normal(plant):
     root = plant({**PCB, "PCBData/group00041/00041_not/00041001.txt": "\n"})
     sample = list(read_deeppcb(root))[1]
-    assert (sample.is_normal, sample.boxes, sample.kind) == (True, None, "")
+    assert (sample.is_normal, sample.boxes, sample.defect_type) == (True, None, "")
     assert sample.template is not None
 
 
@@ -84,7 +84,7 @@ def test_kolektor(plant, facts):
         ("kos01/Part5.jpg", "kolektor_sdd", False, ["kos01/Part5_label.bmp"]),
         ("kos50/Part0.jpg", "kolektor_sdd", True, []),
     ]
-    assert [s.product for s in samples] == ["kos01", "kos01", "kos50"]
+    assert [s.instance_id for s in samples] == ["kos01", "kos01", "kos50"]
 
 
 def test_kolektor_problems(plant):
@@ -132,7 +132,7 @@ def test_magnetic_tile(plant, facts):
         ("MT_Blowhole/Imgs/exp1_num_3667.jpg", "magnetic_tile", False, ["MT_Blowhole/Imgs/exp1_num_3667.png"]),
         ("MT_Free/Imgs/exp1_num_10.jpg", "magnetic_tile", True, []),
     ]
-    assert samples[0].kind == "Blowhole"
+    assert samples[0].defect_type == "Blowhole"
 
 
 def test_magnetic_tile_problems(plant):
@@ -166,12 +166,12 @@ def test_real_boards(shared, tmp_path):
             for (x1, y1, x2, y2), kind in zip(pair.boxes.tolist(), pair.extra["types"], strict=True)
         ]
         labels.write_text("\n".join(rows))
-    samples = {sample.product: sample for sample in read_deeppcb(tmp_path)}
+    samples = {sample.instance_id: sample for sample in read_deeppcb(tmp_path)}
     assert len(samples) == len(pairs) == 100
     for pair in pairs:
         sample = samples[pair.target.stem]
         assert sample.boxes.tolist() == pair.boxes.tolist()
-        assert set(sample.kind.split("+")) == set(pair.extra["types"])
+        assert set(sample.defect_type.split("+")) == set(pair.extra["types"])
         with Image.open(sample.image) as image, Image.open(sample.template) as template:
             assert image.size == template.size == (640, 640)
 
@@ -184,11 +184,11 @@ def test_real_commutators(shared, tmp_path):
         mask = image.with_name(f"{image.stem}_label.bmp")
         link(pair.target, image)
         if pair.mask is None:
-            with Image.open(pair.target) as picture:
-                Image.new("L", picture.size).save(mask)
+            with Image.open(pair.target) as opened:
+                Image.new("L", opened.size).save(mask)
         else:
-            with Image.open(pair.mask) as picture:
-                picture.save(mask)
+            with Image.open(pair.mask) as opened:
+                opened.save(mask)
     samples = {sample.image.stem: sample for sample in read_kolektor(tmp_path)}
     assert {name: s.is_normal for name, s in samples.items()} == {p.target.stem: not len(p.boxes) for p in pairs}
     bad = [pair for pair in pairs if len(pair.boxes)]

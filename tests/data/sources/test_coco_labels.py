@@ -1,4 +1,4 @@
-"""COCO label files through `build coco`: what is drawn becomes boxes, and no lost label makes a good part."""
+"""COCO label files through `build coco`: shapes become boxes, and a lost label never makes an image normal."""
 
 import json
 import warnings
@@ -31,7 +31,7 @@ BOXES = [
 
 @pytest.fixture
 def one(plant):
-    """The samples of one image b.jpg (12 x 8), and of a good one beside it, under these annotations."""
+    """The samples of one image b.jpg (12 x 8), and of a normal one beside it, with these annotations."""
 
     def read(*annotations, image=IMAGES[0], problems=None):
         numbered = [{"id": n, "image_id": 7, "category_id": 1, **a} for n, a in enumerate(annotations)]
@@ -58,7 +58,7 @@ def test_layouts(plant, labels, folder, split):
     assert (good.image.name, good.is_normal, good.boxes) == ("a.jpg", True, None)
     assert (good.split, good.category) == (split, "board")
     assert bad.boxes.tolist() == [[1, 2, 4, 6.5], [0, 0, 5, 5]]  # 1 + 3 = 4, 2 + 4.5 = 6.5
-    assert bad.kind == "dent+scratch"
+    assert bad.defect_type == "dent+scratch"
 
 
 def test_a_name_in_two_folders(plant):
@@ -99,7 +99,7 @@ DRAWN = {
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_what_is_drawn_becomes_its_box(one, name):
+def test_annotated_shapes_become_boxes(one, name):
     annotation, expected = DRAWN[name]
     if expected is None:
         encoder = pytest.importorskip("pycocotools.mask")
@@ -149,19 +149,19 @@ def test_wrong_annotations_are_refused_or_left_out_with_their_image(one, annotat
     assert len(problems.messages) == 1
 
 
-def test_a_lost_annotation_leaves_no_image_good(one):
+def test_a_lost_annotation_makes_no_image_normal(one):
     problems = ProblemList()
     samples = one({"bbox": [1, 1, 2, 2]}, {"bbox": [1, 1, 2, 2], "image_id": 9}, problems=problems)
     # a.jpg has no annotation: the lost one may be its own.
     assert [(sample.image.name, sample.is_normal) for sample in samples] == [("b.jpg", False)]
 
 
-def test_a_box_over_the_edge_is_cut_off_where_the_file_states_the_size(one):
-    with pytest.warns(InputWarning, match=r"labels\.json: 1 boxes reached over their image's edge"):
+def test_a_box_past_the_edge_is_clipped_if_the_file_states_the_size(one):
+    with pytest.warns(InputWarning, match=r"labels\.json: 1 boxes extended past their image's edge"):
         samples = one({"bbox": [9, 5, 6, 6]}, {"bbox": [0, 0, 12, 8]})
     assert samples[1].boxes.tolist() == [[9, 5, 12, 8], [0, 0, 12, 8]]
     unsized = {"id": 7, "file_name": "b.jpg"}
-    with pytest.raises(ManifestError, match="reaches out of the 12x8 image, and the file states no width and height"):
+    with pytest.raises(ManifestError, match="extends past the 12x8 image, and the file states no width and height"):
         one({"bbox": [9, 5, 6, 6]}, image=unsized)
     assert one({"bbox": [9, 5, 3, 3]}, image=unsized)[1].boxes.tolist() == [[9, 5, 12, 8]]
 
@@ -170,13 +170,13 @@ def test_a_box_over_the_edge_is_cut_off_where_the_file_states_the_size(one):
     ("image", "says"),
     [
         ({"width": 24, "height": 16}, "'b.jpg': labelled as 24x16 pixels, but the image is 12x8; expected"),
-        ({"width": 8, "height": 12}, "the sides stand the other way round, as without its EXIF orientation"),
+        ({"width": 8, "height": 12}, "width and height are swapped, as without its EXIF orientation"),
         ({"height": 9}, r"labelled as \?x9 pixels"),
         ({"file_name": "../../x.jpg"}, "leads out"),
         ({"file_name": "none.jpg"}, "neither beside the labels nor in images/"),
         ({"file_name": None}, "no file_name"),
-        ({"id": 8}, r"images\.1: image id 8 stands twice, for 'b.jpg' and 'a.jpg'"),
-        ({"id": "8"}, r"images\.1: image id 8 stands twice"),
+        ({"id": 8}, r"images\.1: image id 8 occurs twice, for 'b.jpg' and 'a.jpg'"),
+        ({"id": "8"}, r"images\.1: image id 8 occurs twice"),
     ],
 )
 def test_wrong_images(one, image, says):
@@ -195,12 +195,12 @@ def test_an_image_with_two_entries(plant):
     assert len(problems.messages) == 2
 
 
-def test_an_annotation_id_that_stands_twice(one):
-    with pytest.raises(ManifestError, match=r"annotations\.1: annotation id 5 stands twice, at annotations\.0 too"):
+def test_an_annotation_id_that_occurs_twice(one):
+    with pytest.raises(ManifestError, match=r"annotations\.1: annotation id 5 occurs twice, at annotations\.0 too"):
         one({"bbox": [1, 1, 2, 2], "id": 5}, {"bbox": [3, 3, 2, 2], "id": 5})
 
 
-def test_labels_of_the_frame_that_a_camera_stored(plant):
+def test_labels_of_the_image_as_stored_by_the_camera(plant):
     root = plant({"labels.json": coco([{"id": 1, "file_name": "t.jpg", "width": 12, "height": 8}],
                                       [{"image_id": 1, "bbox": [8, 1, 4, 2]}])})  # fmt: skip
     exif = Image.Exif()
@@ -221,13 +221,13 @@ def test_images_of_differads_own_export(plant):
     images = [{"id": n, "file_name": f"{n}.jpg", **more} for n, more in enumerate(
         [{"labelled": True}, {"labelled": False}, {"labelled": False, "anomalous": True}])]  # fmt: skip
     root = plant({"labels.json": coco(images, []), "0.jpg": None, "1.jpg": None, "2.jpg": None})
-    with pytest.warns(InputWarning, match=r"1 images left out that nobody has labelled"):
+    with pytest.warns(InputWarning, match=r"1 unlabelled images left out"):
         normal, unknown = read_coco(root)
     assert (normal.image.name, normal.is_normal) == ("0.jpg", True)
     assert (unknown.image.name, unknown.is_normal, unknown.boxes, unknown.masks) == ("2.jpg", False, None, ())
 
 
-def test_a_sound_file_gives_no_warning(plant, tmp_path):
+def test_a_valid_file_gives_no_warning(plant, tmp_path):
     root = plant({"labels.json": coco(IMAGES, BOXES), "a.jpg": (0, 0, 2, 2), "b.jpg": MARK})
     with warnings.catch_warnings():
         warnings.simplefilter("error")

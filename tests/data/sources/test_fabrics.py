@@ -50,11 +50,11 @@ def test_aitex_tiles(aitex):
         [[244, 100, 256, 110]],  # 500 - 256 = 244
         [[0, 100, 28, 110]],  # 540 - 512 = 28
     ]
-    assert {(s.product, s.view) for s in cut} == {("0044_019_04", "04")}
-    assert {s.kind for s in cut} == {"fuzzyball", ""}
+    assert {(s.instance_id, s.view) for s in cut} == {("0044_019_04", "04")}
+    assert {s.defect_type for s in cut} == {"fuzzyball", ""}
 
 
-def test_tile_boxes_equal_the_strip_s_boxes_where_no_border_cuts(aitex):
+def test_tile_boxes_equal_the_strip_s_boxes_away_from_borders(aitex):
     mask = np.zeros((256, 1024), bool)
     mask[5:9, 300:320] = True
     assert tile_boxes(mask, (256, 0, 512, 256)).tolist() == [[44, 5, 64, 9]]
@@ -73,7 +73,7 @@ def test_aitex_masks_that_do_not_fit(aitex, size):
     if size:
         Image.new("L", size).save(path)
     else:
-        path.write_bytes(b"not a picture")
+        path.write_bytes(b"not an image")
     with pytest.raises(ManifestError, match="0044_019_04_mask2"):
         list(read_aitex(aitex))
     problems = ProblemList()
@@ -145,9 +145,9 @@ def test_zju_leaper_without_groups(plant):
     [
         ("Annotations/xmls/000003.xml", "<annotation>", "not XML"),
         ("Annotations/xmls/000003.xml", "<annotation/>", "no mask"),
-        ("Annotations/xmls/000003.xml", "<a><bbox><xmin>5</xmin></bbox></a>", "is no number"),
+        ("Annotations/xmls/000003.xml", "<a><bbox><xmin>5</xmin></bbox></a>", "is not a number"),
         ("ImageSets/Patterns/pattern2.json", '{"normal": {}, "defect": {"train": ["../1"]}}', "leads out"),
-        ("ImageSets/Patterns/pattern2.json", '{"normal": {}, "defect": {"train": ["9"]}}', "is not there"),
+        ("ImageSets/Patterns/pattern2.json", '{"normal": {}, "defect": {"train": ["9"]}}', "does not exist"),
         ("ImageSets/Patterns/pattern2.json", '{"normal": {}}', "pattern2.json: defect"),
     ],
 )
@@ -200,7 +200,7 @@ def test_dagm_competition_version(plant, separator):
     samples = list(read_dagm(root))
     assert [s.is_normal for s in samples] == [True, False, False]
     assert samples[1].boxes.tolist() == pytest.approx(np.array([[90, 170, 110, 230]]))  # upright: half sides 10 and 30
-    assert samples[2].boxes.tolist() == [[470, 0, 512, 15]]  # cut off at the picture's edge
+    assert samples[2].boxes.tolist() == [[470, 0, 512, 15]]  # cut off at the image's edge
 
 
 def test_dagm_competition_problems(plant):
@@ -212,7 +212,7 @@ def test_dagm_competition_problems(plant):
     with pytest.raises(ManifestError, match="5 values; expected six"):
         list(read_dagm(root))
     root = plant({**files, "Class1_def/labels.txt": "1\t30\tinf\t0\t100\t2\n"})
-    with pytest.raises(ManifestError, match="'inf' is no number"):
+    with pytest.raises(ManifestError, match="'inf' is not a number"):
         list(read_dagm(root))
     with pytest.raises(ManifestError, match="no Class1_def beside it"):
         read_dagm(plant({"Class1/1.png": None}, "half"))
@@ -221,9 +221,9 @@ def test_dagm_competition_problems(plant):
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.4, 1.9, -2.8])
-def test_the_box_around_an_ellipse_equals_a_drawn_one(angle):
-    drawn = np.zeros((400, 400), np.uint8)
-    cv2.ellipse(drawn, (200, 190), (90, 35), math.degrees(angle), 0, 360, 255, -1)
-    ys, xs = np.nonzero(drawn)
+def test_the_box_around_an_ellipse_equals_that_of_a_rasterised_one(angle):
+    parsed = np.zeros((400, 400), np.uint8)
+    cv2.ellipse(parsed, (200, 190), (90, 35), math.degrees(angle), 0, 360, 255, -1)
+    ys, xs = np.nonzero(parsed)
     box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
     assert ellipse_box(90, 35, angle, 200, 190)[0] == pytest.approx(box, abs=2)

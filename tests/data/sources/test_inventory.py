@@ -1,4 +1,4 @@
-"""No file is dropped without a word, in whatever layout; and what published data sets hold beside their images is no fault."""
+"""In every layout no file is ignored silently, but known additional files of published data sets are no error."""
 
 import json
 
@@ -147,7 +147,7 @@ SETS = {
 
 @pytest.mark.filterwarnings("ignore::differad.errors.InputWarning")
 @pytest.mark.parametrize("name", SETS)
-def test_whole_sets_pass(name, plant):
+def test_complete_data_sets_pass(name, plant):
     read, files = SETS[name]
     samples = list(read(plant(files)))
     assert samples or name == "aitex"  # its strip here is smaller than a tile
@@ -192,7 +192,7 @@ LEFT_OVER = [
 
 @pytest.mark.filterwarnings("ignore::differad.errors.InputWarning")
 @pytest.mark.parametrize(("name", "extra"), LEFT_OVER)
-def test_what_is_left_over_is_named(name, extra, plant):
+def test_unaccounted_files_are_named(name, extra, plant):
     read, files = SETS[name]
     whole = [(sample.image.name, sample.is_normal) for sample in read(plant(files))]
     root = plant({**files, extra: MARK if extra.endswith((".png", ".jpg", ".bmp", ".JPG", ".PNG")) else b"x"}, "extra")
@@ -213,7 +213,7 @@ def test_what_is_left_over_is_named(name, extra, plant):
         ("yolo", "images/train/b.txt", "images/train/b.png"),
     ],
 )
-def test_what_may_be_the_label_of_a_good_part(name, label, image, plant):
+def test_a_file_that_may_be_the_label_of_a_normal_image(name, label, image, plant):
     """LabelImg and LabelMe write beside images, where these layouts have no labels."""
     read, files = SETS[name]
     root = plant({**files, label: "{}"})
@@ -236,7 +236,7 @@ def test_a_folder_without_an_image(name, folder, plant):
         list(read(root))
 
 
-def test_an_error_lists_all_that_is_left(plant):
+def test_an_error_lists_all_unaccounted_files(plant):
     read, files = SETS["mvtec"]
     root = plant({**files, **{f"nut/train/good/lot/{number:02}.png": None for number in range(30)}})
     with pytest.raises(
@@ -256,25 +256,25 @@ def test_an_error_lists_all_that_is_left(plant):
         ("folder", "ground_truth/good/1.png", "good/1.png"),
     ],
 )
-def test_a_good_part_whose_mask_marks_a_defect(name, mask, image, plant):
+def test_a_normal_image_whose_mask_marks_a_defect(name, mask, image, plant):
     read, files = SETS[name]
     root = plant({**files, mask: MARK})
-    with pytest.raises(ManifestError, match=r"marks a defect, but .* lies among the good parts"):
+    with pytest.raises(ManifestError, match=r"marks a defect, but .* is among the good parts"):
         list(read(root))
     problems = ProblemList()
     assert root / image not in [sample.image for sample in read(root, problems)]
     assert str(root / mask) in problems.messages[0]
 
 
-def test_a_mask_in_a_common_folder_that_no_defect_has(plant):
+def test_a_mask_in_a_common_folder_without_a_defect(plant):
     files = {"good/7.png": None, "good/8.png": None, "bad/9.png": None, "masks/9.png": MARK, "masks/7.png": MARK}
     root = plant(files)
-    with pytest.raises(ManifestError, match=r"masks/7.png: marks a defect, but .*good/7.png lies among the good parts"):
+    with pytest.raises(ManifestError, match=r"masks/7.png: marks a defect, but .*good/7.png is among the good parts"):
         list(read_folder(root))
     assert [sample.image.name for sample in read_folder(root, ProblemList())] == ["8.png", "9.png"]
 
 
-def test_two_claim_one_mask(plant):
+def test_two_images_share_one_mask(plant):
     files = {"good/7.png": None, "dent/9.png": None, "scratch/9.jpg": None, "masks/9.png": MARK}
     with pytest.raises(
         ManifestError, match=r"masks/9.png: belongs to .*dent/9.png and .*scratch/9.jpg; expected one image"
@@ -301,7 +301,7 @@ def test_dagm_labels_that_do_not_fit(plant, labels, message):
     ("labels", "message"),
     [
         ("1 9 5 0 99 99\n2 9 5 0 99 99", "image 2 is not in"),
-        ("1 9 5 0 900 900", r"its ellipse lies outside of 512x512 pixels"),
+        ("1 9 5 0 900 900", r"its ellipse is outside of 512x512 pixels"),
     ],
 )
 def test_dagm_ellipses_that_do_not_fit(plant, labels, message):
@@ -323,12 +323,12 @@ def test_visa_a_normal_row_with_a_mask(plant):
         list(read_visa(plant({**files, "split_csv/1cls.csv": table})))
 
 
-def test_a_category_without_a_test_folder_is_said(plant):
+def test_a_category_without_a_test_folder_gives_a_warning(plant):
     with pytest.warns(InputWarning, match="nut: no folder test; only good parts are read there"):
         list(read_mvtec(plant({"nut/train/good/0.png": None})))
 
 
-def test_links_in_a_circle_end(plant):
+def test_cyclic_links_end(plant):
     root = plant({"good/a/1.png": None})
     (root / "good/a/up").symlink_to(root / "good")
     assert [listing.path.name for listing in walk(root / "good")] == ["good", "a"]

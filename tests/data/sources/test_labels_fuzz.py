@@ -1,4 +1,4 @@
-"""Random small data sets in YOLO's and Folder's layout: what is built equals what was drawn, or a line names the file."""
+"""Random small data sets in YOLO's and Folder's layout: the build equals the true labels, or an error names the file."""
 
 import json
 import tempfile
@@ -34,7 +34,7 @@ def boxes(draw, size):
 
 @st.composite
 def parts(draw, most_boxes):
-    """An image to be drawn: where, how large, how it is turned in its file, and the boxes of its defects."""
+    """An image to generate: its path, size, EXIF orientation, and the boxes of its defects."""
     size = draw(sizes)
     marks = draw(st.lists(boxes(size), min_size=1, max_size=most_boxes, unique_by=tuple))
     return {"lot": draw(lots), "ending": draw(endings), "size": size, "turn": draw(st.integers(1, 8)), "marks": marks}
@@ -53,7 +53,7 @@ def save(path, number, part):
 
 
 def line(shape, box, size):
-    """A label of a box: as YOLO's four numbers, as a polygon inside of it, or as a turned box around its middle."""
+    """A label of a box: as YOLO's four numbers, as a polygon inside it, or as a rotated box about its centre."""
     (x1, y1, x2, y2), (width, height) = box, size
     if shape == "box":
         values = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
@@ -66,7 +66,7 @@ def line(shape, box, size):
 
 
 def built(source, root, **options):
-    """Target's name to boxes as the manifest has them, None for an unknown place; and what was left out."""
+    """The boxes of each target in the manifest, None for an unknown place; and the problems."""
     with tempfile.TemporaryDirectory() as out:
         found = build(source, root, out, BuildOptions(ALL, **options), progress=False)
         lines = [json.loads(text) for text in (Path(out) / "pairs.jsonl").read_text("utf-8").splitlines()]
@@ -76,7 +76,7 @@ def built(source, root, **options):
 
 
 def check(source, root, truth, culprit, **options):
-    """Without a `culprit` what is built is `truth`; else the error and the report name it, and no defect became good."""
+    """Without a `culprit` the build equals `truth`; else the error and the report name it, and no defect became normal."""
     if culprit is None:
         found, problems = built(source, root, **options)
         assert problems == []
@@ -93,9 +93,9 @@ def check(source, root, truth, culprit, **options):
         if marks is None or truth[name] is None:
             assert marks is truth[name]
         else:
-            given_boxes, drawn = (np.array(sorted(rows)).reshape(-1, 4) for rows in (marks, truth[name]))
-            assert given_boxes.shape == drawn.shape, name
-            assert np.abs(given_boxes - drawn).max(initial=0) < 0.02
+            given_boxes, parsed = (np.array(sorted(rows)).reshape(-1, 4) for rows in (marks, truth[name]))
+            assert given_boxes.shape == parsed.shape, name
+            assert np.abs(given_boxes - parsed).max(initial=0) < 0.02
 
 
 GOOD = {"lot": "", "ending": ".png", "size": (20, 16), "turn": 1, "marks": []}
@@ -201,7 +201,7 @@ def test_folder(defective, mask_ending, fault, names, data):
 @FUZZ
 @given(st.lists(parts(1), min_size=1, max_size=4), st.booleans(), st.data())
 def test_folder_without_masks(defective, some, data):
-    """Without any mask every defect is at an unknown place; with one mask the others are an error, or said to be so."""
+    """Without any mask every defect is at an unknown place; with one mask the others are an error unless `unmasked`."""
     with tempfile.TemporaryDirectory() as folder:
         root, truth, files = Path(folder), {}, []
         for number, part in enumerate([GOOD, GOOD, *defective]):

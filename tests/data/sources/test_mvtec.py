@@ -1,4 +1,4 @@
-"""MVTec AD and its relatives, in miniature."""
+"""MVTec AD and data sets with similar layouts, in miniature."""
 
 import os
 
@@ -32,7 +32,7 @@ def test_mvtec(plant, facts):
         ("bottle/test/good/000.png", "bottle", True, []),
         ("tile/train/good/000.png", "tile", True, []),
     ]
-    assert [(s.split, s.kind) for s in samples[:2]] == [("train", ""), ("test", "broken_large")]
+    assert [(s.split, s.defect_type) for s in samples[:2]] == [("train", ""), ("test", "broken_large")]
     assert all(s.boxes is None and s.template is None for s in samples)
 
 
@@ -43,7 +43,7 @@ def test_one_category_is_a_root_too(plant, facts, monkeypatch):
     assert {sample.category for sample in read_mvtec(type(root)("."))} == {"bottle"}
 
 
-def test_a_wrong_root_is_told_before_the_first_sample(plant, tmp_path):
+def test_a_wrong_root_is_reported_before_the_first_sample(plant, tmp_path):
     root = plant({"bottle/000.png": None})
     with pytest.raises(ManifestError, match=r"bottle: no folder train/good; MVTec AD keeps good parts there"):
         read_mvtec(root)
@@ -56,7 +56,7 @@ def test_a_wrong_root_is_told_before_the_first_sample(plant, tmp_path):
         read_mvtec(tmp_path / "empty")
 
 
-def test_a_category_without_good_parts_among_whole_ones(plant):
+def test_a_category_without_normal_images_among_complete_ones(plant):
     root = plant({**MVTEC, "wood/test/scratch/000.png": None, "notes/a.txt": ""})
     with pytest.raises(ManifestError, match="wood: no folder train/good"):
         read_mvtec(root)
@@ -83,7 +83,7 @@ def test_a_name_that_is_not_utf_8_is_a_problem(plant):
     problems.messages[0].encode("utf-8")
 
 
-def test_3cad_masks_bear_the_picture_s_name(plant, facts):
+def test_3cad_masks_have_the_image_s_name(plant, facts):
     root = plant(
         {
             "Copper_Stator/train/good/a.png": None,
@@ -122,7 +122,7 @@ def test_btad_masks_end_differently_by_product(plant, facts):
     ]
 
 
-def test_loco_has_several_masks_per_picture(plant, facts):
+def test_loco_has_several_masks_per_image(plant, facts):
     root = plant(
         {
             "pushpins/train/good/000.png": None,
@@ -137,7 +137,7 @@ def test_loco_has_several_masks_per_picture(plant, facts):
     )
     samples = list(read_mvtec_loco(root))
     assert [s.split for s in samples] == ["train", "validation", "test", "test", "test"]
-    assert [(s.kind, len(s.masks)) for s in samples if not s.is_normal] == [
+    assert [(s.defect_type, len(s.masks)) for s in samples if not s.is_normal] == [
         ("logical_anomalies", 2),
         ("structural_anomalies", 1),
     ]
@@ -168,7 +168,7 @@ def test_mvtec2_light_is_the_view(plant):
         ("test", "overexposed", False),
         ("test", "regular", False),
     ]
-    assert samples[3].product == samples[4].product  # the same can in two lights
-    assert len({s.product for s in samples}) == 4  # number 000 of another folder is another can
+    assert samples[3].instance_id == samples[4].instance_id  # the same can in two lights
+    assert len({s.instance_id for s in samples}) == 4  # number 000 of another folder is another can
     with pytest.raises(ManifestError, match="no folder test_public"):
         read_mvtec2(plant({"can/train/good/000_regular.png": None}, "part"))

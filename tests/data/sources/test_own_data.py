@@ -72,7 +72,7 @@ def test_folder(plant, facts):
     ]
     samples = list(read_folder(root))
     assert facts(samples, root) == expected
-    assert [s.kind for s in samples] == ["", "dent", "scratch"]
+    assert [s.defect_type for s in samples] == ["", "dent", "scratch"]
     assert facts(read_folder(root, normal="good", abnormal=("dent",), masks="ground_truth"), root) == expected[:2]
 
 
@@ -140,7 +140,7 @@ def test_yolo(plant):
     ]
     # 12 x 8 pixels: 0.25 * 12 = 3, 0.375 * 8 = 3, 0.75 * 12 = 9, 0.625 * 8 = 5; the polygon spans (0, 0) to (0.5, 1).
     assert samples[0].boxes.tolist() == [[3, 3, 9, 5], [0, 0, 6, 8]]
-    assert samples[0].kind == "dent+scratch"
+    assert samples[0].defect_type == "dent+scratch"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_yolo(plant):
 )
 def test_yolo_layouts(plant, images, labels, split):
     root = plant({f"{images}/a.jpg": (0, 0, 1, 1), f"{labels}/a.txt": "0 0.5 0.5 1 1"})
-    assert [(s.boxes.tolist(), s.split, s.kind) for s in read_yolo(root)] == [([[0, 0, 12, 8]], split, "0")]
+    assert [(s.boxes.tolist(), s.split, s.defect_type) for s in read_yolo(root)] == [([[0, 0, 12, 8]], split, "0")]
 
 
 @pytest.mark.parametrize(
@@ -156,16 +156,16 @@ def test_yolo_layouts(plant, images, labels, split):
     [
         ("0 0.5 0.5", "expected class cx cy width height"),
         ("0 0.5 0.5 100 100", "not pixels"),
-        ("0 0.9 0.5 0.3 0.1", "reaches out of the image"),
+        ("0 0.9 0.5 0.3 0.1", "extends past the image"),
         ("0 0.5 0.5 0.1 0.1 0.87", "labels hold no confidence"),
         ("0 0.1 0.1 0.9 0.1 0.9 0.9 0.8", "labels hold no confidence"),
         ("0 0.1 0.1 0.1 0.9 0.1 0.5", "a box without area"),
-        ("0 0.5 nan 0.1 0.1", "'nan' is no number"),
-        ("0 0.5 0.5 1_0 0.1", "'1_0' is no number"),
+        ("0 0.5 nan 0.1 0.1", "'nan' is not a number"),
+        ("0 0.5 0.5 1_0 0.1", "'1_0' is not a number"),
         ("0.5 0.5 0.5 0.1 0.1", "class 0.5; expected one of 0, 1 as in data.yaml"),
         ("7 0.5 0.5 0.1 0.1", "class 7; expected one of 0, 1 as in data.yaml"),
         ("0 0.5 0.5 0 0.5", "without area"),
-        ("scratch 0.5 0.5 0.1 0.1", "'scratch' is no number"),
+        ("scratch 0.5 0.5 0.1 0.1", "'scratch' is not a number"),
     ],
 )
 def test_yolo_problems(plant, line, message):
@@ -177,7 +177,7 @@ def test_yolo_problems(plant, line, message):
     assert "a.txt" in problems.messages[0]
 
 
-def test_yolo_turned_boxes_and_rows_that_stand_twice(plant):
+def test_yolo_rotated_boxes_and_repeated_rows(plant):
     turned = "0 0.25 0.5 0.5 0.25 0.75 0.5 0.5 0.75\n"
     root = plant({**YOLO, "labels/train/a.txt": turned + turned})
     assert next(read_yolo(root)).boxes.tolist() == [[3, 2, 9, 6]]  # 0.25 * 12, 0.25 * 8, 0.75 * 12, 0.75 * 8
@@ -216,7 +216,7 @@ def test_yolo_nested_folders(plant):
     ],
 )
 def test_yolo_labels_in_another_place(plant, label, image):
-    """An unmatched label is named, and the image that may be its own is no good part, whatever is skipped."""
+    """An unmatched label is named, and an image that it may belong to never counts as normal, even if problems are skipped."""
     root = plant({**YOLO, "images/train/c.jpg": (0, 0, 1, 1), label: "0 0.5 0.5 1 1"})
     if label.endswith(".TXT"):
         assert [s.is_normal for s in read_yolo(root)] == [False, True, False]
@@ -241,7 +241,7 @@ def test_yolo_two_candidates(plant, extra):
     assert [s.image.name for s in read_yolo(root, ProblemList())] == ["b.jpg", "c.jpg"]
 
 
-def test_yolo_a_folder_without_labels_is_not_good(plant):
+def test_yolo_a_folder_without_labels_is_not_normal(plant):
     root = plant({**YOLO, "images/val/d.jpg": None})
     with pytest.raises(ManifestError, match=r"images/val: no folder .*labels/val; an empty one says"):
         list(read_yolo(root))
@@ -250,7 +250,7 @@ def test_yolo_a_folder_without_labels_is_not_good(plant):
     assert [s.is_normal for s in read_yolo(root)] == [False, True, True, True]
 
 
-def test_yolo_broken_picture_and_root(plant):
+def test_yolo_broken_image_and_root(plant):
     root = plant({**YOLO, "images/train/a.jpg": "broken"})
     with pytest.raises((ManifestError, ImageError), match=r"a.jpg"):
         list(read_yolo(root))
@@ -266,8 +266,8 @@ def test_real_boards_through_coco_and_yolo(shared, tmp_path):
     images, annotations = [], []
     for number, pair in enumerate(pairs):
         images.append({"id": number, "file_name": pair.target.name})
-        with Image.open(pair.target) as picture:
-            width, height = picture.size
+        with Image.open(pair.target) as image:
+            width, height = image.size
         lines = []
         for x1, y1, x2, y2 in pair.boxes.tolist():
             annotations.append({"image_id": number, "category_id": 0, "bbox": [x1, y1, x2 - x1, y2 - y1]})

@@ -32,13 +32,13 @@ def tree(*test, folder="realiad_jsons"):
 def test_views_and_parts(plant, folder):
     root = plant(tree(folder=folder))
     samples = list(read_real_iad(root))
-    assert [(s.view, s.is_normal, s.kind, s.split) for s in samples] == [
+    assert [(s.view, s.is_normal, s.defect_type, s.split) for s in samples] == [
         ("C1", True, "", "train"),
         ("C2", False, "BX", "test"),
         ("C3", True, "", "test"),  # the defect is not seen from there
     ]
     assert samples[1].masks == (root / "realiad_1024/audiojack" / MASK,)
-    assert [s.product for s in samples] == ["audiojack/OK/S0001", "audiojack/NG/BX/S0001", "audiojack/NG/BX/S0001"]
+    assert [s.instance_id for s in samples] == ["audiojack/OK/S0001", "audiojack/NG/BX/S0001", "audiojack/NG/BX/S0001"]
 
 
 def test_a_label_file_of_an_object_that_was_not_unpacked_is_left_out(plant):
@@ -56,7 +56,7 @@ def test_other_label_folders(plant):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (entry("OK/S0009/none.jpg"), "is not there"),
+        (entry("OK/S0009/none.jpg"), "does not exist"),
         (entry("../../x.jpg"), "leads out"),
         (entry(UNSEEN, "BX"), "no mask"),
         (entry(UNSEEN, "BX", "NG/BX/S0001/none.png"), "no mask"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from differad.data.sources.registry import SOURCES, find_source
-from differad.data.sources.sample import ProblemList, inside, list_folder
+from differad.data.sources.sample import ProblemList, list_folder, path_inside
 from differad.errors import ManifestError, OptionError
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "sources.md"
@@ -37,7 +37,7 @@ def test_a_foreign_folder_is_refused_before_any_sample(name, plant):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_entries_tell_what_a_user_needs(name):
+def test_entries_hold_what_a_user_needs(name):
     source = SOURCES[name]
     assert all((source.title, source.licence, source.url, source.layout))
     assert "\n" not in source.title + source.layout
@@ -55,4 +55,4 @@ def test_listing_is_sorted_and_leaves_hidden_files_out(plant):
 
 
 def test_paths_with_backslashes_are_read():
-    assert inside(Path("root"), "a\\b.png", "labels.csv:2") == Path("root/a/b.png")
+    assert path_inside(Path("root"), "a\\b.png", "labels.csv:2") == Path("root/a/b.png")

@@ -34,14 +34,14 @@ def test_with_the_split_file(plant, facts):
     samples = list(read_visa(root))
     assert facts(samples, root) == EXPECTED
     assert [s.split for s in samples] == ["train", "test", "test"]
-    assert samples[2].kind == "chunk of wax missing,foreign particals on candle"
+    assert samples[2].defect_type == "chunk of wax missing,foreign particals on candle"
 
 
 def test_without_the_split_file_folders_decide(plant, facts):
     root = plant(RAW)
     samples = list(read_visa(root))
     assert facts(samples, root) == EXPECTED
-    assert samples[2].kind.startswith("chunk of wax")
+    assert samples[2].defect_type.startswith("chunk of wax")
     assert {s.split for s in samples} == {""}
 
 
@@ -72,9 +72,9 @@ def test_paths_never_leave_the_root(plant, path):
         list(read_visa(root))
 
 
-def test_a_listed_picture_that_is_not_there(plant):
+def test_a_listed_image_that_does_not_exist(plant):
     root = plant({**RAW, "split_csv/1cls.csv": SPLIT + "candle,test,normal,candle/Data/Images/Normal/0009.JPG,\n"})
-    with pytest.raises(ManifestError, match=r"1cls.csv:5: .*0009.JPG is not there"):
+    with pytest.raises(ManifestError, match=r"1cls.csv:5: .*0009.JPG does not exist"):
         list(read_visa(root))
 
 

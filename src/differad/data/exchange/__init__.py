@@ -1,1 +1,1 @@
-"""Pairs and predictions out to annotation tools, corrected boxes back in: COCO, YOLO, Label Studio, CVAT."""
+"""Export of pairs and predictions to annotation tools and import of corrected boxes: COCO, YOLO, Label Studio, CVAT."""

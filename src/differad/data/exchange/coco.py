@@ -1,11 +1,11 @@
-"""COCO object detection: `instances.json` with the truth, `predictions.json` in the results format.
+"""COCO object detection: `instances.json` with the true boxes, `predictions.json` in the results format.
 
 Layouts: https://cocodataset.org/#format-data (its source is
 https://github.com/cocodataset/cocodataset.github.io/blob/master/dataset/format-data.htm) and
 https://cocodataset.org/#format-results. A box is `[x, y, width, height]` in pixels, measured from 0.
 
-The keys `pair_id`, `reference`, `category`, `group`, `labelled` and `anomalous` of an image are ours; readers of COCO pass
-over them. A file that another tool has written without them is matched by `file_name`.
+The keys `pair_id`, `reference`, `category`, `group`, `labelled` and `anomalous` of an image are differad's own; other COCO
+readers ignore them. In a file without them, images are matched by `file_name`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,7 +35,7 @@ _DIGITS = 4
 def write_coco(folder: OutputFolder, items: Iterable[Item], options: ExportOptions) -> None:
     """Write `instances.json`, and `predictions.json` if any item has a prediction. Raises ManifestError, WriteError.
 
-    The items go by once: images are written, the lists behind them wait on the disk.
+    The items are read once: images are written directly, the lists that follow them are spooled to disk.
     """
     with Spool[str](folder.path) as annotations, Spool[list[str]](folder.path) as results:
         images = _images(items, options, annotations, results)
@@ -45,7 +45,7 @@ def write_coco(folder: OutputFolder, items: Iterable[Item], options: ExportOptio
 
 
 def _document(images: Iterator[str], annotations: Iterable[str]) -> Iterator[str]:
-    """The text of `instances.json`; `annotations` are asked for after the last image."""
+    """The text of `instances.json`; `annotations` are read after the last image."""
     yield f'{{"info": {json_text({"description": "differad pairs", "version": "1.0"})},\n"licenses": [],\n"images": '
     yield from json_list(images)
     yield ',\n"annotations": '
@@ -56,7 +56,7 @@ def _document(images: Iterator[str], annotations: Iterable[str]) -> Iterator[str
 def _images(
     items: Iterable[Item], options: ExportOptions, annotations: Spool[str], results: Spool[list[str]]
 ) -> Iterator[str]:
-    """The entries of the images; their boxes go into `annotations`, the predictions of an item into `results`."""
+    """The entries of the images; their boxes are added to `annotations`, the predictions of an item to `results`."""
     for number, item in enumerate(items, start=1):
         for box in [] if item.boxes is None else item.boxes.tolist():
             annotations.add(json_text(_annotation_entry(len(annotations) + 1, number, box)))
@@ -66,7 +66,7 @@ def _images(
 
 
 def _result(number: int, item: Item, rank: int) -> dict[str, Any]:
-    """The predicted box `rank` of an item, whose image has `number`. The results format demands a score."""
+    """The predicted box `rank` of an item whose image id is `number`. The results format requires a score."""
     score = item.score(rank)
     box = [] if item.predicted is None else item.predicted[rank].tolist()
     return {
@@ -88,7 +88,7 @@ def _image_entry(number: int, item: Item, options: ExportOptions) -> dict[str, A
         "category": item.pair.category,
         "group": item.pair.group,
         "labelled": item.boxes is not None,
-        # Abnormal, and nobody marked where: readers of boxes must not take it for an image without any.
+        # Abnormal at an unknown place: a reader of boxes must not take it for a normal image.
         **({"anomalous": True} if item.place_unknown else {}),
     }
 
@@ -102,7 +102,7 @@ def _annotation_entry(number: int, image: int, box: list[float]) -> dict[str, An
         "category_id": _CATEGORY,
         "bbox": [x, y, width, height],
         "area": round(width * height, _DIGITS),
-        # Some readers need a polygon; the box's own corners say nothing more than the box.
+        # Some readers need a polygon; the box's corners add no information.
         "segmentation": [[x1, y1, x1, y2, x2, y2, x2, y1]],
         "iscrowd": 0,
     }
@@ -116,7 +116,7 @@ def _bbox(box: list[float]) -> list[float]:
 def read_coco(path: Path, corrections: Corrections) -> None:
     """Read the boxes of an `instances.json` into `corrections`; every category counts as a defect, crowd regions do not.
 
-    An image without annotations is normal where it says `"labelled": true`, abnormal at an unknown place where it says
+    An image without annotations is normal if it says `"labelled": true`, abnormal at an unknown place if it says
     `"anomalous": true`. Raises ManifestError.
     """
     for entry in read_coco_file(path, corrections.report):
@@ -129,15 +129,15 @@ def _read_image(entry: CocoEntry, corrections: Corrections) -> None:
     if image.pair_id is not None:
         ids = [image.pair_id]
     elif image.file_name is not None:
-        ids = corrections.ids_named(entry.place, image.file_name)
+        ids = corrections.ids_named(entry.where, image.file_name)
     else:
-        raise ManifestError(f"{entry.place}: neither pair_id nor file_name; expected one that tells the pair")
+        raise ManifestError(f"{entry.where}: neither pair_id nor file_name; expected one that identifies the pair")
     for pair_id in ids:
-        drawn = entry.drawn(corrections.size(entry.place, pair_id))
-        corrections.crowds += drawn.crowds
+        parsed = entry.parse(corrections.size(entry.where, pair_id))
+        corrections.crowds += parsed.crowds
         if entry.annotations:
-            corrections.add(entry.place, pair_id, drawn.regions)
+            corrections.add(entry.where, pair_id, parsed.regions)
         else:
-            said = True if image.anomalous else False if image.labelled else image.anomalous
+            anomalous = True if image.anomalous else False if image.labelled else image.anomalous
             is_blank = image.labelled is False
-            corrections.add(entry.place, pair_id, None, image.size, anomalous=said, is_blank=is_blank)
+            corrections.add(entry.where, pair_id, None, image.size, anomalous=anomalous, is_blank=is_blank)

@@ -2,14 +2,13 @@
 
 Layout: https://docs.cvat.ai/docs/other/xml_format and the loader and dumper in
 https://github.com/cvat-ai/cvat/blob/develop/cvat/apps/dataset_manager/formats/cvat.py, which finds images by name and writes
-hundredths of a pixel. The format has room for neither ids nor references: an image's name tells its pairs, and pairs that
-share a target share its boxes.
+hundredths of a pixel. The format has no place for ids and references: images are matched by name, and pairs with the same
+target share its boxes.
 
-True boxes have the label `defect`. A normal image carries the tag `normal`, which tells it from one that nobody has labelled;
-the tag `abnormal` says that the target is abnormal at an unknown place. Polygons, ellipses and masks come back as the box
-around them.
-Predicted boxes have the label `predicted` and never come back as truth, unless the annotator gives them the label `defect`.
-XML that declares a document type (and with it entities) is refused.
+True boxes have the label `defect`. A normal image has the tag `normal`, which distinguishes it from an unlabelled one; the
+tag `abnormal` means that the target is abnormal at an unknown place. Polygons, ellipses and masks are imported as the box
+around them. Predicted boxes have the label `predicted` and are not imported as truth, unless the annotator changes their
+label to `defect`. XML that declares a document type (and with it entities) is refused.
 """
 
 import json
@@ -31,7 +30,7 @@ from differad.data.exchange.shared import (
     same_boxes,
 )
 from differad.data.output_folder import OutputFolder
-from differad.data.shapes import Region, bitmap, ellipse, polygon, runs_to_mask, turned_about_center
+from differad.data.shapes import Region, bitmap, ellipse, polygon, rotated_about_center, runs_to_mask
 from differad.errors import ManifestError
 from differad.files import write_lines, write_text
 
@@ -55,21 +54,22 @@ _LABELS = [
 def write_cvat(folder: OutputFolder, items: Iterable[Item], options: ExportOptions) -> None:
     """Write `annotations.xml` and `labels.json`.
 
-    Raises ManifestError where pairs disagree on one target's boxes, and WriteError.
+    Raises ManifestError if pairs with the same target have different boxes, and WriteError.
     """
-    with Spool[Item](folder.path) as waiting:
+    with Spool[Item](folder.path) as spool:
         # CVAT numbers the frames of a task in the order of their names.
-        places = sorted((name_below(options.root, item.pair, "target"), waiting.add(item)) for item in items)
+        offsets = sorted((name_below(options.root, item.pair, "target"), spool.add(item)) for item in items)
         images = (
-            (name, [waiting.at(place) for _, place in own]) for name, own in groupby(places, key=lambda place: place[0])
+            (name, [spool.at(offset) for _, offset in members])
+            for name, members in groupby(offsets, key=lambda offset: offset[0])
         )
-        count = sum(1 for _ in groupby(places, key=lambda place: place[0]))
+        count = sum(1 for _ in groupby(offsets, key=lambda offset: offset[0]))
         write_lines(folder.new_file("annotations.xml"), _document(count, images))
     write_text(folder.new_file("labels.json"), json.dumps(_LABELS, indent=1) + "\n")
 
 
 def _document(count: int, images: Iterable[tuple[str, list[Item]]]) -> Iterator[str]:
-    """The text of `annotations.xml` for `count` images, each with the items that have it for a target."""
+    """The text of `annotations.xml` for `count` images, each with the items whose target it is."""
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
     task = ET.SubElement(ET.SubElement(root, "meta"), "task")
@@ -122,77 +122,79 @@ def read_cvat(path: Path, corrections: Corrections) -> None:
     """Read the boxes of an `annotations.xml` into `corrections`; every label but `predicted` counts as a defect.
 
     An image with the tag `normal` is normal; one with the tag `abnormal` and no box is abnormal at an unknown place; one
-    with neither boxes nor tag says nothing. Raises ManifestError.
+    without boxes and tags is unlabelled. Raises ManifestError.
     """
     for number, image in enumerate(_read_images(path)):
         with corrections.entry():
-            place = f"{path}: image {number}"
+            where = f"{path}: image {number}"
             name = image.attributes.get("name", "")
-            ids = corrections.ids_named(place, name)
-            place = f"{place} {name!r}"
+            ids = corrections.ids_named(where, name)
+            where = f"{where} {name!r}"
             size = [
-                finite(text, place, key) if (text := image.attributes.get(key)) else None for key in ("width", "height")
+                finite(text, where, key) if (text := image.attributes.get(key)) else None for key in ("width", "height")
             ]
             for pair_id in ids:
-                corrections.check_size(place, pair_id, (size[0], size[1]))
-                actual = corrections.size(place, pair_id)
+                corrections.check_size(where, pair_id, (size[0], size[1]))
+                actual = corrections.size(where, pair_id)
                 regions = [
-                    _read_shape(*shape, place, actual) for shape in image.shapes if shape[1].get("label") != PREDICTED
+                    _parse_shape(*shape, where, actual) for shape in image.shapes if shape[1].get("label") != PREDICTED
                 ]
-                corrections.add(place, pair_id, regions or None, anomalous=_state(image.tags, len(regions), place))
+                corrections.add(
+                    where, pair_id, regions or None, anomalous=_tagged_state(image.tags, len(regions), where)
+                )
 
 
-def _state(tags: list[str], regions: int, place: str) -> bool | None:
-    """Whether the tags say abnormal or normal. Raises ManifestError where they contradict each other or the boxes."""
+def _tagged_state(tags: list[str], regions: int, where: str) -> bool | None:
+    """Whether the tags say abnormal; None without such a tag. Raises ManifestError if they contradict each other or the boxes."""
     if NORMAL in tags and regions:
-        raise ManifestError(f"{place}: has the tag {NORMAL!r} and {regions} boxes; expected one or the other")
+        raise ManifestError(f"{where}: has the tag {NORMAL!r} and {regions} boxes; expected one or the other")
     if NORMAL in tags and ABNORMAL in tags:
-        raise ManifestError(f"{place}: has the tags {NORMAL!r} and {ABNORMAL!r}; expected one of them")
+        raise ManifestError(f"{where}: has the tags {NORMAL!r} and {ABNORMAL!r}; expected one of them")
     return True if ABNORMAL in tags else False if NORMAL in tags else None
 
 
-def _read_shape(kind: str, shape: dict[str, str], place: str, size: tuple[int, int]) -> Region:
+def _parse_shape(kind: str, shape: dict[str, str], where: str, size: tuple[int, int]) -> Region:
     """A shape in an image of `size` (width, height). Raises ManifestError."""
     if kind not in _SHAPES:
-        raise ManifestError(f"{place}: holds a {kind}; expected shapes with an area: {', '.join(_SHAPES)}")
-    return _SHAPES[kind](shape, f"{place}: {kind}", size)
+        raise ManifestError(f"{where}: holds a {kind}; expected shapes with an area: {', '.join(_SHAPES)}")
+    return _SHAPES[kind](shape, f"{where}: {kind}", size)
 
 
-def _box(shape: dict[str, str], place: str, _: tuple[int, int]) -> Region:
-    x1, y1, x2, y2 = (finite(shape.get(side), place, side) for side in _SIDES)
-    if x2 <= x1 or y2 <= y1:  # turning it would hide this
-        raise ManifestError(f"{place}: {[x1, y1, x2, y2]} has no area; expected xtl < xbr and ytl < ybr")
-    return turned_about_center([x1, y1, x2, y2], _degrees(shape, place))
+def _box(shape: dict[str, str], where: str, _: tuple[int, int]) -> Region:
+    x1, y1, x2, y2 = (finite(shape.get(side), where, side) for side in _SIDES)
+    if x2 <= x1 or y2 <= y1:  # a rotation would hide this
+        raise ManifestError(f"{where}: {[x1, y1, x2, y2]} has no area; expected xtl < xbr and ytl < ybr")
+    return rotated_about_center([x1, y1, x2, y2], _degrees(shape, where))
 
 
-def _polygon(shape: dict[str, str], place: str, _: tuple[int, int]) -> Region:
+def _polygon(shape: dict[str, str], where: str, _: tuple[int, int]) -> Region:
     points = [point.split(",") for point in shape.get("points", "").split(";")]
-    return polygon([[[finite(value, place, "points") for value in point] for point in points]], place)
+    return polygon([[[finite(value, where, "points") for value in point] for point in points]], where)
 
 
-def _ellipse(shape: dict[str, str], place: str, _: tuple[int, int]) -> Region:
-    cx, cy, rx, ry = (finite(shape.get(name), place, name) for name in ("cx", "cy", "rx", "ry"))
-    return ellipse((cx, cy), (rx, ry), _degrees(shape, place), place)
+def _ellipse(shape: dict[str, str], where: str, _: tuple[int, int]) -> Region:
+    cx, cy, rx, ry = (finite(shape.get(name), where, name) for name in ("cx", "cy", "rx", "ry"))
+    return ellipse((cx, cy), (rx, ry), _degrees(shape, where), where)
 
 
-def _mask(shape: dict[str, str], place: str, size: tuple[int, int]) -> Region:
-    left, top, width, height = (_whole(shape.get(name), place, name) for name in ("left", "top", "width", "height"))
+def _mask(shape: dict[str, str], where: str, size: tuple[int, int]) -> Region:
+    left, top, width, height = (_whole(shape.get(name), where, name) for name in ("left", "top", "width", "height"))
     if min(left, top) < 0 or min(width, height) < 1 or left + width > size[0] or top + height > size[1]:
         raise ManifestError(
-            f"{place}: {width}x{height} pixels at {left}, {top}; expected a mask inside the {size[0]}x{size[1]} image"
+            f"{where}: {width}x{height} pixels at {left}, {top}; expected a mask inside the {size[0]}x{size[1]} image"
         )
-    counts = [_whole(text, place, "rle") for text in shape.get("rle", "").split(",")]
-    return bitmap(runs_to_mask(counts, height, width, place, by_columns=False), place, (left, top))
+    counts = [_whole(text, where, "rle") for text in shape.get("rle", "").split(",")]
+    return bitmap(runs_to_mask(counts, height, width, where, by_columns=False), where, (left, top))
 
 
-def _degrees(shape: dict[str, str], place: str) -> float:
-    return finite(shape.get("rotation", "0"), place, "rotation")
+def _degrees(shape: dict[str, str], where: str) -> float:
+    return finite(shape.get("rotation", "0"), where, "rotation")
 
 
-def _whole(text: str | None, place: str, field: str) -> int:
-    value = finite(text, place, field)
+def _whole(text: str | None, where: str, field: str) -> int:
+    value = finite(text, where, field)
     if value != int(value):
-        raise ManifestError(f"{place}: {field}: {text!r}; expected a whole number of pixels")
+        raise ManifestError(f"{where}: {field}: {text!r}; expected a whole number of pixels")
     return int(value)
 
 
@@ -212,10 +214,10 @@ class _Image:
 
 
 class _Images:
-    """What the parser reports, as images."""
+    """Collects the images from the parser's events."""
 
     def __init__(self, path: Path) -> None:
-        self.found: list[_Image] = []
+        self.images: list[_Image] = []
         self._path = path
         self._open: _Image | None = None
         self._is_first = True
@@ -231,7 +233,7 @@ class _Images:
             )
         if tag == "image":
             self._open = _Image(attributes)
-            self.found.append(self._open)
+            self.images.append(self._open)
         elif self._open is not None:
             if tag == "tag":
                 self._open.tags.append(attributes.get("label", ""))
@@ -249,11 +251,11 @@ class _Images:
 
 
 def _read_images(path: Path) -> list[_Image]:
-    images = _Images(path)
+    handler = _Images(path)
     parser = expat.ParserCreate()
-    parser.StartElementHandler = images.start
-    parser.EndElementHandler = images.end
-    parser.StartDoctypeDeclHandler = images.refuse
+    parser.StartElementHandler = handler.start
+    parser.EndElementHandler = handler.end
+    parser.StartDoctypeDeclHandler = handler.refuse
     try:
         with path.open("rb") as file:
             parser.ParseFile(file)
@@ -263,6 +265,6 @@ def _read_images(path: Path) -> list[_Image]:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); expected CVAT's annotations.xml") from None
     except (expat.ExpatError, LookupError, ValueError) as error:
         raise ManifestError(
-            f"{path}: no XML, or cut off ({error}); expected an export of CVAT for images 1.1"
+            f"{path}: not XML, or truncated ({error}); expected an export of CVAT for images 1.1"
         ) from None
-    return images.found
+    return handler.images

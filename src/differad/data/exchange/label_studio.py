@@ -1,13 +1,13 @@
-"""Label Studio: `tasks.json` to import, `config.xml` to paste as labeling interface, its JSON export back.
+"""Label Studio: `tasks.json` to import there, `config.xml` to paste as labeling interface, and reading its JSON export.
 
 Layouts: https://labelstud.io/guide/task_format, https://labelstud.io/guide/predictions and
-https://labelstud.io/tags/rectanglelabels. A box is x, y, width, height in percent of the image's sides, turned clockwise
+https://labelstud.io/tags/rectanglelabels. A box is x, y, width, height in percent of the image's sides, rotated clockwise
 about its upper left corner by `rotation` degrees; an ellipse has its centre and radii in percent, a polygon its points, a
-brush region its mask. The task's data hold the pair's id, which the export gives back, and its reference, which the
+brush region its mask. The task's data hold the pair's id, which Label Studio's export repeats, and its reference, which the
 interface shows beside the target.
 
-The truth is an annotation (an empty one says normal; none at all says unlabelled), a prediction a prediction. The choice
-`abnormal` says that the target is abnormal at an unknown place, `normal` that it is normal.
+True boxes become an annotation (empty for a normal target, none for an unlabelled one), predicted boxes a prediction. The
+choice `abnormal` means that the target is abnormal at an unknown place, `normal` that it is normal.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ from differad.data.exchange.shared import (
 )
 from differad.data.label_files import load_json, parse_entry
 from differad.data.output_folder import OutputFolder
-from differad.data.shapes import Region, bitmap, brush_to_mask, ellipse, polygon, turned
+from differad.data.shapes import Region, bitmap, brush_to_mask, ellipse, polygon, rotated
 from differad.errors import ManifestError
 from differad.files import write_lines, write_text
 
@@ -59,7 +59,7 @@ _CONFIG = f"""\
 """
 _DIGITS = 6
 _EXPECTED = "a list of tasks, as Label Studio exports it under the name JSON"
-# Results that mark no place. A type that stands in neither table is an error: it may be a region.
+# Results that are no regions. A type in neither table is an error, since it may be a region.
 _NO_REGIONS = frozenset(
     {"choices", "textarea", "rating", "number", "datetime", "taxonomy", "pairwise", "ranker", "relation"}
 )
@@ -67,7 +67,7 @@ _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _aware(date: datetime) -> datetime:
-    """Label Studio's dates are UTC where they name no zone."""
+    """The date in UTC if it has no time zone, as Label Studio means it."""
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
@@ -134,7 +134,7 @@ class _Annotation(BaseModel):
 
     @property
     def date(self) -> datetime:
-        """When it was last changed; before all others where it does not say."""
+        """The last change; the earliest possible date if unknown."""
         return self.updated_at or self.created_at or _NEVER
 
 
@@ -207,90 +207,92 @@ def _with_score(region: dict[str, Any], score: float | None) -> dict[str, Any]:
 
 
 def read_label_studio(path: Path, corrections: Corrections) -> None:
-    """Read the annotations of a JSON export into `corrections`; its predictions are passed over.
+    """Read the annotations of a JSON export into `corrections`; its predictions are ignored.
 
     Of several annotations the one marked as ground truth counts, else the latest. A skipped task, or one without
-    annotations, is not mentioned. Raises ManifestError.
+    annotations, gives no label. Raises ManifestError.
     """
     for number, raw in enumerate(load_json(path, list, _EXPECTED)):
         with corrections.entry():
-            place = f"{path}: {number}"
-            task = parse_entry(_Task, raw, place)
-            given = [annotation for annotation in task.annotations if not annotation.was_cancelled]
+            where = f"{path}: {number}"
+            task = parse_entry(_Task, raw, where)
+            annotations = [annotation for annotation in task.annotations if not annotation.was_cancelled]
             pair_id = task.data.pair_id
-            width, height = corrections.size(place, pair_id)
-            if not given:
+            width, height = corrections.size(where, pair_id)
+            if not annotations:
                 continue
-            # sorted is stable: without dates the last one in the file is the latest.
-            chosen = sorted(given, key=lambda entry: (entry.ground_truth, entry.date))[-1]
+            # sorted is stable: without dates the last annotation in the file counts.
+            chosen = sorted(annotations, key=lambda entry: (entry.ground_truth, entry.date))[-1]
             results = [result for result in chosen.result if result.to_name != "reference"]
             for result in results:
-                corrections.check_size(place, pair_id, (result.original_width, result.original_height))
-            whose = f"{place}: id {pair_id!r}"
-            regions = [_read_region(result, whose, width, height) for result in _regions_of(results, whose)]
-            corrections.add(place, pair_id, regions, anomalous=_state(results, whose))
+                corrections.check_size(where, pair_id, (result.original_width, result.original_height))
+            subject = f"{where}: id {pair_id!r}"
+            regions = [_read_region(result, subject, width, height) for result in _regions_of(results, subject)]
+            corrections.add(where, pair_id, regions, anomalous=_state(results, subject))
 
 
-def _regions_of(results: list[_Result], place: str) -> list[_Result]:
-    """The results that mark a place. Raises ManifestError for one of which nobody knows whether it does."""
+def _regions_of(results: list[_Result], where: str) -> list[_Result]:
+    """The results that are regions. Raises ManifestError for an unknown type, which may be a region."""
     regions = [result for result in results if result.type in _SHAPES]
-    known = {region.id for region in regions}
+    region_ids = {region.id for region in regions}
     for result in results:
-        # A label that was given to a region apart stands beside it, under its id.
-        if result.type not in _SHAPES.keys() | _NO_REGIONS and not (result.type == "labels" and result.id in known):
+        # A label that was added to a region separately is a result with the region's id.
+        if result.type not in _SHAPES.keys() | _NO_REGIONS and not (
+            result.type == "labels" and result.id in region_ids
+        ):
             raise ManifestError(
-                f"{place}: a region of type {result.type!r}; expected rectangles, polygons, ellipses or brush strokes, which "
+                f"{where}: a region of type {result.type!r}; expected rectangles, polygons, ellipses or brush strokes, which "
                 "have an area"
             )
     return regions
 
 
-def _state(results: list[_Result], place: str) -> bool | None:
-    """Whether the choice `state` says abnormal or normal. Raises ManifestError where it says both."""
+def _state(results: list[_Result], where: str) -> bool | None:
+    """Whether the choice `state` is abnormal; None without a choice. Raises ManifestError if it is both."""
     chosen = {
         choice
         for result in results
         if result.type == "choices" and result.from_name == _STATE
-        for choice in parse_entry(_Choices, result.value, f"{place}: value").choices
+        for choice in parse_entry(_Choices, result.value, f"{where}: value").choices
     }
     if chosen >= {_NORMAL, _ABNORMAL}:
-        raise ManifestError(f"{place}: chosen as {_NORMAL!r} and {_ABNORMAL!r}; expected one of them")
+        raise ManifestError(f"{where}: chosen as {_NORMAL!r} and {_ABNORMAL!r}; expected one of them")
     return True if _ABNORMAL in chosen else False if _NORMAL in chosen else None
 
 
-def _read_region(region: _Result, place: str, width: int, height: int) -> Region:
+def _read_region(region: _Result, where: str, width: int, height: int) -> Region:
     """A region in pixels. Raises ManifestError."""
     if (region.image_rotation or 0) % 360 != 0:
         raise ManifestError(
-            f"{place}: drawn on an image turned by {region.image_rotation:g} degrees; turn it back first"
+            f"{where}: annotated on an image rotated by {region.image_rotation:g} degrees; rotate it back first"
         )
-    return _SHAPES[region.type](region.value, f"{place}: value", width, height)
+    return _SHAPES[region.type](region.value, f"{where}: value", width, height)
 
 
-def _rectangle(raw: dict[str, Any], place: str, width: int, height: int) -> Region:
-    value = parse_entry(_Rectangle, raw, place)
+def _rectangle(raw: dict[str, Any], where: str, width: int, height: int) -> Region:
+    value = parse_entry(_Rectangle, raw, where)
     x, y = value.x / 100 * width, value.y / 100 * height
     box = [x, y, x + value.width / 100 * width, y + value.height / 100 * height]
-    if value.width <= 0 or value.height <= 0:  # turning it would hide this
-        raise ManifestError(f"{place}: box {value.width:g} by {value.height:g} percent; expected sides above 0")
-    return turned(box, value.rotation or 0, (x, y))
+    if value.width <= 0 or value.height <= 0:  # a rotation would hide this
+        raise ManifestError(f"{where}: box {value.width:g} by {value.height:g} percent; expected sides above 0")
+    return rotated(box, value.rotation or 0, (x, y))
 
 
-def _polygon(raw: dict[str, Any], place: str, width: int, height: int) -> Region:
-    value = parse_entry(_Polygon, raw, place)
+def _polygon(raw: dict[str, Any], where: str, width: int, height: int) -> Region:
+    value = parse_entry(_Polygon, raw, where)
     if not value.closed:
-        raise ManifestError(f"{place}: a polygon that is not closed; close it, as a line has no area")
-    return polygon([[(x / 100 * width, y / 100 * height) for x, y in value.points]], place)
+        raise ManifestError(f"{where}: a polygon that is not closed; close it, as a line has no area")
+    return polygon([[(x / 100 * width, y / 100 * height) for x, y in value.points]], where)
 
 
-def _ellipse(raw: dict[str, Any], place: str, width: int, height: int) -> Region:
-    value = parse_entry(_Ellipse, raw, place)
+def _ellipse(raw: dict[str, Any], where: str, width: int, height: int) -> Region:
+    value = parse_entry(_Ellipse, raw, where)
     center = value.x / 100 * width, value.y / 100 * height
-    return ellipse(center, (value.radius_x / 100 * width, value.radius_y / 100 * height), value.rotation or 0, place)
+    return ellipse(center, (value.radius_x / 100 * width, value.radius_y / 100 * height), value.rotation or 0, where)
 
 
-def _brush(raw: dict[str, Any], place: str, width: int, height: int) -> Region:
-    return bitmap(brush_to_mask(parse_entry(_Brush, raw, place).rle, height, width, place), place)
+def _brush(raw: dict[str, Any], where: str, width: int, height: int) -> Region:
+    return bitmap(brush_to_mask(parse_entry(_Brush, raw, where).rle, height, width, where), where)
 
 
 _Shape = Callable[[dict[str, Any], str, int, int], Region]

@@ -1,4 +1,4 @@
-"""The table of exchanges, and the two calls that use it: `export_pairs` and `import_pairs`."""
+"""The table of annotation formats, and the two functions that use it: `export_pairs` and `import_pairs`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -32,7 +32,7 @@ from differad.images import write_image
 
 
 class Exchange(NamedTuple):
-    """How a format is written into an empty folder, how it is read, and a line on it."""
+    """An annotation format: its writer into an empty folder, its reader, and a one-line description."""
 
     write: Callable[[OutputFolder, Iterable[Item], ExportOptions], None]
     read: Callable[[Path, Corrections], None]
@@ -50,7 +50,7 @@ EXCHANGES: dict[str, Exchange] = {
 
 
 def exchange_named(name: str) -> Exchange:
-    """The exchange of a format. Raises OptionError."""
+    """The annotation format `name`. Raises OptionError."""
     if name not in EXCHANGES:
         raise OptionError(f"format {name!r}: expected one of {', '.join(EXCHANGES)}")
     return EXCHANGES[name]
@@ -66,10 +66,10 @@ def export_pairs(
     copy: bool = False,
     url_prefix: str = URL_PREFIX,
 ) -> dict[str, Any]:
-    """Write the pairs of a manifest, and predictions by id, into the new folder `out`; return what was written.
+    """Write the pairs of a manifest, and predictions by id, into the new folder `out`; return counts and file names.
 
-    Images are named relative to `root` (default: the manifest's folder). What a killed export left in `out` is removed. Raises
-    OptionError, ManifestError, ImageError, InputError where `out` holds anything else, and WriteError.
+    Images are named relative to `root` (default: the manifest's folder). Files of a killed export in `out` are removed. Raises
+    OptionError, ManifestError, ImageError, InputError if `out` holds anything else, and WriteError.
     """
     exchange = exchange_named(name)
     predictions = predictions or {}
@@ -81,7 +81,7 @@ def export_pairs(
             exchange.write(folder, items, options)
     except BaseException:
         if is_new:
-            with suppress(OSError):  # somebody else has put something there
+            with suppress(OSError):  # not empty: another process has written to it
                 out.rmdir()
         raise
     counts = ("pairs", "unlabelled", "place_unknown", "boxes", "predictions")
@@ -105,32 +105,32 @@ def import_pairs(
     empty_is_normal: bool = False,
     masks: Path | None = None,
 ) -> dict[str, Any]:
-    """Write the pairs of a manifest with the boxes that a tool's `file` gives them as the new manifest `out`.
+    """Write the pairs of a manifest, with the boxes from a tool's `file`, to the new manifest `out`; return counts.
 
-    Pairs that the file does not mention keep their truth. With the new folder `masks`, a pair on which more than upright
-    rectangles is drawn gets its mask there. Raises OptionError; ImageError and ManifestError where an
-    entry is wrong, unless `skip_bad` lists it; InputError where `out` exists, and WriteError: then there are no masks either.
+    Pairs that the file does not mention keep their labels. With the new folder `masks`, a pair with other shapes than
+    axis-aligned rectangles gets its mask there. Raises OptionError; ImageError and ManifestError for an invalid entry, unless
+    `skip_bad` lists it; InputError if `out` exists; WriteError, after which there are no masks either.
     """
     exchange = exchange_named(name)
     if masks is not None:
         check_empty(masks)
     if out.exists():
-        raise InputError(f"{out}: exists; expected the name of a new manifest, so that no truth is lost")
+        raise InputError(f"{out}: exists; expected the name of a new manifest, so that no labels are lost")
     with write_errors(out):
-        for rest in leftovers((out,)):
-            rest.unlink(missing_ok=True)
+        for leftover in leftovers((out,)):
+            leftover.unlink(missing_ok=True)
     pairs = list(read_pairs(manifest))
     corrections = Corrections(pairs, root or manifest.parent, skip_bad=skip_bad)
     exchange.read(file, corrections)
     merged = merge(pairs, corrections, empty_is_normal=empty_is_normal)
-    pairs_out = merged.pairs
+    final_pairs = merged.pairs
     if masks is None:
-        write_pairs(out, pairs_out)
+        write_pairs(out, final_pairs)
     else:
         with claim_folder(masks, force=True, work="import") as folder:
-            pairs_out = _with_masks(merged.pairs, corrections, folder)
+            final_pairs = _with_masks(merged.pairs, corrections, folder)
             folder.sync()  # before the manifest that names them
-            write_pairs(out, pairs_out)
+            write_pairs(out, final_pairs)
     return {
         "format": name,
         "pairs": len(pairs),
@@ -138,8 +138,8 @@ def import_pairs(
         "confirmed": merged.confirmed,
         "kept": merged.kept,
         "place_unknown": sum(pair.anomalous is True and pair.boxes is None for pair in merged.pairs),
-        "masks": sum(new is not old for new, old in zip(pairs_out, merged.pairs, strict=True)),
-        "cut_boxes": corrections.cut,
+        "masks": sum(new is not old for new, old in zip(final_pairs, merged.pairs, strict=True)),
+        "cut_boxes": corrections.clipped,
         "crowd_regions": corrections.crowds,
         "skipped": len(corrections.problems),
         "problems": corrections.problems,
@@ -147,13 +147,13 @@ def import_pairs(
 
 
 def _with_masks(pairs: Sequence[Pair], corrections: Corrections, folder: OutputFolder) -> list[Pair]:
-    """The pairs, with what is drawn on their targets as masks in `folder`. Raises WriteError."""
-    done = []
+    """The pairs, with the annotated shapes written as masks into `folder`. Raises WriteError."""
+    with_masks = []
     for pair in pairs:
         mask = corrections.mask(pair.id)
         if mask is not None:
             path = folder.new_file(f"{file_name(pair.id)}.png")
             write_image(path, cv2.cvtColor(mask.astype(np.uint8) * 255, cv2.COLOR_GRAY2RGB))
             pair = replace(pair, mask=path)
-        done.append(pair)
-    return done
+        with_masks.append(pair)
+    return with_masks

@@ -1,8 +1,8 @@
-"""What the exchanges share: what is written for a pair, what comes back for it, and the checks of both.
+"""Shared by all annotation formats: the data of a pair to export, the labels that are imported for it, and their checks.
 
-Boxes are pixels of the target with its EXIF orientation applied, x1, y1, x2, y2, x2 and y2 exclusive. Every format here
-measures from the image's upper left corner in continuous coordinates, so nothing is shifted by half a pixel.
-No path that a foreign file names is ever opened: names only find pairs of the manifest.
+Boxes are pixels of the target with its EXIF orientation applied, x1, y1, x2, y2, x2 and y2 exclusive. All formats
+measure from the image's upper left corner in continuous coordinates, so nothing is shifted by half a pixel.
+Paths in imported files are never opened; they are only matched with the manifest's pairs.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from differad.boxes import Boxes, clip, is_degenerate, no_boxes, order_corners
 from differad.core import Pair
-from differad.data.label_files import DIGITS, SAME, Size, check_size, count_moved, cut_at_edges
+from differad.data.label_files import DIGITS, SAME_BOX_TOLERANCE, Size, check_size, clip_to_image, count_clipped
 from differad.data.manifest import read_pairs
 from differad.data.shapes import Mask, Region, boxes_of
 from differad.errors import InputError, ManifestError
@@ -35,16 +35,16 @@ Scores = NDArray[np.float64]
 Predictions = Mapping[str, tuple[Boxes, Scores]]
 Value = TypeVar("Value")
 
-# The one class: differad says where a part is abnormal, not in which way.
+# The only class: differad says where a part is abnormal, not which type of defect it is.
 LABEL = "defect"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-# Where Label Studio serves local files: https://labelstud.io/guide/storage.
+# URL prefix of local files served by Label Studio: https://labelstud.io/guide/storage.
 URL_PREFIX = "/data/local-files/?d="
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How names are written: `root` is the folder that they are relative to."""
+    """How images are named and stored: paths are relative to `root`; `copy` copies files instead of linking them."""
 
     root: Path
     copy: bool = False
@@ -53,10 +53,10 @@ class ExportOptions:
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """A pair with what an export needs of it: its target's size in pixels, its boxes inside of that.
+    """A pair to export, with its target's size in pixels and its boxes clipped to it.
 
-    `boxes` (N, 4) is the truth, None where nobody has marked it: the pair is unlabelled, or abnormal at an unknown place
-    (`place_unknown`). `predicted` (M, 4) is None where there is no prediction; `scores` is (M,) or (0,).
+    `boxes` (N, 4) are the true boxes; None if the pair is unlabelled or abnormal at an unknown place (`place_unknown`).
+    `predicted` (M, 4) is None without a prediction; `scores` is (M,) or (0,).
     """
 
     pair: Pair
@@ -72,15 +72,15 @@ class Item:
         return self.boxes is None and self.pair.anomalous is True
 
     def score(self, number: int) -> float | None:
-        """The score of one predicted box, None where the prediction gives none."""
+        """The score of one predicted box, None if the prediction has no scores."""
         return float(self.scores[number]) if len(self.scores) else None
 
 
 class Items:
-    """The items of a manifest in its order, read as they are asked for; counts what went by.
+    """The items of a manifest in its order, read lazily; `counts` covers those read so far.
 
-    A true or predicted box is cut off at the target's edges. A predicted one that lies wholly outside is left out.
-    Raises ManifestError, also on a true box outside, and ImageError.
+    True and predicted boxes are clipped to the target. A predicted box that is completely outside is left out.
+    Raises ManifestError, also for a true box outside, and ImageError.
     """
 
     def __init__(self, manifest: Path, predictions: Predictions) -> None:
@@ -103,24 +103,24 @@ class Items:
         width, height = image_size(image_path(pair, "target"))
         boxes = None
         if pair.boxes is not None:
-            boxes, moved = cut_at_edges(pair.boxes, width, height, f"pair {pair.id!r}")
-            self.counts["cut_boxes"] += moved
+            boxes, clipped = clip_to_image(pair.boxes, width, height, f"pair {pair.id!r}")
+            self.counts["cut_boxes"] += clipped
         predicted, scores = None, np.empty(0)
         if pair.id in self._predictions:
             raw, scores = self._predictions[pair.id]
             ordered = order_corners(raw)
             predicted = clip(ordered, width, height)
-            self.counts["cut_boxes"] += count_moved(predicted, ordered)
+            self.counts["cut_boxes"] += count_clipped(predicted, ordered)
             has_area = np.logical_not(is_degenerate(predicted))
             predicted, scores = predicted[has_area], scores[has_area] if len(scores) else scores
         return Item(pair, width, height, boxes, predicted, scores)
 
 
 def file_name(pair_id: str) -> str:
-    """The name, without ending, of a pair's files: readable, safe on every file system, and different for every id."""
-    digest = hashlib.sha256(pair_id.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    """The name, without ending, of a pair's files: readable, safe on every file system, and unique for every id."""
+    hash_digits = hashlib.sha256(pair_id.encode("utf-8", "surrogatepass")).hexdigest()[:10]
     readable = _UNSAFE.sub("_", pair_id)[:60].strip("._-")
-    return f"{readable}-{digest}" if readable else digest
+    return f"{readable}-{hash_digits}" if readable else hash_digits
 
 
 def image_path(pair: Pair, field: str) -> Path:
@@ -132,35 +132,34 @@ def image_path(pair: Pair, field: str) -> Path:
 
 
 def name_below(root: Path, pair: Pair, field: str) -> str:
-    """The path of a pair's image relative to `root`, with slashes. Raises ManifestError where it lies outside."""
+    """The path of a pair's image relative to `root`, with slashes. Raises ManifestError if it is outside."""
     path = _absolute(image_path(pair, field))
     top = _absolute(root)
     if not path.is_relative_to(top):
         common = os.path.commonpath([path.parent, top])
-        raise ManifestError(f"pair {pair.id!r}: {field} {path} lies outside {top}; --root {common} would hold it")
+        raise ManifestError(f"pair {pair.id!r}: {field} {path} is outside {top}; --root {common} contains it")
     name = path.relative_to(top).as_posix()
-    # Half surrogates are how Python shows bytes that are no UTF-8.
+    # Python represents bytes that are not UTF-8 as lone surrogates.
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 or letter in "\ufffe\uffff" for letter in name):
         raise ManifestError(f"pair {pair.id!r}: {field} {name!r} holds a character that cannot be written; rename it")
     return name
 
 
 def same_boxes(a: Boxes | None, b: Boxes | None) -> bool:
-    """Whether two sets hold the same boxes in any order, up to rounding; None equals only None."""
+    """Whether two sets hold the same boxes in any order, up to rounding; None only equals None."""
     if a is None or b is None:
         return a is b
-    near = np.all(np.abs(a[:, None] - b) <= SAME, axis=-1)
+    near = np.all(np.abs(a[:, None] - b) <= SAME_BOX_TOLERANCE, axis=-1)
     return len(a) == len(b) and bool(np.any(near, axis=1).all() and np.any(near, axis=0).all())
 
 
 @dataclass(frozen=True, eq=False)
 class Label:
-    """What a tool says of one pair.
+    """A tool's label of one pair.
 
-    `boxes` is (N, 4); None where the tool showed the image and holds no box, but cannot tell whether anybody looked.
-    `anomalous` is what it says in so many words, by a tag or a choice: True without boxes is abnormal, place unknown.
-    `is_blank` says that the file itself calls the image unlabelled: that it holds no box then is no removal. `regions` are
-    what the boxes stand around.
+    `boxes` is (N, 4); None if the tool has no box and does not say whether the image was reviewed. `anomalous` is an
+    explicit tag or choice: True without boxes means abnormal at an unknown place. `is_blank`: the file itself calls the
+    image unlabelled, so that missing boxes were not removed by an annotator. `regions` are the shapes of the boxes.
     """
 
     boxes: Boxes | None
@@ -170,16 +169,16 @@ class Label:
 
 
 class Corrections:
-    """Gathers what a tool's file says of the pairs of a manifest, and checks it pair by pair.
+    """Collects the labels of a manifest's pairs from a tool's file and checks each.
 
-    `labels` maps an id to what the file says of it. With `skip_bad`, what is wrong is listed in `problems` and the pair
-    stays as it was. `crowds` counts regions that were left out because they mark no single defect.
+    `labels` maps an id to its label. With `skip_bad`, invalid entries are listed in `problems` and their pairs are
+    unchanged. `clipped` counts clipped boxes, `crowds` crowd regions, which are left out as they mark no single defect.
     """
 
     def __init__(self, pairs: Iterable[Pair], root: Path, *, skip_bad: bool = False) -> None:
         self.labels: dict[str, Label] = {}
         self.problems: list[str] = []
-        self.cut = 0
+        self.clipped = 0
         self.crowds = 0
         self._skip_bad = skip_bad
         self._disputed: set[str] = set()
@@ -198,25 +197,25 @@ class Corrections:
 
     @property
     def unlabelled(self) -> set[str]:
-        """Ids of the pairs of which the manifest knows nothing."""
+        """Ids of the unlabelled pairs of the manifest."""
         return {pair.id for pair in self._pairs.values() if pair.anomalous is None}
 
     @contextmanager
     def entry(self) -> Iterator[None]:
-        """Around one entry of a file: what is wrong with it ends the import, or is listed."""
+        """Wrap one entry of a file: an error of the entry is passed to `report`."""
         try:
             yield
         except InputError as error:
             self.report(str(error))
 
     def report(self, problem: str) -> None:
-        """Keep what is wrong with an entry; without `skip_bad` it ends the import. Raises ManifestError."""
+        """List a problem of an entry with `skip_bad`; otherwise raise it as ManifestError."""
         if not self._skip_bad:
             raise ManifestError(f"{problem}; --skip-bad leaves it out") from None
         self.problems.append(problem)
 
-    def ids_named(self, place: str, name: str) -> list[str]:
-        """Ids of the pairs whose target a tool calls `name`: relative to the root, else by the end of the path.
+    def ids_named(self, where: str, name: str) -> list[str]:
+        """Ids of the pairs whose target has the path `name`, relative to the root, else as the end of its path.
 
         Raises ManifestError for a name that fits no target, or several.
         """
@@ -224,28 +223,28 @@ class Corrections:
         candidates = self._targets.get(parts[-1], {}) if parts and ".." not in parts else {}
         exact = _absolute(self._root.joinpath(*parts)).as_posix()
         end = "/" + "/".join(part for part in parts if part != "/")
-        found = [exact] if exact in candidates else [path for path in candidates if path.endswith(end)]
-        if not found:
-            raise ManifestError(f"{place}: image {name!r} is the target of no pair; expected an image of the manifest")
-        if len(found) > 1:
-            raise ManifestError(f"{place}: image {name!r} fits {found[0]} and {found[1]}; tell the folder with --root")
-        return candidates[found[0]]
+        paths = [exact] if exact in candidates else [path for path in candidates if path.endswith(end)]
+        if not paths:
+            raise ManifestError(f"{where}: image {name!r} is the target of no pair; expected an image of the manifest")
+        if len(paths) > 1:
+            raise ManifestError(f"{where}: image {name!r} fits {paths[0]} and {paths[1]}; give the folder with --root")
+        return candidates[paths[0]]
 
-    def size(self, place: str, pair_id: str) -> tuple[int, int]:
+    def size(self, where: str, pair_id: str) -> tuple[int, int]:
         """(width, height) of a pair's target in pixels. Raises ManifestError for an unknown id, ImageError."""
         if pair_id not in self._pairs:
-            raise ManifestError(f"{place}: id {pair_id!r} is not in the manifest; expected an id of its pairs")
+            raise ManifestError(f"{where}: id {pair_id!r} is not in the manifest; expected an id of its pairs")
         if pair_id not in self._sizes:
             self._sizes[pair_id] = image_size(image_path(self._pairs[pair_id], "target"))
         return self._sizes[pair_id]
 
-    def check_size(self, place: str, pair_id: str, size: Size) -> None:
-        """Raise ManifestError where a file tells another size for an image than its own: it was turned or resized."""
-        check_size(f"{place}: id {pair_id!r}", size, self.size(place, pair_id))
+    def check_size(self, where: str, pair_id: str, size: Size) -> None:
+        """Raise ManifestError if a file states another size than the target's: it was rotated or resized."""
+        check_size(f"{where}: id {pair_id!r}", size, self.size(where, pair_id))
 
     def add(
         self,
-        place: str,
+        where: str,
         pair_id: str,
         regions: Sequence[Region] | None,
         size: Size = (None, None),
@@ -253,32 +252,32 @@ class Corrections:
         anomalous: bool | None = None,
         is_blank: bool = False,
     ) -> None:
-        """Take over what the file says of one pair: `regions` that are drawn on its target, None where nobody can tell
-        whether anybody looked. `size` is the image's in pixels, where the file tells.
+        """Add the label of one pair: the `regions` on its target, None if the file does not say whether it was reviewed.
+        `size` is the image's in pixels as far as the file states it.
 
-        Raises ManifestError for an unknown id, one that stands twice, another size, a box without area in the image, or
-        boxes on what the file calls normal.
+        Raises ManifestError for an unknown or repeated id, another size, a box without area in the image, or boxes on an
+        image that the file calls normal.
         """
-        actual = self.size(place, pair_id)
+        actual = self.size(where, pair_id)
         if pair_id in self.labels or pair_id in self._disputed:
-            # Nobody knows which of them is right: with `skip_bad` the pair keeps its truth.
+            # Either entry may be right, so with `skip_bad` the pair keeps its label.
             self.labels.pop(pair_id, None)
             self._disputed.add(pair_id)
-            raise ManifestError(f"{place}: id {pair_id!r} stands twice; expected one entry a pair")
-        self.check_size(place, pair_id, size)
+            raise ManifestError(f"{where}: id {pair_id!r} occurs twice; expected one entry a pair")
+        self.check_size(where, pair_id, size)
         if regions and anomalous is False:
             raise ManifestError(
-                f"{place}: id {pair_id!r}: called normal, with {len(regions)} boxes; expected one or the other"
+                f"{where}: id {pair_id!r}: called normal, with {len(regions)} boxes; expected one or the other"
             )
         boxes = None
         if regions is not None:
-            boxes, cut = cut_at_edges(boxes_of(regions), *actual, f"{place}: id {pair_id!r}")
-            self.cut += cut
+            boxes, clipped = clip_to_image(boxes_of(regions), *actual, f"{where}: id {pair_id!r}")
+            self.clipped += clipped
             boxes = np.round(boxes, DIGITS)
         self.labels[pair_id] = Label(boxes, anomalous, is_blank, tuple(regions or ()))
 
     def mask(self, pair_id: str) -> Mask | None:
-        """What is drawn on a pair's target as (H, W); None where that says no more than the boxes do. Raises ImageError."""
+        """The shapes on a pair's target as a mask (H, W); None if its boxes say the same. Raises ImageError."""
         label = self.labels.get(pair_id)
         if label is None or all(region.is_rectangle for region in label.regions):
             return None
@@ -290,8 +289,8 @@ class Corrections:
 
 
 @dataclass(frozen=True)
-class Merged:
-    """The pairs of a manifest with their corrections, and how many were changed, confirmed, or left as they were."""
+class MergeResult:
+    """The pairs of a manifest with their corrections, and how many were corrected, confirmed, or not mentioned."""
 
     pairs: list[Pair]
     corrected: int
@@ -299,18 +298,18 @@ class Merged:
     kept: int
 
 
-def merge(pairs: Iterable[Pair], corrections: Corrections, *, empty_is_normal: bool = False) -> Merged:
-    """Put corrections into pairs; those without one keep their truth.
+def merge(pairs: Iterable[Pair], corrections: Corrections, *, empty_is_normal: bool = False) -> MergeResult:
+    """Apply corrections to pairs; pairs without one keep their label.
 
-    An image that comes back without boxes is normal if its pair was labelled (its boxes were removed) or if
-    `empty_is_normal`; an unlabelled pair stays unlabelled, and one whose image the file calls unlabelled stays as it is.
-    One that is abnormal at an unknown place stays so until boxes are drawn or the tool calls it normal: no box is no news
-    of it. A mask that the new label contradicts is dropped.
+    An image without boxes is normal if its pair was labelled (its boxes were removed) or if `empty_is_normal`; an
+    unlabelled pair stays unlabelled, and a pair whose image the file calls unlabelled is unchanged. A pair that is abnormal
+    at an unknown place stays so until there are boxes or the tool calls it normal: a missing box says nothing new. A mask
+    that the new label contradicts is dropped.
     """
     merged, counts = [], {"corrected": 0, "confirmed": 0, "kept": 0}
     for pair in pairs:
-        given = corrections.labels.get(pair.id)
-        label = None if given is None else _settled(pair, given, empty_is_normal=empty_is_normal)
+        label_of_tool = corrections.labels.get(pair.id)
+        label = None if label_of_tool is None else _resolved_label(pair, label_of_tool, empty_is_normal=empty_is_normal)
         if label is None:
             outcome = "kept"
         elif same_boxes(label.boxes, pair.boxes) and label.anomalous == pair.anomalous:
@@ -320,11 +319,11 @@ def merge(pairs: Iterable[Pair], corrections: Corrections, *, empty_is_normal: b
             pair = replace(pair, boxes=label.boxes, anomalous=label.anomalous, mask=None)
         counts[outcome] += 1
         merged.append(pair)
-    return Merged(merged, **counts)
+    return MergeResult(merged, **counts)
 
 
-def _settled(pair: Pair, label: Label, *, empty_is_normal: bool) -> Label | None:
-    """What a tool's label makes of a pair: `anomalous` as its boxes have it; None leaves the pair as it is."""
+def _resolved_label(pair: Pair, label: Label, *, empty_is_normal: bool) -> Label | None:
+    """The new label of a pair after a tool's label, with consistent `boxes` and `anomalous`; None leaves it unchanged."""
     if label.boxes is not None and len(label.boxes):
         return Label(label.boxes, True)
     if label.anomalous:
@@ -338,9 +337,9 @@ def _settled(pair: Pair, label: Label, *, empty_is_normal: bool) -> Label | None
 
 
 class Spool(Generic[Value]):
-    """Values that wait on the disk until what stands before them in a file is written. Raises WriteError.
+    """Stores values on disk until everything that precedes them in an output file is written. Raises WriteError.
 
-    They lie in a file without a name in `folder`, which a kill removes.
+    They are in an unnamed temporary file in `folder`, which the system removes even after a kill.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -350,16 +349,16 @@ class Spool(Generic[Value]):
             self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - closed by the with block that this object is for
 
     def add(self, value: Value) -> int:
-        """Append a value; its place, for `at`."""
+        """Append a value and return its offset for `at`."""
         with write_errors(self._folder):
-            place = self._file.seek(0, os.SEEK_END)
+            offset = self._file.seek(0, os.SEEK_END)
             pickle.dump(value, self._file)
         self._count += 1
-        return place
+        return offset
 
-    def at(self, place: int) -> Value:
-        """The value that `add` put at a place."""
-        self._file.seek(place)
+    def at(self, offset: int) -> Value:
+        """The value that `add` stored at an offset."""
+        self._file.seek(offset)
         value: Value = pickle.load(self._file)
         return value
 
@@ -376,17 +375,17 @@ class Spool(Generic[Value]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # nobody reads it any more
+        with suppress(OSError):  # it is not read any more
             self._file.close()
 
 
 def json_text(value: Any) -> str:
-    """A value as JSON in one line."""
+    """A value as JSON on one line."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def json_list(entries: Iterable[str]) -> Iterator[str]:
-    """The text of a JSON list whose entries are JSON already, one a line."""
+    """The text of a JSON list from entries that are JSON already, one per line."""
     before = "[\n"
     for entry in entries:
         yield before + entry
@@ -394,16 +393,16 @@ def json_list(entries: Iterable[str]) -> Iterator[str]:
     yield "[]" if before == "[\n" else "\n]"
 
 
-def finite(text: str | None, place: str, field: str) -> float:
-    """A number in a text file. Raises ManifestError for what is none, NaN and infinity."""
+def finite(text: str | None, where: str, field: str) -> float:
+    """A number from a text file. Raises ManifestError for anything else, NaN and infinity."""
     try:
         value = float(text or "")
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ManifestError(f"{place}: {field}: {text!r}; expected a finite number")
+        raise ManifestError(f"{where}: {field}: {text!r}; expected a finite number")
     return value
 
 
 def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100 - not `resolve`: a link is a name of the data set, not where its bytes lie
+    return Path(os.path.abspath(path))  # noqa: PTH100 - not `resolve`: a link's own name belongs to the data set

@@ -1,7 +1,7 @@
-"""COCO detection labels: boxes are defects, a picture without any is a good part.
+"""COCO detection labels: boxes are defects, an image without boxes is normal.
 
-Every `*.json` of the root, of `annotations/` and of the root's folders (as exports with `train/_annotations.coco.json`
-have it) that holds `images` and `annotations`. Format: https://cocodataset.org/#format-data.
+Reads every `*.json` with `images` and `annotations` in the root, in `annotations/` and in the root's folders (some exports
+write `train/_annotations.coco.json`). Format: https://cocodataset.org/#format-data.
 """
 
 import re
@@ -16,27 +16,27 @@ from differad.data.sources.sample import (
     Listing,
     Problems,
     Sample,
-    attempt,
     folder_name,
-    inside,
     list_folder,
+    path_inside,
     refuse,
     stem,
+    try_or_report,
 )
 from differad.errors import InputWarning, ManifestError
 from differad.images import image_size
 
-# A word of its own, as "contest" is no test set.
+# Whole words only: "contest" is not a test set.
 _SPLIT = re.compile(r"(?<![a-z])(train|val|test)(?:id)?(?![a-z])")
 _COUNTED = {
     "crowd": "crowd regions (iscrowd 1) left out: they mark no single defect",
-    "cut": "boxes reached over their image's edge and were cut off there",
-    "unlabelled": 'images left out that nobody has labelled ("labelled": false)',
+    "cut": "boxes extended past their image's edge and were clipped",
+    "unlabelled": 'unlabelled images left out ("labelled": false)',
 }
 
 
 def read_coco(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
-    """COCO detection labels; the split is a file's name as far as it says train, val or test. Raises ManifestError."""
+    """COCO detection labels; the split is train, val or test if the file's name holds that word. Raises ManifestError."""
     listing = list_folder(root, problems)
     folders = [listing, *(list_folder(root / name, problems) for name in listing.folders)]
     paths = [folder.path / name for folder in folders for name in folder.files if name.endswith(".json")]
@@ -50,17 +50,17 @@ def _document_samples(root: Path, listing: Listing, path: Path, problems: Proble
     folders = _Folders(root, listing, path, split, FileIndex(problems))
     counts: Counter[str] = Counter()
     entries = sorted(read_coco_file(path, problems), key=lambda entry: entry.image.file_name or "")
-    found = [(entry, attempt(problems, folders.find, entry)) for entry in entries]
-    listed = Counter(file for _, file in found if file is not None)
-    for entry, file in found:
+    entries_with_files = [(entry, try_or_report(problems, folders.find, entry)) for entry in entries]
+    entries_per_file = Counter(file for _, file in entries_with_files if file is not None)
+    for entry, file in entries_with_files:
         if file is None:
             continue
-        if listed[file] > 1:
+        if entries_per_file[file] > 1:
             problems(
-                f"{entry.place}: {file} has {listed[file]} entries; expected one, as its labels are divided among them"
+                f"{entry.where}: {file} has {entries_per_file[file]} entries; expected one, as its labels are divided among them"
             )
             continue
-        sample = attempt(problems, _sample, entry, file, folder_name(root), split, counts)
+        sample = try_or_report(problems, _sample, entry, file, folder_name(root), split, counts)
         if sample is not None:
             yield sample
     for name, count in counts.items():
@@ -68,12 +68,12 @@ def _document_samples(root: Path, listing: Listing, path: Path, problems: Proble
 
 
 def _sample(entry: CocoEntry, file: Path, category: str, split: str, counts: Counter[str]) -> Sample | None:
-    """What an image's annotations make of it; None where nobody has labelled it. Raises ManifestError, ImageError."""
+    """The sample of an image from its annotations; None if it is unlabelled. Raises ManifestError, ImageError."""
     if entry.annotations:
-        drawn = entry.drawn(image_size(file))
-        counts.update({name: number for name, number in (("crowd", drawn.crowds), ("cut", drawn.cut)) if number})
-        kind = "+".join(dict.fromkeys(drawn.categories))
-        return Sample(file, category, is_normal=False, boxes=drawn.boxes, kind=kind, split=split)
+        parsed = entry.parse(image_size(file))
+        counts.update({name: number for name, number in (("crowd", parsed.crowds), ("cut", parsed.clipped)) if number})
+        kind = "+".join(dict.fromkeys(parsed.categories))
+        return Sample(file, category, is_normal=False, boxes=parsed.boxes, defect_type=kind, split=split)
     if entry.image.anomalous:
         return Sample(file, category, is_normal=False, split=split)
     if entry.image.labelled is False:
@@ -83,14 +83,14 @@ def _sample(entry: CocoEntry, file: Path, category: str, split: str, counts: Cou
 
 
 def _split(path: Path) -> str:
-    """What the file's name, or else its folder's, says: `instances_val2017.json` is val, `valid/labels.json` too."""
-    found = _SPLIT.search(stem(path.name).lower())
-    return found.group(1) if found else _split_of(path.parent.name)
+    """The split from the file's name, else from its folder's: `instances_val2017.json` and `valid/labels.json` are val."""
+    match = _SPLIT.search(stem(path.name).lower())
+    return match.group(1) if match else _split_of(path.parent.name)
 
 
 def _split_of(folder: str) -> str:
-    found = re.fullmatch(r"(train|val|test)(?:id)?[0-9]*", folder.lower())
-    return found.group(1) if found else ""
+    match = re.fullmatch(r"(train|val|test)(?:id)?[0-9]*", folder.lower())
+    return match.group(1) if match else ""
 
 
 class _Folders:
@@ -99,7 +99,7 @@ class _Folders:
     def __init__(self, root: Path, listing: Listing, path: Path, split: str, files: FileIndex) -> None:
         folders = [root / name for name in listing.folders]
         same_split = [folder for folder in folders if split and _split_of(folder.name) == split]
-        # The nearest group that holds the file counts; within one, two files of that name are one too many.
+        # The first group that holds the file counts; two files of that name within one group are an error.
         self._groups = [
             [path.parent],
             [root],
@@ -110,16 +110,16 @@ class _Folders:
         self._files = files
 
     def find(self, entry: CocoEntry) -> Path:
-        """The image's file. Raises ManifestError where there is none, or two could be meant."""
-        name, place = entry.image.file_name, entry.place
+        """The image's file. Raises ManifestError if there is none, or if the name is ambiguous."""
+        name, where = entry.image.file_name, entry.where
         if not name:
-            raise ManifestError(f"{place}: no file_name; expected the path of its image")
-        for bases in self._groups:
-            found = [path for path in (inside(base, name, place) for base in bases) if path in self._files]
-            if len(found) > 1:
+            raise ManifestError(f"{where}: no file_name; expected the path of its image")
+        for candidates in self._groups:
+            matches = [path for path in (path_inside(base, name, where) for base in candidates) if path in self._files]
+            if len(matches) > 1:
                 raise ManifestError(
-                    f"{place}: {name} is at {found[0]} and {found[1]}; expected one, so name its folder in file_name"
+                    f"{where}: {name} is at {matches[0]} and {matches[1]}; expected one, so name its folder in file_name"
                 )
-            if found:
-                return found[0]
-        raise ManifestError(f"{place}: {name} lies neither beside the labels nor in images/; add it or mend file_name")
+            if matches:
+                return matches[0]
+        raise ManifestError(f"{where}: {name} is neither beside the labels nor in images/; add it or correct file_name")

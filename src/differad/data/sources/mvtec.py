@@ -1,4 +1,4 @@
-"""MVTec AD and the data sets in its layout: MPDD, 3CAD, BTAD, MVTec LOCO AD, and MVTec AD 2 close by.
+"""MVTec AD and data sets in its layout: MPDD, 3CAD, BTAD, MVTec LOCO AD, and MVTec AD 2 in a similar one.
 
 `CATEGORY/train/good`, `CATEGORY/test/KIND` and masks below `CATEGORY/ground_truth/KIND`; each data set names masks in
 its own way. The root may also be a single category. Layouts read at:
@@ -17,14 +17,14 @@ from differad.data.sources.sample import (
     Listing,
     Problems,
     Sample,
-    attempt,
     folder_name,
     list_folder,
-    list_if_there,
-    missing_mask,
-    no_image,
+    list_if_present,
+    missing_mask_message,
+    no_image_message,
     refuse,
     stem,
+    try_or_report,
 )
 from differad.errors import InputWarning, ManifestError
 
@@ -34,9 +34,9 @@ _PRIVATE = ("*test_private/*", "*test_private_mixed/*")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set departs from MVTec AD: its name, the folder of good parts, the endings of its mask files.
+    """How a data set differs from MVTec AD: its name, the folder of normal images, the endings of its mask files.
 
-    `many_masks`: the masks of one picture lie in a folder of its name.
+    `many_masks`: the masks of an image are in a folder of the image's name.
     """
 
     title: str
@@ -46,7 +46,7 @@ class Layout:
 
 
 def read_mvtec(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
-    """MVTec AD, masks `NNN_mask.png` (or `NNN.png`, as copies of the layout have it). Raises ManifestError."""
+    """MVTec AD, masks `NNN_mask.png` (or `NNN.png`, in copies of the layout). Raises ManifestError."""
     return read_layout(root, Layout("MVTec AD", endings=("_mask.png", ".png")), problems)
 
 
@@ -56,7 +56,7 @@ def read_mpdd(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
 
 
 def read_3cad(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
-    """3CAD, masks named as their picture. Raises ManifestError."""
+    """3CAD, masks named like their image. Raises ManifestError."""
     return read_layout(root, Layout("3CAD", endings=(".png",)), problems)
 
 
@@ -73,19 +73,19 @@ def read_mvtec_loco(root: Path, problems: Problems = refuse) -> Iterator[Sample]
 def read_mvtec2(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
     """MVTec AD 2: train, validation and the public test set; the private ones have no labels. Raises ManifestError.
 
-    File names are `NNN_LIGHT.png`: the light (`regular`, `overexposed`, `shift_1` …) is the view, since a part seen in
-    another light is no fair reference, and the number is the part.
+    File names are `NNN_LIGHT.png`: the light (`regular`, `overexposed`, `shift_1` …) is the view, since a reference in
+    another light is no fair comparison; the number is the instance.
     """
     inventory = Inventory(problems)
     categories = _categories(root, Layout("MVTec AD 2"), inventory)
     for category in categories:
         category.require("test_public", why="MVTec AD 2 keeps its labelled test images there")
     samples = (sample for category in categories for sample in _light_samples(category, inventory))
-    return inventory.complete(samples, root, spare=_PRIVATE)
+    return inventory.complete(samples, root, ignored=_PRIVATE)
 
 
 def read_layout(root: Path, layout: Layout, problems: Problems = refuse) -> Iterator[Sample]:
-    """Any data set in this layout, category by category in order of their names. Raises ManifestError."""
+    """Any data set in this layout, categories in order of their names. Raises ManifestError."""
     inventory = Inventory(problems)
     categories = _categories(root, layout, inventory)
     samples = (sample for category in categories for sample in _category_samples(category, layout, inventory))
@@ -95,54 +95,54 @@ def read_layout(root: Path, layout: Layout, problems: Problems = refuse) -> Iter
 def _categories(root: Path, layout: Layout, problems: Problems) -> list[Listing]:
     listing = list_folder(root, problems)
     if "train" in listing.folders:
-        found = [listing]
+        categories = [listing]
     else:
         below = [list_folder(root / name, problems) for name in listing.folders]
-        found = [folder for folder in below if {"train", "test", "ground_truth"} & set(folder.folders)] or below
-    if not found:
+        categories = [folder for folder in below if {"train", "test", "ground_truth"} & set(folder.folders)] or below
+    if not categories:
         raise ManifestError(f"{root}: no folders; {layout.title} keeps good parts in CATEGORY/train/{layout.good}")
     why = f"{layout.title} keeps good parts there"
-    for category in found:
-        if layout.good not in list_if_there(category, "train").folders:
+    for category in categories:
+        if layout.good not in list_if_present(category, "train").folders:
             raise ManifestError(f"{category.path}: no folder train/{layout.good}; {why}")
-    return found
+    return categories
 
 
 def _category_samples(category: Listing, layout: Layout, problems: Problems) -> Iterator[Sample]:
     name = folder_name(category.path)
-    truth = list_if_there(category, "ground_truth", problems)
+    truth = list_if_present(category, "ground_truth", problems)
     if "test" not in category.folders:
         warnings.warn(f"{category.path}: no folder test; only good parts are read there", InputWarning, stacklevel=2)
     for split in ("train", "validation", "test"):
-        parts = list_if_there(category, split, problems)
+        parts = list_if_present(category, split, problems)
         for kind in parts.folders:
             images = list_folder(parts.path / kind, problems)
             if images.files and not any(images.images):
-                problems(no_image(images.path))
-            find = _mask_finder(list_if_there(truth, kind, problems), layout, problems)
+                problems(no_image_message(images.path))
+            find = _mask_finder(list_if_present(truth, kind, problems), layout, problems)
             draft = Sample(
-                images.path, name, kind == layout.good, kind="" if kind == layout.good else kind, split=split
+                images.path, name, kind == layout.good, defect_type="" if kind == layout.good else kind, split=split
             )
             for file in images.images:
-                sample = attempt(problems, _with_masks, replace(draft, image=images.path / file), *find(file))
+                sample = try_or_report(problems, _with_masks, replace(draft, image=images.path / file), *find(file))
                 if sample is not None:
                     yield sample
 
 
-def _with_masks(draft: Sample, masks: tuple[Path, ...], place: Path) -> Sample:
-    """The draft with its masks, of which a good part may have black ones. Raises ManifestError, ImageError."""
+def _with_masks(draft: Sample, masks: tuple[Path, ...], expected: Path) -> Sample:
+    """The draft with its masks; a normal image may have black ones. Raises ManifestError, ImageError."""
     if draft.is_normal:
-        # Masks lie by kind alone, so those of good parts speak of the test set, where numbers begin anew.
+        # Mask folders name the defect type only, not the split: masks of normal images belong to the test set.
         masks = masks if draft.split == "test" else ()
         check_black(masks, draft.image)
         return replace(draft, labels=masks)
     if not masks:
-        raise ManifestError(missing_mask(draft.image, place))
+        raise ManifestError(missing_mask_message(draft.image, expected))
     return replace(draft, masks=masks)
 
 
 def _mask_finder(folder: Listing, layout: Layout, problems: Problems) -> Callable[[str], tuple[tuple[Path, ...], Path]]:
-    """A function from an image's name to its masks, and where they should lie if there are none."""
+    """A function from an image's name to its masks and the path where one is expected."""
 
     def one(file: str) -> tuple[tuple[Path, ...], Path]:
         names = [stem(file) + ending for ending in layout.endings]
@@ -150,8 +150,8 @@ def _mask_finder(folder: Listing, layout: Layout, problems: Problems) -> Callabl
         return () if mask is None else (mask,), folder.path / names[0]
 
     def many(file: str) -> tuple[tuple[Path, ...], Path]:
-        own = list_if_there(folder, stem(file), problems)
-        return tuple(own.path / name for name in own.images), own.path / "000.png"
+        masks = list_if_present(folder, stem(file), problems)
+        return tuple(masks.path / name for name in masks.images), masks.path / "000.png"
 
     return many if layout.many_masks else one
 
@@ -159,27 +159,27 @@ def _mask_finder(folder: Listing, layout: Layout, problems: Problems) -> Callabl
 def _light_samples(category: Listing, problems: Problems) -> Iterator[Sample]:
     name = folder_name(category.path)
     public = list_folder(category.path / "test_public", problems)
-    masks = list_if_there(list_if_there(public, "ground_truth", problems), "bad", problems)
+    masks = list_if_present(list_if_present(public, "ground_truth", problems), "bad", problems)
     for parent, split, kind in (
-        (list_if_there(category, "train", problems), "train", "good"),
-        (list_if_there(category, "validation", problems), "validation", "good"),
+        (list_if_present(category, "train", problems), "train", "good"),
+        (list_if_present(category, "validation", problems), "validation", "good"),
         (public, "test", "good"),
         (public, "test", "bad"),
     ):
-        pictures = list_if_there(parent, kind, problems)
-        for file in pictures.images:
+        folder = list_if_present(parent, kind, problems)
+        for file in folder.images:
             number, _, light = stem(file).partition("_")
             mask = masks.find(f"{stem(file)}_mask.png") if kind == "bad" else None
             if kind == "bad" and mask is None:
-                problems(missing_mask(pictures.path / file, masks.path / f"{stem(file)}_mask.png"))
+                problems(missing_mask_message(folder.path / file, masks.path / f"{stem(file)}_mask.png"))
                 continue
             yield Sample(
-                pictures.path / file,
+                folder.path / file,
                 name,
                 kind == "good",
                 (mask,) if mask else (),
-                kind="" if kind == "good" else kind,
+                defect_type="" if kind == "good" else kind,
                 split=split,
-                product=f"{name}/{split}/{kind}/{number}",
+                instance_id=f"{name}/{split}/{kind}/{number}",
                 view=light,
             )

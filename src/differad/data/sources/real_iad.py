@@ -1,8 +1,8 @@
 """Real-IAD: 30 objects, each part photographed by five cameras C1 to C5, labels in one JSON file per object.
 
 `realiad_jsons/OBJECT.json` holds `train` and `test` lists of {category, anomaly_class, image_path, mask_path}, paths
-relative to `realiad_1024/OBJECT` (or another size). A part with a defect that a camera does not see is `OK` in that
-camera's picture. Sources: https://github.com/Tencent/AnomalyDetection_Real-IAD and
+relative to `realiad_1024/OBJECT` (or another size). If a camera does not see the defect of a part, that camera's image is
+`OK`. Sources: https://github.com/Tencent/AnomalyDetection_Real-IAD and
 https://github.com/open-edge-platform/anomalib/blob/main/src/anomalib/data/datasets/image/realiad.py.
 """
 
@@ -19,17 +19,17 @@ from differad.data.sources.sample import (
     FileIndex,
     Problems,
     Sample,
-    attempt,
-    inside,
     list_folder,
-    missing_mask,
+    missing_mask_message,
+    path_inside,
     read_text,
     refuse,
     stem,
+    try_or_report,
 )
 from differad.errors import ManifestError
 
-# The largest pictures that most downloads have come first; `realiad_raw` is ten times their size.
+# The largest size of most downloads comes first; images of `realiad_raw` are ten times larger.
 _IMAGE_FOLDERS = ("realiad_1024", "realiad_raw", "realiad_512", "realiad_256")
 _LABELS = "realiad_jsons"
 _VIEW = re.compile(r"_(C\d)_")
@@ -52,7 +52,7 @@ class _Document(BaseModel):
 
 
 def read_real_iad(root: Path, problems: Problems = refuse, *, labels: str = _LABELS) -> Iterator[Sample]:
-    """Real-IAD with the labels of folder `labels` (`realiad_jsons_sv`: one view only). Raises ManifestError."""
+    """Real-IAD with the labels in the folder `labels` (`realiad_jsons_sv`: one view only). Raises ManifestError."""
     inventory = Inventory(problems)
     listing = list_folder(root, inventory)
     images = next((root / name for name in _IMAGE_FOLDERS if name in listing.folders), None)
@@ -62,18 +62,18 @@ def read_real_iad(root: Path, problems: Problems = refuse, *, labels: str = _LAB
     if not documents:
         raise ManifestError(f"{images}: no folder of an object that {labels} names; unpack the objects there")
     samples = (s for path in documents for s in _object_samples(path, images / stem(path.name), inventory))
-    # A camera that does not see a defect may have a mask of it; labels other than the whole ones leave images out.
-    spare = ("*.png",) if labels == _LABELS else ("*.png", "*.jpg")
-    return inventory.complete(samples, root, spare=spare, below=(images.name,))
+    # A camera that does not see a defect may still have a mask; partial label sets leave images out.
+    ignored = ("*.png",) if labels == _LABELS else ("*.png", "*.jpg")
+    return inventory.complete(samples, root, ignored=ignored, below=(images.name,))
 
 
 def _label_files(root: Path, labels: str, problems: Problems) -> list[Path]:
-    """The JSON files of folder `labels`, which the archive holds inside a folder `realiad_jsons` once more."""
+    """The JSON files in the folder `labels`, which the archive nests in another folder `realiad_jsons`."""
     for folder in (root / "realiad_jsons" / labels, root / labels):
         if folder.is_dir():
-            found = [folder / name for name in list_folder(folder, problems).files if name.endswith(".json")]
-            if found:
-                return found
+            paths = [folder / name for name in list_folder(folder, problems).files if name.endswith(".json")]
+            if paths:
+                return paths
     raise ManifestError(f"{root}: no {labels}/OBJECT.json; unpack realiad_jsons.zip there")
 
 
@@ -84,32 +84,32 @@ def _object_samples(path: Path, folder: Path, inventory: Inventory) -> Iterator[
         build = partial(_sample, folder=folder, split=split, normal=document.meta.normal_class, files=files)
         for number, entry in enumerate(entries):
             inventory.account_for(folder / entry.image_path)
-            sample = attempt(inventory, build, entry, place=f"{path}: {split}.{number}")
+            sample = try_or_report(inventory, build, entry, where=f"{path}: {split}.{number}")
             if sample is not None:
                 yield sample
 
 
-def _sample(entry: _Entry, place: str, folder: Path, split: str, normal: str, files: FileIndex) -> Sample:
-    image = inside(folder, entry.image_path, place)
+def _sample(entry: _Entry, where: str, folder: Path, split: str, normal: str, files: FileIndex) -> Sample:
+    image = path_inside(folder, entry.image_path, where)
     if image not in files:
-        raise ManifestError(f"{place}: {image} is not there; unpack the object again")
+        raise ManifestError(f"{where}: {image} does not exist; unpack the object again")
     view = _VIEW.search(image.name)
     is_normal = entry.anomaly_class == normal
-    named = (inside(folder, entry.mask_path, place),) if entry.mask_path else ()
+    named = (path_inside(folder, entry.mask_path, where),) if entry.mask_path else ()
     masks = tuple(path for path in named if path in files)
     if is_normal:
         check_black(masks, image)
     elif not masks:
-        raise ManifestError(missing_mask(image, *(named or (image.with_suffix(".png"),))))
+        raise ManifestError(missing_mask_message(image, *(named or (image.with_suffix(".png"),))))
     return Sample(
         image,
         folder.name,
         is_normal,
         () if is_normal else masks,
-        kind="" if is_normal else entry.anomaly_class,
+        defect_type="" if is_normal else entry.anomaly_class,
         split=split,
-        # OBJECT/NG/BX/S0001 or OBJECT/OK/S0001: one folder per part.
-        product=f"{folder.name}/{image.parent.relative_to(folder).as_posix()}",
+        # OBJECT/NG/BX/S0001 or OBJECT/OK/S0001: one folder per instance.
+        instance_id=f"{folder.name}/{image.parent.relative_to(folder).as_posix()}",
         view=view.group(1) if view else "",
         labels=masks if is_normal else (),
     )

@@ -1,4 +1,4 @@
-"""Every data set that can be read, by the name that `differad build` takes: what it is, its terms, where to get it."""
+"""Every readable data set by its name in `differad build`: what it is, its terms, where to get it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ from differad.errors import OptionError
 
 
 class Reader(Protocol):
-    """What reads a data set: checks the layout at once, then yields samples in a fixed order."""
+    """Reads a data set: checks the layout immediately, then yields samples in a fixed order."""
 
     def __call__(self, root: Path, problems: Problems = refuse) -> Iterator[Sample]:
-        """Samples below `root`; what is wrong with one goes to `problems`. Raises ManifestError."""
+        """Samples below `root`; problems of single samples go to `problems`. Raises ManifestError."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its reader, what it is in a line, its terms, where to get it, and the layout below its root.
+    """A data set: its reader, a one-line description, its licence, where to get it, and the layout below its root.
 
-    `read_unmasked` is the reader that takes defects without a mask as at an unknown place, where the layout has such.
+    `read_unmasked` reads defects without a mask as defects at an unknown place, in layouts that allow them.
     """
 
     read: Reader
@@ -178,14 +178,14 @@ SOURCES: dict[str, Source] = {
     ),
     "coco": Source(
         read_coco,
-        "COCO detection labels; pictures without boxes are good",
+        "COCO detection labels; images without boxes are good",
         _OWN,
         "https://cocodataset.org/#format-data",
         "annotations/*.json, images/NAME.jpg",
     ),
     "yolo": Source(
         read_yolo,
-        "YOLO labels; pictures without labels are good",
+        "YOLO labels; images without labels are good",
         _OWN,
         "https://docs.ultralytics.com/datasets/detect/",
         "images/[SPLIT/]NAME.jpg, labels/[SPLIT/]NAME.txt, data.yaml",

@@ -1,7 +1,7 @@
-"""What every reader of a data set yields, and what readers share: listing folders, checking paths, reporting problems.
+"""`Sample`, which every reader of a data set yields, and helpers of readers: listing folders, checking paths, reporting problems.
 
-A folder is listed once, with its names in order; whether a file exists is looked up in that listing and never asked of
-the disk, so that 50,000 files are indexed in seconds.
+A folder is listed once, names in order. Whether a file exists is looked up in that listing instead of on the disk, so that
+50,000 files are indexed in seconds.
 """
 
 import os
@@ -16,27 +16,27 @@ from differad.data.masks import read_mask
 from differad.errors import InputError, ManifestError, WriteError
 
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-# What operating systems and archivers leave in folders; hidden files are passed over too.
+# Files that operating systems and archivers leave in folders; hidden files are ignored too.
 JUNK = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"})
-# A folder that a command of ours is writing to holds this file, and a finished one a manifest.
+# A folder that differad is writing to holds this marker; a finished one holds a manifest.
 MARKER, _MANIFEST = ".differad-unfinished", "pairs.jsonl"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 Problems = Callable[[str], None]
-Region = tuple[int, int, int, int]
+CropBox = tuple[int, int, int, int]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture of a data set and what the data set says of it.
+    """One image of a data set with its labels.
 
-    `boxes` (N, 4) are pixels of the image, or of `region` where there is one; None leaves them to the masks. A normal
-    sample has neither masks nor boxes that mark anything; a defective one without either has its defect at an unknown
-    place. `labels` are further files that belong to this image alone: the text that its boxes came from, the black mask
-    of a good part. `template` is a reference that the data set itself gives.
-    `product` names the physical part (two samples of one part must not stand on both sides of a split) and `view` the
-    camera, exposure or pose; a reference must match the view. `region` is x1, y1, x2, y2 in pixels, x2/y2 exclusive.
+    `boxes` (N, 4) are pixels of the image, or of `region` if it has one; None takes them from the masks. A normal sample has
+    neither masks nor boxes; for a defective one without either the place of the defect is unknown. `labels` are
+    further files that belong to this image alone: the text file of its boxes, the black mask of a normal image. `template`
+    is a reference that the data set provides. `defect_type` is empty for a normal sample. `instance_id` names the physical
+    part (a split must not put two samples of one part on both sides), `view` the camera, exposure or pose; a reference must
+    match the view. `region` is x1, y1, x2, y2 in pixels, x2/y2 exclusive.
     """
 
     image: Path
@@ -45,11 +45,11 @@ class Sample:
     masks: tuple[Path, ...] = ()
     boxes: Boxes | None = None
     template: Path | None = None
-    kind: str = ""
+    defect_type: str = ""
     split: str = ""
-    product: str = ""
+    instance_id: str = ""
     view: str = ""
-    region: Region | None = None
+    region: CropBox | None = None
     labels: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
@@ -58,30 +58,30 @@ class Sample:
 
     @property
     def place_unknown(self) -> bool:
-        """Whether the sample is defective and nobody marked where."""
+        """Whether the sample is defective without a label that says where."""
         return not self.is_normal and not self.masks and self.boxes is None
 
 
 def refuse(message: str) -> None:
-    """What a reader does with a problem unless told otherwise. Raises ManifestError."""
+    """The default way to report a problem. Raises ManifestError."""
     raise ManifestError(message)
 
 
 @dataclass
 class ProblemList:
-    """A `problems` callable that keeps the messages and lets the reader go on without the sample."""
+    """A `problems` callable that stores the messages and lets the reader continue without the sample."""
 
     messages: list[str] = field(default_factory=list)
 
     def __call__(self, message: str) -> None:
-        """Keep a message."""
+        """Store a message on one line."""
         self.messages.append(" ".join(message.split()))
 
 
-def attempt(
+def try_or_report(
     problems: Problems, step: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
 ) -> Result | None:
-    """What `step` returns, or None after its InputError went to `problems`. Raises WriteError: no sample is to blame."""
+    """The result of `step`, or None after its InputError went to `problems`. Raises WriteError, which no sample causes."""
     try:
         return step(*args, **kwargs)
     except WriteError:
@@ -91,60 +91,62 @@ def attempt(
         return None
 
 
-def missing_mask(image: Path, *places: Path) -> str:
-    """The message for a defective part of which no mask is found at any of `places`."""
-    tried = " or ".join(str(place) for place in places)
-    return f"{image}: no mask at {tried}; a defective part needs one, so add it or leave the part out (--skip-bad)"
+def missing_mask_message(image: Path, *expected: Path) -> str:
+    """The message for a defective image whose mask is at none of the `expected` paths."""
+    paths = " or ".join(str(where) for where in expected)
+    return f"{image}: no mask at {paths}; a defective part needs one, so add it or leave the part out (--skip-bad)"
 
 
-def no_image(folder: Path) -> str:
-    """The message for a folder that should hold images and holds none that is read."""
+def no_image_message(folder: Path) -> str:
+    """The message for a folder that should hold images and holds none in a format that is read."""
     return f"{folder}: holds no image; expected {', '.join(sorted(IMAGE_ENDINGS))}, so add them or remove the folder"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The names in one folder, sorted: `folders`, `files`, and `images` among the files."""
+    """The names in one folder, sorted: `folders` and `files`; `file_names` holds the files as a set."""
 
     path: Path
     folders: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
-    known: frozenset[str] = frozenset()
+    file_names: frozenset[str] = frozenset()
 
     @property
     def images(self) -> Iterator[str]:
-        """Files whose ending names a picture format, in order."""
+        """Files whose ending names an image format, in order."""
         return (name for name in self.files if is_image(name))
 
     def find(self, *names: str) -> Path | None:
-        """The path of the first of `names` that is a file here, or None."""
-        return next((self.path / name for name in names if name in self.known), None)
+        """The path of the first of `names` that is a file of this folder, or None."""
+        return next((self.path / name for name in names if name in self.file_names), None)
 
     def require(self, *names: str, why: str) -> None:
-        """Check that the folders `names` are here. Raises ManifestError with `why` they are expected."""
+        """Check that the folders `names` exist. Raises ManifestError, which says `why` they are expected."""
         for name in names:
             if name not in self.folders:
                 raise ManifestError(f"{self.path}: no folder {name}; {why}")
 
 
 class FileIndex:
-    """Answers whether files that label files name are there; each folder is listed once, when first asked for."""
+    """Says whether the files named by label files exist; each folder is listed once, on first use."""
 
     def __init__(self, problems: Problems = refuse) -> None:
         self._problems = problems
-        self._known: dict[Path, frozenset[str]] = {}
+        self._file_names: dict[Path, frozenset[str]] = {}
 
     def __contains__(self, path: Path) -> bool:
         folder = path.parent
-        if folder not in self._known:
-            self._known[folder] = list_folder(folder, self._problems).known if folder.is_dir() else frozenset()
-        return path.name in self._known[folder]
+        if folder not in self._file_names:
+            self._file_names[folder] = (
+                list_folder(folder, self._problems).file_names if folder.is_dir() else frozenset()
+            )
+        return path.name in self._file_names[folder]
 
 
 def list_folder(path: Path, problems: Problems = refuse) -> Listing:
-    """List a folder; names that are not UTF-8 are left out and reported, hidden ones, junk and earlier builds left out.
+    """List a folder without hidden files, junk and earlier builds; names that are not UTF-8 are reported and left out.
 
-    Raises ManifestError where `path` is no folder that can be read.
+    Raises ManifestError if `path` is not a readable folder.
     """
     folders: list[str] = []
     files: list[str] = []
@@ -165,48 +167,48 @@ def list_folder(path: Path, problems: Problems = refuse) -> Listing:
 
 
 def _is_built(entry: os.DirEntry[str]) -> bool:
-    """Whether a folder is one that a data set was built into, or holds nothing but such: it is no part of the data set."""
+    """Whether a folder is the output of an earlier build, or holds nothing else: then it is not part of the data set."""
     if not entry.is_dir():
         return False
     if any(Path(entry.path, name).is_file() for name in (_MANIFEST, MARKER)):
         return True
-    if entry.is_symlink():  # links may lead round in circles
+    if entry.is_symlink():  # links may form a cycle
         return False
     try:
         with os.scandir(entry.path) as below:
             first = next(below, None)
             return first is not None and _is_built(first) and all(map(_is_built, below))
-    except OSError:  # said where the folder is listed
+    except OSError:  # reported when the folder is listed
         return False
 
 
-def list_if_there(parent: Listing, name: str, problems: Problems = refuse) -> Listing:
-    """List the folder `name` of `parent`; an empty listing where it is not there."""
+def list_if_present(parent: Listing, name: str, problems: Problems = refuse) -> Listing:
+    """List the folder `name` of `parent`; an empty listing if it does not exist."""
     path = parent.path / name
     return list_folder(path, problems) if name in parent.folders else Listing(path)
 
 
 def walk(path: Path, problems: Problems = refuse) -> Iterator[Listing]:
-    """The listings of a folder and of all folders below it, parents first; a folder that links lead to twice comes once.
+    """The listings of a folder and of all folders below it, parents first; a folder reached by several links comes once.
 
     Raises ManifestError.
     """
-    seen: set[tuple[int, int]] = set()
-    waiting = [path]
-    while waiting:
-        folder = waiting.pop()
-        facts = folder.stat() if folder.exists() else None
-        if facts is not None and (facts.st_dev, facts.st_ino) in seen:
+    visited: set[tuple[int, int]] = set()
+    pending = [path]
+    while pending:
+        folder = pending.pop()
+        status = folder.stat() if folder.exists() else None
+        if status is not None and (status.st_dev, status.st_ino) in visited:
             continue
-        if facts is not None:
-            seen.add((facts.st_dev, facts.st_ino))
+        if status is not None:
+            visited.add((status.st_dev, status.st_ino))
         listing = list_folder(folder, problems)
         yield listing
-        waiting += [folder / name for name in reversed(listing.folders)]
+        pending += [folder / name for name in reversed(listing.folders)]
 
 
 def is_image(name: str) -> bool:
-    """Whether the ending names a picture format."""
+    """Whether the ending names an image format."""
     return name[len(stem(name)) :].lower() in IMAGE_ENDINGS
 
 
@@ -225,7 +227,7 @@ def stem(name: str) -> str:
 
 
 def folder_name(path: Path) -> str:
-    """The folder's own name, also where it is given as `.`."""
+    """The folder's name, also if it is given as `.`."""
     return path.name or path.resolve().name
 
 
@@ -234,12 +236,12 @@ def marks_anything(path: Path) -> bool:
     return bool(read_mask(path).any())
 
 
-def inside(root: Path, name: str, place: str) -> Path:
-    """The path `name` out of a label file, below `root`. Raises ManifestError where it is absolute or leads out."""
+def path_inside(root: Path, name: str, where: str) -> Path:
+    """The path `name` from a label file, below `root`. Raises ManifestError if it is absolute or leaves `root`."""
     slashed = name.replace("\\", "/")
     path = PurePosixPath(slashed)
     if not name.strip() or path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
-        raise ManifestError(f"{place}: path {name!r} leads out of the data set; expected one relative to {root}")
+        raise ManifestError(f"{where}: path {name!r} leads out of the data set; expected one relative to {root}")
     return root / path
 
 
@@ -256,16 +258,16 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a label file that hold anything, with their number from 1. Raises ManifestError."""
+    """The non-blank lines of a label file with their numbers from 1. Raises ManifestError."""
     return [(number, line) for number, line in enumerate(read_text(path).splitlines(), start=1) if line.strip()]
 
 
-def numbers(fields: Iterable[str], place: str) -> list[float]:
-    """Fields of a label line as finite numbers, written plainly (`1_0` is none). Raises ManifestError."""
+def parse_numbers(fields: Iterable[str], where: str) -> list[float]:
+    """Fields of a label line as finite decimal numbers (`1_0` is not one). Raises ManifestError."""
     values = []
     for text in fields:
         value = float(text) if _NUMBER.fullmatch(text.strip()) else float("nan")
         if not abs(value) < float("inf"):
-            raise ManifestError(f"{place}: {text.strip()!r} is no number; mend the label file")
+            raise ManifestError(f"{where}: {text.strip()!r} is not a number; correct the label file")
         values.append(value)
     return values

@@ -1,7 +1,7 @@
 """VisA: 12 objects, photographs below `OBJECT/Data/Images/{Normal,Anomaly}`, masks below `OBJECT/Data/Masks/Anomaly`.
 
 `split_csv/1cls.csv` (object,split,label,image,mask) gives the split, `OBJECT/image_anno.csv` (image,label,mask) the
-kinds of defect. Without the former, folders decide; after the authors' own preparation the layout is MVTec AD's.
+defect types. Without the former, folders decide. The authors' preparation script changes the layout to MVTec AD's.
 Sources: https://github.com/amazon-science/spot-diff and
 https://github.com/open-edge-platform/anomalib/blob/main/src/anomalib/data/datamodules/image/visa.py.
 """
@@ -17,15 +17,15 @@ from differad.data.sources.sample import (
     Listing,
     Problems,
     Sample,
-    attempt,
     folder_name,
-    inside,
     list_folder,
-    list_if_there,
-    missing_mask,
+    list_if_present,
+    missing_mask_message,
+    path_inside,
     read_text,
     refuse,
     stem,
+    try_or_report,
 )
 from differad.errors import ManifestError
 
@@ -55,58 +55,58 @@ def read_visa(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
 def _listed_samples(root: Path, table: list[tuple[str, dict[str, str]]], problems: Problems) -> Iterator[Sample]:
     files = FileIndex(problems)
     kinds: dict[str, dict[str, str]] = {}
-    for place, row in table:
+    for where, row in table:
         if row["object"] not in kinds:
             kinds[row["object"]] = _kinds(root, row["object"], problems)
-        sample = attempt(problems, _listed_sample, root, row, kinds[row["object"]], place, files)
+        sample = try_or_report(problems, _listed_sample, root, row, kinds[row["object"]], where, files)
         if sample is not None:
             yield sample
 
 
-def _listed_sample(root: Path, row: dict[str, str], kinds: dict[str, str], place: str, files: FileIndex) -> Sample:
-    image = inside(root, row["image"], place)
+def _listed_sample(root: Path, row: dict[str, str], kinds: dict[str, str], where: str, files: FileIndex) -> Sample:
+    image = path_inside(root, row["image"], where)
     if image not in files:
-        raise ManifestError(f"{place}: {image} is not there; unpack the data set again")
+        raise ManifestError(f"{where}: {image} does not exist; unpack the data set again")
     if row["label"] == "normal":
         if row["mask"].strip():
-            raise ManifestError(f"{image}: normal at {place}, with mask {row['mask']!r}; mend the label or the mask")
+            raise ManifestError(f"{image}: normal at {where}, with mask {row['mask']!r}; correct the label or the mask")
         return Sample(image, row["object"], True, split=row["split"])
-    mask = inside(root, row["mask"], place)
+    mask = path_inside(root, row["mask"], where)
     if mask not in files:
-        raise ManifestError(missing_mask(image, mask))
-    return Sample(image, row["object"], False, (mask,), kind=kinds.get(row["image"], ""), split=row["split"])
+        raise ManifestError(missing_mask_message(image, mask))
+    return Sample(image, row["object"], False, (mask,), defect_type=kinds.get(row["image"], ""), split=row["split"])
 
 
 def _folder_samples(folder: Listing, problems: Problems) -> Iterator[Sample]:
     name = folder_name(folder.path)
     data = list_folder(folder.path / "Data", problems)
-    images = list_if_there(data, "Images", problems)
+    images = list_if_present(data, "Images", problems)
     images.require("Normal", why="VisA keeps images of good parts there")
-    masks = list_if_there(list_if_there(data, "Masks", problems), "Anomaly", problems)
+    masks = list_if_present(list_if_present(data, "Masks", problems), "Anomaly", problems)
     kinds = _kinds(folder.path.parent, name, problems)
     normal = list_folder(images.path / "Normal", problems)
     yield from (Sample(normal.path / file, name, True) for file in normal.images)
-    anomalous = list_if_there(images, "Anomaly", problems)
+    anomalous = list_if_present(images, "Anomaly", problems)
     for file in anomalous.images:
         mask = masks.find(f"{stem(file)}.png")
         if mask is None:
-            problems(missing_mask(anomalous.path / file, masks.path / f"{stem(file)}.png"))
+            problems(missing_mask_message(anomalous.path / file, masks.path / f"{stem(file)}.png"))
             continue
         kind = kinds.get(f"{name}/Data/Images/Anomaly/{file}", "")
-        yield Sample(anomalous.path / file, name, False, (mask,), kind=kind)
+        yield Sample(anomalous.path / file, name, False, (mask,), defect_type=kind)
 
 
 def _kinds(root: Path, name: str, problems: Problems) -> dict[str, str]:
-    """Kind of defect by the image path that `image_anno.csv` gives; empty where that file is absent."""
-    path = attempt(problems, inside, root, f"{name}/image_anno.csv", str(root / "split_csv" / "1cls.csv"))
+    """Defect type by image path from `image_anno.csv`; empty without that file."""
+    path = try_or_report(problems, path_inside, root, f"{name}/image_anno.csv", str(root / "split_csv" / "1cls.csv"))
     if path is None or not path.is_file():
         return {}
-    rows = attempt(problems, _read_table, path, _KIND_COLUMNS) or []
+    rows = try_or_report(problems, _read_table, path, _KIND_COLUMNS) or []
     return {row["image"]: row["label"] for _, row in rows}
 
 
 def _read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
-    """Rows of a CSV file with the place of each, checked to have `columns`. Raises ManifestError."""
+    """Rows of a CSV file, each with `file:line`, checked to have `columns`. Raises ManifestError."""
     reader = csv.DictReader(read_text(path).splitlines(), restkey="more", restval="")
     missing = [column for column in columns if column not in (reader.fieldnames or ())]
     if missing:

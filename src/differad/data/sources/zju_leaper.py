@@ -20,15 +20,15 @@ from differad.data.sources.sample import (
     Listing,
     Problems,
     Sample,
-    attempt,
-    inside,
     list_folder,
-    list_if_there,
-    missing_mask,
-    numbers,
+    list_if_present,
+    missing_mask_message,
+    parse_numbers,
+    path_inside,
     read_text,
     refuse,
     stem,
+    try_or_report,
 )
 from differad.errors import ManifestError
 
@@ -47,20 +47,20 @@ class _ImageSet(BaseModel):
 
 
 def read_zju_leaper(root: Path, problems: Problems = refuse) -> Iterator[Sample]:
-    """ZJU-Leaper, pattern by pattern. Masks come first, as in the authors' evaluation; boxes where there is none.
+    """ZJU-Leaper, pattern by pattern. Masks are preferred, as in the authors' evaluation; boxes are used without a mask.
 
     Raises ManifestError.
     """
     inventory = Inventory(problems)
     listing = list_folder(root, inventory)
     listing.require("Images", "Annotations", "ImageSets", why="ZJU-Leaper is unpacked into these three folders")
-    sets = list_if_there(listing, "ImageSets", inventory)
-    sets.require("Patterns", why="ZJU-Leaper lists the pictures of each pattern there, in patternN.json")
+    sets = list_if_present(listing, "ImageSets", inventory)
+    sets.require("Patterns", why="ZJU-Leaper lists the images of each pattern there, in patternN.json")
     patterns = list_folder(sets.path / "Patterns", inventory)
-    groups = list_if_there(sets, "Groups", inventory)
+    groups = list_if_present(sets, "Groups", inventory)
     samples = _samples(root, patterns, groups, inventory)
-    # Boxes are published beside masks, and for good parts too; where there is a mask it alone is read.
-    return inventory.complete(samples, root, spare=("Annotations/xmls/*",), below=("Images", "Annotations"))
+    # Boxes are published beside masks, and for normal images too; if there is a mask, only the mask is read.
+    return inventory.complete(samples, root, ignored=("Annotations/xmls/*",), below=("Images", "Annotations"))
 
 
 def _samples(root: Path, patterns: Listing, groups: Listing, inventory: Inventory) -> Iterator[Sample]:
@@ -77,9 +77,9 @@ def _samples(root: Path, patterns: Listing, groups: Listing, inventory: Inventor
         ):
             for image in ids:
                 kind = "" if is_normal else "defect"
-                draft = Sample(root, group_of.get(image, view), is_normal, kind=kind, split=split, view=view)
+                draft = Sample(root, group_of.get(image, view), is_normal, defect_type=kind, split=split, view=view)
                 inventory.account_for(*(root / "Images" / f"{image}{ending}" for ending in _ENDINGS))
-                sample = attempt(inventory, _complete, draft, image, f"{patterns.path / name}: {image}", files)
+                sample = try_or_report(inventory, _complete, draft, image, f"{patterns.path / name}: {image}", files)
                 if sample is not None:
                     yield sample
 
@@ -97,13 +97,13 @@ def _ids(path: Path) -> list[str]:
     return document.normal.train + document.normal.test + document.defect.train + document.defect.test
 
 
-def _complete(draft: Sample, id_: str, place: str, files: FileIndex) -> Sample:
-    """The draft, whose image is still the root, with its picture and its masks or boxes. Raises ManifestError."""
+def _complete(draft: Sample, id_: str, where: str, files: FileIndex) -> Sample:
+    """Complete the draft, whose `image` is still the root: its image and its masks or boxes. Raises ManifestError."""
     root = draft.image
-    images = [inside(root / "Images", id_ + ending, place) for ending in _ENDINGS]
+    images = [path_inside(root / "Images", id_ + ending, where) for ending in _ENDINGS]
     image = next((path for path in images if path in files), None)
     if image is None:
-        raise ManifestError(f"{place}: {images[0]} is not there; unpack the data set again")
+        raise ManifestError(f"{where}: {images[0]} does not exist; unpack the data set again")
     mask = root / "Annotations" / "masks" / f"{id_}.png"
     if draft.is_normal:
         masks = (mask,) if mask in files else ()
@@ -114,7 +114,7 @@ def _complete(draft: Sample, id_: str, place: str, files: FileIndex) -> Sample:
     labels = root / "Annotations" / "xmls" / f"{id_}.xml"
     boxes = _xml_boxes(labels) if labels in files else None
     if boxes is None or not len(boxes):
-        raise ManifestError(missing_mask(image, mask, labels))
+        raise ManifestError(missing_mask_message(image, mask, labels))
     return replace(draft, image=image, boxes=boxes)
 
 
@@ -125,7 +125,7 @@ def _xml_boxes(path: Path) -> Boxes:
     except ElementTree.ParseError as error:
         raise ManifestError(f"{path}: not XML ({error}); unpack the data set again") from None
     rows = [[box.findtext(name, "") for name in _CORNERS] for box in tree.iter("bbox")]
-    boxes = as_boxes([numbers(row, f"{path}: bbox") for row in rows])
+    boxes = as_boxes([parse_numbers(row, f"{path}: bbox") for row in rows])
     if is_degenerate(boxes).any():
         raise ManifestError(f"{path}: a bbox without area; expected xmin < xmax and ymin < ymax in pixels")
     return boxes
