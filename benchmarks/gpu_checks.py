@@ -18,12 +18,19 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig, LogitsProcessor
 
-from differad.locators.grouped import attend_in_steps, decoding_groups, who_sees_what
+from differad.locators.grouped import attend_in_steps, decoding_groups, packed_attention_mask
 from differad.locators.transformers_hooks import cache_input
 from differad.training.pictures import Batch, Pictures, join
-from differad.training.prefix import Answered, encode_prompts, generate_shared, places, prompts_of, split_answers
-from differad.training.sequence import lay_out
-from differad.training.sequence import who_sees_what as sequence_mask
+from differad.training.prefix import (
+    PromptCompletions,
+    encode_prompts,
+    generate_shared,
+    position_ids,
+    prompts_of,
+    split_completions,
+)
+from differad.training.sequence import pack
+from differad.training.sequence import packed_attention_mask as sequence_mask
 from gpu_context import Context, Row, attempt
 from gpu_models import SHAPES, build_model
 
@@ -56,7 +63,7 @@ def distances(context: Context) -> Iterator[Row]:
         yield from attempt(f"loss and gradients, {name}", lambda given=given: gradients(*given))
 
 
-def make_batch(model: Any, side: int, prompts: int, answer: int) -> Answered:
+def make_batch(model: Any, side: int, prompts: int, answer: int) -> PromptCompletions:
     """Prompts of different length with two images of side x side patches, each with MEMBERS answers."""
     random, device = torch.Generator().manual_seed(0), model.device
     vision, image = model.config.vision_config, model.config.image_token_id
@@ -78,7 +85,7 @@ def make_batch(model: Any, side: int, prompts: int, answer: int) -> Answered:
     whole = torch.tensor(ids, device=device)
     pictures = Pictures(torch.cat(patches).to(device, model.dtype), grids, [2] * count)
     batch = Batch(whole, torch.tensor(mask, device=device), (whole == image).int(), pictures)
-    return split_answers(batch, answer)
+    return split_completions(batch, answer)
 
 
 def precision(context: Context, name: str) -> AbstractContextManager[None]:
@@ -102,7 +109,7 @@ class Say(LogitsProcessor):  # type: ignore[misc] # of unknown type
 
 
 @torch.no_grad()
-def logits(context: Context, model: Any, exact: Any, answered: Answered, name: str) -> Row:
+def logits(context: Context, model: Any, exact: Any, answered: PromptCompletions, name: str) -> Row:
     """Distances of the logits that each token is drawn by."""
     batch, answer = answered.batch, answered.keep
     said, prompt = batch.ids[:, answered.start :], batch.until(answered.start)
@@ -140,7 +147,7 @@ def whole_logits(model: Any, batch: Batch, answer: int) -> Tensor:
     return output.logits[:, :-1]
 
 
-def gradients(context: Context, model: Any, exact: Any, answered: Answered, name: str) -> Row:
+def gradients(context: Context, model: Any, exact: Any, answered: PromptCompletions, name: str) -> Row:
     """Distances of a policy loss, and of its gradients for the language model's weights, all together."""
     batch, answer = answered.batch, answered.keep
     said = batch.ids[:, answered.start :]
@@ -151,7 +158,7 @@ def gradients(context: Context, model: Any, exact: Any, answered: Answered, name
         return found.log_softmax(dim=-1).gather(2, said[..., None])[..., 0]
 
     def together(policy: Any, rows: Batch) -> Tensor:
-        layout = lay_out(policy, split_answers(rows, answer))
+        layout = pack(policy, split_completions(rows, answer))
         found = policy(**layout.inputs, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
         named = layout.labels[:, 1:].clamp(min=0)
         return layout.rows(found.gather(2, named[..., None])[..., 0])
@@ -179,7 +186,7 @@ def attention_rows(context: Context) -> Iterator[Row]:
     repeats = shape.heads // shape.kv_heads
     device, dtype = context.device, torch.bfloat16
     columns = -(-(prompt + MEMBERS * answer) // 8) * 8
-    sees = who_sees_what(torch.ones(1, prompt, device=device), MEMBERS, answer).repeat(1, repeats, 1)[:, None]
+    sees = packed_attention_mask(torch.ones(1, prompt, device=device), MEMBERS, answer).repeat(1, repeats, 1)[:, None]
     sees = functional.pad(sees, (0, columns - sees.shape[-1]))
     step = torch.randn(1, shape.kv_heads, repeats * MEMBERS, shape.head, device=device, dtype=dtype)
     keys = torch.randn(1, shape.kv_heads, columns, shape.head, device=device, dtype=dtype)
@@ -265,7 +272,7 @@ def steps(context: Context, model: Any, prompt: Batch, tokens: int, fixed: bool 
     """Milliseconds of the model's step, sampling left out; the recording by itself."""
     known = prompts_of(prompt)
     cache = encode_prompts(model, prompt, known)
-    positions, _ = places(model, prompt)
+    positions, _ = position_ids(model, prompt)
     seen, row = prompt.mask[known.first, :-1], {}
     with decoding_groups(model, cache, seen, MEMBERS, tokens, fixed=fixed):
 

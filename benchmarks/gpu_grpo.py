@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from differad.training.data import build_dataset
-from differad.training.policy import open_source
+from differad.training.policy import open_checkpoint
 from differad.training.recipe import RlRecipe
 from gpu_context import Context, Row, attempt
 from gpu_models import SHAPES, TOKEN, Shape, write_checkpoint
@@ -268,8 +268,8 @@ class Bench:
         """The pairs of a case in a trainer's form."""
         if case.side not in self.datasets:
             recipe = self._recipe(case, self.folder / case.shape)
-            speech = open_source(recipe.model, recipe.out, 0).speech
-            self.datasets[case.side] = build_dataset(recipe.data, speech, with_answer=False)
+            convention = open_checkpoint(recipe.model, recipe.out, 0).convention
+            self.datasets[case.side] = build_dataset(recipe.data, convention, with_answer=False)
         return self.datasets[case.side]
 
 

@@ -42,7 +42,7 @@ from differad.core import Pair
 from differad.errors import DifferadError
 from differad.locators import transformers_hooks as hooks
 from differad.locators.local import READ_AHEAD
-from differad.training.policy import LiveLocator, Source, open_source
+from differad.training.policy import CheckpointParts, InMemoryLocator, open_checkpoint
 from differad.training.recipe import Model
 from gpu_context import Context, Row, attempt
 from gpu_models import SHAPES, TOKEN, Shape, build_model
@@ -95,12 +95,12 @@ def cases(tiny: bool) -> list[Case]:
     ]
 
 
-class Kept(LiveLocator):
+class Kept(InMemoryLocator):
     """The product as it is, on a model in memory. An answer is the numbers of its tokens: most of them stand for no text."""
 
     references = 4
 
-    def __init__(self, model: Any, source: Source, batch: int) -> None:
+    def __init__(self, model: Any, source: CheckpointParts, batch: int) -> None:
         super().__init__(model, source, batch_size=batch, max_new_tokens=ANSWER)
         self.options = replace(self.options, remember_prefixes=self.references)
         self.clock: PartClock | None = None
@@ -199,7 +199,7 @@ class Loaded:
 
     shape: Shape
     model: Any
-    source: Source
+    source: CheckpointParts
 
 
 def load(context: Context, shape: Shape) -> tuple[Row, Loaded | None]:
@@ -213,7 +213,7 @@ def load(context: Context, shape: Shape) -> tuple[Row, Loaded | None]:
         folder = context.folder / shape.name
         model = build_model(folder, shape, dtype, context.device)
         model.generation_config.suppress_tokens = model.generation_config.eos_token_id
-        made.append(Loaded(shape, model, open_source(Model(checkpoint=str(folder)), context.folder, 0)))
+        made.append(Loaded(shape, model, open_checkpoint(Model(checkpoint=str(folder)), context.folder, 0)))
         context.synchronize()
         return {
             "billion_weights": model.num_parameters() / 1e9,

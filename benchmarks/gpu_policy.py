@@ -34,7 +34,7 @@ from differad.locators.tiny.pairs import resized
 from differad.locators.tiny.preparing import Task, own_processes, prepare
 from differad.synthesis.draw import DrawOptions
 from differad.synthesis.run import synthesize
-from differad.training.policy import open_source
+from differad.training.policy import open_checkpoint
 from differad.training.recipe import RlRecipe, SftRecipe, load_recipe
 from differad.training.rl import train_rl
 from differad.training.sft import build_trainer, train_sft
@@ -171,7 +171,7 @@ def _step(sizes: Sizes, folder: Path, device: torch.device) -> dict[str, Any]:
     recipe = load_recipe(
         RECIPES / "sft.yaml", SftRecipe, [*sizes.model, *_overrides(sizes, folder, f"{device.type}-step")]
     )
-    source = open_source(recipe.model, recipe.out, 0)
+    source = open_checkpoint(recipe.model, recipe.out, 0)
     source.processor.image_processor.cache = recipe.data.evidence
     trainer = build_trainer(recipe, source, [])
     trainer.model.to(device)

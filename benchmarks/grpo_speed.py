@@ -31,7 +31,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast, Qwen2VLProcessor
 from trl import GRPOTrainer
 
-from differad.training.policy import PairProcessor, open_source
+from differad.training.policy import PairProcessor, open_checkpoint
 from differad.training.recipe import RlRecipe, Scratch
 from differad.training.rl import DifficultyAwareTrainer, build_trainer, make_rewards
 from differad.training.scratch import build_scratch, text_settings, token_ids
@@ -69,10 +69,10 @@ class Case:
 class StockTrainer(GRPOTrainer):
     """TRL's trainer as it is, with the same rewards."""
 
-    def __init__(self, *args: Any, grpo: Any, reader: Any, **kwargs: Any) -> None:
-        super().__init__(*args, reward_funcs=make_rewards(reader, grpo.reward), **kwargs)
+    def __init__(self, *args: Any, grpo: Any, decoder: Any, **kwargs: Any) -> None:
+        super().__init__(*args, reward_funcs=make_rewards(decoder, grpo.reward), **kwargs)
 
-    def sharing_line(self) -> str:
+    def sharing_summary(self) -> str:
         """What a run would say first."""
         return "stock TRL"
 
@@ -203,7 +203,7 @@ def step_recipe(
 
 def build_side(side: str, recipe: RlRecipe) -> Any:
     """The trainer of a recipe, ours or stock TRL's."""
-    source = open_source(recipe.model, recipe.out, 0)
+    source = open_checkpoint(recipe.model, recipe.out, 0)
     kind: Any = DifficultyAwareTrainer
     if side == "stock":
         kind, given = StockTrainer, source.processor

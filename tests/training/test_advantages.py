@@ -26,18 +26,18 @@ def test_equal_rewards_give_no_advantage():
 
 
 @pytest.mark.parametrize(
-    ("rewards", "stuck"),
+    ("rewards", "uninformative"),
     [
         ([0.0, 0.0, 0.0], True),
         ([0.4, 0.4, 0.4], True),
         ([0.4, 0.4, 0.4 + 1e-7], True),  # a spread below 1e-6 is rounding
         ([0.4, 0.4, 0.41], False),
-        ([1.0, 1.0, 1.0], False),  # solved, not stuck
+        ([1.0, 1.0, 1.0], False),  # solved, not uninformative
         ([0.0, 0.0, 1.0], False),
     ],
 )
-def test_uninformative(rewards, stuck):
-    assert is_uninformative(torch.tensor([rewards], dtype=torch.float64)).tolist() == [stuck]
+def test_uninformative(rewards, uninformative):
+    assert is_uninformative(torch.tensor([rewards], dtype=torch.float64)).tolist() == [uninformative]
 
 
 def test_weights_by_hand():

@@ -24,9 +24,9 @@ from differad.locators.tiny.known import INDEX, key_image, read_key
 from differad.locators.tiny.pairs import PairEvidence, resized
 from differad.synthesis.draw import DrawOptions
 from differad.synthesis.run import synthesize
-from differad.training.data import Speech, build_rows
+from differad.training.data import AnswerConvention, build_rows
 from differad.training.evidence import compute_evidence
-from differad.training.policy import open_source
+from differad.training.policy import open_checkpoint
 from differad.training.recipe import SftRecipe
 from differad.training.sft import build_trainer
 from tolerance import distance_rounding
@@ -56,7 +56,7 @@ def stored(folder):
 def as_trained(manifest, folder):
     """What the image processor of a run makes of the pairs, and keeps."""
     own = recipe(manifest, folder)
-    processor = open_source(own.model, own.out, 0).processor.image_processor
+    processor = open_checkpoint(own.model, own.out, 0).processor.image_processor
     processor.cache = folder
     for pair in read_pairs(manifest):
         processor([torch.from_numpy(image).permute(2, 0, 1) for image in read_images(pair.reference, pair.target)])
@@ -114,7 +114,7 @@ def test_shapes_of_reference_and_target_may_differ():
 
 def collated(own, count):
     """What the trainer is given of the first pairs."""
-    source = open_source(own.model, own.out, 0)
+    source = open_checkpoint(own.model, own.out, 0)
     source.processor.image_processor.cache = own.data.evidence
     trainer = build_trainer(own, source, [])
     return trainer.data_collator([trainer.train_dataset[number] for number in range(count)])
@@ -126,7 +126,7 @@ def test_training_sees_the_same_without_opening_an_image(manifest, tmp_path):
     assert len(stored(tmp_path / "evidence")) == 8
     found = compute_evidence(own, workers=1, device="cpu")
     assert (found.computed, found.kept) == (0, 8)
-    rows = list(build_rows(read_pairs(manifest), own.data, open_source(own.model, own.out, 0).speech))
+    rows = list(build_rows(read_pairs(manifest), own.data, open_checkpoint(own.model, own.out, 0).convention))
     assert all(row["evidence"] for row in rows)
     known = collated(own, 8)
     assert as_read.keys() == known.keys()
@@ -139,13 +139,13 @@ def test_a_file_that_changed_is_not_known(manifest, tmp_path):
     shutil.copytree(Path(manifest).parent, folder)
     own = recipe(folder / "pairs.jsonl", tmp_path / "evidence")
     compute_evidence(own, workers=1, device="cpu")
-    speech = open_source(own.model, own.out, 0).speech
+    convention = open_checkpoint(own.model, own.out, 0).convention
     pairs = list(read_pairs(folder / "pairs.jsonl"))
     os.utime(pairs[0].target, ns=(1, 1))  # another file in its place
     Path(pairs[1].reference).write_bytes(Path(pairs[2].reference).read_bytes() + b"\0")
-    (key,) = [row["evidence"] for row in build_rows([pairs[2]], own.data, speech)]
+    (key,) = [row["evidence"] for row in build_rows([pairs[2]], own.data, convention)]
     (tmp_path / "evidence" / f"{key}.npy").unlink()
-    known = [bool(row["evidence"]) for row in build_rows(pairs, own.data, speech)]
+    known = [bool(row["evidence"]) for row in build_rows(pairs, own.data, convention)]
     assert known == [False, False, False, *[True] * 5]
 
 
@@ -154,7 +154,7 @@ def test_a_line_that_was_cut_off_is_passed_over(manifest, tmp_path):
     compute_evidence(own, workers=1, device="cpu")
     index = tmp_path / "evidence" / INDEX
     index.write_text(index.read_text() + '["[[64, 163')
-    rows = list(build_rows(read_pairs(manifest), own.data, open_source(own.model, own.out, 0).speech))
+    rows = list(build_rows(read_pairs(manifest), own.data, open_checkpoint(own.model, own.out, 0).convention))
     assert all(row["evidence"] for row in rows)
 
 
@@ -218,7 +218,7 @@ def test_a_file_of_evidence_that_is_not_whole_is_computed_anew(manifest, tmp_pat
     for name in spoilt:
         (tmp_path / name).write_bytes(broken(whole[name], kind))
     # Training takes the images of these pairs, whose evidence is not known, and computes it.
-    rows = list(build_rows(read_pairs(manifest), own.data, Speech(answer_format("qwen2-vl"), RULE)))
+    rows = list(build_rows(read_pairs(manifest), own.data, AnswerConvention(answer_format("qwen2-vl"), RULE)))
     known = {row["evidence"] for row in rows} - {""}
     assert known == {name.removesuffix(".npy") for name in whole if name not in spoilt}
     assert as_trained(manifest, tmp_path).keys() == whole.keys()
@@ -233,7 +233,7 @@ def test_evidence_that_breaks_while_training_is_named(manifest, tmp_path):
     own = recipe(manifest, tmp_path)
     compute_evidence(own, workers=1, device="cpu")
     lost = sorted(tmp_path.glob("*.npy"))[0]
-    processor = open_source(own.model, own.out, 0).processor.image_processor
+    processor = open_checkpoint(own.model, own.out, 0).processor.image_processor
     processor.cache = tmp_path
     lost.write_bytes(b"")
     standing = torch.from_numpy(key_image(bytes.fromhex(lost.stem))).permute(2, 0, 1)

@@ -77,8 +77,8 @@ def answers(folder, pairs, **options):
 class HalfRight(DifficultyAwareTrainer):
     """Draws answers, and then takes others: every other one is right, so that each group has something to teach."""
 
-    def _draw_answers(self, prompt_ids, images, fields, num_generations):
-        drawn, _ = super()._draw_answers(prompt_ids, images, fields, num_generations)
+    def _generate_completions(self, prompt_ids, images, fields, num_generations):
+        drawn, _ = super()._generate_completions(prompt_ids, images, fields, num_generations)
         assert len(drawn) == len(prompt_ids)
         assert all(0 < len(ids) <= 8 for ids in drawn)
         if not self._rows:  # a trial before the run

@@ -42,7 +42,7 @@ class NoDouble(TorchDispatchMode):
 def _untried(monkeypatch):
     """The trial at the start of a run compares with float64 on the CPU, which this guard does not tell from a device's."""
     monkeypatch.setattr(sharing, "find_difference", lambda *_, **__: None)
-    monkeypatch.setattr(rl, "find_other_loss", lambda *_: None)
+    monkeypatch.setattr(rl, "find_masking_difference", lambda *_: None)
 
 
 def test_the_guard_notices():

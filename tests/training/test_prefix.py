@@ -13,11 +13,11 @@ from differad.locators.prefix import obstacle  # noqa: E402
 from differad.locators.transformers_hooks import with_capacity  # noqa: E402
 from differad.training.pictures import Batch, Pictures  # noqa: E402
 from differad.training.prefix import (  # noqa: E402
-    PromptMemory,
-    answer_inputs,
+    PromptCache,
+    completion_inputs,
     find_prompts,
     generate_shared,
-    split_answers,
+    split_completions,
 )
 from tolerance import assert_as_near, assert_gradients_as_near  # noqa: E402
 
@@ -82,7 +82,7 @@ def stock(model, full, mask, types, pictures):
 
 
 def shared(model, full, mask, types, pictures):
-    logits = model(**answer_inputs(model, split_answers(Batch(full, mask, types, pictures), ANSWER))).logits
+    logits = model(**completion_inputs(model, split_completions(Batch(full, mask, types, pictures), ANSWER))).logits
     return log_probs(logits[:, :-1], full, mask)
 
 
@@ -138,7 +138,7 @@ def test_the_comparison_rejects_what_is_slightly_wrong(model, wrong):
     full, mask, types, pictures = batch(model)
     exact = stock(copy.deepcopy(model).double(), full, mask, types, pictures)
     straight = stock(model, full, mask, types, pictures)
-    inputs = answer_inputs(model, split_answers(Batch(full, mask, types, pictures), ANSWER))
+    inputs = completion_inputs(model, split_completions(Batch(full, mask, types, pictures), ANSWER))
     if wrong == "position":
         inputs["position_ids"] = inputs["position_ids"].clone()
         inputs["position_ids"][:, 4] += 1
@@ -208,26 +208,26 @@ def test_a_model_that_checkpoints_its_gradients_hands_no_cache_on(model):
 @torch.no_grad()
 def test_a_prompt_that_is_known_is_not_encoded_again_whatever_pads_it_stands_behind(model):
     full, mask, types, pictures = batch(model)
-    known, passes = PromptMemory(), []
+    prompt_cache, passes = PromptCache(), []
     hook = model.model.language_model.register_forward_pre_hook(
         lambda _, __, fields: passes.append(fields["inputs_embeds"].shape[1]), with_kwargs=True
     )
     config = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
     prompt = full.shape[1] - ANSWER
-    generate_shared(model, Batch(full, mask, types, pictures).until(prompt), config, known=known)
-    assert (len(known), passes.count(prompt - 1)) == (PROMPTS, 1)
+    generate_shared(model, Batch(full, mask, types, pictures).until(prompt), config, prompt_cache=prompt_cache)
+    assert (len(prompt_cache), passes.count(prompt - 1)) == (PROMPTS, 1)
     # The shorter prompt alone, with fewer pads than it had beside the longer one.
     begin, rows = int(mask[0, :prompt].logical_not().sum()) - 1, slice(0, GROUP)
     assert begin > 0
     own = Batch(full[rows, begin:], mask[rows, begin:], types[rows, begin:], pictures.take(rows))
     del passes[:]
-    found = model(**answer_inputs(model, split_answers(own, ANSWER), known=known)).logits
+    found = model(**completion_inputs(model, split_completions(own, ANSWER), prompt_cache=prompt_cache)).logits
     assert passes == [ANSWER + 1]
     hook.remove()
     precise = copy.deepcopy(model).double()
-    anew, exact = (each(**answer_inputs(each, split_answers(own, ANSWER))).logits for each in (model, precise))
+    anew, exact = (each(**completion_inputs(each, split_completions(own, ANSWER))).logits for each in (model, precise))
     assert_as_near(found, anew, exact, terms=HIDDEN)
     asked = own.until(prompt - begin).take(slice(0, 1))
     others = [(patches + 1, grids) for patches, grids in asked.pictures.rows()]
-    assert known.recall(model, asked.ids, asked.mask, asked.pictures.rows()) is not None
-    assert known.recall(model, asked.ids, asked.mask, others) is None
+    assert prompt_cache.get(model, asked.ids, asked.mask, asked.pictures.rows()) is not None
+    assert prompt_cache.get(model, asked.ids, asked.mask, others) is None

@@ -16,7 +16,7 @@ from differad.locators.tiny.model import COMPARISON
 from differad.locators.tiny.proposals import PROPOSALS, proposals
 from differad.synthesis.draw import DrawOptions
 from differad.synthesis.run import synthesize
-from differad.training.reading import make_up, teach_reading
+from differad.training.reading import make_up, pretrain_boxes
 from differad.training.recipe import RlRecipe, Tiny, load_recipe
 from differad.training.rl import train_rl
 from differad.training.tiny import build_tiny
@@ -39,7 +39,7 @@ def test_made_up_proposals_are_laid_out_as_the_comparers_and_only_the_first_two_
 
 def lesson_loss(folder, steps):
     model, tokenizer = AutoModelForImageTextToText.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    teach_reading(model, tokenizer, steps, seed=1)
+    pretrain_boxes(model, tokenizer, steps, seed=1)
     return model
 
 

@@ -20,7 +20,7 @@ from differad.training import trl_hooks
 from differad.training.advantages import group_advantages
 from differad.training.localization import localize
 from differad.training.recipe import RlRecipe
-from differad.training.rl import DifficultyAwareTrainer, drop_rows, grpo_config, take_rows, train_rl
+from differad.training.rl import DifficultyAwareTrainer, grpo_config, mask_rows, take_rows, train_rl
 from differad.training.sft import train_sft
 from tolerance import assert_as_near, rounding
 
@@ -45,17 +45,17 @@ def scored(make_recipe):
 def test_tokens_are_those_of_the_final_draw(scored):
     trainer, output = scored
     ids = [row[row != trainer._tokenizer.pad_token_id].tolist() for row in output["completion_ids"]]
-    assert trainer._reader(ids) == FINAL
-    assert trainer.calls == 1 + 2  # the batch, then twice the groups that were stuck
+    assert trainer._decoder(ids) == FINAL
+    assert trainer.calls == 1 + 2  # the batch, then twice the uninformative groups
     # Pair 0 was informative at once; pair 1 came right at the second redraw; pair 2 never: all its rewards are 0.
-    assert trainer._draw.redraws.tolist() == [0, 2, 2]
-    assert trainer._draw.stuck.tolist() == [False, False, True]
+    assert trainer._rollout.resamples.tolist() == [0, 2, 2]
+    assert trainer._rollout.uninformative.tolist() == [False, False, True]
 
 
 def test_rewards_and_weights_belong_to_the_final_draw(scored):
     trainer, output = scored
     outcomes = localize(FINAL, TRUTHS, [(1000, 1000)] * 12, "guarded")
-    assert trainer._draw.localization.flatten().tolist() == pytest.approx(outcomes.reward.tolist())
+    assert trainer._rollout.localization.flatten().tolist() == pytest.approx(outcomes.reward.tolist())
     # Pair 0: the box, its upper half (IoU 1/2, centres 125 apart, sides 250 x 500 against 250 x 250), zero box, nothing.
     half = 0.5 + 0.5 * 0.3 * (1 - 125 / math.hypot(250, 500)) * 0.5
     localization = torch.tensor([[1, half, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.float64)
@@ -219,7 +219,7 @@ def test_a_solved_group_is_neither_redrawn_nor_dropped(make_recipe):
     trainer.begin({pair: [[answer()] * G] for pair in (1, 3)})
     output = trainer.score([1, 3])
     assert trainer.calls == 1
-    assert trainer._draw.stuck.tolist() == [False, False]
+    assert trainer._rollout.uninformative.tolist() == [False, False]
     assert output["completion_mask"].any(dim=1).all()
     assert output["advantages"].abs().max() == 0
 
@@ -235,7 +235,7 @@ def test_without_reweighting_the_advantages_are_trls(make_recipe):
     trainer = make_trainer(make_recipe("rl", *BATCH, "grpo.reweight=false"))
     trainer.begin(SCRIPT)
     output = trainer.score([0])
-    rewards = trainer._draw.localization + torch.tensor([[1, 1, 1, 0]])
+    rewards = trainer._rollout.localization + torch.tensor([[1, 1, 1, 0]])
     expected = group_advantages(rewards)[0].tolist()
     assert output["advantages"].tolist() == pytest.approx(expected, abs=5 * rounding(G, 2.0))
 
@@ -259,7 +259,7 @@ def test_dropping_leaves_the_rest():
         "advantages": torch.ones(3),
         "ref_per_token_logps": -torch.ones(3, 2),
     }
-    drop_rows(output, [1])
+    mask_rows(output, [1])
     assert output["completion_mask"].tolist() == [[1, 1], [0, 0], [1, 1]]
     assert output["advantages"].tolist() == [1, 0, 1]
     assert output["ref_per_token_logps"].tolist() == [[-1, -1], [0, 0], [-1, -1]]
@@ -302,8 +302,8 @@ def test_two_processes_agree_with_one(make_recipe, tmp_path):
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert (found["processes"], expected["processes"]) == (2, 1)
-        assert found["stuck"] == expected["stuck"] == [False, False, True]
-        assert found["redraws"] == expected["redraws"]
+        assert found["uninformative"] == expected["uninformative"] == [False, False, True]
+        assert found["resamples"] == expected["resamples"]
         assert found["tokens"] == expected["tokens"]
         assert found["num_items"] == expected["num_items"]
         assert found["advantages"] == pytest.approx(expected["advantages"], rel=1e-6)
@@ -350,7 +350,9 @@ def test_prompts_may_keep_their_order(train, make_recipe):
 
 
 def test_a_checkpoint_between_two_draws_is_refused(make_recipe):
-    with pytest.raises(OptionError, match=r"train.save_every=1: answers are drawn every 2 batches.*a multiple of 2"):
+    with pytest.raises(
+        OptionError, match=r"train.save_every=1: answers are generated every 2 batches.*a multiple of 2"
+    ):
         grpo_config(make_recipe("rl", "grpo.iterations=2"))
     with pytest.raises(OptionError, match=r"GRPOConfig refuses the recipe: .*generations"):
         grpo_config(make_recipe("rl", "grpo.generations=3"))

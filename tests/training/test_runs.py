@@ -19,7 +19,7 @@ from differad.core import Pair
 from differad.data.manifest import read_pairs
 from differad.errors import ImageError
 from differad.locators import load_locator
-from differad.training.policy import LiveLocator, load_model, open_source
+from differad.training.policy import InMemoryLocator, load_model, open_checkpoint
 from differad.training.recipe import Data, Model, SftRecipe, Train
 from differad.training.rl import train_rl
 from differad.training.sft import train_sft
@@ -131,8 +131,8 @@ def test_every_family_takes_a_step_and_answers_alike_from_memory_and_disk(make_r
     )
     train_sft(recipe)
     locator = load_locator(str(recipe.out / "model"), max_new_tokens=6, max_pixels=recipe.model.max_pixels)
-    source = open_source(recipe.model.model_copy(update={"checkpoint": str(recipe.out / "model")}), recipe.out, 0)
-    live = LiveLocator(load_model(source, recipe.model).eval(), source, batch_size=2, max_new_tokens=6)
+    source = open_checkpoint(recipe.model.model_copy(update={"checkpoint": str(recipe.out / "model")}), recipe.out, 0)
+    live = InMemoryLocator(load_model(source, recipe.model).eval(), source, batch_size=2, max_new_tokens=6)
     pair = next(read_pairs(pairs))
     assert isinstance(pair, Pair)
     assert live.locate(pair).answer == locator.locate(pair).answer

@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration  # noqa: E402
 
 from differad.training.pictures import Batch, Pictures  # noqa: E402
-from differad.training.prefix import split_answers  # noqa: E402
-from differad.training.sequence import count_members, lay_out, pays, who_sees_what  # noqa: E402
+from differad.training.prefix import split_completions  # noqa: E402
+from differad.training.sequence import index_in_group, is_cheaper, pack, packed_attention_mask  # noqa: E402
 from tolerance import assert_as_near  # noqa: E402
 
 KEEP = 2
@@ -48,7 +48,7 @@ def rows(count, keep=KEEP):
 
 
 def test_rows_are_laid_out_behind_their_prompt(model):
-    layout = lay_out(model, split_answers(rows(2), KEEP))
+    layout = pack(model, split_completions(rows(2), KEEP))
     # Answers 20 21, 22 23 and 24 25 belong to the second, the first and the second prompt.
     assert layout.inputs["input_ids"].tolist() == [
         [2, 3, 8, IMAGE, 4, 6, 20, 21, 6, 24, 25],
@@ -78,7 +78,7 @@ def own_logits(model, batch):
 
 def laid_out_logits(model, batch, change=lambda inputs: None):
     """The same of one sequence a prompt; `change` may spoil what the model is given."""
-    layout = lay_out(model, split_answers(batch, KEEP))
+    layout = pack(model, split_completions(batch, KEEP))
     change(layout.inputs)
     logits = model(**layout.inputs, use_cache=False).logits
     return torch.stack([layout.rows(logits[:, :-1, token]) for token in range(logits.shape[2])], dim=2)
@@ -138,7 +138,7 @@ def test_the_comparison_rejects_what_is_slightly_wrong(model, attention, wrong, 
 
 
 def test_a_token_sees_its_prompt_and_its_own_answer():
-    sees = who_sees_what(torch.tensor([[0, 1]]), 2, 2).int()[0].tolist()
+    sees = packed_attention_mask(torch.tensor([[0, 1]]), 2, 2).int()[0].tolist()
     assert sees == [
         [1, 0, 0, 0, 0, 0],  # a pad, which has to see something
         [0, 1, 0, 0, 0, 0],
@@ -150,7 +150,7 @@ def test_a_token_sees_its_prompt_and_its_own_answer():
 
 
 def test_members_are_counted_by_prompt():
-    assert count_members(torch.tensor([0, 1, 0, 0, 2, 1])).tolist() == [0, 0, 1, 2, 0, 1]
+    assert index_in_group(torch.tensor([0, 1, 0, 0, 2, 1])).tolist() == [0, 0, 1, 2, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,6 @@ def test_long_answers_and_single_ones_do_not_pay(model, count, keep, attention, 
     stock = text._attn_implementation
     text._attn_implementation_internal = attention
     try:
-        assert pays(model, split_answers(rows(count, keep), keep)) is expected
+        assert is_cheaper(model, split_completions(rows(count, keep), keep)) is expected
     finally:
         text._attn_implementation_internal = stock

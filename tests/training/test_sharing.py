@@ -18,10 +18,10 @@ from transformers import Qwen2VLProcessor
 
 from differad.training import sharing
 from differad.training.pictures import Batch, Pictures
-from differad.training.prefix import split_answers
+from differad.training.prefix import split_completions
 from differad.training.recipe import RlRecipe
 from differad.training.rl import DifficultyAwareTrainer, train_rl
-from differad.training.sharing import adapters_as_computed, any_prompt_again, gather_prompts, lora_weights
+from differad.training.sharing import group_rows_by_prompt, has_repeated_prompt, lora_in_autocast_dtype, lora_weights
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
@@ -149,7 +149,7 @@ def assert_log_probabilities(found, expected, stock):
     assert said.any()
     for name, model in models.items():
         apart = model.disable_adapter() if lora and name.startswith("ref") else nullcontext()
-        bare = stock._bare(model)
+        bare = stock._unwrapped(model)
         experts = bare.get_experts_implementation()
         bare.set_experts_implementation("eager")  # grouped products have no float64
         with torch.no_grad(), apart:
@@ -172,7 +172,7 @@ def passes(monkeypatch):
     counts = []
 
     def watch(trainer):
-        for model in (trainer._bare(trainer.model), trainer.ref_model):
+        for model in (trainer._unwrapped(trainer.model), trainer.ref_model):
             if model is not None:
                 model.model.language_model.register_forward_pre_hook(
                     lambda _, __, fields: counts.append(tuple(fields["inputs_embeds"].shape[:2])), with_kwargs=True
@@ -203,7 +203,7 @@ def test_draws_losses_and_gradients_equal_trls(build, passes, family, overrides)
     expected, found = draw(stock), draw(shared)
     prompt = found["prompt_ids"].shape[1]
     assert (found["prompt_mask"].sum(dim=1) < prompt).any()  # padded on the left
-    pictured = found["prompt_ids"] == shared._bare(shared.model).config.image_token_id
+    pictured = found["prompt_ids"] == shared._unwrapped(shared.model).config.image_token_id
     assert found["mm_token_type_ids"][:, :prompt].tolist() == pictured.int().tolist()
     # Two pairs, eight answers: once by the policy, for its draw and its scores, and once by the reference, answers behind them.
     wide = [(rows, width) for rows, width in seen if width >= prompt - 1]
@@ -268,13 +268,13 @@ def test_layers_that_slide_a_window_share_what_is_not_differentiated(build, tmp_
     assert {rows for rows, width in seen if width >= prompt - 1} == {2}
     assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
     assert_log_probabilities(found, expected, stock)
-    assert shared.sharing_line().startswith("prompts are shared in rollout; not shared in loss (")
+    assert shared.sharing_summary().startswith("prompts are shared in rollout; not shared in loss (")
 
 
 def test_no_warning_says_what_the_first_line_has_said(build):
     trainer = build("model.max_pixels=null", family="qwen3_5")
     inputs = teach(draw(trainer))
-    assert "; not shared in loss (Qwen3_5" in trainer.sharing_line()
+    assert "; not shared in loss (Qwen3_5" in trainer.sharing_summary()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*share_prefix")
         gradients(trainer, inputs)
@@ -293,7 +293,7 @@ def test_the_embedded_policy_shares_too(build, freeze):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert_as_trls(gradients(shared, inputs), stock, inputs)
-    assert len(shared._memory(shared.model)) == (2 if freeze == "true" else 0)
+    assert len(shared._vision_cache(shared.model)) == (2 if freeze == "true" else 0)
 
 
 @pytest.mark.parametrize("family", [None, "qwen3_5"])
@@ -305,12 +305,12 @@ def test_groups_that_are_drawn_anew_do_not_encode_their_prompts_anew(build, pass
         trainer._outcomes = lambda answers: ([0.0, 1, 0, 1] * (len(answers) == 8) + [0.0] * 4, [0.0] * 8, [1.0] * 8)
     seen = passes(shared)
     expected, found = draw(stock), draw(shared)
-    assert shared._draw.redraws.tolist() == [0, 2]
+    assert shared._rollout.resamples.tolist() == [0, 2]
     assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
     assert_log_probabilities(found, expected, stock)
     long = [rows for rows, width in seen if width > 10]  # tokens of one answer are fewer
     assert long == [2, 2]  # the policy's and the reference's
-    assert shared._encoded is None  # weights may change from here on
+    assert shared._prompt_caches is None  # weights may change from here on
 
 
 def test_rows_of_a_batch_may_stand_in_any_order(build):
@@ -386,7 +386,7 @@ def test_batches_of_one_prompt_keep_every_row():
             "missing": None,
         }
 
-    first, second = gather_prompts([batch([3, 0, 1]), batch([2, 5, 4])])
+    first, second = group_rows_by_prompt([batch([3, 0, 1]), batch([2, 5, 4])])
     assert first["advantages"].tolist() == [3, 1, 5]
     assert second["advantages"].tolist() == [0, 2, 4]
     assert first["pixel_values"].shape == (6, 3)
@@ -449,7 +449,7 @@ def test_memory_is_bounded_and_may_be_none(build):
     draw(trainer)
     assert len(looked) == 2
     trainer = build()
-    memory = trainer._memory(trainer.model)
+    memory = trainer._vision_cache(trainer.model)
     # Tokens of 28 x 28 pixels, 32 numbers of 4 bytes each, two pictures: 4, 8 and 20 tokens a picture.
     sizes = {0: 1024, 1: 2048, 3: 5120}
     memory._limit = 2100
@@ -476,7 +476,7 @@ def test_losses_share_under_gradient_checkpointing(build, passes, family):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_answers_too_long_to_stand_in_one_sequence(build, passes, monkeypatch, checkpointing):
     """They are handed their prompt's cache, which gradient checkpointing would throw away: then TRL's way is taken."""
-    monkeypatch.setattr(sharing, "pays", lambda *_: False)
+    monkeypatch.setattr(sharing, "is_cheaper", lambda *_: False)
     trainer = build()
     inputs = teach(draw(trainer))
     if checkpointing:
@@ -544,7 +544,7 @@ def test_with_dropout_prompts_are_not_shared(build):
 )
 def test_a_run_says_first_where_prompts_are_shared(build, overrides, line):
     trainer = build(*overrides, share="grpo.share_prefix=false" not in overrides)
-    assert trainer.sharing_line().startswith(line)
+    assert trainer.sharing_summary().startswith(line)
 
 
 @pytest.mark.parametrize(
@@ -558,7 +558,7 @@ def test_a_run_says_first_where_prompts_are_shared(build, overrides, line):
 def test_engines_that_do_not_share_are_named(build, name, line):
     trainer = build()
     setattr(trainer, name, True)
-    assert trainer.sharing_line().startswith(line)
+    assert trainer.sharing_summary().startswith(line)
 
 
 def test_the_line_comes_before_the_first_step(make_recipe, capfd):
@@ -572,7 +572,7 @@ def test_a_model_without_positions_of_pictures_does_not_share(build, monkeypatch
     trainer = build()
     monkeypatch.delattr(type(trainer.model.model), "get_rope_index")
     with pytest.warns(UserWarning, match=r"Qwen2VLForConditionalGeneration tells no positions of pictures"):
-        assert trainer._plan(trainer.model, []) is None
+        assert trainer._choose_scoring(trainer.model, []) is None
 
 
 def test_two_processes_learn_what_one_learns(make_recipe, tmp_path):
@@ -652,7 +652,7 @@ def test_adapters_give_the_same_numbers_in_the_precision_of_autocast(build):
     before = [weight.data.clone() for weight in weights]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         plain = model(input_ids=ids).logits
-        with adapters_as_computed(model):
+        with lora_in_autocast_dtype(model):
             assert {weight.dtype for weight in weights} == {torch.bfloat16}
             narrow = model(input_ids=ids).logits
     assert torch.equal(plain, narrow)
@@ -665,6 +665,6 @@ def test_a_prompt_that_two_batches_hold_is_found(second, again):
     ids = torch.tensor([[*prompt, answer] for prompt in ([5, 6], second) for answer in (8, 9)])
     pictures = Pictures(torch.ones(16, 3), torch.tensor([[1, 2, 2]]).repeat(4, 1), [1] * 4)
     whole = Batch(ids, torch.ones_like(ids), torch.zeros_like(ids), pictures)
-    parts = [split_answers(whole.take(slice(start, start + 2)), 1) for start in (0, 2)]
-    assert any_prompt_again(parts) is again
-    assert not any_prompt_again(parts[:1])
+    parts = [split_completions(whole.take(slice(start, start + 2)), 1) for start in (0, 2)]
+    assert has_repeated_prompt(parts) is again
+    assert not has_repeated_prompt(parts[:1])

@@ -29,7 +29,7 @@ from differad.synthesis.draw import DrawOptions
 from differad.synthesis.run import synthesize
 from differad.training.coverage import WithCoverage
 from differad.training.data import build_dataset, prompt_messages
-from differad.training.policy import load_model, open_source
+from differad.training.policy import load_model, open_checkpoint
 from differad.training.recipe import SftRecipe, Tiny, load_recipe
 from differad.training.sft import train_sft
 from differad.training.tiny import NUMBERS, PHRASES, build_tiny
@@ -229,8 +229,8 @@ def test_the_loss_is_the_text_s_and_five_times_the_map_s(tmp_path, drawn):
     """The first step's, of all eight pairs, against the start's own: its forward for the text, `dense_loss` for the map."""
     cold = load_recipe(recipe(tmp_path, drawn, batch_size=8, save_every=1), SftRecipe)
     train_sft(cold)
-    source = open_source(cold.model, cold.out, 0)
-    rows = build_dataset(cold.data, source.speech, with_answer=True)
+    source = open_checkpoint(cold.model, cold.out, 0)
+    rows = build_dataset(cold.data, source.convention, with_answer=True)
     collate = WithCoverage(DataCollatorForVisionLanguageModeling(source.processor, completion_only_loss=True))
     batch = collate([rows[index] for index in range(8)])
     coverage = batch.pop("coverage")
@@ -246,8 +246,8 @@ def test_the_loss_is_the_text_s_and_five_times_the_map_s(tmp_path, drawn):
 def test_a_batch_carries_the_truth_of_its_cells(tmp_path, drawn):
     """What the trainer's collator makes of pairs: text, two pictures each, and coverage for every row of evidence."""
     cold = load_recipe(recipe(tmp_path, drawn), SftRecipe)
-    source = open_source(cold.model, tmp_path, 0)
-    rows = build_dataset(cold.data, source.speech, with_answer=True)
+    source = open_checkpoint(cold.model, tmp_path, 0)
+    rows = build_dataset(cold.data, source.convention, with_answer=True)
     batch = WithCoverage(DataCollatorForVisionLanguageModeling(source.processor))([rows[index] for index in range(8)])
     lengths = batch["image_grid_thw"].prod(dim=1).tolist()
     assert len(lengths) == 2 * 8

@@ -37,7 +37,7 @@ class Trials:
     overlap: NDArray[np.float64]
 
 
-def draw_trials() -> Trials:
+def make_trials() -> Trials:
     """Every combination of true size and place with candidate scale, shape and offset, cut off at the square."""
     predicted, truth = [], []
     for side in TRUE_SIDES:
@@ -56,7 +56,7 @@ def audit() -> dict[str, Any]:
     everything earns, by the true box's side; `misses_above_0.3`: share of misses (IoU < 0.3) that a count by reward would
     take for hits; `distinct_at_iou_0`: share of boxes clear of the truth whose reward differs from the commonest one.
     """
-    trials = draw_trials()
+    trials = make_trials()
     return {
         "trials": len(trials.predicted),
         "rewards": {name: _figures(trials, _score(trials, name)) for name in VARIANTS},
@@ -122,7 +122,7 @@ _PANEL, _MARGIN, _BINS = 320, 48, 80
 
 def draw_audit() -> RGB:
     """Reward against IoU, (H, W, 3) RGB: a panel for each reward in `VARIANTS`, darker where more boxes lie."""
-    trials = draw_trials()
+    trials = make_trials()
     panels = [_panel(name, trials.overlap, _score(trials, name)) for name in VARIANTS]
     return np.concatenate(panels, axis=1)
 

@@ -24,17 +24,17 @@ from differad.files import AppendFile, make_folder, write_text
 from differad.images import read_images
 from differad.progress import is_quiet
 from differad.training.model_card import MODEL_CARD, last_values, model_card
-from differad.training.policy import LiveLocator, Source, answering
+from differad.training.policy import CheckpointParts, InMemoryLocator, eval_mode
 from differad.training.provenance import write_run_info
 from differad.training.recipe import HeldOut
 from differad.training.shared_locator import SharedLocator
 
-_PICTURE_SIDE = 280
+_IMAGE_SIDE = 280
 CURVES = "curves.jsonl"
 LOGGED = ("miou", "acc_0.3", "f1_0.3", "detection_f1", "normal_accuracy", "valid")
 
 
-class WholeCheckpoints(TrainerCallback):
+class CheckpointMarker(TrainerCallback):
     """Marks a checkpoint as whole once every process has written its part."""
 
     def __init__(self, run: Mapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ class Curves(TrainerCallback):
                 file.append(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-class OwnIntervals(TrainerCallback):
+class RecipeIntervals(TrainerCallback):
     """Logs and saves at the steps of the run's own recipe: a trainer that is resumed takes those of its checkpoint."""
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
@@ -77,7 +77,7 @@ class OwnIntervals(TrainerCallback):
         state.compute_steps(args, state.max_steps)
 
 
-class FirstLine(TrainerCallback):
+class StartMessage(TrainerCallback):
     """Says something about a run before its first step, on stderr. `line` is asked for when training begins."""
 
     def __init__(self, line: Callable[[], str]) -> None:
@@ -92,7 +92,7 @@ class FirstLine(TrainerCallback):
 class _WithPolicy(TrainerCallback):
     """A callback that asks the policy in training. `trainer` is set once the trainer exists."""
 
-    def __init__(self, source: Source, held_out: HeldOut) -> None:
+    def __init__(self, source: CheckpointParts, held_out: HeldOut) -> None:
         self.trainer: Any = None
         self._source = source
         self._held_out = held_out
@@ -102,8 +102,8 @@ class _WithPolicy(TrainerCallback):
         """The policy as a locator that every process enters; see `SharedLocator`."""
         sharded = self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        with answering(model):
-            live = LiveLocator(
+        with eval_mode(model):
+            live = InMemoryLocator(
                 model,
                 self._source,
                 batch_size=self._held_out.batch_size,
@@ -138,7 +138,7 @@ class HeldOutEvaluation(_WithPolicy):
 class Samples(_WithPolicy):
     """Writes what the policy answers on a few pairs, beside their pictures, to `samples/step-N.html`."""
 
-    def __init__(self, source: Source, held_out: HeldOut, manifest: Path, every: int, count: int) -> None:
+    def __init__(self, source: CheckpointParts, held_out: HeldOut, manifest: Path, every: int, count: int) -> None:
         super().__init__(source, held_out)
         self._manifest, self._every, self._count = manifest, every, count
 
@@ -172,7 +172,7 @@ def _sample(pair: Pair, outcome: Location | DifferadError) -> str:
     reference, target = read_images(pair.reference, pair.target)
     boxes = outcome.boxes if isinstance(outcome, Location) else None
     text = outcome.answer if isinstance(outcome, Location) else str(outcome)
-    pictures = (thumbnail(reference, _PICTURE_SIDE), thumbnail(target, _PICTURE_SIDE, pair.boxes, boxes))
+    pictures = (thumbnail(reference, _IMAGE_SIDE), thumbnail(target, _IMAGE_SIDE, pair.boxes, boxes))
     images = "".join(
         f'<img alt="{name}" src="{jpeg_data_url(picture)}">'
         for name, picture in zip(("reference", "target"), pictures, strict=True)

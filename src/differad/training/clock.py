@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from differad.errors import OptionError
 
 # A schedule's shape is read off at this many places.
-_PLACES = 100_000
+_RESOLUTION = 100_000
 SECONDS = "seconds"
 
 
@@ -49,7 +49,7 @@ class Clock(TrainerCallback):
             control.should_training_stop = True
 
 
-class FollowsClock:
+class ClockMixin:
     """Mixin for a trainer whose `clock`, set before training, may limit its time."""
 
     clock: Clock | None = None
@@ -72,7 +72,7 @@ class FollowsClock:
         if clock is None or clock.limit is None:
             return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
         warmup = self.args.get_warmup_steps(num_training_steps)
-        stock = super().create_scheduler(_PLACES + warmup, optimizer)  # type: ignore[misc]
+        stock = super().create_scheduler(_RESOLUTION + warmup, optimizer)  # type: ignore[misc]
         if type(stock) is not LambdaLR:
             raise OptionError(
                 f"train.schedule={self.args.lr_scheduler_type}: not with train.minutes; expected cosine or linear"
@@ -86,6 +86,6 @@ def _over_time(shape: Callable[[int], float], clock: Clock, warmup: int, steps: 
 
     def factor(step: int) -> float:
         share = max(clock.spent / (clock.limit or 1.0), step / steps)
-        return shape(step if step < warmup else warmup + int(min(share, 1.0) * _PLACES))
+        return shape(step if step < warmup else warmup + int(min(share, 1.0) * _RESOLUTION))
 
     return factor

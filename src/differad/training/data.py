@@ -39,7 +39,7 @@ _SIZES = ((0.005, "a speck"), (0.02, "small"), (0.1, "of medium size"), (1.01, "
 
 
 @dataclass(frozen=True)
-class Speech:
+class AnswerConvention:
     """How a checkpoint writes boxes: its family's format, and the resize of its image processor where that is known."""
 
     format: AnswerFormat
@@ -61,7 +61,7 @@ class Speech:
         return frame.units(self.format.space)
 
 
-def build_dataset(data: Data, speech: Speech, *, with_answer: bool) -> Dataset:
+def build_dataset(data: Data, convention: AnswerConvention, *, with_answer: bool) -> Dataset:
     """The labelled pairs of a recipe as a data set whose pictures are opened row by row.
 
     Columns: `prompt`, `images` (two), and with an answer `completion`, else `solution` (true boxes (M, 4) in thousandths,
@@ -69,20 +69,20 @@ def build_dataset(data: Data, speech: Speech, *, with_answer: bool) -> Dataset:
     unknown place, have no answer to learn: they are left out with an InputWarning that counts them. Raises ManifestError,
     ImageError.
     """
-    rows = list(build_rows(_labelled(data), data, speech))
+    rows = list(build_rows(_labelled(data), data, convention))
     if not rows:
         names = ", ".join(map(str, data.pairs))
         raise ManifestError(f"{names}: no pair to train on; expected `boxes` or `mask` on some line ([] says normal)")
     return Dataset.from_list(rows).with_transform(_Opened(with_answer))
 
 
-def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[dict[str, Any]]:
+def build_rows(pairs: Iterable[Pair], data: Data, convention: AnswerConvention) -> Iterator[dict[str, Any]]:
     """One row of plain values a pair: what it is asked, what is right, and where its images are.
 
     Raises ManifestError for a pair without boxes (it is not known to be normal) or with boxes that cannot be pixels of its
     target, ImageError.
     """
-    known = None if data.evidence is None or speech.rule is None else KnownEvidence(data.evidence, speech.rule)
+    known = None if data.evidence is None or convention.rule is None else KnownEvidence(data.evidence, convention.rule)
     for pair in pairs:
         if pair.boxes is None:
             raise ManifestError(
@@ -90,12 +90,12 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
             )
         size = image_size(pair.target)
         boxes = as_boxes(check_boxes(pair, size))
-        frame = speech.frame(*size)
+        frame = convention.frame(*size)
         rng = np.random.default_rng([data.seed, zlib.crc32(pair.id.encode())])
         question = training_question(rng) if data.question == "drawn" else QUESTION
-        reasoning = describe(pair, frame) if data.reasoning else ""
-        width, height = speech.units(frame)
-        written = to_units(boxes, speech.format, frame).astype(np.float64)
+        reasoning = describe_defect(pair, frame) if data.reasoning else ""
+        width, height = convention.units(frame)
+        written = to_units(boxes, convention.format, frame).astype(np.float64)
         yield {
             "id": pair.id,
             "category": pair.category,
@@ -104,16 +104,16 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
             "evidence": _known_key(known, pair, frame),
             "mask": "" if pair.mask is None else str(pair.mask),
             "boxes": boxes.tolist(),
-            "question": prompt_text(speech.format, question),
-            "image_tokens": speech.image_tokens(frame, speech.frame(*image_size(pair.reference))),
-            "answer": format_answer(_largest(boxes), speech.format, frame, reasoning=reasoning),
+            "question": prompt_text(convention.format, question),
+            "image_tokens": convention.image_tokens(frame, convention.frame(*image_size(pair.reference))),
+            "answer": format_answer(_largest(boxes), convention.format, frame, reasoning=reasoning),
             # What can be written, not what is true: a box put into whole numbers to the letter has IoU 1.
             "solution": (written * 1000.0 / np.array([width, height, width, height])).tolist(),
             "units": [width, height],
         }
 
 
-def describe(pair: Pair, frame: Frame) -> str:
+def describe_defect(pair: Pair, frame: Frame) -> str:
     """What the pair's metadata knows, in a sentence: what is wrong with the target, where, and how large it is."""
     boxes = _largest(as_boxes(pair.boxes))
     if len(boxes) == 0:

@@ -18,7 +18,7 @@ from differad.data.locks import sole_run
 from differad.errors import DifferadError, OptionError, WriteError
 from differad.files import atomic_folder, make_folder, unfinished, write_text
 from differad.locators.tiny.processor import EvidenceProcessor
-from differad.training.callbacks import Curves, HeldOutEvaluation, OwnIntervals, Samples, WholeCheckpoints
+from differad.training.callbacks import CheckpointMarker, Curves, HeldOutEvaluation, RecipeIntervals, Samples
 from differad.training.clock import Clock
 from differad.training.data import checksum
 from differad.training.inputs import read_inputs
@@ -26,7 +26,7 @@ from differad.training.launch import check_devices, raise_in_first
 from differad.training.model_card import MODEL_CARD, last_values, model_card
 from differad.training.output import quiet_libraries, reporting
 from differad.training.peers import EndingTogether
-from differad.training.policy import Source, export, open_source
+from differad.training.policy import CheckpointParts, export, open_checkpoint
 from differad.training.provenance import describe_run, discard_unfinished, find_start, read_run_info, write_run_info
 from differad.training.recipe import Recipe
 from differad.training.writing import library_writes
@@ -54,7 +54,7 @@ class EpochSampler(Sampler[int]):
         return len(self._stock)
 
 
-class OwnFolders:
+class RunFoldersMixin:
     """Mixin for a trainer: it writes and reads the folders of a run as differad does.
 
     A checkpoint's weights are loaded as `from_pretrained` loads them, all of them or not at all. transformers saves Qwen2-VL and
@@ -123,7 +123,7 @@ def trainer_config(kind: type[Config], recipe: Recipe, **own: Any) -> Config:
         raise OptionError(f"{kind.__name__} refuses the recipe: {str(error)[:300]}") from None
 
 
-def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resume: bool) -> dict[str, Any]:
+def run_phase(recipe: Recipe, build: Callable[[CheckpointParts, list[Any]], Any], *, resume: bool) -> dict[str, Any]:
     """Train: `build` makes the trainer from the source and the callbacks. Returns the summary that the command prints.
 
     `out` receives checkpoints, curves, evaluations, samples and, at the end, `model/`. Raises OptionError, ManifestError,
@@ -139,18 +139,18 @@ def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resu
 
 
 def _run_phase(
-    recipe: Recipe, build: Callable[[Source, list[Any]], Any], processes: PartialState, resume: bool
+    recipe: Recipe, build: Callable[[CheckpointParts, list[Any]], Any], processes: PartialState, resume: bool
 ) -> dict[str, Any]:
     run, start = _begin(recipe, processes, resume)
     with processes.main_process_first():
-        source = open_source(recipe.model, recipe.out, recipe.train.seed)
+        source = open_checkpoint(recipe.model, recipe.out, recipe.train.seed)
     if isinstance(source.processor.image_processor, EvidenceProcessor):
         source.processor.image_processor.cache = recipe.data.evidence
         cv2.setNumThreads(1)  # processes that load batches are forked, where OpenCV's threads are not there to answer
-    asking = _asking(recipe, source)
+    asking = _policy_callbacks(recipe, source)
     earlier = None if start is None else read_run_info(start)
     clock = Clock(recipe.train.minutes, run, earlier)
-    trainer = build(source, [clock, OwnIntervals(), WholeCheckpoints(run), Curves(), *asking])
+    trainer = build(source, [clock, RecipeIntervals(), CheckpointMarker(run), Curves(), *asking])
     trainer.clock = clock
     for callback in asking:
         callback.trainer = trainer
@@ -159,7 +159,7 @@ def _run_phase(
     with reporting(trainer, processes.is_main_process), _without_traces(), _checkpoints_whole(recipe.out, processes):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     _export(trainer, source, recipe.out / MODEL_FOLDER, run)
-    leave_group(trainer)
+    destroy_process_group(trainer)
     return {
         "model": str(recipe.out / MODEL_FOLDER),
         "steps": trainer.state.global_step,
@@ -216,7 +216,7 @@ def _checkpoints_whole(out: Path, processes: PartialState) -> Iterator[None]:
         raise
 
 
-def leave_group(trainer: Any) -> None:
+def destroy_process_group(trainer: Any) -> None:
     """Leave the group of processes for good, its threads ended; the trainer is of no further use.
 
     Destroying a group ends its threads only when nothing refers to it any more, as the wrapper about the model does. A thread
@@ -236,13 +236,13 @@ def _on_cpu() -> bool:
     return not torch.accelerator.is_available()
 
 
-def _asking(recipe: Recipe, source: Source) -> list[HeldOutEvaluation | Samples]:
+def _policy_callbacks(recipe: Recipe, source: CheckpointParts) -> list[HeldOutEvaluation | Samples]:
     manifest = (recipe.held_out.pairs or recipe.data.pairs)[0]
     samples = Samples(source, recipe.held_out, manifest, recipe.train.samples_every, recipe.train.samples)
     return [HeldOutEvaluation(source, recipe.held_out), samples]
 
 
-def _export(trainer: Any, source: Source, folder: Path, run: dict[str, Any]) -> None:
+def _export(trainer: Any, source: CheckpointParts, folder: Path, run: dict[str, Any]) -> None:
     """The final policy in `folder`, whole or not at all, from whole weights whatever shards them. Raises WriteError."""
     processes = trainer.accelerator
     with ExitStack() as stack:

@@ -30,7 +30,7 @@ _LIBRARIES = ("transformers", "trl", "datasets", "accelerate", "peft", "huggingf
 _CHATTER = {
     "transformers.trainer_utils": (
         "mtime may not be reliable",  # checkpoints are ordered by their numbers then
-        "do not match the ones in the `trainer_state.json`",  # the recipe's intervals hold: OwnIntervals
+        "do not match the ones in the `trainer_state.json`",  # the recipe's intervals hold: RecipeIntervals
     ),
     "transformers.integrations.integration_utils": ('log a value of "None"',),  # TRL's, where no answer was clipped
 }

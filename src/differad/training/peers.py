@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Agreeing:
+class RaisingTogether:
     """A `with` block that every process enters: where it raises on one, it raises on all at its end.
 
     The process that failed raises its own error, the others PeerError with the reason of the first that failed.
@@ -61,7 +61,7 @@ class EndingTogether:
             error.args = (own,)
 
 
-def share_out(items: Sequence[Item]) -> list[Item]:
+def take_share(items: Sequence[Item]) -> list[Item]:
     """The items of this process: every one of `world` items, from its rank on."""
     state = PartialState()
     return list(items[state.process_index :: state.num_processes])
@@ -73,7 +73,7 @@ def join_shares(share: Sequence[Result]) -> list[Result]:
     return [shares[number % len(shares)][number // len(shares)] for number in range(sum(map(len, shares)))]
 
 
-def from_main(value: Any) -> Any:
+def broadcast_from_main(value: Any) -> Any:
     """The main process's value, on every process."""
     return broadcast_object_list([value])[0]
 

@@ -27,7 +27,7 @@ from differad.locators import checkpoints
 from differad.locators.local import LocalLocator, LocalOptions
 from differad.locators.packed_images import is_packed, read_rows
 from differad.locators.processors import load_processor, render_prompt
-from differad.training.data import Speech
+from differad.training.data import AnswerConvention
 from differad.training.recipe import Lora, Model
 from differad.training.scratch import build_scratch
 from differad.training.tiny import build_tiny
@@ -103,16 +103,16 @@ def _repeat_pictures(found: dict[str, Any], order: list[int], device: torch.devi
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class CheckpointParts:
     """A checkpoint before its weights are loaded: where it is, how it is read and how it speaks."""
 
     path: str
     config: Any
     processor: Any
-    speech: Speech
+    convention: AnswerConvention
 
 
-def open_source(model: Model, out: Path, seed: int) -> Source:
+def open_checkpoint(model: Model, out: Path, seed: int) -> CheckpointParts:
     """The recipe's checkpoint; one from scratch is made in `out`/start unless it lies there.
 
     Raises OptionError, WriteError.
@@ -134,17 +134,17 @@ def open_source(model: Model, out: Path, seed: int) -> Source:
         own = load_processor(path, config, model.min_pixels, model.max_pixels)
         own.by_row = is_packed(own.image_processor)
         render_prompt(own, path, prompt_text(spoken))  # a template that cannot is refused before weights are loaded
-        return Source(path, config, own, Speech(spoken, None))
+        return CheckpointParts(path, config, own, AnswerConvention(spoken, None))
     tokenizer = checkpoints.load_tokenizer(path)
     image_processor = checkpoints.load_image_processor(path, model.min_pixels, model.max_pixels)
     # What `AutoProcessor` is to make of what is saved: the stock class, as published checkpoints name it.
     tokenizer._set_processor_class(PROCESSOR_MAPPING_NAMES.get(config.model_type, Qwen2VLProcessor.__name__))
     processor = PairProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
     rule = ResizeRule.from_settings(image_processor.to_dict())
-    return Source(path, config, processor, Speech(spoken, rule))
+    return CheckpointParts(path, config, processor, AnswerConvention(spoken, rule))
 
 
-def load_model(source: Source, model: Model) -> Any:
+def load_model(source: CheckpointParts, model: Model) -> Any:
     """The weights, with the vision tower frozen where the recipe says so. Raises OptionError."""
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     if model.attention is not None:
@@ -198,7 +198,7 @@ def lora_config(lora: Lora | None, model: Any) -> LoraConfig | None:
     )
 
 
-def export(model: Any, source: Source, folder: Path) -> None:
+def export(model: Any, source: CheckpointParts, folder: Path) -> None:
     """Write the policy as a checkpoint folder that `--model` takes: safetensors, adapters merged, tokenizer, processor."""
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
@@ -206,15 +206,15 @@ def export(model: Any, source: Source, folder: Path) -> None:
     source.processor.save_pretrained(folder)
 
 
-class LiveLocator(LocalLocator):
+class InMemoryLocator(LocalLocator):
     """The policy in memory as a locator: it answers exactly as its exported folder would."""
 
-    def __init__(self, model: Any, source: Source, *, batch_size: int, max_new_tokens: int) -> None:
+    def __init__(self, model: Any, source: CheckpointParts, *, batch_size: int, max_new_tokens: int) -> None:
         self.name = "policy"
         # What is kept of a prompt would outlive the weights that encoded it.
         self.options = LocalOptions(batch_size=batch_size, max_new_tokens=max_new_tokens, remember_prefixes=0)
         self._config = source.config
-        self._format = source.speech.format
+        self._format = source.convention.format
         self._device = model.device
         self._processor = None
         if not checkpoints.is_qwen(source.config):
@@ -222,12 +222,12 @@ class LiveLocator(LocalLocator):
             self._processor.by_row = False
         self._tokenizer = source.processor.tokenizer
         self._image_processor = source.processor.image_processor
-        self._rule = source.speech.rule
+        self._rule = source.convention.rule
         self._set_up(model)
 
 
 @contextmanager
-def answering(model: Any) -> Iterator[None]:
+def eval_mode(model: Any) -> Iterator[None]:
     """The model set to answer (no dropout, no activation checkpoints), and as it was afterwards."""
     training = model.training
     model.eval()

@@ -32,7 +32,7 @@ _PEAK, _PEAK_SPREAD = 0.6, 0.3
 _FRAME = Frame(1000, 1000)
 
 
-def teach_reading(model: Any, tokenizer: Any, steps: int, seed: int) -> None:
+def pretrain_boxes(model: Any, tokenizer: Any, steps: int, seed: int) -> None:
     """Train `model` on `steps` batches of made-up proposals, on an accelerator if there is one; one seed, one result."""
     home = model.device
     model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else home)

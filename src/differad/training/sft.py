@@ -8,15 +8,15 @@ from trl import SFTConfig, SFTTrainer
 
 from differad.locators.tiny.model import DENSE_WEIGHT, Comparer, dense_loss
 from differad.locators.tiny.processor import EvidenceProcessor
-from differad.training.clock import FollowsClock
+from differad.training.clock import ClockMixin
 from differad.training.coverage import WithCoverage
 from differad.training.data import build_dataset
-from differad.training.loop import EpochSampler, OwnFolders, epoch_of, run_phase, trainer_config
-from differad.training.policy import Source, load_model, lora_config
+from differad.training.loop import EpochSampler, RunFoldersMixin, epoch_of, run_phase, trainer_config
+from differad.training.policy import CheckpointParts, load_model, lora_config
 from differad.training.recipe import SftRecipe
 
 
-class PairSftTrainer(FollowsClock, OwnFolders, SFTTrainer):
+class PairSftTrainer(ClockMixin, RunFoldersMixin, SFTTrainer):
     """TRL's trainer; the loss is taken on the answers alone, and for the embedded policy on its map of changes too."""
 
     def compute_loss(
@@ -47,7 +47,7 @@ def train_sft(recipe: SftRecipe, *, resume: bool = False) -> dict[str, Any]:
     return run_phase(recipe, lambda source, callbacks: build_trainer(recipe, source, callbacks), resume=resume)
 
 
-def build_trainer(recipe: SftRecipe, source: Source, callbacks: list[Any]) -> PairSftTrainer:
+def build_trainer(recipe: SftRecipe, source: CheckpointParts, callbacks: list[Any]) -> PairSftTrainer:
     """The trainer of a recipe. Raises OptionError, ManifestError, ImageError."""
     # A prompt must not lose its picture slots to a length limit.
     config = trainer_config(SFTConfig, recipe, max_length=None, completion_only_loss=True)
@@ -55,7 +55,7 @@ def build_trainer(recipe: SftRecipe, source: Source, callbacks: list[Any]) -> Pa
     trainer = PairSftTrainer(
         model=model,
         args=config,
-        train_dataset=build_dataset(recipe.data, source.speech, with_answer=True),
+        train_dataset=build_dataset(recipe.data, source.convention, with_answer=True),
         processing_class=source.processor,
         peft_config=lora_config(recipe.model.lora, model),
         callbacks=callbacks,

@@ -15,8 +15,8 @@ from accelerate import PartialState
 from differad.core import Location, Pair
 from differad.errors import DifferadError
 from differad.locators.base import Outcome
-from differad.training.peers import Agreeing, from_main, join_shares, share_out
-from differad.training.policy import LiveLocator
+from differad.training.peers import RaisingTogether, broadcast_from_main, join_shares, take_share
+from differad.training.policy import InMemoryLocator
 
 Result = TypeVar("Result")
 _BLANK_SIDE = 56
@@ -25,7 +25,7 @@ _BLANK_SIDE = 56
 class SharedLocator:
     """`locator` on every process as one locator of the main process. `lockstep` is the model where it is sharded, else None."""
 
-    def __init__(self, locator: LiveLocator, *, lockstep: Any = None) -> None:
+    def __init__(self, locator: InMemoryLocator, *, lockstep: Any = None) -> None:
         self.name, self.options = locator.name, locator.options
         self._locator, self._lockstep = locator, lockstep
         self._shared = False
@@ -35,7 +35,7 @@ class SharedLocator:
 
         Every process calls it once. Raises what `task` or any share raised; PeerError where that was another process.
         """
-        with Agreeing():
+        with RaisingTogether():
             if not PartialState().is_main_process:
                 self._share(())
                 return None
@@ -58,9 +58,9 @@ class SharedLocator:
 
     def _share(self, pairs: tuple[Pair, ...]) -> list[Outcome]:
         self._shared = True
-        every: tuple[Pair, ...] = from_main(pairs)
-        with Agreeing():
-            outcomes = self._locate(share_out(every), len(every))
+        every: tuple[Pair, ...] = broadcast_from_main(pairs)
+        with RaisingTogether():
+            outcomes = self._locate(take_share(every), len(every))
         return join_shares(outcomes)
 
     def _locate(self, share: list[Pair], total: int) -> list[Outcome]:

@@ -16,7 +16,7 @@ from differad.locators.tiny.evidence import PATCH
 from differad.locators.tiny.model import COMPARISON, TinyConfig, TinyPolicy, waves
 from differad.locators.tiny.network import OPENING
 from differad.locators.tiny.processor import MERGE, EvidenceProcessor
-from differad.training.reading import teach_reading
+from differad.training.reading import pretrain_boxes
 from differad.training.recipe import Tiny
 from differad.training.scratch import SPECIALS, text_settings, token_ids
 
@@ -42,7 +42,7 @@ def build_tiny(folder: Path, tiny: Tiny, seed: int) -> Path:
     _write_numbers(model, tokenizer)
     if tiny.comparer is not None:
         _take_comparer(model, tiny.comparer)
-    teach_reading(model, tokenizer, tiny.reading, seed)
+    pretrain_boxes(model, tokenizer, tiny.reading, seed)
     ends = [tokenizer.convert_tokens_to_ids(text) for text in ("<|im_end|>", "<|endoftext|>")]
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
