@@ -10,7 +10,7 @@ from accelerate import PartialState
 
 from differad.data.manifest import read_pairs
 from differad.errors import DifferadError, ImageError
-from differad.training.peers import EndingTogether, join_shares, take_share
+from differad.training.peers import EndingTogether, gather_shares, take_share
 from differad.training.policy import InMemoryLocator, load_model, open_checkpoint
 from differad.training.recipe import RlRecipe
 from differad.training.shared_locator import SharedLocator
@@ -53,7 +53,7 @@ def main(recipe_path, out):
     model = load_model(source, recipe.model).eval()
     live, failing = (kind(model, source, batch_size=1, max_new_tokens=4) for kind in (InMemoryLocator, Failing))
     pairs = list(islice(read_pairs(recipe.data.pairs[0]), 3)) + list(read_pairs(recipe.held_out.pairs[0]))
-    seen = {"rank": state.process_index, "joined": join_shares(take_share(range(5)))}
+    seen = {"rank": state.process_index, "joined": gather_shares(take_share(range(5)))}
     seen["split"] = answers(SharedLocator(live), pairs)
     passes = []
     hook = model.register_forward_pre_hook(lambda *_: passes.append(1))

@@ -22,7 +22,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
 from differad.cli.main import run
 from differad.progress import LOGGER
-from differad.training.output import duration, figure
+from differad.training.output import duration, format_number
 from differad.training.sft import train_sft
 
 NUMBER = r"-?\d\S* *"
@@ -199,7 +199,7 @@ def test_a_terminal_has_one_bar_and_the_lines_above_it(write_recipe):
     ],
 )
 def test_figures_have_few_digits(value, text):
-    assert figure(value) == text
+    assert format_number(value) == text
 
 
 @pytest.mark.parametrize(

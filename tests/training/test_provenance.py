@@ -5,7 +5,7 @@ import json
 import pytest
 
 from differad.errors import OptionError
-from differad.training.provenance import describe_run, find_start, git_commit, whole_checkpoints, write_run_info
+from differad.training.provenance import complete_checkpoints, describe_run, find_start, git_commit, write_run_info
 
 
 def test_only_whole_checkpoints_count(tmp_path, make_recipe):
@@ -15,7 +15,7 @@ def test_only_whole_checkpoints_count(tmp_path, make_recipe):
         (tmp_path / f"checkpoint-{step}").mkdir()
         write_run_info(tmp_path / f"checkpoint-{step}", run, step)
     (tmp_path / "checkpoint-11").mkdir()  # cut short: no note
-    assert [folder.name for folder in whole_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
+    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
     assert find_start(tmp_path, run, resume=True).name == "checkpoint-10"
     with pytest.raises(OptionError, match=r"holds checkpoint-10 of an earlier run; pass --resume"):
         find_start(tmp_path, run, resume=False)

@@ -13,10 +13,10 @@ from differad.boxes import iou
 from differad.data.manifest import read_pairs
 from differad.errors import OptionError
 from differad.locators.tiny.model import COMPARISON
-from differad.locators.tiny.proposals import PROPOSALS, proposals
+from differad.locators.tiny.proposals import PROPOSALS
 from differad.synthesis.draw import DrawOptions
 from differad.synthesis.run import synthesize
-from differad.training.reading import make_up, pretrain_boxes
+from differad.training.reading import pretrain_boxes, random_proposals
 from differad.training.recipe import RlRecipe, Tiny, load_recipe
 from differad.training.rl import train_rl
 from differad.training.tiny import build_tiny
@@ -25,16 +25,16 @@ SMALL = {"hidden_size": 32, "heads": 2, "layers": 1, "channels": 8, "blocks": 1}
 
 
 def test_made_up_proposals_are_laid_out_as_the_comparers_and_only_the_first_two_are_near():
-    known, truth = make_up(np.random.default_rng(0), 400)
-    assert known.shape == (400, *proposals(np.zeros((6, 8), np.float32)).shape) == (400, PROPOSALS, 6)
+    generated, truth = random_proposals(np.random.default_rng(0), 400)
+    assert generated.shape == (400, *proposals(np.zeros((6, 8), np.float32)).shape) == (400, PROPOSALS, 6)
     abnormal = np.array([len(boxes) > 0 for boxes in truth])
     assert 0.55 < abnormal.mean() < 0.75  # 65 % asked for; 4 deviations of 400 draws are 0.095
     boxes = np.concatenate([boxes for boxes in truth if len(boxes)])
     overlaps = [
-        iou(known[abnormal, number, :4].numpy().astype(float) * 1000, boxes).mean() for number in range(PROPOSALS)
+        iou(generated[abnormal, number, :4].numpy().astype(float) * 1000, boxes).mean() for number in range(PROPOSALS)
     ]
     assert min(overlaps[:2]) > 0.6 > 0.2 > max(overlaps[2:])
-    assert known[abnormal, 0, 4].mean() > 0 > known[~abnormal, 0, 4].mean()
+    assert generated[abnormal, 0, 4].mean() > 0 > generated[~abnormal, 0, 4].mean()
 
 
 def lesson_loss(folder, steps):

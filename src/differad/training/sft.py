@@ -1,4 +1,4 @@
-"""Cold start: supervised fine-tuning on difference pairs, TRL's `SFTTrainer` with the data in a reproducible order."""
+"""Cold start: supervised fine-tuning on reference-target pairs, TRL's `SFTTrainer` with a reproducible order of the data."""
 
 from typing import Any
 
@@ -17,24 +17,24 @@ from differad.training.recipe import SftRecipe
 
 
 class PairSftTrainer(ClockMixin, RunFoldersMixin, SFTTrainer):
-    """TRL's trainer; the loss is taken on the answers alone, and for the embedded policy on its map of changes too."""
+    """TRL's trainer with a loss on the answers only; the embedded policy also has a dense loss on its change map."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's loss; with `coverage` in the batch the dense loss joins it.
+        """TRL's loss, plus the dense loss if the batch has `coverage`.
 
-        TRL takes no loss from a model's forward, which it replaces, so it is added here, as TRL adds a model's own.
+        TRL replaces the model's forward and ignores its loss, so the dense loss is added here, as TRL adds a model's own.
         """
         coverage = inputs.pop("coverage", None)
-        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        text_loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if coverage is None:
-            return found
+            return text_loss
         comparer = next(module for module in self.model.modules() if isinstance(module, Comparer))
         dense = DENSE_WEIGHT * dense_loss(comparer.logits, coverage, inputs["image_grid_thw"])
-        # Where the text's loss is divided by the tokens of a whole step, the trainer sums over its parts.
+        # If the text loss is divided by the tokens of a whole step, the trainer sums over its batches.
         dense = dense / (self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1)
-        return (found[0] + dense, found[1]) if return_outputs else found + dense
+        return (text_loss[0] + dense, text_loss[1]) if return_outputs else text_loss + dense
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -49,7 +49,7 @@ def train_sft(recipe: SftRecipe, *, resume: bool = False) -> dict[str, Any]:
 
 def build_trainer(recipe: SftRecipe, source: CheckpointParts, callbacks: list[Any]) -> PairSftTrainer:
     """The trainer of a recipe. Raises OptionError, ManifestError, ImageError."""
-    # A prompt must not lose its picture slots to a length limit.
+    # A length limit could cut off a prompt's image tokens.
     config = trainer_config(SFTConfig, recipe, max_length=None, completion_only_loss=True)
     model = load_model(source, recipe.model)
     trainer = PairSftTrainer(

@@ -22,7 +22,7 @@ from trl.trainer import utils as trl_utils
 from differad.errors import InputWarning
 from differad.locators.prefix import obstacle
 from differad.locators.transformers_hooks import takes_masks
-from differad.training.peers import join_shares
+from differad.training.peers import gather_shares
 from differad.training.pictures import (
     Batch,
     Pictures,
@@ -83,7 +83,7 @@ class PrefixSharingMixin:
         bare = self._unwrapped(self.model)
         if not self._share or self._trainer_obstacle() or obstacle(bare, cached=False):
             return
-        mismatches, cache_mismatch = _merge_trials(join_shares([_run_trial(self, bare, self._vision_cache_mb)]))
+        mismatches, cache_mismatch = _merge_trials(gather_shares([_run_trial(self, bare, self._vision_cache_mb)]))
         messages = []
         if cache_mismatch is not None:
             self._vision_cache_mb, self._vision_cache_off = 0, True
