@@ -1,4 +1,4 @@
-"""The reading lesson: what is made up looks like what the comparer proposes, and the lesson teaches to read it."""
+"""Box pretraining: random proposals look like the change encoder's, and training on them teaches the policy to copy boxes."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from differad.boxes import iou
 from differad.data.manifest import read_pairs
 from differad.errors import OptionError
 from differad.locators.tiny.model import COMPARISON
-from differad.locators.tiny.proposals import PROPOSALS
+from differad.locators.tiny.proposals import PROPOSALS, proposals
 from differad.synthesis.draw import DrawOptions
 from differad.synthesis.run import synthesize
 from differad.training.reading import pretrain_boxes, random_proposals
@@ -24,11 +24,11 @@ from differad.training.tiny import build_tiny
 SMALL = {"hidden_size": 32, "heads": 2, "layers": 1, "channels": 8, "blocks": 1}
 
 
-def test_made_up_proposals_are_laid_out_as_the_comparers_and_only_the_first_two_are_near():
+def test_random_proposals_have_the_encoders_shape_and_only_the_first_two_are_near():
     generated, truth = random_proposals(np.random.default_rng(0), 400)
     assert generated.shape == (400, *proposals(np.zeros((6, 8), np.float32)).shape) == (400, PROPOSALS, 6)
     abnormal = np.array([len(boxes) > 0 for boxes in truth])
-    assert 0.55 < abnormal.mean() < 0.75  # 65 % asked for; 4 deviations of 400 draws are 0.095
+    assert 0.55 < abnormal.mean() < 0.75  # 65 % expected; 4 deviations of 400 samples are 0.095
     boxes = np.concatenate([boxes for boxes in truth if len(boxes)])
     overlaps = [
         iou(generated[abnormal, number, :4].numpy().astype(float) * 1000, boxes).mean() for number in range(PROPOSALS)
@@ -37,23 +37,23 @@ def test_made_up_proposals_are_laid_out_as_the_comparers_and_only_the_first_two_
     assert generated[abnormal, 0, 4].mean() > 0 > generated[~abnormal, 0, 4].mean()
 
 
-def lesson_loss(folder, steps):
+def pretrained(folder, steps):
     model, tokenizer = AutoModelForImageTextToText.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     pretrain_boxes(model, tokenizer, steps, seed=1)
     return model
 
 
-def test_the_lesson_is_repeatable_and_changes_what_turns_proposals_into_text(tmp_path):
+def test_pretraining_is_repeatable_and_changes_only_the_path_from_proposals_to_text(tmp_path):
     folder = build_tiny(tmp_path / "start", Tiny(**SMALL), seed=0)
     before = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
-    first, second = (lesson_loss(folder, 2).state_dict() for _ in range(2))
+    first, second = (pretrained(folder, 2).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     moved = {name for name in first if not torch.equal(first[name], before[name])}
     assert {"model.visual.propose.weight", "model.language_model.embed_tokens.weight"} <= moved
     assert not any(f"visual.{part}." in name for name in moved for part in COMPARISON)
 
 
-def test_a_comparer_is_taken_on_without_its_language_model(tmp_path):
+def test_a_change_encoder_is_loaded_without_its_language_model(tmp_path):
     earlier = build_tiny(tmp_path / "earlier", Tiny(**SMALL), seed=1)
     own = load_file(build_tiny(tmp_path / "own", Tiny(**SMALL, comparer=earlier), seed=0) / "model.safetensors")
     other = load_file(earlier / "model.safetensors")

@@ -538,7 +538,7 @@ def test_with_dropout_prompts_are_not_shared(build):
     [
         ((), "prompts are shared in rollout and loss"),
         (("train.gradient_checkpointing=true",), "prompts are shared in rollout and loss"),
-        ((DROPOUT,), "prompts are not shared in rollout and loss (dropout: every answer"),
+        ((DROPOUT,), "prompts are not shared in rollout and loss (dropout: each answer"),
         (("grpo.share_prefix=false",), "prompts are not shared in rollout and loss (grpo.share_prefix=false)"),
     ],
 )
