@@ -1,4 +1,4 @@
-"""A trainer whose answers are written beforehand, so that what is done with them can be worked out by hand."""
+"""A trainer with scripted answers, so that expected values can be worked out by hand."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def answer(*box):
 
 
 class ScriptedTrainer(DifficultyAwareTrainer):
-    """`script[pair][attempt]` holds the answers of a group; a pair is known by its target's first pixel."""
+    """`script[pair][attempt]` has the answers of a group; the target's first pixel is the number of the pair."""
 
     script: dict[int, list[list[str]]]
     calls: int
@@ -30,7 +30,7 @@ class ScriptedTrainer(DifficultyAwareTrainer):
     def _generate_completions(self, prompt_ids, images, fields, num_generations):
         if images[0][0] is None:  # the probe of prefix sharing, whose miniature has an image's patches alone
             return super()._generate_completions(prompt_ids, images, fields, num_generations)
-        pairs = [pictures[1].getpixel((0, 0))[0] for pictures in images]
+        pairs = [row[1].getpixel((0, 0))[0] for row in images]
         mine = [int(row["id"].removeprefix("p")) for row in self._rows]
         begin = self.accelerator.process_index * len(mine)
         texts, seen = [], {}

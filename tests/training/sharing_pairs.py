@@ -1,4 +1,4 @@
-"""What two processes make of shares and of errors, written down by each; run under torchrun by test_peers.py."""
+"""Each of two processes writes its results of shares and errors; run under torchrun by test_peers.py."""
 
 import json
 import sys

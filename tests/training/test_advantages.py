@@ -1,4 +1,4 @@
-"""The group mathematics, each number worked out beside it."""
+"""The group mathematics, each number with its calculation."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_each_group_is_weighted_by_itself():
     assert together.tolist() == pytest.approx(alone)
 
 
-def test_rows_of_a_group_that_lies_across_two_processes():
+def test_rows_of_a_group_that_spans_two_processes():
     # Three groups of four over two processes of six: rows 4..7 are the second group.
     chosen = torch.tensor([False, True, True])
     assert rows_of(chosen, 4, process=0, count=6) == [4, 5]

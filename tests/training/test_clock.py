@@ -1,4 +1,4 @@
-"""A run of so many minutes: when it ends, and what its learning rate was meanwhile."""
+"""A run with a time limit: its end and its learning rate."""
 
 import json
 import shutil

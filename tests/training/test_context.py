@@ -1,4 +1,4 @@
-"""vLLM's context is the longest prompt, as the processor lays it out, and the answer."""
+"""vLLM's context is the processor's longest prompt plus the answer."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""From pairs to rows: words, numbers and pictures, for every family that can be trained."""
+"""From pairs to rows: texts, numbers and images, for every family that can be trained."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_reasoning_says_what_where_and_how_large(pairs):
     assert rows_of(pairs, reasoning=False)[0]["answer"].startswith("<think></think><answer>")
 
 
-def test_the_question_is_drawn_once_from_the_seed(pairs):
+def test_the_seed_fixes_the_question(pairs):
     first, again, other = (rows_of(pairs, seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert [row["question"] for row in first] != [row["question"] for row in other]
@@ -66,10 +66,10 @@ def test_the_question_is_drawn_once_from_the_seed(pairs):
     assert all(row["question"].startswith(QUESTION) for row in rows_of(pairs, question="fixed"))
 
 
-def test_rows_open_two_pictures(pairs):
+def test_rows_open_two_images(pairs):
     dataset = build_dataset(Data(pairs=(pairs,)), convention(), with_answer=True)
     row = dataset[0]
-    assert [picture.size for picture in row["images"]] == [(56, 56), (56, 56)]
+    assert [image.size for image in row["images"]] == [(56, 56), (56, 56)]
     assert [part["type"] for part in row["prompt"][1]["content"]] == ["image", "image", "text"]
     assert row["completion"][0]["role"] == "assistant"
     assert set(build_dataset(Data(pairs=(pairs,)), convention(), with_answer=False)[0]) == {
@@ -117,7 +117,7 @@ def test_boxes_of_another_frame_are_not_learned(pairs, tmp_path):
         build_dataset(Data(pairs=(path,)), convention(), with_answer=True)
 
 
-def test_abnormal_pairs_at_an_unknown_place_are_left_out_and_counted(pairs, tmp_path):
+def test_abnormal_pairs_without_a_known_location_are_left_out_and_counted(pairs, tmp_path):
     path, lines = moved(pairs, tmp_path, boxes=None, anomalous=True)
     with pytest.warns(InputWarning, match="1 abnormal pairs at an unknown place are left out of training"):
         dataset = build_dataset(Data(pairs=(path,)), convention(), with_answer=False)

@@ -1,4 +1,4 @@
-"""Evidence ahead of training: the same files as training itself would write, on the CPU's processes and in batches."""
+"""Pair features ahead of training: the same files as training itself writes, in CPU processes and in batches."""
 
 import json
 import os
@@ -94,12 +94,12 @@ def test_a_batch_is_what_each_of_its_pairs_is_alone(manifest):
     shape = images[0][1].shape
     batch = [both for both in images if both[0].shape == both[1].shape == shape]
     evidence, alone = BatchedEvidence(torch.device("cpu")), PairEvidence()
-    told = []
+    pixels_of = []
     for reference, target in batch:
         pixels = laid_on(reference, target)
         strides = [(shape[0] // side, shape[1] // side) for side in (8, 16)]
-        told.append(None if pixels is None else tuple(steepest(pixels, each) for each in strides))
-    rows = evidence([r for r, _ in batch], [t for _, t in batch], told).astype(np.float32)
+        pixels_of.append(None if pixels is None else tuple(steepest(pixels, each) for each in strides))
+    rows = evidence([r for r, _ in batch], [t for _, t in batch], pixels_of).astype(np.float32)
     assert_alike(dict(enumerate(rows)), {n: alone(*both) for n, both in enumerate(batch)})
 
 
@@ -134,7 +134,7 @@ def test_training_sees_the_same_without_opening_an_image(manifest, tmp_path):
         assert torch.equal(value, known[name]), name
 
 
-def test_a_file_that_changed_is_not_known(manifest, tmp_path):
+def test_a_changed_file_is_not_in_the_index(manifest, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(Path(manifest).parent, folder)
     own = recipe(folder / "pairs.jsonl", tmp_path / "evidence")
@@ -172,7 +172,7 @@ def test_time_that_is_up_leaves_the_rest(manifest, tmp_path):
     assert found.computed == len(stored(folder)) == 4
 
 
-def test_batches_that_time_does_not_allow_are_left_out_and_not_known(manifest, tmp_path):
+def test_batches_beyond_the_time_limit_are_left_out_of_files_and_index(manifest, tmp_path):
     folder = tmp_path / "evidence"
     found = compute_evidence(recipe(manifest, folder), workers=1, minutes=1e-6, device="cpu:0")
     assert found.computed == len(stored(folder)) == 0  # four pairs were prepared, too few for a batch
@@ -210,7 +210,7 @@ def broken(content, kind):
 
 
 @pytest.mark.parametrize("kind", ["empty", "cut", "zeros", "flat", "small", "wide"])
-def test_a_file_of_evidence_that_is_not_whole_is_computed_anew(manifest, tmp_path, kind):
+def test_an_incomplete_feature_file_is_computed_again(manifest, tmp_path, kind):
     own = recipe(manifest, tmp_path)
     compute_evidence(own, workers=1, device="cpu")
     whole = {path.name: path.read_bytes() for path in tmp_path.glob("*.npy")}
@@ -229,7 +229,7 @@ def test_a_file_of_evidence_that_is_not_whole_is_computed_anew(manifest, tmp_pat
     assert (tmp_path / spoilt[0]).read_bytes() == whole[spoilt[0]]
 
 
-def test_evidence_that_breaks_while_training_is_named(manifest, tmp_path):
+def test_a_broken_feature_file_in_training_is_named(manifest, tmp_path):
     own = recipe(manifest, tmp_path)
     compute_evidence(own, workers=1, device="cpu")
     lost = sorted(tmp_path.glob("*.npy"))[0]
@@ -241,7 +241,7 @@ def test_evidence_that_breaks_while_training_is_named(manifest, tmp_path):
         processor([standing, standing])
 
 
-def test_evidence_that_cannot_be_written_is_one_line(manifest, tmp_path):
+def test_unwritable_features_give_one_line(manifest, tmp_path):
     own = recipe(manifest, tmp_path / "evidence")
     (tmp_path / "evidence").write_text("a file")
     with pytest.raises(WriteError, match=r"evidence: cannot be made a folder \(File exists\); choose another place"):

@@ -1,4 +1,4 @@
-"""What a run says: one line at each logging step, one bar on a terminal, nothing of libraries, nothing but errors with -q."""
+"""Output of a run: one line per logging step, one bar on a terminal, no chatter of libraries, only errors with -q."""
 
 import fcntl
 import json
@@ -164,7 +164,7 @@ def on_a_terminal(*command):
     try:
         while chunk := os.read(ours, 65536):
             shown += chunk
-    except OSError:  # Linux says so of a terminal that nobody writes to any more
+    except OSError:  # raised by Linux for a terminal without writers
         pass
     os.close(ours)
     assert process.wait(timeout=60) == 0, shown[-3000:]

@@ -35,7 +35,7 @@ def model(request, tmp_path_factory):
 
 
 def batch(model, seed=0):
-    """Two prompts of different lengths with two pictures each, three answers to each; pads left and right."""
+    """Two prompts of different lengths with two images each and three completions each; padded left and right."""
     random = torch.Generator().manual_seed(seed)
     vision = model.config.vision_config
     width = 3 * 2 * PATCH[model.config.model_type] ** 2
@@ -86,12 +86,12 @@ def shared(model, full, mask, types, pictures):
     return log_probs(logits[:, :-1], full, mask)
 
 
-def test_prompts_are_told_apart_by_their_pictures_too(model):
+def test_prompts_with_different_images_are_different(model):
     full, mask, _, pictures = batch(model)
     prompt, seen = full[:, :-ANSWER], mask[:, :-ANSWER]
     assert find_prompts(prompt, seen, pictures.rows()).of_row.tolist() == [0, 0, 0, 1, 1, 1]
     other = pictures.patches.clone()
-    other[0] += 1  # the first row's picture alone
+    other[0] += 1  # only the first row's image
     changed = find_prompts(prompt, seen, Pictures(other, pictures.grids, pictures.counts).rows())
     assert changed.of_row.tolist() == [0, 1, 1, 2, 2, 2]
     assert changed.first.tolist() == [0, 1, 3]
@@ -155,7 +155,7 @@ def test_the_comparison_rejects_what_is_slightly_wrong(model, wrong):
         assert_as_near(found, straight, exact, terms=HIDDEN)
 
 
-def test_consecutive_rows_keep_their_pictures(model):
+def test_consecutive_rows_keep_their_images(model):
     *_, pictures = batch(model)
     part = pictures.take(slice(2, 5))
     assert part.counts == [2, 2, 2]
@@ -163,24 +163,24 @@ def test_consecutive_rows_keep_their_pictures(model):
         assert all(torch.equal(one, other) for one, other in zip(own, expected, strict=True))
 
 
-def test_a_roomy_cache_holds_what_the_stock_one_does():
+def test_a_preallocated_cache_equals_the_stock_one():
     random = torch.Generator().manual_seed(0)
     first = torch.randn(2, 1, 3, 4, generator=random)
     of_row = torch.tensor([0, 0, 1])
-    roomy, stock = DynamicCache(), DynamicCache()
-    for cache in (roomy, stock):
+    preallocated, stock = DynamicCache(), DynamicCache()
+    for cache in (preallocated, stock):
         cache.update(first, -first, 0)
-    with_capacity(roomy, of_row, 2)
+    with_capacity(preallocated, of_row, 2)
     stock.batch_select_indices(of_row)
-    for _ in range(5):  # past its room
+    for _ in range(5):  # beyond its capacity
         fresh = torch.randn(3, 1, 1, 4, generator=random)
-        found, expected = roomy.update(fresh, 2 * fresh, 0), stock.update(fresh, 2 * fresh, 0)
+        found, expected = preallocated.update(fresh, 2 * fresh, 0), stock.update(fresh, 2 * fresh, 0)
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    assert roomy.get_seq_length() == 8
+    assert preallocated.get_seq_length() == 8
 
 
 @pytest.mark.parametrize("sample", [False, True])
-def test_the_same_random_numbers_draw_the_same_answers(model, sample):
+def test_the_same_random_numbers_give_the_same_completions(model, sample):
     full, mask, types, pictures = batch(model)
     ids, seen, kinds = full[:, :-ANSWER], mask[:, :-ANSWER], types[:, :-ANSWER]
     config = GenerationConfig(do_sample=sample, max_new_tokens=6, top_k=0, pad_token_id=0)
@@ -206,7 +206,7 @@ def test_a_model_that_checkpoints_its_gradients_hands_no_cache_on(model):
 
 
 @torch.no_grad()
-def test_a_prompt_that_is_known_is_not_encoded_again_whatever_pads_it_stands_behind(model):
+def test_a_cached_prompt_is_not_encoded_again_with_other_padding(model):
     full, mask, types, pictures = batch(model)
     prompt_cache, passes = PromptCache(), []
     hook = model.model.language_model.register_forward_pre_hook(

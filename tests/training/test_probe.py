@@ -1,4 +1,4 @@
-"""Sharing is tried before a run: where a release has moved something, the run trains in TRL's own way and says so once."""
+"""The probe before a run: if a release has changed, the run trains as TRL does and says so once."""
 
 import json
 import sys
@@ -80,7 +80,7 @@ def test_with_these_releases_every_family_shares_as_trl_trains(build, family):
         ("grpo.loss=cispo", "grpo.kl=0"),
     ],
 )
-def test_settings_of_a_run_are_tried_as_they_are(build, overrides):
+def test_the_probe_uses_the_runs_settings(build, overrides):
     trainer = build(*overrides)
     assert difference(trainer) == {}
     trainer.check_sharing()
@@ -147,7 +147,7 @@ def assert_named(found, reasons):
 
 
 @pytest.mark.parametrize(("what", "reasons"), BREAKS.items())
-def test_what_a_release_has_moved_is_named(build, monkeypatch, what, reasons):
+def test_a_difference_of_a_release_is_named(build, monkeypatch, what, reasons):
     trainer = build()
     break_(monkeypatch, what)
     assert_named(difference(trainer), reasons)
@@ -197,7 +197,7 @@ def test_a_cache_whose_states_cannot_be_repeated_is_named(build, monkeypatch, na
     assert "; not shared in loss (Qwen3_5ForConditionalGeneration has layers" in trainer.sharing_summary()
 
 
-def test_experts_are_tried_too(build):
+def test_the_probe_covers_experts(build):
     """Products of experts by groups have no float64, one by one they have. What balances experts is a loss of whole batches."""
     balanced, free = (build(*more, family="qwen3_vl_moe") for more in ((), ("train.more.router_aux_loss_coef=0.0",)))
     for trainer in (balanced, free):
@@ -211,7 +211,7 @@ def test_experts_are_tried_too(build):
 
 @pytest.fixture
 def informative(monkeypatch):
-    """Every second answer is right: a policy from scratch never writes a box, and would have nothing to learn."""
+    """Every second answer is right: a random policy never writes a box and would have nothing to learn."""
 
     def halves(texts, *_):
         right = np.arange(len(texts)) % 2.0
@@ -232,12 +232,12 @@ def train(recipe):
 
 
 @pytest.mark.parametrize("loss", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"])
-def test_losses_that_leave_answers_out_are_means_of_the_others(build, loss):
+def test_losses_with_masked_completions_are_means_of_the_others(build, loss):
     trainer = build(f"grpo.loss={loss}", *(["train.more.importance_sampling_level=sequence"] * (loss == "luspo")))
     assert find_masking_difference(trainer, trainer._unwrapped(trainer.model)) is None
 
 
-def test_a_loss_that_has_become_another_mean_is_refused(make_recipe, monkeypatch):
+def test_a_loss_with_another_mean_is_refused(make_recipe, monkeypatch):
     """As if TRL had stopped counting masked answers: the factor that makes up for them would be one too many."""
     stock = GRPOTrainer._compute_loss
 
@@ -300,7 +300,7 @@ def test_a_run_with_working_libraries_shares_and_warns_of_nothing(make_recipe, t
 
 
 @pytest.mark.usefixtures("informative")
-def test_image_features_that_a_model_no_longer_takes_are_not_kept(make_recipe, monkeypatch, capfd):
+def test_image_features_that_a_model_no_longer_takes_are_not_cached(make_recipe, monkeypatch, capfd):
     """As one that reads more of them than what is kept."""
     stock = Qwen2VLModel.forward
 

@@ -69,7 +69,7 @@ def test_a_change_encoder_is_loaded_without_its_language_model(tmp_path):
 
 
 def test_reinforcement_runs_on_pairs_of_several_shapes(tmp_path):
-    """Prompts of unequal length in one batch: what tells pictures from text must be padded as the prompts are."""
+    """Prompts of unequal length in one batch: token types must be padded as the prompts are."""
     synthesize(DrawOptions(seed=3, size=96, aspect=2.5), 4, tmp_path / "pairs", progress=False)
     shapes = {pair.id for pair in read_pairs(tmp_path / "pairs" / "pairs.jsonl")}
     assert len(shapes) == 4

@@ -1,4 +1,4 @@
-"""What is saved, by every way of saving, is read by stock transformers: image processor, tokenizer, and no class of our own."""
+"""All saved folders load in stock transformers: image processor, tokenizer, and no class of differad."""
 
 import json
 import os

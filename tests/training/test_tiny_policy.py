@@ -1,4 +1,4 @@
-"""The embedded policy made from nothing: its tokenizer, its template, its start, and a cold start that teaches it."""
+"""The randomly initialised embedded policy: its tokenizer, template and start weights, and a cold start."""
 
 import json
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_other_text_is_spelt_and_reads_back(tokenizer, text):
     assert tokenizer.decode(ids(tokenizer, text), skip_special_tokens=True) == text
 
 
-def test_a_prompt_is_two_pictures(tokenizer):
+def test_a_prompt_is_two_images(tokenizer):
     messages = prompt_messages("Where?")
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     slot = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -244,7 +244,7 @@ def test_the_loss_is_the_text_s_and_five_times_the_map_s(tmp_path, drawn):
 
 
 def test_a_batch_carries_the_truth_of_its_cells(tmp_path, drawn):
-    """What the trainer's collator makes of pairs: text, two pictures each, and coverage for every row of evidence."""
+    """The batch of the trainer's collator: texts, two images each, and coverage for every row of features."""
     cold = load_recipe(recipe(tmp_path, drawn), SftRecipe)
     source = open_checkpoint(cold.model, tmp_path, 0)
     rows = build_dataset(cold.data, source.convention, with_answer=True)
@@ -255,7 +255,7 @@ def test_a_batch_carries_the_truth_of_its_cells(tmp_path, drawn):
     assert len(batch["pixel_values"]) == sum(lengths)
     shares = [float(part.mean()) for part in torch.split(batch["coverage"], lengths)]
     assert shares[::2] == [0.0] * 8  # of references nothing is marked
-    # The mean over all cells is the share of the picture that is marked.
+    # The mean over all cells is the marked share of the image.
     true = [pair.extra["facts"]["area_share"] if pair.anomalous else 0.0 for pair in read_pairs(drawn)]
     assert shares[1::2] == pytest.approx(true, abs=1e-4)
     slots = (batch["input_ids"] == source.config.image_token_id).sum(dim=1)
