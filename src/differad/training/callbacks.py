@@ -92,9 +92,9 @@ class StartMessage(TrainerCallback):
 class _WithPolicy(TrainerCallback):
     """A callback that runs the policy in training. `trainer` is set once the trainer exists."""
 
-    def __init__(self, source: CheckpointParts, held_out: HeldOut) -> None:
+    def __init__(self, checkpoint: CheckpointParts, held_out: HeldOut) -> None:
         self.trainer: Any = None
-        self._source = source
+        self._checkpoint = checkpoint
         self._held_out = held_out
 
     @contextmanager
@@ -105,7 +105,7 @@ class _WithPolicy(TrainerCallback):
         with eval_mode(model):
             locator = InMemoryLocator(
                 model,
-                self._source,
+                self._checkpoint,
                 batch_size=self._held_out.batch_size,
                 max_new_tokens=self._held_out.max_new_tokens,
             )
@@ -138,8 +138,8 @@ class HeldOutEvaluation(_WithPolicy):
 class Samples(_WithPolicy):
     """Writes the policy's answers on a few pairs, with their images, to `samples/step-N.html`."""
 
-    def __init__(self, source: CheckpointParts, held_out: HeldOut, manifest: Path, every: int, count: int) -> None:
-        super().__init__(source, held_out)
+    def __init__(self, checkpoint: CheckpointParts, held_out: HeldOut, manifest: Path, every: int, count: int) -> None:
+        super().__init__(checkpoint, held_out)
         self._manifest, self._every, self._count = manifest, every, count
 
     def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:

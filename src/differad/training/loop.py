@@ -143,14 +143,14 @@ def _run_phase(
 ) -> dict[str, Any]:
     run, start = _begin(recipe, processes, resume)
     with processes.main_process_first():
-        source = open_checkpoint(recipe.model, recipe.out, recipe.train.seed)
-    if isinstance(source.processor.image_processor, EvidenceProcessor):
-        source.processor.image_processor.cache = recipe.data.evidence
+        checkpoint = open_checkpoint(recipe.model, recipe.out, recipe.train.seed)
+    if isinstance(checkpoint.processor.image_processor, EvidenceProcessor):
+        checkpoint.processor.image_processor.cache = recipe.data.evidence
         cv2.setNumThreads(1)  # data loader workers are forked and lack OpenCV's threads
-    policy_callbacks = _policy_callbacks(recipe, source)
+    policy_callbacks = _policy_callbacks(recipe, checkpoint)
     earlier = None if start is None else read_run_info(start)
     clock = Clock(recipe.train.minutes, run, earlier)
-    trainer = build(source, [clock, RecipeIntervals(), CheckpointMarker(run), Curves(), *policy_callbacks])
+    trainer = build(checkpoint, [clock, RecipeIntervals(), CheckpointMarker(run), Curves(), *policy_callbacks])
     trainer.clock = clock
     for callback in policy_callbacks:
         callback.trainer = trainer
@@ -158,7 +158,7 @@ def _run_phase(
         trainer.remove_callback(stock)
     with reporting(trainer, processes.is_main_process), _without_traces(), _checkpoints_whole(recipe.out, processes):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
-    _export(trainer, source, recipe.out / MODEL_FOLDER, run)
+    _export(trainer, checkpoint, recipe.out / MODEL_FOLDER, run)
     destroy_process_group(trainer)
     return {
         "model": str(recipe.out / MODEL_FOLDER),
@@ -236,13 +236,13 @@ def _on_cpu() -> bool:
     return not torch.accelerator.is_available()
 
 
-def _policy_callbacks(recipe: Recipe, source: CheckpointParts) -> list[HeldOutEvaluation | Samples]:
+def _policy_callbacks(recipe: Recipe, checkpoint: CheckpointParts) -> list[HeldOutEvaluation | Samples]:
     manifest = (recipe.held_out.pairs or recipe.data.pairs)[0]
-    samples = Samples(source, recipe.held_out, manifest, recipe.train.samples_every, recipe.train.samples)
-    return [HeldOutEvaluation(source, recipe.held_out), samples]
+    samples = Samples(checkpoint, recipe.held_out, manifest, recipe.train.samples_every, recipe.train.samples)
+    return [HeldOutEvaluation(checkpoint, recipe.held_out), samples]
 
 
-def _export(trainer: Any, source: CheckpointParts, folder: Path, run: dict[str, Any]) -> None:
+def _export(trainer: Any, checkpoint: CheckpointParts, folder: Path, run: dict[str, Any]) -> None:
     """Write the final policy to `folder`, completely or not at all, with unsharded weights. Raises WriteError."""
     processes = trainer.accelerator
     with ExitStack() as stack:
@@ -253,7 +253,7 @@ def _export(trainer: Any, source: CheckpointParts, folder: Path, run: dict[str, 
             # Only the trainer can gather its shards; adapters stay unmerged then.
             trainer.save_model(str(fresh))
         elif processes.is_main_process:
-            export(processes.unwrap_model(trainer.model), source, fresh)
+            export(processes.unwrap_model(trainer.model), checkpoint, fresh)
         processes.wait_for_everyone()
         if processes.is_main_process:
             step, last = trainer.state.global_step, last_values(trainer.state.log_history)

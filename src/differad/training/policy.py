@@ -145,19 +145,19 @@ def open_checkpoint(model: Model, out: Path, seed: int) -> CheckpointParts:
     return CheckpointParts(path, config, processor, AnswerConvention(answers, rule))
 
 
-def load_model(source: CheckpointParts, model: Model) -> Any:
+def load_model(checkpoint: CheckpointParts, model: Model) -> Any:
     """Load the weights; freeze the vision tower if the recipe says so. Raises OptionError."""
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     if model.attention is not None:
         options["attn_implementation"] = model.attention
-    with checkpoints.loading(source.path, "the weights", "expected complete safetensors files"):
+    with checkpoints.loading(checkpoint.path, "the weights", "expected complete safetensors files"):
         loaded = AutoModelForImageTextToText.from_pretrained(
-            source.path, trust_remote_code=False, use_safetensors=True, **options
+            checkpoint.path, trust_remote_code=False, use_safetensors=True, **options
         )
     text = loaded.config.get_text_config()
     if hasattr(text, "output_router_logits"):  # trainers request it themselves, see `without_balance`
         text.output_router_logits = False
-    if getattr(source.processor, "by_row", False):
+    if getattr(checkpoint.processor, "by_row", False):
         read_rows(loaded)
     if model.freeze_vision:
         freeze_vision(loaded)
@@ -199,31 +199,31 @@ def lora_config(lora: Lora | None, model: Any) -> LoraConfig | None:
     )
 
 
-def export(model: Any, source: CheckpointParts, folder: Path) -> None:
+def export(model: Any, checkpoint: CheckpointParts, folder: Path) -> None:
     """Write the policy as a checkpoint folder for `--model`: safetensors with merged adapters, tokenizer, processor."""
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     model.save_pretrained(folder)
-    source.processor.save_pretrained(folder)
+    checkpoint.processor.save_pretrained(folder)
 
 
 class InMemoryLocator(LocalLocator):
     """The policy in memory as a locator; its answers equal those of its exported folder."""
 
-    def __init__(self, model: Any, source: CheckpointParts, *, batch_size: int, max_new_tokens: int) -> None:
+    def __init__(self, model: Any, checkpoint: CheckpointParts, *, batch_size: int, max_new_tokens: int) -> None:
         self.name = "policy"
         # No prefix cache: entries would outlive the weights that encoded them.
         self.options = LocalOptions(batch_size=batch_size, max_new_tokens=max_new_tokens, remember_prefixes=0)
-        self._config = source.config
-        self._format = source.convention.format
+        self._config = checkpoint.config
+        self._format = checkpoint.convention.format
         self._device = model.device
         self._processor = None
-        if not checkpoints.is_qwen(source.config):
-            self._processor = copy(source.processor)
+        if not checkpoints.is_qwen(checkpoint.config):
+            self._processor = copy(checkpoint.processor)
             self._processor.by_row = False
-        self._tokenizer = source.processor.tokenizer
-        self._image_processor = source.processor.image_processor
-        self._rule = source.convention.rule
+        self._tokenizer = checkpoint.processor.tokenizer
+        self._image_processor = checkpoint.processor.image_processor
+        self._rule = checkpoint.convention.rule
         self._set_up(model)
 
 

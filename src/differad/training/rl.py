@@ -312,12 +312,12 @@ def mask_rows(output: dict[str, Any], rows: list[int]) -> None:
 
 def train_rl(recipe: RlRecipe, *, resume: bool = False) -> dict[str, Any]:
     """Run reinforcement learning to its end; see `loop.run_phase`. Raises OptionError, ManifestError, ImageError."""
-    return run_phase(recipe, lambda source, callbacks: build_trainer(recipe, source, callbacks), resume=resume)
+    return run_phase(recipe, lambda checkpoint, callbacks: build_trainer(recipe, checkpoint, callbacks), resume=resume)
 
 
 def build_trainer(
     recipe: RlRecipe,
-    source: CheckpointParts,
+    checkpoint: CheckpointParts,
     callbacks: list[Any],
     kind: type[DifficultyAwareTrainer] = DifficultyAwareTrainer,
 ) -> DifficultyAwareTrainer:
@@ -326,33 +326,33 @@ def build_trainer(
     Raises OptionError, also for fewer pairs than one rollout takes: TRL would drop them and end without a step.
     """
     config = grpo_config(recipe)  # first: a sharding engine must be configured before weights are loaded
-    dataset = build_dataset(recipe.data, source.convention, with_answer=False)
+    dataset = build_dataset(recipe.data, checkpoint.convention, with_answer=False)
     needed = config.generation_batch_size // config.num_generations
     if len(dataset) < needed:
         raise OptionError(
             f"data.pairs: {len(dataset)} pairs to train on; expected at least {needed}, for that many are answered at once; "
             "lower train.batch_size or give more"
         )
-    tokenizer = source.processor.tokenizer
+    tokenizer = checkpoint.processor.tokenizer
     if config.use_vllm:
         config.vllm_max_model_length = vllm_context(
             config.vllm_max_model_length, config.max_completion_length, dataset, tokenizer
         )
-    model = load_model(source, recipe.model)
+    model = load_model(checkpoint, recipe.model)
     ends = model.generation_config.eos_token_id
     ends = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
-    decoder = CompletionDecoder(tokenizer, ends, source.convention.format)
+    decoder = CompletionDecoder(tokenizer, ends, checkpoint.convention.format)
     trainer = kind(
         model=model,
         args=config,
         train_dataset=dataset,
-        processing_class=source.processor,
+        processing_class=checkpoint.processor,
         peft_config=lora_config(recipe.model.lora, model),
         callbacks=callbacks,
         grpo=recipe.grpo,
         decoder=decoder,
     )
-    if getattr(source.processor, "by_row", False) and trainer.ref_model is not None:
+    if getattr(checkpoint.processor, "by_row", False) and trainer.ref_model is not None:
         read_rows(trainer.accelerator.unwrap_model(trainer.ref_model))
     trainer.add_callback(StartMessage(trainer.sharing_summary))
     return trainer

@@ -44,22 +44,22 @@ class PairSftTrainer(ClockMixin, RunFoldersMixin, SFTTrainer):
 
 def train_sft(recipe: SftRecipe, *, resume: bool = False) -> dict[str, Any]:
     """Run a cold start to its end; see `loop.run_phase`. Raises OptionError, ManifestError, ImageError."""
-    return run_phase(recipe, lambda source, callbacks: build_trainer(recipe, source, callbacks), resume=resume)
+    return run_phase(recipe, lambda checkpoint, callbacks: build_trainer(recipe, checkpoint, callbacks), resume=resume)
 
 
-def build_trainer(recipe: SftRecipe, source: CheckpointParts, callbacks: list[Any]) -> PairSftTrainer:
+def build_trainer(recipe: SftRecipe, checkpoint: CheckpointParts, callbacks: list[Any]) -> PairSftTrainer:
     """The trainer of a recipe. Raises OptionError, ManifestError, ImageError."""
     # A length limit could cut off a prompt's image tokens.
     config = trainer_config(SFTConfig, recipe, max_length=None, completion_only_loss=True)
-    model = load_model(source, recipe.model)
+    model = load_model(checkpoint, recipe.model)
     trainer = PairSftTrainer(
         model=model,
         args=config,
-        train_dataset=build_dataset(recipe.data, source.convention, with_answer=True),
-        processing_class=source.processor,
+        train_dataset=build_dataset(recipe.data, checkpoint.convention, with_answer=True),
+        processing_class=checkpoint.processor,
         peft_config=lora_config(recipe.model.lora, model),
         callbacks=callbacks,
     )
-    if isinstance(source.processor.image_processor, EvidenceProcessor):
+    if isinstance(checkpoint.processor.image_processor, EvidenceProcessor):
         trainer.data_collator = WithCoverage(trainer.data_collator)
     return trainer
