@@ -119,7 +119,7 @@ def test_boxes_of_another_frame_are_not_learned(pairs, tmp_path):
 
 def test_abnormal_pairs_without_a_known_location_are_left_out_and_counted(pairs, tmp_path):
     path, lines = moved(pairs, tmp_path, boxes=None, anomalous=True)
-    with pytest.warns(InputWarning, match="1 abnormal pairs at an unknown place are left out of training"):
+    with pytest.warns(InputWarning, match="1 abnormal pairs without a known location are left out of training"):
         dataset = build_dataset(Data(pairs=(path,)), convention(), with_answer=False)
     assert dataset["id"] == [line["id"] for line in lines[1:]]
     with pytest.raises(ManifestError, match="pair 'p0': nothing says where"):
