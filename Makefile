@@ -26,7 +26,7 @@ BORDER += tests/training/test_runs.py::test_adapters_are_merged_into_what_is_exp
 BORDER += tests/training/test_runs.py::test_every_family_takes_a_step_and_answers_alike_from_memory_and_disk
 BORDER += tests/training/test_rl.py::test_log_probabilities_belong_to_the_final_tokens  # TRL's rollout
 BORDER += tests/training/test_rl.py::test_two_processes_agree_with_one                 # torch.distributed
-BORDER += tests/training/test_sharing.py::test_draws_losses_and_gradients_equal_trls   # torch, transformers and TRL from within
+BORDER += tests/training/test_sharing.py::test_rollouts_losses_and_gradients_equal_trls   # torch, transformers and TRL from within
 # Last: test_server.py imports its conftest by name, and the last that pytest loads is the one it finds.
 BORDER += tests/locators/test_server.py::test_requests_overlap_and_come_back_in_order    # openai
 BORDER += tests/locators/test_local.py::test_boxes_are_pixels_of_the_original_target  # transformers: processors, generation

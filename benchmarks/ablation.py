@@ -1,13 +1,12 @@
-"""Does the method work? Every part of it added to the cold start on its own, some seeds each, on categories never trained on.
+"""Does the method work? Add each of its parts to the cold start separately, with several seeds, and test on unseen categories.
 
     differad train sft recipes/tiny/sft.yaml                     # the cold start that all arms share
-    python benchmarks/ablation.py run --seeds 3 --workers 2      # trains what is missing, then writes docs/ablation.json
-    python benchmarks/ablation.py report                         # docs/ablation.md and its picture from docs/ablation.json
+    python benchmarks/ablation.py run --seeds 3 --workers 2      # trains missing runs, then writes docs/ablation.json
+    python benchmarks/ablation.py report                         # docs/ablation.md and its figure from docs/ablation.json
 
-A run that was finished is kept, one that was cut short starts anew. All arms answer the same held-out pairs, the policy as it
-is, without the locator's calibrated decision. Intervals are Student's over seeds (95 %); of the cold start, which is one
-policy, over pairs (bootstrap). Arms are compared seed by seed: an arm is ahead of another where the interval of their paired
-differences leaves out 0, and only there.
+Finished runs are reused, interrupted ones start again. All arms are evaluated on the same held-out pairs, without the locator's
+calibrated decision. Intervals are Student's over seeds (95 %), for the cold start, which is one policy, over pairs (bootstrap).
+Arms are compared by the paired differences of their seeds: they differ only if the interval of the differences excludes 0.
 """
 
 import argparse
@@ -34,7 +33,7 @@ ARMS = {
     "all, guarded": ("guarded", 3, True),
 }
 METRICS = ("miou", "acc_0.3", "normal_accuracy", "detection_f1")
-# What is compared with what: each part of the method with the arm that lacks it.
+# Compared arms: each part of the method with the arm that lacks it.
 COMPARED = (
     ("GRPO, DCLR", "GRPO, IoU"),
     ("DCLR + resampling", "GRPO, DCLR"),
@@ -74,12 +73,12 @@ def train(arm: str, seed: int, root: Path, more: list[str]) -> Path:
 
 
 def by_size(metrics: dict) -> dict[str, float]:
-    """Mean IoU of anomalous pairs by the size of their defect, as `differad evaluate` parts them."""
+    """Mean IoU of anomalous pairs by the size of their defect, with the size classes of `differad evaluate`."""
     return {name: metrics["sizes"][name]["miou"] for name, _ in SIZES}
 
 
 def read_run(out: Path) -> dict:
-    """Final metrics, metrics over steps, and what the trainer logged, of one run."""
+    """Final metrics, metrics over steps, and the trainer's logged values of one run."""
     folders = sorted((out / "evaluation").glob("step-*"), key=lambda folder: int(folder.name.partition("-")[2]))
     steps = {
         int(folder.name.partition("-")[2]): json.loads((folder / "metrics.json").read_text()) for folder in folders
@@ -132,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def half_width(values: list[float]) -> float:
-    """Half of the 95 % interval (Student's t) of the mean of two values or more."""
+    """Half of the 95 % interval (Student's t) of the mean of two or more values."""
     return STUDENT[len(values) - 2] * float(np.std(values, ddof=1)) / len(values) ** 0.5
 
 
@@ -147,10 +146,10 @@ def informative(one: dict) -> float:
 
 
 def differences(runs: dict[str, list[dict]]) -> list[str]:
-    """Table of the paired differences of `COMPARED`, and the sentence that says which of them leave out 0."""
+    """Table of the paired differences of `COMPARED`, and a sentence on which of them exclude 0."""
     names = (*METRICS, INFORMATIVE)
-    lines = [f"| difference, seed by seed | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    apart = []
+    lines = [f"| paired difference | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    significant = []
     for arm, other in COMPARED:
         cells = []
         for name in names:
@@ -158,19 +157,22 @@ def differences(runs: dict[str, list[dict]]) -> list[str]:
                     for which in (arm, other))  # fmt: skip
             values = [x - y for x, y in zip(a, b, strict=True)]
             mean, half = float(np.mean(values)), half_width(values)
-            # Equal differences have no spread to take an interval from.
+            # Equal differences have no spread and so no interval.
             cells.append(f"{mean - half:+.3f} to {mean + half:+.3f}" if half else f"{mean:+.3f} in each")
             if abs(mean) > half > 0:
-                apart.append(f"{name} of {arm} − {other}")
+                significant.append(f"{name} of {arm} − {other}")
         lines.append(f"| {arm} − {other} | {' | '.join(cells)} |")
     count, seeds = len(COMPARED) * len(names), len(runs[COMPARED[0][0]])
-    verdict = f"{len(apart)} leave out 0 ({'; '.join(apart)})" if apart else "none leaves out 0"
-    summary = f"95 % intervals of the paired differences over {seeds} seeds. Of {count}, {verdict}; by chance one in twenty does."
+    listed = f" ({'; '.join(significant)})" if significant else ""
+    summary = (
+        f"95 % intervals of the paired differences over {seeds} seeds. {len(significant)} of {count} exclude 0{listed}; "
+        "1 in 20 is expected by chance."
+    )
     return [*lines, "", summary]
 
 
 def replace_block(page: str, name: str, lines: list[str]) -> str:
-    """The page with other lines between `<!-- NAME -->` and `<!-- end of NAME -->`."""
+    """The page with the lines between `<!-- NAME -->` and `<!-- end of NAME -->` replaced."""
     start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
     before, _, rest = page.partition(start)
     return before + start + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
@@ -193,14 +195,14 @@ def report(arguments: argparse.Namespace) -> None:
         lines.append(f"| {arm} | {' | '.join(row)} |")
     page = replace_block(arguments.page.read_text(encoding="utf-8"), "table", lines)
     compared = (
-        differences(stored["arms"]) if len(stored["arms"][COMPARED[0][0]]) > 1 else ["One seed compares nothing."]
+        differences(stored["arms"]) if len(stored["arms"][COMPARED[0][0]]) > 1 else ["One seed gives no differences."]
     )
     arguments.page.write_text(replace_block(page, "differences", compared), encoding="utf-8")
-    draw(stored, arguments.picture)
+    plot(stored, arguments.picture)
     print("\n".join([*lines, "", *compared]))
 
 
-def draw(stored: dict, path: Path) -> None:
+def plot(stored: dict, path: Path) -> None:
     import matplotlib as mpl
     from matplotlib import pyplot
 
@@ -230,11 +232,9 @@ def draw(stored: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "report"))
-    parser.add_argument("more", nargs="*", help="further keys of the recipe, as train.steps=4")
+    parser.add_argument("more", nargs="*", help="further keys of the recipe, such as train.steps=4")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--workers", type=int, default=1, help="runs side by side; give each a core by OMP_NUM_THREADS=1"
-    )
+    parser.add_argument("--workers", type=int, default=1, help="parallel runs; OMP_NUM_THREADS=1 gives each one core")
     parser.add_argument("--root", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--cold-start", default="runs/tiny/sft/model")
     parser.add_argument("--stored", type=Path, default=Path("docs/ablation.json"))

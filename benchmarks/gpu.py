@@ -1,20 +1,20 @@
-"""All that is promised of GPUs, measured on one card in a few minutes: run it, copy the folder back, read results.md.
+"""All GPU measurements on one GPU in a few minutes: run it, copy the folder back, read results.md.
 
     python benchmarks/gpu.py --out runs/gpu --minutes 7      # on a machine with a GPU; needs no network
     python benchmarks/gpu.py --out runs/gpu --tiny           # all stages at the smallest sizes, on a CPU too
 
 Needs torch, transformers and the packages of the extra `train`; the checkout need not be installed (PYTHONPATH=src). Stages run
-one after another, each in a process of its own with its share of the time:
+one after another, each in its own process with its share of the time:
 
-    card     the card and the versions; its two ceilings: a large matrix product in bfloat16, and a device copy
-    checks   shared prompts against repeated ones, each by its distance to float64
-    grpo     one GRPO step beside stock TRL's
-    locate   `locate` beside plain `generate`
-    policy   the embedded policy: pair features, cold start and reinforcement
+    card     the GPU and the versions; its two ceilings: a large matrix product in bfloat16, and a device copy
+    checks   shared and repeated prompts, with their distances to float64
+    grpo     one GRPO step compared with stock TRL
+    locate   `locate` compared with plain `generate`
+    policy   the embedded policy: pair features, cold start and reinforcement learning
 
-Each measurement is one line of OUT/results.jsonl as soon as it is made, and OUT/results.md holds all of them as tables. A stage
-that fails, or runs out of time, leaves a row with the reason, and the next one begins; OUT/STAGE.log has what it printed. A run
-that is stopped, however hard, keeps its rows, and its stage and that one's worker processes end within a second.
+Each measurement is written to OUT/results.jsonl at once, one line each, and OUT/results.md has all of them as tables. A stage
+that fails, or runs out of time, gives a row with the reason, and the next stage starts; OUT/STAGE.log has its output. A run that
+is killed keeps its rows, and its stage and worker processes end within a second.
 """
 
 import argparse
@@ -34,16 +34,16 @@ from typing import Any
 
 from gpu_context import RESULTS, Context, Row, read_rows
 
-# Each with its share of the time; what a stage leaves goes to those behind it.
+# Each stage's share of the time; unused time goes to later stages.
 SHARES = {"card": 0.06, "checks": 0.14, "grpo": 0.45, "locate": 0.2, "policy": 0.15}
-# Seconds beyond its deadline after which a stage is stopped: it looks at the clock between two measurements only.
+# Seconds after its deadline at which a stage is stopped: it checks the time only between measurements.
 GRACE = 15.0
 _TABLE = "results.md"
 _SOURCES = Path(__file__).resolve().parents[1] / "src"
 
 
 def write_row(out: Path, row: Row) -> None:
-    """Add a row to the results and write the tables anew; each file is there whole at any moment."""
+    """Add a row to the results and rewrite the tables; each file is complete at any time."""
     rows = [*read_rows(out), row]
     _replace(out / RESULTS, "".join(json.dumps(each, default=str) + "\n" for each in rows))
     _replace(out / _TABLE, tables(rows))
@@ -59,7 +59,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def tables(rows: list[Row]) -> str:
-    """Rows as Markdown, a table for each run of rows with the same keys."""
+    """Rows as Markdown, one table per sequence of rows with the same keys."""
     blocks = []
     for stage, of_stage in groupby(rows, key=lambda row: row["stage"]):
         blocks.append(f"## {stage}")
@@ -77,7 +77,7 @@ def cell(value: Any) -> str:
 
 
 def run_stage(arguments: argparse.Namespace) -> None:
-    """Make the measurements of one stage in this process."""
+    """Run the measurements of one stage in this process."""
     import torch
 
     threading.Thread(target=end_with, args=(arguments.driver,), daemon=True).start()
@@ -94,14 +94,14 @@ def run_stage(arguments: argparse.Namespace) -> None:
 
 
 def end_with(driver: int) -> None:
-    """End this process, and those that it started, when `driver`, which started it, is no longer there."""
+    """End this process and its children when its parent `driver` has ended."""
     while os.getppid() == driver:
         time.sleep(0.5)
     os.killpg(0, signal.SIGKILL)
 
 
 def run_all(arguments: argparse.Namespace) -> None:
-    """Run the stages in processes of their own, each in its share of what is left of the time."""
+    """Run each stage in its own process, with its share of the remaining time."""
     out = arguments.out
     if (out / RESULTS).exists():
         sys.exit(f"{out / RESULTS} holds another run; choose another --out")
@@ -123,10 +123,10 @@ def run_all(arguments: argparse.Namespace) -> None:
 
 
 def run_apart(arguments: argparse.Namespace, stage: str, seconds: float) -> str | None:
-    """Run one stage; why it did not come to its end, or None."""
+    """Run one stage; return why it failed, or None."""
     command = [sys.executable, __file__, "--out", str(arguments.out), "--stage", stage, "--driver", str(os.getpid())]
     command += ["--until", str(time.time() + seconds)] + ["--tiny"] * arguments.tiny + ["--cpu"] * arguments.cpu
-    # The checkout's own sources, and no questions to a hub that may be out of reach.
+    # Use the checkout's own sources, and no hub, which may be unreachable.
     path = os.pathsep.join(filter(None, [str(_SOURCES), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     log = arguments.out / f"{stage}.log"
@@ -140,7 +140,7 @@ def run_apart(arguments: argparse.Namespace, stage: str, seconds: float) -> str 
         except subprocess.TimeoutExpired:
             return f"stopped after {seconds + GRACE:.0f} s"
         finally:
-            # With what it started, of which some may outlive it.
+            # Kill its children too, some of which may outlive it.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -154,9 +154,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for results and logs")
     parser.add_argument("--minutes", type=float, default=7.0, help="time for all stages")
-    parser.add_argument("--tiny", action="store_true", help="the smallest sizes, without limits of time")
+    parser.add_argument("--tiny", action="store_true", help="the smallest sizes, without time limits")
     parser.add_argument("--cpu", action="store_true", help="use the CPU although there is a GPU")
-    parser.add_argument("--only", nargs="+", choices=SHARES, help="these stages alone")
+    parser.add_argument("--only", nargs="+", choices=SHARES, help="only these stages")
     parser.add_argument("--stage", choices=SHARES, help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--driver", type=int, help=argparse.SUPPRESS)

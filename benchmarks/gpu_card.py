@@ -1,7 +1,7 @@
-"""The card of `gpu.py`: its name and the versions around it, then its ceilings as they are measured on random numbers.
+"""The `card` stage of `gpu.py`: the GPU's name, the versions, and the GPU's ceilings measured on random numbers.
 
-Later stages set their operations against `bfloat16 product` (`tflops`) and their bytes against `device copy` (`tb_per_s`, bytes
-read and written together). Published for an H100 SXM: 989 TFLOP/s in bfloat16 and 3.35 TB/s; some 800 and 3.0 are what one sees.
+Later stages compare their operations with `bfloat16 product` (`tflops`) and their bytes with `device copy` (`tb_per_s`, reads
+plus writes). Published for an H100 SXM: 989 TFLOP/s in bfloat16 and 3.35 TB/s; typical measurements are about 800 and 3.0.
 """
 
 import os
@@ -62,7 +62,7 @@ def surroundings() -> dict[str, str | None]:
 
 
 def driver() -> str | None:
-    """What nvidia-smi says of driver, highest clock and power limit; None where there is none."""
+    """Driver, maximum clock and power limit from nvidia-smi; None without it."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
@@ -79,7 +79,7 @@ def installed(package: str) -> str | None:
 
 
 def product(context: Context, side: int, dtype: torch.dtype, times: int = 10) -> Row:
-    """A matrix product (side x side)(side x side), `times` in a row so that starting it does not count."""
+    """A matrix product (side x side)(side x side), repeated `times`, so that launches do not count."""
     left, right = (torch.randn(side, side, device=context.device).to(dtype) for _ in range(2))
     into = torch.empty_like(left)
     seconds = context.seconds(repeated(lambda: torch.mm(left, right, out=into), times), warm_up=2) / times
@@ -113,7 +113,7 @@ def host_copy(context: Context, pinned: bool) -> Row:
 
 
 def launch(context: Context, times: int = 1000) -> Row:
-    """What one operation on a single number takes, from Python: what small ones cost whatever they do."""
+    """Time of one operation on a single number, from Python: the minimum cost of any small operation."""
     number = torch.zeros(1, device=context.device)
     seconds = context.seconds(repeated(lambda: number.add_(1), times)) / times
     return {"microseconds": 1e6 * seconds}

@@ -1,7 +1,7 @@
-"""Shared prompts against repeated ones on the card: how far each is from float64; and what a step of decoding takes.
+"""Accuracy of shared and repeated prompts on the GPU, as distance to float64, and the time of a decoding step.
 
-Distance is ||values - exact|| / ||exact||, the exact ones in float64 on the same inputs, weights and tokens. Shared prompts are
-right where they are about as far from float64 as repeated ones are: a sum in another order is rounded otherwise.
+Distance is ||values - exact|| / ||exact||, with exact values in float64 on the same inputs, weights and tokens. Shared
+prompts are correct if they are about as far from float64 as repeated ones: a sum in another order has other rounding.
 """
 
 import copy
@@ -21,13 +21,19 @@ from transformers import GenerationConfig, LogitsProcessor
 from differad.locators.grouped import attend_in_steps, decoding_groups, who_sees_what
 from differad.locators.transformers_hooks import cache_input
 from differad.training.pictures import Batch, Pictures, join
-from differad.training.prefix import Answered, encode_prompts, generate_shared, places, prompts_of, split_answers
-from differad.training.sequence import lay_out
-from differad.training.sequence import who_sees_what as sequence_mask
+from differad.training.prefix import (
+    PromptCompletions,
+    encode_prompts,
+    generate_shared,
+    position_ids,
+    prompts_of,
+    split_completions,
+)
+from differad.training.sequence import pack, packed_attention_mask
 from gpu_context import Context, Row, attempt
 from gpu_models import SHAPES, build_model
 
-MEMBERS = 8
+GROUP_SIZE = 8
 _SMALL = replace(
     SHAPES["2B"], name="small", hidden=512, layers=6, heads=8, kv_heads=4, head=64, wide=1536, vocabulary=4000
 )
@@ -35,7 +41,7 @@ _SMALL = replace(_SMALL, vision_hidden=256, vision_layers=6, vision_wide=512, vi
 
 
 def rows(context: Context) -> Iterator[Row]:
-    """Steps of decoding, then distances in float32 and in bfloat16, then attention kernels."""
+    """Decoding steps, then distances in float32 and in bfloat16, then attention kernels."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield from decoding_rows(context)
@@ -51,13 +57,13 @@ def distances(context: Context) -> Iterator[Row]:
     answered = make_batch(model, side=8 if context.tiny else 28, prompts=2, answer=4 if context.tiny else 24)
     exact = copy.deepcopy(model).double()
     for name in ("float32", "bfloat16"):
-        given = (context, model, exact, answered, name)
-        yield from attempt(f"logits of drawn tokens, {name}", lambda given=given: logits(*given))
-        yield from attempt(f"loss and gradients, {name}", lambda given=given: gradients(*given))
+        arguments = (context, model, exact, answered, name)
+        yield from attempt(f"logits of drawn tokens, {name}", lambda arguments=arguments: logits(*arguments))
+        yield from attempt(f"loss and gradients, {name}", lambda arguments=arguments: gradients(*arguments))
 
 
-def make_batch(model: Any, side: int, prompts: int, answer: int) -> Answered:
-    """Prompts of different length with two images of side x side patches, each with MEMBERS answers."""
+def make_batch(model: Any, side: int, prompts: int, answer: int) -> PromptCompletions:
+    """Prompts of different length with two images of side x side patches, each with GROUP_SIZE answers."""
     random, device = torch.Generator().manual_seed(0), model.device
     vision, image = model.config.vision_config, model.config.image_token_id
     width = 3 * vision.temporal_patch_size * vision.patch_size**2
@@ -68,21 +74,21 @@ def make_batch(model: Any, side: int, prompts: int, answer: int) -> Answered:
         row = [*text[:20], *[image] * tokens, *text[20:40], *[image] * tokens, *text[40:]]
         pads = 9 * (prompts - 1 - number)
         pixels = torch.randn(2 * side * side, width, generator=random)
-        for _ in range(MEMBERS):
-            said = torch.randint(20, 900, (answer,), generator=random).tolist()
-            ids.append([0] * pads + row + said)
+        for _ in range(GROUP_SIZE):
+            completion = torch.randint(20, 900, (answer,), generator=random).tolist()
+            ids.append([0] * pads + row + completion)
             mask.append([0] * pads + [1] * (len(row) + answer))
             patches.append(pixels)
-    count = prompts * MEMBERS
+    count = prompts * GROUP_SIZE
     grids = torch.tensor([[1, side, side]], device=device).repeat(2 * count, 1)
     whole = torch.tensor(ids, device=device)
-    pictures = Pictures(torch.cat(patches).to(device, model.dtype), grids, [2] * count)
-    batch = Batch(whole, torch.tensor(mask, device=device), (whole == image).int(), pictures)
-    return split_answers(batch, answer)
+    images = Pictures(torch.cat(patches).to(device, model.dtype), grids, [2] * count)
+    batch = Batch(whole, torch.tensor(mask, device=device), (whole == image).int(), images)
+    return split_completions(batch, answer)
 
 
 def precision(context: Context, name: str) -> AbstractContextManager[None]:
-    """A pass in bfloat16 as the trainer runs it, or as it is."""
+    """The trainer's bfloat16 autocast, or no autocast."""
     return torch.autocast(context.device.type, torch.bfloat16) if name == "bfloat16" else nullcontext()
 
 
@@ -90,8 +96,8 @@ def distance(values: Tensor, exact: Tensor) -> float:
     return float((values.double() - exact).norm() / exact.norm())
 
 
-class Say(LogitsProcessor):  # type: ignore[misc] # of unknown type
-    """Lets each row say given tokens (B, C), so that all ways are asked the same."""
+class ForceTokens(LogitsProcessor):  # type: ignore[misc] # of unknown type
+    """Forces each row to given tokens (B, C), so that both sides generate the same."""
 
     def __init__(self, tokens: Tensor, start: int) -> None:
         self._tokens, self._start = tokens, start
@@ -102,13 +108,13 @@ class Say(LogitsProcessor):  # type: ignore[misc] # of unknown type
 
 
 @torch.no_grad()
-def logits(context: Context, model: Any, exact: Any, answered: Answered, name: str) -> Row:
-    """Distances of the logits that each token is drawn by."""
+def logits(context: Context, model: Any, exact: Any, answered: PromptCompletions, name: str) -> Row:
+    """Distances of the logits from which each token is sampled."""
     batch, answer = answered.batch, answered.keep
-    said, prompt = batch.ids[:, answered.start :], batch.until(answered.start)
+    completions, prompt = batch.ids[:, answered.start :], batch.until(answered.start)
     config = GenerationConfig(max_new_tokens=answer, do_sample=False, pad_token_id=0, eos_token_id=None)
-    given: dict[str, Any] = {
-        "logits_processor": [Say(said, prompt.ids.shape[1])],
+    settings: dict[str, Any] = {
+        "logits_processor": [ForceTokens(completions, prompt.ids.shape[1])],
         "output_logits": True,
         "return_dict_in_generate": True,
     }
@@ -116,11 +122,11 @@ def logits(context: Context, model: Any, exact: Any, answered: Answered, name: s
     with precision(context, name):
         repeated = model.generate(
             input_ids=prompt.ids, attention_mask=prompt.mask, mm_token_type_ids=prompt.types,
-            **join(prompt.pictures.rows()), generation_config=config, **given,
+            **join(prompt.pictures.rows()), generation_config=config, **settings,
         ).logits  # fmt: skip
-        shared = generate_shared(model, prompt, config, **given).logits
-    found = {side: torch.stack(each, dim=1) for side, each in (("repeated", repeated), ("shared", shared))}
-    return {f"{side}_to_float64": distance(each, true) for side, each in found.items()}
+        shared = generate_shared(model, prompt, config, **settings).logits
+    sides = {side: torch.stack(each, dim=1) for side, each in (("repeated", repeated), ("shared", shared))}
+    return {f"{side}_to_float64": distance(each, true) for side, each in sides.items()}
 
 
 def in_double(batch: Batch) -> Batch:
@@ -140,63 +146,64 @@ def whole_logits(model: Any, batch: Batch, answer: int) -> Tensor:
     return output.logits[:, :-1]
 
 
-def gradients(context: Context, model: Any, exact: Any, answered: Answered, name: str) -> Row:
-    """Distances of a policy loss, and of its gradients for the language model's weights, all together."""
+def gradients(context: Context, model: Any, exact: Any, answered: PromptCompletions, name: str) -> Row:
+    """Distances of a policy loss, and of the gradients of all language model weights as one vector."""
     batch, answer = answered.batch, answered.keep
-    said = batch.ids[:, answered.start :]
-    weights = torch.linspace(-1, 1, len(said), device=said.device, dtype=torch.float64)[:, None]
+    completions = batch.ids[:, answered.start :]
+    weights = torch.linspace(-1, 1, len(completions), device=completions.device, dtype=torch.float64)[:, None]
 
-    def apart(policy: Any, rows: Batch) -> Tensor:
-        found = whole_logits(policy, rows, answer).float() if policy is model else whole_logits(policy, rows, answer)
-        return found.log_softmax(dim=-1).gather(2, said[..., None])[..., 0]
+    def in_rows(policy: Any, rows: Batch) -> Tensor:
+        scores = whole_logits(policy, rows, answer)
+        scores = scores.float() if policy is model else scores
+        return scores.log_softmax(dim=-1).gather(2, completions[..., None])[..., 0]
 
-    def together(policy: Any, rows: Batch) -> Tensor:
-        layout = lay_out(policy, split_answers(rows, answer))
-        found = policy(**layout.inputs, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
-        named = layout.labels[:, 1:].clamp(min=0)
-        return layout.rows(found.gather(2, named[..., None])[..., 0])
+    def in_sequences(policy: Any, rows: Batch) -> Tensor:
+        packed = pack(policy, split_completions(rows, answer))
+        log_probs = policy(**packed.inputs, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
+        targets = packed.labels[:, 1:].clamp(min=0)
+        return packed.rows(log_probs.gather(2, targets[..., None])[..., 0])
 
-    def differentiated(policy: Any, way: Callable[[Any, Batch], Tensor], rows: Batch) -> tuple[Tensor, Tensor]:
+    def loss_and_gradients(policy: Any, score: Callable[[Any, Batch], Tensor], rows: Batch) -> tuple[Tensor, Tensor]:
         policy.zero_grad()
-        loss = (way(policy, rows).double() * weights).mean()
+        loss = (score(policy, rows).double() * weights).mean()
         loss.backward()
         parts = [p.grad.double().flatten() for p in policy.model.language_model.parameters() if p.grad is not None]
         return loss.detach(), torch.cat(parts)
 
-    true_loss, true = differentiated(exact, apart, in_double(batch))
+    true_loss, true = loss_and_gradients(exact, in_rows, in_double(batch))
     row: Row = {}
-    for side, way in (("repeated", apart), ("shared", together)):
+    for side, score in (("repeated", in_rows), ("shared", in_sequences)):
         with precision(context, name):
-            loss, found = differentiated(model, way, batch)
-        row |= {f"{side}_loss_off": float((loss - true_loss).abs()), f"{side}_to_float64": distance(found, true)}
+            loss, computed = loss_and_gradients(model, score, batch)
+        row |= {f"{side}_loss_off": float((loss - true_loss).abs()), f"{side}_to_float64": distance(computed, true)}
     return row
 
 
 def attention_rows(context: Context) -> Iterator[Row]:
-    """Kernels with the masks of a rollout's step and of the loss, at a 2B model's sizes."""
+    """Kernels with the masks of a decoding step and of the loss, at a 2B model's sizes."""
     shape = SHAPES["tiny"] if context.tiny else SHAPES["2B"]
     prompt, answer = (40, 4) if context.tiny else (2248, 64)
     repeats = shape.heads // shape.kv_heads
     device, dtype = context.device, torch.bfloat16
-    columns = -(-(prompt + MEMBERS * answer) // 8) * 8
-    sees = who_sees_what(torch.ones(1, prompt, device=device), MEMBERS, answer).repeat(1, repeats, 1)[:, None]
-    sees = functional.pad(sees, (0, columns - sees.shape[-1]))
-    step = torch.randn(1, shape.kv_heads, repeats * MEMBERS, shape.head, device=device, dtype=dtype)
+    columns = -(-(prompt + GROUP_SIZE * answer) // 8) * 8
+    allowed = who_sees_what(torch.ones(1, prompt, device=device), GROUP_SIZE, answer).repeat(1, repeats, 1)[:, None]
+    allowed = functional.pad(allowed, (0, columns - allowed.shape[-1]))
+    step = torch.randn(1, shape.kv_heads, repeats * GROUP_SIZE, shape.head, device=device, dtype=dtype)
     keys = torch.randn(1, shape.kv_heads, columns, shape.head, device=device, dtype=dtype)
-    mask = torch.zeros(sees.shape, device=device, dtype=dtype).masked_fill(~sees, -torch.inf)
+    mask = torch.zeros(allowed.shape, device=device, dtype=dtype).masked_fill(~allowed, -torch.inf)
     yield from kernels(context, "attention of a step of a rollout", step, keys, mask, {})
     yield from attempt(
         "attention of a step of a rollout, in steps",
         lambda: timed(context, lambda: attend_in_steps(step, keys, keys, mask, None), step, keys, mask),
     )
-    whole = sequence_mask(torch.ones(1, prompt - 1, device=device), MEMBERS, answer + 1)[:, None]
+    whole = packed_attention_mask(torch.ones(1, prompt - 1, device=device), GROUP_SIZE, answer + 1)[:, None]
     length = whole.shape[-1]
     query = torch.randn(1, shape.heads, length, shape.head, device=device, dtype=dtype)
     yield from kernels(context, "attention of the loss, forward", query, query.clone(), whole, {"length": length})
 
 
 def kernels(context: Context, what: str, query: Tensor, keys: Tensor, mask: Tensor, more: Row) -> Iterator[Row]:
-    """A row for each kernel that takes the mask."""
+    """One row per kernel that supports the mask."""
     fused = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION) if context.device.type == "cuda" else ()
     for backend in (*fused, SDPBackend.MATH):
 
@@ -210,16 +217,16 @@ def kernels(context: Context, what: str, query: Tensor, keys: Tensor, mask: Tens
 
 
 def timed(context: Context, run: Callable[[], Tensor], query: Tensor, keys: Tensor, mask: Tensor) -> Row:
-    """Milliseconds of an attention, and its distance."""
+    """Milliseconds of an attention call, and its distance to float64."""
     wide = mask if mask.dtype == torch.bool else mask.double()
     exact = functional.scaled_dot_product_attention(query.double(), keys.double(), keys.double(), attn_mask=wide)
-    far, many = distance(run(), exact), 1 if context.tiny else 20
-    repeated = recorded(context, lambda: [run() for _ in range(many)])
-    return {"ms": 1e3 * context.seconds(repeated) / many, "to_float64": far}
+    error, count = distance(run(), exact), 1 if context.tiny else 20
+    repeated = recorded(context, lambda: [run() for _ in range(count)])
+    return {"ms": 1e3 * context.seconds(repeated) / count, "to_float64": error}
 
 
 def recorded(context: Context, work: Callable[[], Any]) -> Callable[[], Any]:
-    """Work as a CUDA graph, so that the time of its kernels is not that of their launches; on a CPU as it is."""
+    """Work as a CUDA graph, so that launches do not dominate its time; unchanged on a CPU."""
     if context.device.type != "cuda":
         return work
     graph = torch.cuda.CUDAGraph()
@@ -229,7 +236,7 @@ def recorded(context: Context, work: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def decoding_rows(context: Context) -> Iterator[Row]:
-    """Milliseconds of a token for all members of a group, launched kernel by kernel and recorded, beside the floor."""
+    """Milliseconds per token of a whole group, launched kernel by kernel and recorded, with the floor."""
     shape = SHAPES["tiny"] if context.tiny else SHAPES["2B"]
     if not context.has(8):
         return
@@ -240,7 +247,7 @@ def decoding_rows(context: Context) -> Iterator[Row]:
     tokens = 4 if context.tiny else 48
     copied = context.earlier("card", "device copy") or {}
     read = 2 * (shape.text_weights() + shape.head_weights())
-    read += 4 * shape.layers * shape.kv_heads * shape.head * (prompt.ids.shape[1] + MEMBERS * tokens)
+    read += 4 * shape.layers * shape.kv_heads * shape.head * (prompt.ids.shape[1] + GROUP_SIZE * tokens)
     floor = 1e3 * read / (copied["tb_per_s"] * 1e12) if copied.get("tb_per_s") else None
     for what, fixed in (("launched", False), ("recorded", None)):
         row = attempt(f"step of a rollout, {what}", lambda fixed=fixed: steps(context, model, prompt, tokens, fixed))
@@ -253,27 +260,30 @@ def decoding_rows(context: Context) -> Iterator[Row]:
 
 
 def generate_seconds(context: Context, model: Any, prompt: Batch, config: GenerationConfig) -> float:
-    """Seconds of `generate_shared` without its prompts."""
-    both = context.seconds(lambda: generate_shared(model, prompt, config), repeats=3)
+    """Seconds of `generate_shared` without encoding its prompts."""
+    whole = context.seconds(lambda: generate_shared(model, prompt, config), repeats=3)
     with torch.no_grad():
-        before = context.seconds(lambda: encode_prompts(model, prompt, prompts_of(prompt)), repeats=3)
-    return both - before
+        prompts = context.seconds(lambda: encode_prompts(model, prompt, prompts_of(prompt)), repeats=3)
+    return whole - prompts
 
 
 @torch.no_grad()
 def steps(context: Context, model: Any, prompt: Batch, tokens: int, fixed: bool | None) -> Row:
-    """Milliseconds of the model's step, sampling left out; the recording by itself."""
-    known = prompts_of(prompt)
-    cache = encode_prompts(model, prompt, known)
-    positions, _ = places(model, prompt)
-    seen, row = prompt.mask[known.first, :-1], {}
-    with decoding_groups(model, cache, seen, MEMBERS, tokens, fixed=fixed):
+    """Milliseconds of the model's step without sampling, and of the first step with its recording."""
+    prompts = prompts_of(prompt)
+    cache = encode_prompts(model, prompt, prompts)
+    positions, _ = position_ids(model, prompt)
+    mask, row = prompt.mask[prompts.first, :-1], {}
+    with decoding_groups(model, cache, mask, GROUP_SIZE, tokens, fixed=fixed):
 
         def one(number: int) -> None:
-            where = positions[:, :, -1:] + number
+            step_positions = positions[:, :, -1:] + number
             embeds = model.get_input_embeddings()(prompt.ids[:, -1:])
             hidden = model.get_decoder()(
-                inputs_embeds=embeds, position_ids=where, use_cache=True, **cache_input(model.get_decoder(), cache)
+                inputs_embeds=embeds,
+                position_ids=step_positions,
+                use_cache=True,
+                **cache_input(model.get_decoder(), cache),
             )
             model.lm_head(hidden.last_hidden_state)
 

@@ -1,6 +1,6 @@
-"""What every stage of `gpu.py` is given: the device, the time that is left, and clocks that wait for the device.
+"""The context of every stage of `gpu.py`: the device, the remaining time, and clocks that wait for the device.
 
-A stage is a function `rows(context)` that yields one dictionary for each thing it measured, with units in the names of keys.
+A stage is a function `rows(context)` that yields one dictionary per measurement, with units in the names of keys.
 """
 
 import json
@@ -33,16 +33,16 @@ class Context:
         return self.deadline - time.monotonic()
 
     def has(self, seconds: float) -> bool:
-        """Whether the stage has so many seconds left; in small it always has."""
+        """Whether the stage has this many seconds left; always true with `tiny`."""
         return self.tiny or self.remaining() > seconds
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that it was given."""
+        """Wait until the device has finished all its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def seconds(self, work: Callable[[], Any], repeats: int = 5, warm_up: int = 1) -> float:
-        """Median seconds of a piece of work, the device's included."""
+        """Median seconds of some work, the device's included."""
         taken = []
         for number in range(warm_up + repeats):
             self.synchronize()
@@ -54,13 +54,13 @@ class Context:
         return statistics.median(taken)
 
     def reset_peak(self) -> None:
-        """Begin to watch the highest use of the device's memory."""
+        """Restart the measurement of peak device memory."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_gib(self) -> float | None:
-        """GiB of tensors on the device at their highest since `reset_peak`; None on a CPU."""
+        """Peak GiB of tensors on the device since `reset_peak`; None on a CPU."""
         return torch.cuda.max_memory_allocated(self.device) / GIB if self.device.type == "cuda" else None
 
     def held_gib(self) -> float | None:
@@ -80,10 +80,10 @@ def read_rows(out: Path) -> list[Row]:
 
 
 def attempt(what: str, work: Callable[[], Row]) -> Iterator[Row]:
-    """The row of one measurement, or of the reason why there is none: what does not fit into memory is a result too."""
+    """The row of one measurement, or of the reason for its failure: running out of memory is a result too."""
     try:
         yield {"what": what, **work()}
     except torch.OutOfMemoryError:
         yield {"what": what, "error": "out of memory"}
-    except Exception as error:  # noqa: BLE001 - whatever it is, the measurements after it are still wanted
+    except Exception as error:  # noqa: BLE001 - any error: later measurements must still run
         yield {"what": what, "error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}

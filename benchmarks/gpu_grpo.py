@@ -1,9 +1,9 @@
-"""One GRPO step beside stock TRL's on one card: seconds by part, memory, rate of the loss; and the largest model that trains.
+"""One GRPO step compared with stock TRL on one GPU: seconds by part, memory, rate of the loss; and the largest model that trains.
 
-Both sides train the same random weights of a published shape on the same pairs, turn by turn, rollout by transformers on both.
-A step is what TRL does between two draws of answers, as in `grpo_speed.py`: rollout, old and reference log-probabilities,
-one loss with its backward pass; every answer has the same length. Memory is the highest during a step, without what
-stood there before (both sides' weights), and with the side's own weights.
+Both sides train the same random weights of a published shape on the same pairs, alternating, with rollout by transformers on
+both. A step is TRL's work per rollout, as in `grpo_speed.py`: rollout, old and reference log-probabilities, one loss with its
+backward pass; all answers have the same length. Memory is the peak during a step, without earlier allocations (both sides'
+weights), and with the side's own weights.
 """
 
 import gc
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from differad.training.data import build_dataset
-from differad.training.policy import open_source
+from differad.training.policy import open_checkpoint
 from differad.training.recipe import RlRecipe
 from gpu_context import Context, Row, attempt
 from gpu_models import SHAPES, TOKEN, Shape, write_checkpoint
@@ -31,7 +31,7 @@ _MEMORY_FOLDER = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Case:
-    """A step's sizes: pixels of an image's side, answers to a prompt, tokens of an answer; what is trained, and how."""
+    """A step's sizes: pixels per image side, answers per prompt, tokens per answer; trained weights, and how."""
 
     shape: str
     side: int = 1024
@@ -49,7 +49,7 @@ class Case:
 
 
 BASE = Case("2B")
-# By value: growth about the case in the middle, then the other ways to train, then the largest model.
+# In order of value: growth around the main case, then other training modes, then the largest model.
 COMPARED = (
     BASE,
     replace(BASE, generations=16),
@@ -61,12 +61,12 @@ COMPARED = (
 )
 LARGEST = (Case("8B"), Case("8B", checkpointing=True, generations=16), Case("4B", lora=False, checkpointing=True))
 TINY = (Case("tiny", 64, 4, 8), Case("tiny", 64, 4, 8, lora=False, checkpointing=True))
-# Seconds that a case needs: sides warm up and take their turns; and more where they have to be built.
+# Seconds that a case needs for warm-up and steps of both sides, and further seconds to build them.
 NEEDED, BUILDING = 25.0, 20.0
 
 
 def rows(context: Context) -> Iterator[Row]:
-    """A row for each side and case, then for the largest models."""
+    """One row per side and case, then the largest models."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     bench = Bench(context)
     try:
@@ -85,7 +85,7 @@ def rows(context: Context) -> Iterator[Row]:
 
 
 def attempt_both(bench: "Bench", case: Case) -> Iterator[Row]:
-    """The rows of both sides; where one fails, that of the other all the same."""
+    """The rows of both sides; if one fails, the other's row is still written."""
     built = next(attempt(f"both sides: {case.title()}", lambda: bench.use(case)))
     if "error" in built:
         bench.drop()
@@ -116,7 +116,7 @@ def attempt_both(bench: "Bench", case: Case) -> Iterator[Row]:
 
 
 def ratios(stock: dict[str, float], shared: dict[str, float]) -> Row:
-    """How many times what stock TRL takes."""
+    """Ratios of stock TRL's values to the shared side's."""
     scored = ("log-probs", "loss and backward")
     found = {"step": stock["step"] / shared["step"], "rollout": stock["rollout"] / shared["rollout"]}
     found["loss_and_log_probs"] = sum(stock[part] for part in scored) / sum(shared[part] for part in scored)
@@ -127,7 +127,7 @@ def ratios(stock: dict[str, float], shared: dict[str, float]) -> Row:
 
 
 class Bench:
-    """The trainers of both sides for one shape and one way to train; sizes of a step are set as they are needed."""
+    """The trainers of both sides for one shape and training mode; step sizes are set per case."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -141,7 +141,7 @@ class Bench:
         self.datasets: dict[int, Any] = {}
 
     def use(self, case: Case) -> Row:
-        """Have trainers for the case at hand; the GiB that each holds."""
+        """Build trainers for a case if needed; return the GiB that each holds."""
         if self.holds(case):
             return dict(self.weights)
         self.drop()
@@ -154,11 +154,11 @@ class Bench:
         return dict(self.weights)
 
     def holds(self, case: Case) -> bool:
-        """Whether the trainers at hand are a case's."""
+        """Whether the current trainers fit a case."""
         return self.key == (case.shape, case.lora)
 
     def drop(self) -> None:
-        """Let trainers and their memory go."""
+        """Free the trainers and their memory."""
         self.trainers.clear()
         self.key = None
         gc.collect()
@@ -172,14 +172,14 @@ class Bench:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def recover(self, side: str) -> None:
-        """Let go of what a step that failed has left."""
+        """Free the memory of a failed step."""
         self.trainers[side].model.zero_grad(set_to_none=True)
         gc.collect()
         if self.context.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def step(self, case: Case, side: str, pair: int) -> dict[str, float]:
-        """One step: seconds by part, and GiB on a card."""
+        """One step: seconds by part, and GiB on a GPU."""
         trainer = self.trainers[side]
         set_sizes(trainer, case)
         trainer.train_dataset = self._dataset(case)
@@ -196,7 +196,7 @@ class Bench:
         return parts
 
     def described(self, case: Case, side: str, parts: dict[str, float]) -> Row:
-        """A side's figures, with the rates that follow from them."""
+        """A side's measurements and the rates derived from them."""
         trainer = self.trainers[side]
         prompt = trainer._buffered_inputs[0]["prompt_ids"].shape[1]
         row: Row = {f"{name.replace(' ', '_').replace('-', '_')}_s": parts[name] for name in ("step", *PARTS)}
@@ -211,7 +211,7 @@ class Bench:
         return row
 
     def profile(self, case: Case) -> Row:
-        """What one shared step does, kernel by kernel, in a file beside the results."""
+        """Profile one shared step by kernel, in a file beside the results."""
         kinds = torch.profiler.ProfilerActivity
         with torch.profiler.profile(
             activities=[kinds.CUDA if self.context.device.type == "cuda" else kinds.CPU]
@@ -224,7 +224,7 @@ class Bench:
         return {"file": PROFILE, "device_s": sum(event.self_device_time_total for event in events) / 1e6}
 
     def train(self, case: Case) -> Row:
-        """One step of the shared side with its optimiser, alone on the card."""
+        """One step of the shared side with its optimiser, alone on the GPU."""
         self.trainers["shared"] = trainer = self._build(case, "shared")
         set_sizes(trainer, case)
         trainer.train_dataset = self._dataset(case)
@@ -245,7 +245,7 @@ class Bench:
         write_checkpoint(checkpoint, shape, torch.bfloat16, self.context.device)
         recipe = self._recipe(case, checkpoint)
         trainer = build_side(side, recipe)
-        # As `train` does: the model is put on its device, and its forward into the recipe's precision.
+        # As `train` does: move the model to its device and run its forward in the recipe's precision.
         trainer.model = trainer.model_wrapped = trainer.accelerator.prepare_model(trainer.model)
         trainer.model.train()
         self.clocks[side] = Clock(self.context.synchronize)
@@ -265,16 +265,16 @@ class Bench:
         return written if written.is_file() else write_pairs(folder, case.side, 1 + TIMED)
 
     def _dataset(self, case: Case) -> Any:
-        """The pairs of a case in a trainer's form."""
+        """The data set of a case's pairs."""
         if case.side not in self.datasets:
             recipe = self._recipe(case, self.folder / case.shape)
-            speech = open_source(recipe.model, recipe.out, 0).speech
-            self.datasets[case.side] = build_dataset(recipe.data, speech, with_answer=False)
+            convention = open_checkpoint(recipe.model, recipe.out, 0).convention
+            self.datasets[case.side] = build_dataset(recipe.data, convention, with_answer=False)
         return self.datasets[case.side]
 
 
 def set_sizes(trainer: Any, case: Case) -> None:
-    """Give a trainer the sizes of a case without building it anew."""
+    """Set a trainer's sizes to those of a case, without rebuilding it."""
     trainer.num_generations = trainer.args.per_device_train_batch_size = case.generations
     trainer.args.generation_batch_size = case.generations * trainer.args.steps_per_generation
     trainer.max_completion_length = case.answer
@@ -290,10 +290,10 @@ def set_sizes(trainer: Any, case: Case) -> None:
 
 
 def loss_operations(shape: Shape, case: Case, prompt: int) -> float:
-    """Multiplications and additions that the loss of a step cannot do without, each prompt encoded once, nothing run again.
+    """Minimum multiplications and additions of a step's loss, with each prompt encoded once and nothing recomputed.
 
-    A token costs twice the weights that it meets and 4 times the attention's width for each token that it attends to. A backward
-    pass costs as much as the forward pass for what it hands on, and as much again for weights that are trained.
+    A token costs 2 operations per weight, and 4 times the attention's width for each token that it attends to. A backward
+    pass costs as much as the forward pass for the gradients of activations, and as much again for trained weights.
     """
     tokens, answers = prompt + case.generations * (case.answer + 1), case.generations * case.answer
     layers = 2 * shape.text_weights() * tokens

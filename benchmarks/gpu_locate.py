@@ -1,18 +1,19 @@
-"""`locate` of `gpu.py`: pairs a second of a 2B and an 8B Qwen3-VL beside plain `generate` and transformers' own prompt caching.
+"""The `locate` stage of `gpu.py`: pairs per second of a 2B and an 8B Qwen3-VL, with a prefix cache, with plain `generate` and
+with transformers' own prompt cache.
 
-Weights are random, drawn on the card and held once for all sides, which read the same files and take turns. An answer is ANSWER
-tokens long, neither more nor less (end tokens are suppressed), and compared token by token with that of plain `generate`; in
-bfloat16 ties differ. One reference: many targets against it, its part of the prompt encoded before. Own references: each pair
-has one never shown before. Returning references: each pair has its own, shown before.
+Weights are random, made on the GPU and held once for all sides, which read the same files and alternate. Every answer has exactly
+ANSWER tokens (end tokens are suppressed) and is compared token by token with that of plain `generate`; in bfloat16, ties differ.
+One reference: many targets with one reference, whose part of the prompt is cached. Own references: each pair has a new one.
+Returning references: each pair has its own, already cached one.
 
-The floor of a pair is the work that no way of computing it can spare, at the ceilings that `card` measured, one part after the
-other; reading and preparing images is not in it, as the CPU does that meanwhile but for the first images of a turn:
+The floor of a pair is the minimum work at the ceilings measured by `card`, with sequential parts. It excludes reading and
+processing images, which the CPU does at the same time, except for the first images of a turn:
 
-    vision   2 x weights a patch + 4 x patches^2 x width x layers; of the target, and of a reference that is new
-    prefill  2 x weights a token + 4 x (tokens before) x heads x head size x layers; or reading the weights, if that takes longer
-    decode   ANSWER - 1 readings of all weights, a batch's rows together, and of the rows' keys and values, the prefix's once
+    vision   2 x weights per patch + 4 x patches^2 x width x layers; for the target, and for a new reference
+    prefill  2 x weights per token + 4 x (earlier tokens) x heads x head size x layers; or reading the weights, if that is longer
+    decode   ANSWER - 1 reads of all weights, once for all rows of a batch, and of the rows' keys and values, the prefix's once
 
-On an H100 of 800 TFLOP/s and 3.0 TB/s, in milliseconds a pair (TFLOP of vision and prefill, GB of decoding):
+On an H100 of 800 TFLOP/s and 3.0 TB/s, in milliseconds per pair (TFLOP of vision and prefill, GB of decoding):
 
     2B, 448 pixels, one reference, batch 16       4.5 = 0.7 + 1.1 + 2.6    (0.6, 0.9, 7.9)
     2B, 448 pixels, one reference, batch 1         38 = 0.7 + 1.1 + 36     (0.6, 0.9, 109)
@@ -42,7 +43,7 @@ from differad.core import Pair
 from differad.errors import DifferadError
 from differad.locators import transformers_hooks as hooks
 from differad.locators.local import READ_AHEAD
-from differad.training.policy import LiveLocator, Source, open_source
+from differad.training.policy import CheckpointParts, InMemoryLocator, open_checkpoint
 from differad.training.recipe import Model
 from gpu_context import Context, Row, attempt
 from gpu_models import SHAPES, TOKEN, Shape, build_model
@@ -57,7 +58,7 @@ _PATCH_NUMBERS = 3 * 2 * 16 * 16
 
 @dataclass(frozen=True)
 class Case:
-    """Images of `side` pixels, `batch` pairs at once; `seconds` is what one turn of all sides is expected to take on a card."""
+    """Images of `side` pixels, `batch` pairs at once; `seconds` is the expected time of one turn of all sides on a GPU."""
 
     shape: Shape
     batch: int
@@ -71,9 +72,9 @@ class Case:
 
     @property
     def pairs(self) -> int:
-        """Pairs of a turn: two windows, of which the second is read while the first is answered.
+        """Pairs per turn: two windows; the second is read while the first is answered.
 
-        Returning references are few enough to stay kept.
+        Returning references are few enough to stay in the cache.
         """
         return self.batch if self.references == RETURNING else 2 * READ_AHEAD * self.batch
 
@@ -95,19 +96,19 @@ def cases(tiny: bool) -> list[Case]:
     ]
 
 
-class Kept(LiveLocator):
-    """The product as it is, on a model in memory. An answer is the numbers of its tokens: most of them stand for no text."""
+class PrefixCached(InMemoryLocator):
+    """differad's locator on a model in memory. An answer is its token ids as text, because most tokens have no text."""
 
     references = 4
 
-    def __init__(self, model: Any, source: Source, batch: int) -> None:
+    def __init__(self, model: Any, source: CheckpointParts, batch: int) -> None:
         super().__init__(model, source, batch_size=batch, max_new_tokens=ANSWER)
         self.options = replace(self.options, remember_prefixes=self.references)
         self.clock: PartClock | None = None
         self._set_up(model)
 
     def prompt_tokens(self) -> tuple[int, int]:
-        """Tokens of the prompt up to the reference and behind it, without those of images."""
+        """Number of tokens of the prompt before and after the reference, without image tokens."""
         before, between, after = self._prompt.split(self._image_token)
         return len(self._tokenizer(before)["input_ids"]), len(self._tokenizer(between + after)["input_ids"])
 
@@ -123,14 +124,14 @@ class Kept(LiveLocator):
         return " ".join(map(str, row))
 
 
-class Plain(Kept):
-    """Prompts encoded whole by `generate`."""
+class Plain(PrefixCached):
+    """Whole prompts encoded by `generate`."""
 
     references = 0
 
 
-class Copied(Kept):
-    """Prompt caching as transformers documents it: prefilled once into a cache, which is copied for each `generate`.
+class Copied(PrefixCached):
+    """Prompt caching as documented by transformers: prefill a cache once and copy it for each `generate`.
 
     https://huggingface.co/docs/transformers/kv_cache#prefill-a-cache-prefix-caching
     """
@@ -152,13 +153,13 @@ class Copied(Kept):
         return ids, grids, cache
 
     def _after_prefix(self, batch: list[Any], processors: list[Any]) -> Any:
-        begin, reference, kept = self._prefix(batch[0])
+        begin, reference, prefix_cache = self._prefix(batch[0])
         patches, grids, counts = self._look([item.target for item in batch], [item.target_patches for item in batch])
         _, between, after = self._prompt.split(self._image_token)
         ends, mask, _ = self._encode([between + self._image_token * count + after for count in counts])
         rows = len(batch)
         ids = torch.cat([begin.expand(rows, -1), ends], dim=1)
-        cache = copy.deepcopy(kept)
+        cache = copy.deepcopy(prefix_cache)
         cache.batch_repeat_interleave(rows)
         output = self._model.generate(
             input_ids=ids,
@@ -173,7 +174,11 @@ class Copied(Kept):
         return output[:, ids.shape[1] :]
 
 
-SIDES: dict[str, type[Kept]] = {"plain generate": Plain, "kept prefix": Kept, "transformers' prompt cache": Copied}
+SIDES: dict[str, type[PrefixCached]] = {
+    "plain generate": Plain,
+    "kept prefix": PrefixCached,
+    "transformers' prompt cache": Copied,
+}
 
 
 def rows(context: Context) -> Iterator[Row]:
@@ -195,15 +200,15 @@ def rows(context: Context) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model on the device, and the parts of its checkpoint beside the weights."""
+    """A model on the device, and its checkpoint without the weights."""
 
     shape: Shape
     model: Any
-    source: Source
+    source: CheckpointParts
 
 
 def load(context: Context, shape: Shape) -> tuple[Row, Loaded | None]:
-    """A model of the shape, and a row of what drawing it took."""
+    """A model of the shape, and a row with the cost of building it."""
     made: list[Loaded] = []
 
     def make() -> Row:
@@ -213,7 +218,7 @@ def load(context: Context, shape: Shape) -> tuple[Row, Loaded | None]:
         folder = context.folder / shape.name
         model = build_model(folder, shape, dtype, context.device)
         model.generation_config.suppress_tokens = model.generation_config.eos_token_id
-        made.append(Loaded(shape, model, open_source(Model(checkpoint=str(folder)), context.folder, 0)))
+        made.append(Loaded(shape, model, open_checkpoint(Model(checkpoint=str(folder)), context.folder, 0)))
         context.synchronize()
         return {
             "billion_weights": model.num_parameters() / 1e9,
@@ -232,16 +237,16 @@ class Measurement:
 
     def __init__(self, context: Context, case: Case, loaded: Loaded) -> None:
         self._context, self._case, self._loaded = context, case, loaded
-        # Without a reference that comes again, prompt caching has nothing to keep.
+        # Without a repeated reference, a prompt cache is of no use.
         self._sides = list(SIDES) if case.references == ONE else ["plain generate", "kept prefix"]
         self._pairs = write_pairs(context.folder / f"images-{case.side}", case)
-        self._locators: dict[str, Kept] = {}
+        self._locators: dict[str, PrefixCached] = {}
         self._answers: dict[str, list[str]] = {}
 
     def rows(self) -> Iterator[Row]:
-        """Sides in turns, then once more by part, with memory; a side that fails leaves the reason and its place."""
+        """Alternate the sides, then measure parts and memory; a side that fails gives a row with the reason and is left out."""
         taken: dict[str, list[float]] = {side: [] for side in self._sides}
-        # The first turns warm up; a reference that was shown before is encoded apart from the second on.
+        # The first turns warm up; a returning reference is encoded separately from its second turn on.
         for number in range(-2 if self._case.references == RETURNING else -1, 1 if self._context.tiny else TURNS):
             start = time.perf_counter()
             for side in tuple(self._sides):
@@ -258,7 +263,7 @@ class Measurement:
         for side in self._sides:
             yield from attempt(f"parts of {self._case.name}", partial(self._parts, side))
 
-    def _locator(self, side: str) -> Kept:
+    def _locator(self, side: str) -> PrefixCached:
         if side not in self._locators or self._case.references == OWN:
             self._locators[side] = SIDES[side](self._loaded.model, self._loaded.source, self._case.batch)
         return self._locators[side]
@@ -272,22 +277,22 @@ class Measurement:
     def _speed(self, side: str, seconds: float) -> Row:
         seconds /= self._case.pairs
         floor = floor_seconds(self._context, self._case, self._loaded)
-        own, plain = self._answers[side], self._answers.get("plain generate", [])
-        same = [one == other for one, other in zip(own, plain, strict=False)]
+        answers, plain = self._answers[side], self._answers.get("plain generate", [])
+        same = [one == other for one, other in zip(answers, plain, strict=False)]
         return {
             "pairs_per_s": 1 / seconds,
             "ms_a_pair": 1e3 * seconds,
             "floor_ms": None if floor is None else 1e3 * floor,
             "of_floor": None if floor is None else seconds / floor,
             "equal_answers": sum(same) / len(same) if same else None,
-            "tokens": statistics.mean(len(answer.split()) for answer in own),
+            "tokens": statistics.mean(len(answer.split()) for answer in answers),
         }
 
     def _parts(self, side: str) -> Row:
-        """Milliseconds a pair; waiting for the device after each part adds to them. GiB with the weights.
+        """Milliseconds per pair, including waiting for the device after each part. GiB includes the weights.
 
-        `reading` is what the thread that drives the device waited for images to be read and prepared, `images` what it spent
-        itself to bring them to the device.
+        `reading` is the main thread's wait for images to be read and processed, `images` its own time for their transfer to the
+        device.
         """
         locator, clock = self._locator(side), PartClock(self._context.synchronize)
         locator.clock = clock
@@ -305,8 +310,8 @@ class Measurement:
         return {"side": side, **taken, "peak_gib": self._context.peak_gib()}
 
 
-def answers_of(locator: Kept, pairs: list[Pair]) -> list[str]:
-    """Answers to all pairs. Raises DifferadError."""
+def answers_of(locator: PrefixCached, pairs: list[Pair]) -> list[str]:
+    """Answers on all pairs. Raises DifferadError."""
     answers = []
     for outcome in locator.locate_many(pairs):
         if isinstance(outcome, DifferadError):
@@ -316,7 +321,7 @@ def answers_of(locator: Kept, pairs: list[Pair]) -> list[str]:
 
 
 def write_pairs(folder: Path, case: Case) -> list[Pair]:
-    """Images of smooth noise; each target is brighter in one place."""
+    """Images of smooth noise; each target is darker in one area."""
     folder.mkdir(exist_ok=True)
     random = np.random.default_rng(0)
     coarse = random.integers(0, 200, (case.side // 8, case.side // 8, 3), np.uint8)
@@ -334,7 +339,7 @@ def write_pairs(folder: Path, case: Case) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Work:
-    """Operations and bytes that a batch cannot spare."""
+    """Minimum operations and bytes of a batch."""
 
     vision: float
     prefill: float
@@ -344,27 +349,29 @@ class Work:
 
 
 def work_of(case: Case, before: int, after: int) -> Work:
-    """The least work of a batch; `before`, `after`: tokens of the prompt up to the reference and behind it, images apart."""
+    """The minimum work of a batch; `before`, `after`: tokens of the prompt before and after the reference, without images."""
     shape, image = case.shape, (case.side // TOKEN) ** 2
-    kept = before + image if case.references == ONE else 0
-    new = image + after + (0 if kept else before + image)
+    cached = before + image if case.references == ONE else 0
+    new = image + after + (0 if cached else before + image)
     images = case.batch * (1 if case.references == ONE else 2)
     attention = 4 * shape.heads * shape.head * shape.layers  # a pair of tokens
     weights = shape.text_weights() + shape.head_weights()
-    prefill = 2 * new * shape.text_weights() + 2 * shape.head_weights() + attention * (new * kept + new * (new + 1) / 2)
+    prefill = (
+        2 * new * shape.text_weights() + 2 * shape.head_weights() + attention * (new * cached + new * (new + 1) / 2)
+    )
     steps, token_bytes = ANSWER - 1, 2 * 2 * shape.layers * shape.kv_heads * shape.head
-    own = sum(new + step for step in range(1, ANSWER))
+    row_tokens = sum(new + step for step in range(1, ANSWER))
     return Work(
         vision=images * vision_operations(shape, image),
         prefill=case.batch * prefill,
         prefill_bytes=2 * weights,
-        decode=case.batch * (steps * 2 * weights + attention * (steps * kept + own)),
-        decode_bytes=steps * 2 * weights + token_bytes * (steps * kept + case.batch * own),
+        decode=case.batch * (steps * 2 * weights + attention * (steps * cached + row_tokens)),
+        decode_bytes=steps * 2 * weights + token_bytes * (steps * cached + case.batch * row_tokens),
     )
 
 
 def vision_operations(shape: Shape, tokens: int) -> float:
-    """Operations of the vision tower and its mergers on an image of so many tokens, four patches each."""
+    """Operations of the vision tower and its mergers on an image of `tokens` tokens, four patches each."""
     patches, width = 4 * tokens, shape.vision_hidden
     layer = 2 * patches * (4 * width**2 + 2 * width * shape.vision_wide) + 4 * patches**2 * width
     merger = 2 * tokens * 4 * width * (4 * width + shape.hidden)
@@ -372,7 +379,7 @@ def vision_operations(shape: Shape, tokens: int) -> float:
 
 
 def part_seconds(work: Work, operations: float, bandwidth: float) -> dict[str, float]:
-    """Seconds of a batch's parts at so many operations and bytes a second."""
+    """Seconds of a batch's parts at `operations` and `bandwidth` bytes per second."""
     return {
         "vision": work.vision / operations,
         "prefill": max(work.prefill / operations, work.prefill_bytes / bandwidth),
@@ -381,7 +388,7 @@ def part_seconds(work: Work, operations: float, bandwidth: float) -> dict[str, f
 
 
 def ceilings(context: Context) -> tuple[float, float] | None:
-    """Operations and bytes a second that `card` measured; None where it did not."""
+    """Operations and bytes per second measured by `card`; None without them."""
     product, moved = (context.earlier("card", what) for what in ("bfloat16 product", "device copy"))
     if product is None or moved is None or "error" in product or "error" in moved:
         return None
@@ -389,16 +396,16 @@ def ceilings(context: Context) -> tuple[float, float] | None:
 
 
 def floor_seconds(context: Context, case: Case, loaded: Loaded) -> float | None:
-    """Seconds of a pair."""
+    """Minimum seconds per pair."""
     measured = ceilings(context)
     if measured is None:
         return None
-    tokens = Kept(loaded.model, loaded.source, case.batch).prompt_tokens()
+    tokens = PrefixCached(loaded.model, loaded.source, case.batch).prompt_tokens()
     return sum(part_seconds(work_of(case, *tokens), *measured).values()) / case.batch
 
 
 def floor_row(context: Context, case: Case, loaded: Loaded) -> Row:
-    tokens = Kept(loaded.model, loaded.source, case.batch).prompt_tokens()
+    tokens = PrefixCached(loaded.model, loaded.source, case.batch).prompt_tokens()
     work, measured = work_of(case, *tokens), ceilings(context)
     parts = part_seconds(work, *measured) if measured else {}
     return {

@@ -1,6 +1,6 @@
-"""Checkpoints of a published model's shape with random weights, for `gpu.py`: nothing has to be fetched.
+"""Checkpoints in a published model's shape with random weights, for `gpu.py`: nothing has to be downloaded.
 
-Shapes are those of the published configurations; what a step costs depends on them and on nothing that was learnt.
+Shapes are those of the published configurations; the cost of a step depends only on them, not on the weights.
 """
 
 import json
@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConf
 from differad.training.recipe import Scratch
 from differad.training.scratch import build_scratch, token_ids
 
-# Pixels of a side that one token stands for.
+# Pixels per side of one image token.
 TOKEN = 32
 _PATCH = 16
 _MROPE = {"rope_type": "default", "rope_theta": 5e6, "mrope_interleaved": True}
@@ -40,7 +40,7 @@ class Shape:
     deepstack: tuple[int, ...]
 
     def text_weights(self) -> int:
-        """Weights of the language model's layers that a token meets."""
+        """Number of weights of the language model's layers."""
         attention = self.hidden * self.head * (2 * self.heads + 2 * self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.wide)
 
@@ -62,14 +62,14 @@ SHAPES = {
 
 
 def write_checkpoint(folder: Path, shape: Shape, dtype: torch.dtype, device: torch.device) -> Path:
-    """A folder that reads like the published checkpoint, its weights drawn on `device`."""
+    """A folder in the form of the published checkpoint, with random weights made on `device`."""
     if not any(folder.glob("*.safetensors")):
         build_model(folder, shape, dtype, device).save_pretrained(folder)
     return folder
 
 
 def build_model(folder: Path, shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
-    """The model on `device`, and a folder that holds all of its checkpoint but the weights."""
+    """The model on `device`; `folder` gets its checkpoint without the weights."""
     small = Scratch(hidden_size=64, layers=1, heads=2, vision_depth=1, vision_size=32, vocabulary=900)
     build_scratch(folder, small, 0)
     (folder / "model.safetensors").unlink()
@@ -99,7 +99,7 @@ def _config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Any:
         "num_key_value_heads": shape.kv_heads,
         "head_dim": shape.head,
         "max_position_embeddings": 262144,
-        # Published 0.02 at a width of 2048; a narrow model's layers would else add so little that it repeats a token for ever.
+        # Published 0.02 at a width of 2048; otherwise a narrow model's layers add so little that it repeats one token forever.
         "initializer_range": 0.02 * (2048 / shape.hidden) ** 0.5,
         "rope_parameters": _MROPE | {"mrope_section": sections},
         "tie_word_embeddings": shape.tied,

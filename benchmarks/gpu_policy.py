@@ -1,8 +1,8 @@
-"""The embedded policy: how many pairs a second its evidence, cold start and reinforcement take, on the device and on all cores.
+"""The embedded policy: pairs/s of its pair features, cold start and reinforcement learning, on a device and on all cores.
 
-A stage of gpu.py. Evidence is measured in its parts: what a core does of a pair (reading, resizing, search for a motion), what
-the device does, and all of it on the cores. Training is the recipes' own, by `train_sft` and `train_rl`, evidence on disk, and
-one step alone, its batch in memory. On the CPU it runs in a process of its own, which sees no device.
+A stage of gpu.py. Pair features are measured in parts: the cores' part (reading, resizing, registration), the device's part, and
+everything on the cores. Training runs the recipes by `train_sft` and `train_rl`, with features on disk, and a single step with
+its batch in memory. The CPU measurement runs in its own process, which sees no device.
 """
 
 import json
@@ -34,13 +34,13 @@ from differad.locators.tiny.pairs import resized
 from differad.locators.tiny.preparing import Task, own_processes, prepare
 from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
-from differad.training.policy import open_source
+from differad.training.policy import open_checkpoint
 from differad.training.recipe import RlRecipe, SftRecipe, load_recipe
 from differad.training.rl import train_rl
 from differad.training.sft import build_trainer, train_sft
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "tiny"
-# Seconds that loading takes before a measurement of so many seconds on the CPU can begin.
+# Seconds of loading before a measurement on the CPU.
 LOADING = 25.0
 SMALL = (
     "model.tiny={hidden_size: 32, heads: 2, layers: 1, channels: 8, blocks: 1}",
@@ -51,7 +51,7 @@ SMALL = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: pairs that are drawn, pairs in a batch of evidence and of training, seconds of a training run."""
+    """Sizes of the measurements: generated pairs, pairs per batch of features and of training, seconds of a training run."""
 
     pairs: int
     side: int
@@ -67,15 +67,20 @@ TINY = Sizes(pairs=16, side=96, area=128 * 128, evidence_batch=2, batch=8, secon
 
 
 def rows(context: Any) -> Iterator[dict[str, Any]]:
-    """A row for each measurement, as long as the time of the stage allows."""
+    """One row per measurement, while the stage has time."""
     sizes = TINY if context.tiny else FULL
     cores = 2 if context.tiny else usable_cores()
     folder = Path(context.folder)
     options = SynthesisOptions(seed=1, size=sizes.side, siblings=0.5, aspect=2.5)
     with _light_workers():
-        drawn = synthesize(options, sizes.pairs, folder / "pairs", workers=cores, progress=False)
-    yield {"what": "pairs drawn", "cores": cores, "pairs_per_s": drawn.pairs_per_second, "seconds": drawn.seconds}
-    pairs = list(read_pairs(drawn.manifest))
+        generated = synthesize(options, sizes.pairs, folder / "pairs", workers=cores, progress=False)
+    yield {
+        "what": "pairs drawn",
+        "cores": cores,
+        "pairs_per_s": generated.pairs_per_second,
+        "seconds": generated.seconds,
+    }
+    pairs = list(read_pairs(generated.manifest))
     rule = ResizeRule(PATCH * 4, sizes.area, sizes.area, least_side=PATCH)
     yield _evidence_on_device(context, sizes, pairs, rule)
     yield from _evidence_on_cores(context, pairs, rule, folder, cores)
@@ -89,7 +94,7 @@ def rows(context: Any) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _light_workers() -> Iterator[None]:
-    """Processes that are started meanwhile do not import the program, and with it torch, anew: they need nothing of it."""
+    """Processes started inside the block do not import the main program and torch, which they do not need."""
     program = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -99,7 +104,7 @@ def _light_workers() -> Iterator[None]:
 
 
 def _evidence_on_device(context: Any, sizes: Sizes, pairs: Sequence[Pair], rule: ResizeRule) -> dict[str, Any]:
-    """Batches of images that are in memory, evidence back in memory."""
+    """Pair features of batches of images in memory, returned to memory."""
     images = [
         [resized(image, rule) for image in read_images(p.reference, p.target)]
         for p in pairs[: 4 * sizes.evidence_batch]
@@ -107,11 +112,11 @@ def _evidence_on_device(context: Any, sizes: Sizes, pairs: Sequence[Pair], rule:
     shape, _ = Counter(target.shape for _, target in images).most_common(1)[0]
     alike = [both for both in images if both[0].shape == both[1].shape == shape]
     images = [alike[number % len(alike)] for number in range(sizes.evidence_batch)]
-    told = np.ones((shape[0] // 8, shape[1] // 8), np.float32), np.ones((shape[0] // 16, shape[1] // 16), np.float32)
+    pixels = np.ones((shape[0] // 8, shape[1] // 8), np.float32), np.ones((shape[0] // 16, shape[1] // 16), np.float32)
     evidence = BatchedEvidence(context.device)
     context.reset_peak()
     seconds = context.seconds(
-        lambda: evidence([r for r, _ in images], [t for _, t in images], [told] * len(images)),
+        lambda: evidence([r for r, _ in images], [t for _, t in images], [pixels] * len(images)),
         repeats=2 if context.tiny else 7,
     )
     return {
@@ -127,7 +132,7 @@ def _evidence_on_device(context: Any, sizes: Sizes, pairs: Sequence[Pair], rule:
 def _evidence_on_cores(
     context: Any, pairs: Sequence[Pair], rule: ResizeRule, folder: Path, cores: int
 ) -> Iterator[dict[str, Any]]:
-    """In processes that have started: the cores' part of a pair, and all of it."""
+    """In running processes: the cores' part of a pair, and all of its work."""
     with _light_workers(), own_processes(cores) as pool:
         for what, whole in (("evidence, the cores' part", False), ("evidence, all on the cores", True)):
             if context.remaining() < 5 and not context.tiny:
@@ -138,7 +143,7 @@ def _evidence_on_cores(
             cache = folder / f"timed {whole}"
             outcomes = list(pool.map(prepare, [replace(task, cache=cache) for task in tasks]))
             seconds = time.perf_counter() - start
-            if whole:  # what is trained on below
+            if whole:  # training below uses these
                 write_known(cache, [(each.described, each.key) for each in outcomes if each.described])
             yield {"what": what, "cores": cores, "seconds": seconds, "pairs_per_s": len(pairs) / seconds}
 
@@ -160,20 +165,20 @@ def _overrides(sizes: Sizes, folder: Path, name: str) -> list[str]:
 
 
 def _loaders() -> int:
-    """Processes that load batches, as many as shared memory has room for."""
+    """Number of data loader processes, limited by shared memory."""
     shared = Path("/dev/shm")
-    room = int(shutil.disk_usage(shared).free / 2**20 / 300) if shared.is_dir() else 0
-    return max(0, min(8, usable_cores() - 1, room))
+    capacity = int(shutil.disk_usage(shared).free / 2**20 / 300) if shared.is_dir() else 0
+    return max(0, min(8, usable_cores() - 1, capacity))
 
 
 def _step(sizes: Sizes, folder: Path, device: torch.device) -> dict[str, Any]:
-    """One step of the cold start whose batch lies on the device: forward, backward, optimiser."""
+    """One step of the cold start with its batch on the device: forward, backward, optimiser."""
     recipe = load_recipe(
         RECIPES / "sft.yaml", SftRecipe, [*sizes.model, *_overrides(sizes, folder, f"{device.type}-step")]
     )
-    source = open_source(recipe.model, recipe.out, 0)
-    source.processor.image_processor.cache = recipe.data.evidence
-    trainer = build_trainer(recipe, source, [])
+    checkpoint = open_checkpoint(recipe.model, recipe.out, 0)
+    checkpoint.processor.image_processor.cache = recipe.data.evidence
+    trainer = build_trainer(recipe, checkpoint, [])
     trainer.model.to(device)
     batch = trainer.data_collator(
         [trainer.train_dataset[i] for i in range(min(sizes.batch, len(trainer.train_dataset)))]
@@ -207,7 +212,7 @@ def _step(sizes: Sizes, folder: Path, device: torch.device) -> dict[str, Any]:
 
 
 def _cold_start(sizes: Sizes, folder: Path, device: torch.device) -> dict[str, Any]:
-    """The recipe's cold start with its loader, evidence on disk."""
+    """The recipe's cold start with its data loader, features on disk."""
     loaders = 0 if sizes is TINY else _loaders()
     own = [*sizes.model, *_overrides(sizes, folder, f"{device.type}-sft"), f"train.workers={loaders}"]
     summary = train_sft(load_recipe(RECIPES / "sft.yaml", SftRecipe, own))
@@ -223,7 +228,7 @@ def _cold_start(sizes: Sizes, folder: Path, device: torch.device) -> dict[str, A
 
 
 def _reinforcement(sizes: Sizes, folder: Path, device: torch.device) -> dict[str, Any]:
-    """The recipe's reinforcement of that cold start, groups of eight."""
+    """The recipe's reinforcement learning from that cold start, with groups of eight."""
     own = [
         f"model.checkpoint={folder / f'{device.type}-sft' / 'model'}",
         *_overrides(sizes, folder, f"{device.type}-rl"),
@@ -242,7 +247,7 @@ def _reinforcement(sizes: Sizes, folder: Path, device: torch.device) -> dict[str
 
 
 def _on_cpu(folder: Path, cores: int, seconds: float) -> Iterable[dict[str, Any]]:
-    """The same on the CPU, in a process that sees no device; what it has said when the time ends."""
+    """The same on the CPU, in a process that sees no device; returns the rows printed within the time."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(cores)}
     command = [sys.executable, __file__, str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -256,7 +261,7 @@ def _on_cpu(folder: Path, cores: int, seconds: float) -> Iterable[dict[str, Any]
 
 
 def main(folder: Path) -> None:
-    """Measure training on the CPU, pairs and evidence being there; print a row a line."""
+    """Measure training on the CPU with existing pairs and features; print one row per line."""
     for measure in (_step, _cold_start, _reinforcement):
         print(json.dumps(measure(FULL, folder, torch.device("cpu"))), flush=True)
 

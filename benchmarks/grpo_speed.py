@@ -1,12 +1,12 @@
-"""One GRPO step with shared prompts beside the same step of stock TRL: seconds by part, memory, operations.
+"""Compare one GRPO step with shared prompts and the same step of stock TRL: seconds by part, memory, operations.
 
     python benchmarks/grpo_speed.py [--family qwen3_5] [--quick | --one] [--threads 2] [--out docs/grpo_speed.md]
 
-Both sides train the same model (a Qwen2-VL of 8.5 million weights, or a Qwen3.5, three of whose four layers are gated
-delta-nets; frozen vision tower, float32) on the same pairs with the same answers' length (32 tokens, ends ignored).
-A step is what TRL does between two draws of answers: rollout, old and reference
-log-probabilities, rewards, then one loss with its backward pass. Sides take turns, step by step, in one process, so that other
-work on the machine weighs on both alike; every step is a pair not seen before. Memory is measured in a process for each side.
+Both sides train the same model (a Qwen2-VL of 8.5 million weights, or a Qwen3.5 with three gated delta-nets in four layers;
+frozen vision tower, float32) on the same pairs with answers of the same length (32 tokens, end tokens ignored). A step is
+TRL's work per rollout: rollout, old and reference log-probabilities, rewards, then one loss with its backward pass. The sides
+alternate step by step in one process, so that other load affects both alike; every step uses a new pair. Memory is measured in
+one process per side.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast, Qwen2VLProcessor
 from trl import GRPOTrainer
 
-from differad.training.policy import PairProcessor, open_source
+from differad.training.policy import PairProcessor, open_checkpoint
 from differad.training.recipe import RlRecipe, Scratch
 from differad.training.rl import DifficultyAwareTrainer, build_trainer, make_rewards
 from differad.training.scratch import build_scratch, text_settings, token_ids
@@ -43,7 +43,7 @@ ANSWER = 32
 SCRATCH = Scratch(hidden_size=256, layers=7, heads=8, vision_depth=4, vision_size=192, vocabulary=1000)
 # The smallest part of a Qwen3.5 with its published mixture of layers.
 DELTA = Scratch(hidden_size=320, layers=4, heads=8, vision_depth=4, vision_size=192, vocabulary=1000)
-# Pixels along a token of a picture.
+# Pixels per side of an image token.
 SIDE = {"qwen2_vl": 28, "qwen3_5": 32}
 NAMES = {"qwen2_vl": "Qwen2-VL", "qwen3_5": "Qwen3.5"}
 SHARED = {
@@ -55,7 +55,7 @@ QUICK = Scratch(hidden_size=64, layers=2, heads=2, vision_depth=1, vision_size=6
 
 @dataclass(frozen=True)
 class Case:
-    """What one row of the table measures."""
+    """The settings of one row of the table."""
 
     family: str
     generations: int
@@ -67,18 +67,18 @@ class Case:
 
 
 class StockTrainer(GRPOTrainer):
-    """TRL's trainer as it is, with the same rewards."""
+    """TRL's unmodified trainer with the same rewards."""
 
-    def __init__(self, *args: Any, grpo: Any, reader: Any, **kwargs: Any) -> None:
-        super().__init__(*args, reward_funcs=make_rewards(reader, grpo.reward), **kwargs)
+    def __init__(self, *args: Any, grpo: Any, decoder: Any, **kwargs: Any) -> None:
+        super().__init__(*args, reward_funcs=make_rewards(decoder, grpo.reward), **kwargs)
 
-    def sharing_line(self) -> str:
-        """What a run would say first."""
+    def sharing_summary(self) -> str:
+        """A run's first line."""
         return "stock TRL"
 
 
 class StockProcessor(PairProcessor):
-    """Pictures prepared as transformers does it, each as often as it stands in the batch."""
+    """Processes images as transformers does, each as often as it occurs in the batch."""
 
     _process_images = Qwen2VLProcessor._process_images
 
@@ -91,21 +91,21 @@ class Clock(PartClock):
         for model in (trainer.model, trainer.ref_model):
             if model is not None:
                 self.follow("vision", bare(trainer, model).model.visual)
-        draw, score = trainer._generate_single_turn, trainer._get_per_token_logps_and_entropies
+        generate, score = trainer._generate_single_turn, trainer._get_per_token_logps_and_entropies
 
-        def timed_draw(*args: Any, **kwargs: Any) -> Any:
+        def timed_generate(*args: Any, **kwargs: Any) -> Any:
             with self.part("rollout"):
-                return draw(*args, **kwargs)
+                return generate(*args, **kwargs)
 
         def timed_score(*args: Any, **kwargs: Any) -> Any:
             with self.part("loss and backward" if torch.is_grad_enabled() else "log-probs"):
                 return score(*args, **kwargs)
 
-        trainer._generate_single_turn, trainer._get_per_token_logps_and_entropies = timed_draw, timed_score
+        trainer._generate_single_turn, trainer._get_per_token_logps_and_entropies = timed_generate, timed_score
 
 
 def bare(trainer: Any, model: Any) -> Any:
-    """A trainer's model without what processes and adapters wrap around it."""
+    """A trainer's model without the wrappers of distributed training and adapters."""
     inner = trainer.accelerator.unwrap_model(model)
     return inner.get_base_model() if isinstance(inner, PeftModel) else inner
 
@@ -114,10 +114,10 @@ def write_pairs(folder: Path, side: int, count: int) -> Path:
     """Pairs of noise, the second half of each target brighter."""
     random, lines = np.random.default_rng(0), []
     for number in range(count):
-        picture = random.integers(0, 200, (side, side, 3), np.uint8)
-        Image.fromarray(picture).save(folder / f"{number}_good.png")
-        picture[side // 2 :] += 50
-        Image.fromarray(picture).save(folder / f"{number}_test.png")
+        image = random.integers(0, 200, (side, side, 3), np.uint8)
+        Image.fromarray(image).save(folder / f"{number}_good.png")
+        image[side // 2 :] += 50
+        Image.fromarray(image).save(folder / f"{number}_test.png")
         names = f'"reference": "{number}_good.png", "target": "{number}_test.png"'
         lines.append(
             f'{{"id": "{number}", "category": "noise", {names}, "boxes": [[0, {side // 2}, {side}, {side}]]}}\n'
@@ -128,7 +128,7 @@ def write_pairs(folder: Path, side: int, count: int) -> Path:
 
 
 def write_checkpoint(folder: Path, case: Case) -> Path:
-    """The case's checkpoint, random weights; with the tokenizer of one from scratch."""
+    """The case's checkpoint with random weights and the tokenizer of `build_scratch`."""
     build_scratch(folder, case.scratch, 0)
     if case.family == "qwen2_vl":
         return folder
@@ -161,7 +161,7 @@ def write_checkpoint(folder: Path, case: Case) -> Path:
 
 
 def make_trainer(case: Case, side: str, folder: Path, pairs: Path) -> Any:
-    """One side's trainer; both read the checkpoint that the first of them made."""
+    """One side's trainer; the first side writes the checkpoint, both load it."""
     start = folder / "model"
     if not start.is_dir():
         write_checkpoint(start, case)
@@ -174,7 +174,7 @@ def make_trainer(case: Case, side: str, folder: Path, pairs: Path) -> Any:
 def step_recipe(
     model: dict[str, Any], out: Path, pairs: Path, generations: int, answer: int, *, checkpointing: bool = False
 ) -> RlRecipe:
-    """The recipe of a step on one pair, whose answers all have `answer` tokens."""
+    """The recipe of a step on one pair; all answers have `answer` tokens."""
     return RlRecipe.model_validate(
         {
             "phase": "rl",
@@ -189,7 +189,7 @@ def step_recipe(
                 "report_to": [],
                 "more": {"generation_kwargs": {"min_new_tokens": answer}},
             },
-            # Two iterations, so that the log-probabilities of the draw are computed as well.
+            # Two iterations, so that old log-probabilities are computed too.
             "grpo": {
                 "generations": generations,
                 "max_new_tokens": answer,
@@ -202,26 +202,26 @@ def step_recipe(
 
 
 def build_side(side: str, recipe: RlRecipe) -> Any:
-    """The trainer of a recipe, ours or stock TRL's."""
-    source = open_source(recipe.model, recipe.out, 0)
+    """The trainer of a recipe, differad's or stock TRL's."""
+    checkpoint = open_checkpoint(recipe.model, recipe.out, 0)
     kind: Any = DifficultyAwareTrainer
     if side == "stock":
-        kind, given = StockTrainer, source.processor
-        processor = StockProcessor(given.image_processor, given.tokenizer, given.chat_template)
-        source = replace(source, processor=processor)
-    trainer = build_trainer(recipe, source, [], kind)
+        kind, processor = StockTrainer, checkpoint.processor
+        stock = StockProcessor(processor.image_processor, processor.tokenizer, processor.chat_template)
+        checkpoint = replace(checkpoint, processor=stock)
+    trainer = build_trainer(recipe, checkpoint, [], kind)
     trainer.current_gradient_accumulation_steps = 1
     return trainer
 
 
 def step(trainer: Any, pair: int, clock: Clock, optimizer: Any = None) -> float:
-    """One step on one pair, and the optimiser's where one is given; its seconds."""
+    """Run one step on one pair, with the optimiser if there is one; return its seconds."""
     rows = [trainer.train_dataset[pair] for _ in range(trainer.num_generations)]
     trainer._step = 0
     start = clock.now()
     with clock.part("other"):
         inputs = trainer._prepare_inputs(rows)
-        # Groups that teach nothing are taken out by one side alone; here every answer teaches something.
+        # Only one side masks uninformative groups, so every answer gets an advantage here.
         inputs["completion_mask"] = torch.ones_like(inputs["completion_mask"])
         inputs["advantages"] = torch.linspace(-1, 1, len(rows), device=inputs["advantages"].device)
         with clock.part("loss and backward"), trainer.compute_loss_context_manager():
@@ -266,7 +266,7 @@ def measure(case: Case) -> dict[str, dict[str, float]]:
 
 
 def memory_of(case: Case, side: str) -> float:
-    """MiB that a step of one side adds to its process at its highest (Linux)."""
+    """Peak memory that a step of one side adds to its process, in MiB (Linux)."""
     torch.set_num_threads(case.threads)
     with tempfile.TemporaryDirectory() as name:
         pairs = write_pairs(Path(name), SIDE[case.family] * round(case.tokens**0.5), 1)
@@ -275,7 +275,7 @@ def memory_of(case: Case, side: str) -> float:
 
 
 def added_memory(work: Callable[[], Any]) -> float:
-    """MiB that work adds to this process at its highest (Linux)."""
+    """Peak memory that `work` adds to this process, in MiB (Linux)."""
     before = _status("VmRSS")
     work()
     return _status("VmHWM") - before
@@ -287,11 +287,11 @@ def _status(name: str) -> float:
 
 
 def operations(case: Case, prompt: int, vocabulary: int) -> dict[str, dict[str, float]]:
-    """Multiplications and additions of a step in 10^9, by part: those that cannot be avoided, and those of each side.
+    """Multiplications and additions of a step in 10^9, by part: the minimum, and those of each side.
 
-    A token costs twice the weights that it meets, and 4 h for each token that it attends to; a backward pass costs twice its
+    A token costs 2 operations per weight, and 4 h for each token that it attends to; a backward pass costs twice its
     forward pass (weights and activations). Unavoidable: the tower, the policy's prompt and the reference's prompt once, and
-    each answer's tokens once drawn by the policy, once seen by the reference, once differentiated.
+    each answer's tokens once in generation, once in the reference, and once forward and backward.
     """
     s, patches = case.scratch, 4 * case.tokens
     tower = s.vision_depth * 2 * patches * (4 + 2 * 2) * s.vision_size**2
@@ -302,11 +302,11 @@ def operations(case: Case, prompt: int, vocabulary: int) -> dict[str, dict[str, 
     weights = s.layers * (4 + 3 * 3) * s.hidden_size**2
     g, length = case.generations, prompt + ANSWER
     head = 2 * vocabulary * s.hidden_size
-    # Attention to what stands before, averaged; kernels that skip nothing pay up to twice that.
+    # Average attention to earlier tokens; kernels that skip no masked keys cost up to twice that.
     prompts = 2 * prompt * weights + 4 * s.layers * s.hidden_size * prompt**2 / 2
     answers = g * (2 * ANSWER * weights + 4 * s.layers * s.hidden_size * ANSWER * (prompt + ANSWER / 2))
     heads = g * ANSWER * head
-    # TRL's output layer reads whole rows where no Triton kernel picks the answers out.
+    # Without a Triton kernel that selects the answers, TRL's output layer computes whole rows.
     rows = g * prompts + answers + g * length * head
     return {
         "unavoidable": {"vision": vision, "language": 4 * prompts + 4 * (answers + heads)},
@@ -316,7 +316,7 @@ def operations(case: Case, prompt: int, vocabulary: int) -> dict[str, dict[str, 
 
 
 def matmul_rate(threads: int) -> float:
-    """10^9 operations a second of a large float32 product, at best."""
+    """Best rate of a large float32 product, in 10^9 operations per second."""
     torch.set_num_threads(threads)
     a, best = torch.randn(1024, 1024), float("inf")
     for _ in range(10):
@@ -327,7 +327,7 @@ def matmul_rate(threads: int) -> float:
 
 
 def cases(family: str, quick: bool, *settings: Any) -> list[Case]:
-    """The case in the middle first, then growth with G and with the pictures' size."""
+    """The main case first, then others by G and by image size."""
     if quick:
         return [Case(family, 4, 64, QUICK, *settings)]
     sizes = [(8, 256), (4, 256), (16, 256), (8, 64)]
@@ -337,7 +337,7 @@ def cases(family: str, quick: bool, *settings: Any) -> list[Case]:
 
 def parts_table(times: dict[str, dict[str, float]]) -> list[str]:
     """Seconds by part, and the ratio to stock."""
-    lines = ["| seconds a step | stock TRL | shared | ratio |", "|---|---|---|---|"]
+    lines = ["| seconds per step | stock TRL | shared | ratio |", "|---|---|---|---|"]
     for part in ("step", *PARTS):
         stock, shared = (times[side][part] for side in SIDES)
         ratio = f"{stock / shared:.1f} x" if shared > 5e-4 else "–"
@@ -348,7 +348,7 @@ def parts_table(times: dict[str, dict[str, float]]) -> list[str]:
 def growth_table(found: list[tuple[Case, dict[str, dict[str, float]], dict[str, float]]]) -> list[str]:
     """Whole steps and memory of every case."""
     lines = [
-        "| answers (G) | tokens a picture | stock TRL, s | shared, s | ratio | stock, MiB | shared, MiB |",
+        "| answers (G) | tokens per image | stock TRL, s | shared, s | ratio | stock, MiB | shared, MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for case, times, memory in sorted(found, key=lambda each: (each[0].tokens, each[0].generations)):
@@ -360,15 +360,15 @@ def growth_table(found: list[tuple[Case, dict[str, dict[str, float]], dict[str, 
 
 
 def operations_table(case: Case, times: dict[str, dict[str, float]], rate: float) -> list[str]:
-    """Operations by part, and the rate at which each side got through its own."""
-    lines = ["| 10^9 operations a step | vision | language | all | 10^9 a second |", "|---|---|---|---|---|"]
+    """Operations by part, and each side's rate."""
+    lines = ["| 10^9 operations per step | vision | language | all | 10^9 per second |", "|---|---|---|---|---|"]
     counts = operations(case, round(times["stock"]["prompt"]), round(times["stock"]["vocabulary"]))
     for name, parts in counts.items():
         whole = sum(parts.values()) / 1e9
         speed = f"{whole / times[name]['step']:.0f}" if name in times else "–"
         cells = [name, *(f"{value / 1e9:.1f}" for value in parts.values()), f"{whole:.1f}", speed]
         lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", f"A product of two 1024 x 1024 float32 matrices ran at {rate:.0f} x 10^9 a second."]
+    return [*lines, "", f"A product of two 1024 x 1024 float32 matrices ran at {rate:.0f} x 10^9 per second."]
 
 
 def report(arguments: argparse.Namespace) -> str:
@@ -380,35 +380,35 @@ def report(arguments: argparse.Namespace) -> str:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
             memory = {side: pool.submit(memory_of, case, side).result() for side in SIDES}
         found.append((case, measure(case), memory))
-        print(f"G={case.generations}, {case.tokens} tokens a picture: measured", file=sys.stderr)
+        print(f"G={case.generations}, {case.tokens} tokens per image: measured", file=sys.stderr)
     case, times, _ = found[0]
     head = (
         f"{NAMES[case.family]} of {times['stock']['parameters'] / 1e6:.1f} million weights, G = {case.generations}, two "
-        f"pictures of {case.tokens} tokens, prompt of {times['stock']['prompt']:.0f} tokens, answers of {ANSWER}, float32, "
+        f"images of {case.tokens} tokens, prompt of {times['stock']['prompt']:.0f} tokens, answers of {ANSWER}, float32, "
         f"{arguments.threads} threads, median of {arguments.steps} steps, seconds "
-        f"{'of the processor' if arguments.cpu else 'by the clock'}; load of the machine {load:.1f} before, "
-        f"{os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores. {SHARED[case.family]}. The ratios hold where they are: not "
-        "under ZeRO-3, FSDP2 or dropout, and under vLLM not in the rollout; a run's first line says which."
+        f"of {'processor' if arguments.cpu else 'wall-clock'} time; load of the machine {load:.1f} before, "
+        f"{os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores. {SHARED[case.family]}. The ratios hold where prompts are "
+        "shared: not under ZeRO-3, FSDP2 or dropout, and under vLLM not in the rollout; a run's first line says where."
     )
     blocks = [[head], parts_table(times), growth_table(found)]
-    if case.family == "qwen2_vl":  # whose operations are counted
+    if case.family == "qwen2_vl":  # operations are counted for this family only
         blocks.append(operations_table(case, times, rate))
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
 def write_page(path: Path, title: str, program: str, text: str) -> None:
-    """A Markdown file of a benchmark's tables below the command that made them."""
+    """Write a benchmark's tables to a Markdown file, below the command that made them."""
     command = " ".join(["python", f"benchmarks/{program}", *sys.argv[1:]])
     path.write_text(f"# {title}\n\n```sh not run: needs a quiet machine for minutes\n{command}\n```\n\n{text}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=list(NAMES), default="qwen2_vl", help="what model is trained")
+    parser.add_argument("--family", choices=list(NAMES), default="qwen2_vl", help="family of the model")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one case")
-    parser.add_argument("--one", action="store_true", help="G = 8 and pictures of 256 tokens alone, no growth")
+    parser.add_argument("--one", action="store_true", help="only G = 8 and images of 256 tokens")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
-    parser.add_argument("--cpu", action="store_true", help="seconds of the processor: where others use the machine too")
+    parser.add_argument("--cpu", action="store_true", help="measure processor time, for a machine with other load")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each side and case")
     parser.add_argument("--out", type=Path, help="write the tables to this Markdown file too")
     arguments = parser.parse_args()
@@ -417,7 +417,7 @@ def main() -> None:
         text = report(arguments)
     print(text)
     if arguments.out:
-        write_page(arguments.out, "Shared prefixes: one GRPO step beside stock TRL", "grpo_speed.py", text)
+        write_page(arguments.out, "Shared prefixes: one GRPO step compared with stock TRL", "grpo_speed.py", text)
 
 
 if __name__ == "__main__":

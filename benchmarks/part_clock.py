@@ -1,4 +1,4 @@
-"""Seconds of a piece of work by part, for benchmarks."""
+"""Measures the seconds of each part of some work, for benchmarks."""
 
 import time
 from collections import defaultdict
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class PartClock:
-    """Seconds by part; a part that runs inside another is not counted twice.
+    """Seconds by part; the time of a nested part counts only for that part.
 
-    `wait` lets a device finish before each reading. `cpu`: seconds of this process's processor in place of the wall's.
+    `wait` waits for a device before each reading of the clock. `cpu`: processor time of this process instead of wall-clock time.
     """
 
     def __init__(self, wait: Callable[[], None] = lambda: None, *, cpu: bool = False) -> None:
@@ -43,10 +43,10 @@ class PartClock:
         self.leave()
 
     def follow(self, part: str | Callable[[dict[str, Any]], str], module: Any) -> None:
-        """Time a module's forward passes, until `unfollow`; the part may depend on a pass's named arguments."""
+        """Time a module's forward passes until `unfollow`; the part may depend on a pass's keyword arguments."""
 
-        def enter(_module: Any, _inputs: Any, named: dict[str, Any]) -> None:
-            self.enter(part if isinstance(part, str) else part(named))
+        def enter(_module: Any, _inputs: Any, kwargs: dict[str, Any]) -> None:
+            self.enter(part if isinstance(part, str) else part(kwargs))
 
         self._hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
         self._hooks.append(module.register_forward_hook(lambda *_: self.leave()))

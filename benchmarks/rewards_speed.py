@@ -1,8 +1,8 @@
-"""How many answers per second are read and scored on one core, beside the same formulas one answer at a time.
+"""Answers per second that are parsed and scored on one core, compared with the same formulas for one answer at a time.
 
     python benchmarks/rewards_speed.py [--json]
 
-Peer: a plain loop that reads each answer with `re` and evaluates the formulas over Python numbers. Both give the same rewards.
+Peer: a plain loop that parses each answer with `re` and evaluates the formulas on Python numbers. Both give the same rewards.
 """
 
 import argparse
@@ -29,13 +29,13 @@ NUMBERS = re.compile(
 
 
 def peer(text, g):
-    """(format, localization) of one answer, straight from the formulas."""
+    """(format, localization) of one answer, directly from the formulas."""
     well_formed = float(ONE_BOX.fullmatch(text.strip()) is not None)
     inside = ANSWER.search(text)
-    found = NUMBERS.search(inside.group(1)) if inside else None
-    if found is None:
+    match = NUMBERS.search(inside.group(1)) if inside else None
+    if match is None:
         return well_formed, 0.0
-    p = [float(v) for v in found.groups() if v is not None]
+    p = [float(v) for v in match.groups() if v is not None]
     if not any(g) or not any(p):
         return well_formed, float(not any(g) and not any(p))
     if p[2] <= p[0] or p[3] <= p[1]:
@@ -65,11 +65,11 @@ def main():
     texts, truths = [case["completion"] for case in cases], [case["solution"] for case in cases]
     ours, theirs = score_answers(texts, truths), [peer(*case) for case in zip(texts, truths, strict=True)]
     np.testing.assert_allclose(ours.localization, [value for _, value in theirs], atol=1e-9)
-    own, other = [], []
+    vectorised, loop = [], []
     for _ in range(REPEATS):
-        own.append(seconds(lambda: score_answers(texts, truths)))
-        other.append(seconds(lambda: [peer(*case) for case in zip(texts, truths, strict=True)]))
-    rate, peer_rate = (len(texts) / statistics.median(times) for times in (own, other))
+        vectorised.append(seconds(lambda: score_answers(texts, truths)))
+        loop.append(seconds(lambda: [peer(*case) for case in zip(texts, truths, strict=True)]))
+    rate, peer_rate = (len(texts) / statistics.median(times) for times in (vectorised, loop))
     result = {
         "answers": len(texts),
         "answers_per_second": round(rate),

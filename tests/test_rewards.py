@@ -106,7 +106,7 @@ def test_format_and_location_are_independent(text, format, located):
     assert (score.format, score.localization) == (format, located)
 
 
-def test_hostile_text_is_scored_not_raised():
+def test_malformed_text_is_scored_without_errors():
     for text in (
         "<answer>(" + "9" * 100_000 + ",1),(2,3)</answer>",
         "<answer>" * 20_000,

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Draws what the embedded policy is trained on, below the folder given: 19,000 pairs, and 400 of kinds that are not among them.
+# Generate the embedded policy's training pairs in the given folder: 19,000, and 400 held-out pairs of other categories.
 #   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs; licences in their copyright files
 #   bash recipes/tiny/data.sh data/tiny [WORKERS]
-#   PHOTOGRAPHS=~/photographs bash recipes/tiny/data.sh data/tiny    # those below a folder of your own instead
-#   SHARE=0.005 bash recipes/tiny/data.sh data/look      # a first look: that share of every set, at least 16; goes without photographs
-#   MINUTES=10 bash recipes/tiny/data.sh data/tiny 16    # all sets side by side, as many pairs as that time allows; likewise
-#   LEAST=2 SHARE=0.0005 bash recipes/tiny/data.sh data/look    # so many pairs of a set at least, in place of 16
-# Runs again where it was stopped. Evidence (the frozen backbone's comparison) is computed by the first epoch of training, or
-# before it by `differad train evidence`. PYTHON names another interpreter.
+#   PHOTOGRAPHS=~/photographs bash recipes/tiny/data.sh data/tiny    # photographs from your own folder instead
+#   SHARE=0.005 bash recipes/tiny/data.sh data/look      # a first try: this share of every set, at least 16; needs no photographs
+#   MINUTES=10 bash recipes/tiny/data.sh data/tiny 16    # all sets in parallel, as many pairs as the time allows; needs no photographs either
+#   LEAST=2 SHARE=0.0005 bash recipes/tiny/data.sh data/look    # the minimum of pairs per set, instead of 16
+# Continues where it was stopped. The first epoch of training computes the pair features of the frozen backbone, or
+# `differad train evidence` does so in advance. PYTHON names another interpreter.
 set -euo pipefail
 out=${1:?folder for the data}
 workers=${2:-2}
@@ -18,7 +18,7 @@ python=${PYTHON:-python}
 mkdir -p "$out"
 photographs="--photographs $out/photographs"
 natural="--natural-share 1"
-if [ -z "$(find "$out/photographs" -type f -print -quit 2>/dev/null)" ]; then # an empty folder is none
+if [ -z "$(find "$out/photographs" -type f -print -quit 2>/dev/null)" ]; then # an empty folder counts as missing
   if [ -n "${PHOTOGRAPHS:-}" ]; then folders=("$PHOTOGRAPHS"); else folders=(/usr/share/wallpapers /usr/share/backgrounds/mate/nature); fi
   if ! "$python" "$(dirname "$0")/photographs.py" "$out/photographs" "${folders[@]}"; then
     [ -n "$minutes" ] || awk -v share="$share" 'BEGIN { exit !(share < 1) }' || exit 2
@@ -36,13 +36,13 @@ draw() { # name, count, sixteenths of the workers, seed, size, more options
     "$python" -m differad synthesize --workers "$workers" --normal-share 0.4 --count "$count" --seed "$seed" --size "$size" "$@" --out "$out/$name"
     return
   fi
-  # Only the held-out pairs have a number of their own: time sets that of the others.
+  # Only the held-out set has a fixed count; time limits the others.
   [ "$name" = held_out ] || count=10000000
   "$python" -m differad synthesize --workers $((workers * sixteenths > 16 ? workers * sixteenths / 16 : 1)) --minutes "$minutes" \
     --normal-share 0.4 --count "$count" --seed "$seed" --size "$size" "$@" --out "$out/$name" &
   running+=($!)
 }
-each() { # option, values: the option once for each
+each() { # option, values: repeats the option for each value
   local option=$1
   shift
   for value in "$@"; do printf -- '%s %s ' "$option" "$value"; done

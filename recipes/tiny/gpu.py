@@ -23,7 +23,7 @@ from typing import Any
 
 from differad.files import atomic_write
 from differad.locators.threads import usable_cores
-from differad.training.provenance import whole_checkpoints
+from differad.training.provenance import complete_checkpoints
 
 HERE = Path(__file__).resolve().parent
 # Shares of the time; what is left over is for starting and for writing.
@@ -278,7 +278,7 @@ class Run:
             self.publish(name)
 
     def reading(self) -> int:
-        """Steps of the reading lesson: what a third of the cold start's time allows, 400 at most."""
+        """steps of box pretraining: what a third of the cold start's time allows, 400 at most."""
         on_cpu = str((self.trainer.machine or {}).get("device", "CPU")).startswith("CPU")
         return max(5, min(400, int(SHARES["sft"] * self.seconds / 3 / (0.25 if on_cpu else 0.03))))
 
@@ -292,7 +292,7 @@ class Run:
     def policy(self, name: str) -> Path | None:
         """The newest whole policy of a run: what it left at its end, or its last checkpoint."""
         final = self.runs / name / "model"
-        folders = [final] if (final / "run_info.json").is_file() else whole_checkpoints(self.runs / name)[-1:]
+        folders = [final] if (final / "run_info.json").is_file() else complete_checkpoints(self.runs / name)[-1:]
         return folders[0] if folders else None
 
     def loaders(self) -> int:

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The embedded policy from nothing: its pairs, comparer, cold start and reinforcement, by the recipes beside this file.
+# Train the embedded policy from random weights: pairs, change encoder, cold start and reinforcement learning, with the recipes here.
 #   pip install 'differad[train]'
-#   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs, see data.sh; a first look goes without
-#   bash recipes/tiny/train.sh work/tiny              # some four hours on two cores; the same command goes on after an interruption
-#   bash recipes/tiny/train.sh work/look 0.005        # a first look at the way: a two-hundredth of pairs and steps, some minutes; it learns nothing
-# KEY=VALUE behind the share reaches all three recipes (train.batch_size=16).
-# Everything is written below the folder given; the policy is FOLDER/runs/tiny/rl/model:
+#   apt-get install plasma-workspace-wallpapers mate-backgrounds     # free photographs, see data.sh; not needed for a first try
+#   bash recipes/tiny/train.sh work/tiny              # about four hours on two cores; after an interruption the same command continues
+#   bash recipes/tiny/train.sh work/look 0.005        # a first try with 1/200 of the pairs and steps, some minutes; it learns nothing
+# KEY=VALUE after the share applies to all three recipes (train.batch_size=16).
+# Everything is written to the given folder; the policy is FOLDER/runs/tiny/rl/model:
 #   differad locate good.png test.png --model FOLDER/runs/tiny/rl/model
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -13,7 +13,7 @@ folder=${1:?folder for data and runs}
 share=${2:-1}
 shift $(($# < 2 ? $# : 2))
 overrides=("$@")
-# Weights this small gain nothing from more threads in torch; drawing pairs takes two processes.
+# Such a small model gains nothing from more torch threads; generating pairs uses two processes.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 part() { # of a count, at least 1
@@ -30,7 +30,7 @@ train() { # phase, recipe, overrides
   shift 2
   [ -d "runs/tiny/$name/model" ] || differad train "$phase" "$here/$name.yaml" --resume "$@" "${overrides[@]:+${overrides[@]}}"
 }
-# Their own last lines name folders as they are called from within FOLDER.
+# The commands' last lines name paths relative to FOLDER.
 train sft compare "train.steps=$(part 500)" >/dev/null
 train sft sft "model.tiny.reading=$(part 400)" >/dev/null
 train rl rl "train.steps=$(part 80)" >/dev/null

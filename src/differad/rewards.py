@@ -1,8 +1,8 @@
-"""Rewards of an answer: format, localization (DCLR) and IoU, pure.
+"""Rewards of an answer: format, localization (DCLR) and IoU, as pure functions.
 
-Boxes are in thousandths of the target's width and height, `x1, y1, x2, y2`; the zero box says "normal". Formulas: DifferAD-R1,
-arXiv 2606.16601; answers are read exactly as the authors' published code reads them (the first integer box inside
-`<answer>`, corners as written), which is neither what evaluation reads (`answers.parsing`) nor what training pays by default
+Boxes are in thousandths of the target's width and height, `x1, y1, x2, y2`; the zero box means "normal". Formulas: DifferAD-R1,
+arXiv 2606.16601. Answers are parsed exactly as in the authors' published code: the first integer box inside `<answer>`, corners
+as written. Evaluation parses differently (`answers.parsing`), and training uses another reward by default
 (`training.localization`). Knows nothing of groups, advantages or trainers.
 """
 
@@ -23,7 +23,7 @@ Scores = NDArray[np.float64]
 Completion = str | Sequence[dict[str, Any]]
 
 CENTER_WEIGHT, AREA_WEIGHT = 0.6, 0.4
-# What true boxes are counted in, and how far a number that came from pixels may go beyond.
+# Upper limit of true boxes' coordinates, and the tolerance for coordinates converted from pixels.
 LARGEST, _ROUNDING = 1000.0, 1e-9
 
 _GAP = r"\s*+"
@@ -32,12 +32,12 @@ _BOX = rf"(?:\({_INT},{_INT}\){_GAP},{_GAP}\({_INT},{_INT}\)|\[{_INT},{_INT},{_I
 _FIRST_BOX = re.compile(_BOX)
 _ANSWER_OF_ONE_BOX = re.compile(rf"{_GAP}<answer>{_GAP}{_BOX}{_GAP}</answer>{_GAP}")
 _PUBLISHED = (SYNTAXES["pairs"].box, SYNTAXES["list"].box)
-# More digits than any coordinate has: such a number is read as too large instead of costing time.
+# A number with more digits than this is parsed as 10^9, which is too large for any coordinate, to bound the time.
 _LARGEST_DIGITS = 9
 
 
 class AnswerScore(NamedTuple):
-    """What one answer earns, each in [0, 1]."""
+    """Scores of one answer, each in [0, 1]."""
 
     format: float
     localization: float
@@ -45,7 +45,7 @@ class AnswerScore(NamedTuple):
 
 
 class AnswerScores(NamedTuple):
-    """What N answers earn, arrays of shape (N,), each value in [0, 1]."""
+    """Scores of N answers, arrays of shape (N,), each value in [0, 1]."""
 
     format: Scores
     localization: Scores
@@ -53,7 +53,7 @@ class AnswerScores(NamedTuple):
 
 
 def score_answer(text: str, truth: ArrayLike) -> AnswerScore:
-    """Format reward, DCLR and IoU of one answer; `truth` is a box in thousandths, the zero box or nothing for normal."""
+    """Format reward, DCLR and IoU of one answer; `truth` is a box in thousandths, zero or empty for normal."""
     scores = score_answers([text], [truth])
     return AnswerScore(*(float(values[0]) for values in scores))
 
@@ -61,7 +61,7 @@ def score_answer(text: str, truth: ArrayLike) -> AnswerScore:
 def score_answers(texts: Sequence[str], truths: Sequence[ArrayLike] | NDArray[Any]) -> AnswerScores:
     """As `score_answer` for N answers at once.
 
-    Raises InputError where `truths` does not hold one box per answer, each within 0 and 1000 and with area, or zero.
+    Raises InputError unless `truths` has one box per answer, each zero or within 0 to 1000 and with area.
     """
     truth = _truth_array(truths, len(texts))
     predicted, answered = read_boxes(texts)
@@ -76,9 +76,9 @@ def score_answers(texts: Sequence[str], truths: Sequence[ArrayLike] | NDArray[An
 
 
 def dclr(predicted: Boxes, truth: Boxes) -> Scores:
-    """Dual-consistency localization reward of boxes (N, 4) with area, shape (N,): still informative at IoU 0.
+    """Dual-consistency localization reward of boxes (N, 4) with area, shape (N,); it also ranks boxes without overlap.
 
-    R = IoU + (1 - IoU) (0.6 C + 0.4 S), C comparing centres and S areas (arXiv 2606.16601).
+    R = IoU + (1 - IoU) (0.6 C + 0.4 S), where C compares centres and S areas (arXiv 2606.16601).
     """
     overlap = iou(predicted, truth)
     reach = np.maximum(np.maximum(diagonals(predicted), diagonals(truth)), 1.0)
@@ -90,10 +90,10 @@ def dclr(predicted: Boxes, truth: Boxes) -> Scores:
 
 
 def format_scores(texts: Sequence[str], answer_format: AnswerFormat | None = None) -> Scores:
-    """1 for `<think>…</think><answer>one box</answer>` and nothing else, else 0; shape (N,).
+    """1 for exactly `<think>…</think><answer>one box</answer>`, else 0; shape (N,).
 
-    The box is `(x1,y1),(x2,y2)` or `[x1, y1, x2, y2]` in whole numbers, as published; of a family whose `answer_format` is
-    another, it is written as that family writes it.
+    The box is `(x1,y1),(x2,y2)` or `[x1, y1, x2, y2]` in whole numbers, as published. With another `answer_format`, the box has
+    that family's syntax.
     """
     syntax = answer_format.syntax if answer_format else None
     published = syntax is None or syntax.box in _PUBLISHED
@@ -103,14 +103,14 @@ def format_scores(texts: Sequence[str], answer_format: AnswerFormat | None = Non
 
 @lru_cache
 def _answer_of_one(syntax: Syntax) -> re.Pattern[str]:
-    """An answer of one box in a family's syntax, white space as one likes."""
+    """Pattern of an answer of one box in a family's syntax, with optional white space."""
     number = rf"{_GAP}[01]\.\d++{_GAP}" if syntax.fractions else rf"{_GAP}\d++{_GAP}"
     box = "".join(
         _literal(text) + ("" if name is None else r'[^"]*+' if name == "label" else number)
         for text, name, _, _ in Formatter().parse(syntax.box)
     )
-    around = (_literal(text) for text in (syntax.opening, syntax.closing))
-    return re.compile(rf"{_GAP}<answer>{_GAP}{box.join(around)}{_GAP}</answer>{_GAP}")
+    opening, closing = (_literal(text) for text in (syntax.opening, syntax.closing))
+    return re.compile(rf"{_GAP}<answer>{_GAP}{opening}{box}{closing}{_GAP}</answer>{_GAP}")
 
 
 def _literal(text: str) -> str:
@@ -119,9 +119,9 @@ def _literal(text: str) -> str:
 
 def read_boxes(texts: Sequence[str]) -> tuple[Boxes, NDArray[np.bool_]]:
     """The first integer box inside each text's `<answer>`, (N, 4) as written, and whether there is one, (N,)."""
-    found = [_read_box(text) for text in texts]
-    answered = np.array([box is not None for box in found], dtype=np.bool_)
-    boxes = np.array([box or (0.0, 0.0, 0.0, 0.0) for box in found], dtype=np.float64)
+    parsed = [_read_box(text) for text in texts]
+    answered = np.array([box is not None for box in parsed], dtype=np.bool_)
+    boxes = np.array([box or (0.0, 0.0, 0.0, 0.0) for box in parsed], dtype=np.float64)
     return boxes.reshape(-1, 4), answered
 
 
@@ -145,7 +145,7 @@ def _is_well_formed(text: str, pattern: re.Pattern[str]) -> bool:
 
 
 def check_truths(boxes: Boxes) -> None:
-    """Raise InputError unless each true box (N, 4) has area and is made of numbers from 0 to 1000."""
+    """Raise InputError unless each true box (N, 4) has area and coordinates from 0 to 1000."""
     within = np.isfinite(boxes) & (boxes >= 0) & (boxes <= LARGEST + _ROUNDING)
     outside, flat = ~within.all(axis=1), is_degenerate(boxes)
     if outside.any():
@@ -173,7 +173,7 @@ def _truth_array(truths: Sequence[ArrayLike] | NDArray[Any], count: int) -> Boxe
 
 
 def _true_box(truth: ArrayLike) -> NDArray[np.float64]:
-    """One true box (4,), zero where the target is normal. Raises InputError."""
+    """One true box (4,), zero for a normal target. Raises InputError."""
     try:
         box = np.asarray(truth, dtype=np.float64)
     except (ValueError, TypeError):
@@ -185,7 +185,7 @@ def _true_box(truth: ArrayLike) -> NDArray[np.float64]:
     return box
 
 
-# What TRL's GRPOTrainer calls: columns of the data set come as keywords, one float per completion goes back.
+# Reward functions for TRL's GRPOTrainer: it passes the data set's columns as keywords and expects one float per completion.
 
 
 def format_reward(completions: Sequence[Completion], **_columns: Any) -> list[float]:

@@ -1,4 +1,4 @@
-"""The table of families: complete, cited, and each zero box as the published protocol has it."""
+"""The table of families: complete, cited, and each zero box as in the published protocol."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The grammar of answers against the parser and the writer: what it lets through can be read, what we write it lets through."""
+"""The grammar of answers agrees with the parser and the writer."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ families = st.sampled_from(sorted(FORMATS))
 
 @given(family=families, seed=st.integers(0, 2**32 - 1), greed=st.sampled_from(["0", "9", "1", ""]))
 @settings(max_examples=400, deadline=None)
-def test_whatever_is_written_letter_by_letter_can_be_read(family, seed, greed):
-    """Random walks; some take the same digit wherever they may. No walk ends in a dead end, none is longer than told."""
+def test_every_text_of_the_grammar_can_be_parsed(family, seed, greed):
+    """Random walks; some repeat a digit wherever allowed. No walk ends in a dead end or exceeds `longest`."""
     form, random = FORMATS[family], np.random.default_rng(seed)
     grammar, text = AnswerGrammar(form, FRAME), ""
     while grammar.read(text) != "done":
@@ -34,7 +34,7 @@ def test_whatever_is_written_letter_by_letter_can_be_read(family, seed, greed):
     corners=st.tuples(st.floats(0, 290), st.floats(0, 80), st.floats(5, 300), st.floats(5, 90)) | st.none(),
 )
 @settings(max_examples=300, deadline=None)
-def test_whatever_we_write_may_be_written(family, corners):
+def test_the_grammar_allows_every_written_answer(family, corners):
     form = FORMATS[family]
     boxes = np.empty((0, 4))
     if corners is not None:
@@ -62,5 +62,5 @@ def test_whatever_we_write_may_be_written(family, corners):
         "(5,5),(9,9),(1,1),(2,2)",
     ],
 )
-def test_what_may_not_be_written(text):
+def test_texts_that_the_grammar_rejects(text):
     assert AnswerGrammar(FORMATS["qwen2-vl"], FRAME).read(text + "</answer>") == "dead"

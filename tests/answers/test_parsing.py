@@ -1,4 +1,4 @@
-"""Answers both ways: what is written reads back, what models really write is understood, hostile text does no harm."""
+"""Answers in both directions: written boxes parse back, real models' texts are parsed, malformed text does no harm."""
 
 import json
 import random
@@ -70,7 +70,7 @@ READINGS = {
     "(0,0.5),(1,1)": [[0, 500, 1000, 1000]],
     "(0,0),(1,1)": [[0, 0, 1, 1]],  # without a decimal point: units
     "(0.5,0.5),(2,1)": [[0.5, 0.5, 2, 1]],  # one number above 1: units
-    # What a thought quotes is no answer, whatever its tags; an answer may stand before the thought.
+    # Text quoted in a thought is no answer, even with tags; an answer may come before the thought.
     "<think><answer>(9,9),(99,99)</answer></think>(1,2),(30,40)": [[1, 2, 30, 40]],
     "<answer>(1,2),(30,40)</answer><think><answer>(9,9),(99,99)</answer></think>": [[1, 2, 30, 40]],
     "<think>a <think> b</think><answer>(1,2),(30,40)</answer></think>": [[1, 2, 30, 40]],
@@ -179,7 +179,7 @@ def test_resized_families_need_the_resized_size():
         parse_answer("(1,2),(3,4)", FORMATS["qwen2.5-vl"], Frame(100, 100))
 
 
-def test_a_box_beside_the_target_is_none_whatever_its_size():
+def test_a_box_outside_the_target_is_no_box():
     # 1000 * (width / 1000) may fall short of the width by a rounding, which would leave a sliver inside.
     for width in range(1000, 1100):
         for text in ("(1000,5),(1005,9)", "(5,1000),(9,1005)"):
@@ -281,7 +281,7 @@ ANSWERS_PER_FAMILY = 10_000
 
 
 @pytest.mark.parametrize("family", FORMATS)
-def test_hostile_answers_never_raise(family):
+def test_malformed_answers_never_raise(family):
     """10,000 texts per family, glued from fragments of answers and damaged at random."""
     draw = random.Random(family)
     entry, frame = answer_format(family), Frame(640, 480, (644, 476))
@@ -344,6 +344,6 @@ HUGE = 1_000_000
         "<ref>(1,2),(3,4)",
     ],
 )
-def test_a_megabyte_of_hostile_text_is_read(unit):
+def test_a_megabyte_of_malformed_text_is_parsed(unit):
     """A search that went back over the text would take hours here, not seconds."""
     assert parse_answer(unit * (HUGE // len(unit)), QWEN, THOUSAND).status == "unreadable"

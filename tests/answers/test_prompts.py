@@ -23,7 +23,7 @@ def test_only_the_format_sentence_changes_by_family(family):
     assert prompt_text(FORMATS[family], "Where?").startswith("Where? ")
 
 
-def test_a_drawn_question_is_the_generator_s_choice():
+def test_the_generator_chooses_the_question():
     drawn = [training_question(np.random.default_rng(seed)) for seed in range(400)]
     assert drawn == [training_question(np.random.default_rng(seed)) for seed in range(400)]
     assert set(drawn) == set(PARAPHRASES)  # a missing one has probability 20 * 0.95**400 < 1e-7

@@ -70,7 +70,7 @@ def test_shapes_that_the_processor_refuses():
         rule.resized(28, 5601)
 
 
-def test_a_processor_may_take_smaller_pictures():
+def test_a_processor_may_allow_smaller_images():
     rule = ResizeRule.from_settings(
         {"patch_size": 16, "merge_size": 4, "size": {"shortest_edge": 147456, "longest_edge": 147456}, "least_side": 16}
     )

@@ -28,16 +28,16 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory):
-    """Four pairs of flat pictures, each of its own grey, the defect white."""
+    """Four pairs of uniform images, each with its own grey; defects are white."""
     folder = tmp_path_factory.mktemp("pairs")
     lines = []
     for number, boxes in enumerate(BOXES):
-        picture = np.full((SIDE, SIDE, 3), 40 * (number + 1), np.uint8)
-        Image.fromarray(picture).save(folder / f"{number}_good.png")
+        image = np.full((SIDE, SIDE, 3), 40 * (number + 1), np.uint8)
+        Image.fromarray(image).save(folder / f"{number}_good.png")
         for x1, y1, x2, y2 in boxes:
-            picture[y1:y2, x1:x2] = 255
-        picture[0, 0] = number
-        Image.fromarray(picture).save(folder / f"{number}_test.png")
+            image[y1:y2, x1:x2] = 255
+        image[0, 0] = number
+        Image.fromarray(image).save(folder / f"{number}_test.png")
         names = {"reference": f"{number}_good.png", "target": f"{number}_test.png"}
         lines.append({"id": f"p{number}", "category": "flat", **names, "boxes": boxes, "kind": "blot" if boxes else ""})
     path = folder / "pairs.jsonl"
@@ -59,7 +59,7 @@ def broken_pairs(pairs, tmp_path):
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory):
-    """A checkpoint made from scratch, 0.2 million weights."""
+    """A randomly initialised checkpoint, 0.2 million weights."""
     scratch = Scratch(hidden_size=32, layers=2, heads=2, vision_depth=1, vision_size=32, vocabulary=1000)
     return build_scratch(tmp_path_factory.mktemp("start"), scratch, seed=0)
 

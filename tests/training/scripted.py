@@ -1,12 +1,12 @@
-"""A trainer whose answers are written beforehand, so that what is done with them can be worked out by hand."""
+"""A trainer with scripted answers, so that expected values can be worked out by hand."""
 
 import json
 from pathlib import Path
 
 import torch
 
-from differad.training.loop import leave_group
-from differad.training.policy import open_source
+from differad.training.loop import destroy_process_group
+from differad.training.policy import open_checkpoint
 from differad.training.recipe import RlRecipe
 from differad.training.rl import DifficultyAwareTrainer, build_trainer
 
@@ -19,7 +19,7 @@ def answer(*box):
 
 
 class ScriptedTrainer(DifficultyAwareTrainer):
-    """`script[pair][attempt]` holds the answers of a group; a pair is known by its target's first pixel."""
+    """`script[pair][attempt]` has the answers of a group; the target's first pixel is the number of the pair."""
 
     script: dict[int, list[list[str]]]
     calls: int
@@ -27,10 +27,10 @@ class ScriptedTrainer(DifficultyAwareTrainer):
     def begin(self, script):
         self.script, self.calls = script, 0
 
-    def _draw_answers(self, prompt_ids, images, fields, num_generations):
+    def _generate_completions(self, prompt_ids, images, fields, num_generations):
         if images[0][0] is None:  # the probe of prefix sharing, whose miniature has an image's patches alone
-            return super()._draw_answers(prompt_ids, images, fields, num_generations)
-        pairs = [pictures[1].getpixel((0, 0))[0] for pictures in images]
+            return super()._generate_completions(prompt_ids, images, fields, num_generations)
+        pairs = [row[1].getpixel((0, 0))[0] for row in images]
         mine = [int(row["id"].removeprefix("p")) for row in self._rows]
         begin = self.accelerator.process_index * len(mine)
         texts, seen = [], {}
@@ -59,7 +59,7 @@ class ScriptedTrainer(DifficultyAwareTrainer):
 
 
 def make_trainer(recipe, kind=ScriptedTrainer):
-    source = open_source(recipe.model, recipe.out, recipe.train.seed)
+    source = open_checkpoint(recipe.model, recipe.out, recipe.train.seed)
     return build_trainer(recipe, source, [], kind)
 
 
@@ -74,15 +74,15 @@ SCRIPT = {
 def summarise(trainer, output):
     """The values that every process count must agree on, gathered in order."""
     gather = trainer.accelerator.gather
-    draw = trainer._draw
+    rollout = trainer._rollout
     return {
         "advantages": gather(output["advantages"]).tolist(),
         "tokens": gather(output["completion_mask"].sum(dim=1)).tolist(),
         "processes": trainer.accelerator.num_processes,
         "num_items": int(output["num_items_in_batch"]),
-        "stuck": draw.stuck.tolist(),
-        "redraws": draw.redraws.tolist(),
-        "localization": draw.localization.tolist(),
+        "uninformative": rollout.uninformative.tolist(),
+        "resamples": rollout.resamples.tolist(),
+        "localization": rollout.localization.tolist(),
         "metrics": {
             name: values[-1]
             for name, values in trainer._metrics["train"].items()
@@ -117,7 +117,7 @@ def main(recipe_path, out, task="score"):
         output = trainer.score([0, 1, 2])
         summary = summarise(trainer, output)
         Path(out, f"{trainer.accelerator.process_index}.json").write_text(json.dumps(summary))
-    leave_group(trainer)
+    destroy_process_group(trainer)
 
 
 __all__ = ["SCRIPT", "ScriptedTrainer", "answer", "make_trainer", "summarise"]

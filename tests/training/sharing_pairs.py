@@ -1,4 +1,4 @@
-"""What two processes make of shares and of errors, written down by each; run under torchrun by test_peers.py."""
+"""Each of two processes writes its results of shares and errors; run under torchrun by test_peers.py."""
 
 import json
 import sys
@@ -10,13 +10,13 @@ from accelerate import PartialState
 
 from differad.data.manifest import read_pairs
 from differad.errors import DifferadError, ImageError
-from differad.training.peers import EndingTogether, join_shares, share_out
-from differad.training.policy import LiveLocator, load_model, open_source
+from differad.training.peers import EndingTogether, gather_shares, take_share
+from differad.training.policy import InMemoryLocator, load_model, open_checkpoint
 from differad.training.recipe import RlRecipe
 from differad.training.shared_locator import SharedLocator
 
 
-class Failing(LiveLocator):
+class Failing(InMemoryLocator):
     """A policy that cannot answer on one process."""
 
     def locate_many(self, pairs):
@@ -49,11 +49,11 @@ def divide():
 def main(recipe_path, out):
     state = PartialState(cpu=True)
     recipe = RlRecipe.model_validate_json(Path(recipe_path).read_text())
-    source = open_source(recipe.model, recipe.out, 0)
+    source = open_checkpoint(recipe.model, recipe.out, 0)
     model = load_model(source, recipe.model).eval()
-    live, failing = (kind(model, source, batch_size=1, max_new_tokens=4) for kind in (LiveLocator, Failing))
+    live, failing = (kind(model, source, batch_size=1, max_new_tokens=4) for kind in (InMemoryLocator, Failing))
     pairs = list(islice(read_pairs(recipe.data.pairs[0]), 3)) + list(read_pairs(recipe.held_out.pairs[0]))
-    seen = {"rank": state.process_index, "joined": join_shares(share_out(range(5)))}
+    seen = {"rank": state.process_index, "joined": gather_shares(take_share(range(5)))}
     seen["split"] = answers(SharedLocator(live), pairs)
     passes = []
     hook = model.register_forward_pre_hook(lambda *_: passes.append(1))

@@ -1,4 +1,4 @@
-"""The group mathematics, each number worked out beside it."""
+"""The group mathematics, each number with its calculation."""
 
 import math
 
@@ -26,18 +26,18 @@ def test_equal_rewards_give_no_advantage():
 
 
 @pytest.mark.parametrize(
-    ("rewards", "stuck"),
+    ("rewards", "uninformative"),
     [
         ([0.0, 0.0, 0.0], True),
         ([0.4, 0.4, 0.4], True),
         ([0.4, 0.4, 0.4 + 1e-7], True),  # a spread below 1e-6 is rounding
         ([0.4, 0.4, 0.41], False),
-        ([1.0, 1.0, 1.0], False),  # solved, not stuck
+        ([1.0, 1.0, 1.0], False),  # solved, not uninformative
         ([0.0, 0.0, 1.0], False),
     ],
 )
-def test_uninformative(rewards, stuck):
-    assert is_uninformative(torch.tensor([rewards], dtype=torch.float64)).tolist() == [stuck]
+def test_uninformative(rewards, uninformative):
+    assert is_uninformative(torch.tensor([rewards], dtype=torch.float64)).tolist() == [uninformative]
 
 
 def test_weights_by_hand():
@@ -59,7 +59,7 @@ def test_each_group_is_weighted_by_itself():
     assert together.tolist() == pytest.approx(alone)
 
 
-def test_rows_of_a_group_that_lies_across_two_processes():
+def test_rows_of_a_group_that_spans_two_processes():
     # Three groups of four over two processes of six: rows 4..7 are the second group.
     chosen = torch.tensor([False, True, True])
     assert rows_of(chosen, 4, process=0, count=6) == [4, 5]

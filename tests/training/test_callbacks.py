@@ -1,4 +1,4 @@
-"""The page of samples: what is true of each pair stands beside what was answered."""
+"""The page of samples: true boxes and answers of each pair."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from differad.data.manifest import read_pairs
 from differad.training.callbacks import sample_page
 
 
-def test_a_sample_at_an_unknown_place_says_so(pairs):
+def test_a_sample_without_a_known_location_says_so(pairs):
     first = next(iter(read_pairs(pairs)))
     unknown = Pair(first.reference, first.target, id="u1", anomalous=True)
     answered = Location(answer="<answer>(0,0),(0,0)</answer>")

@@ -1,4 +1,4 @@
-"""A run of so many minutes: when it ends, and what its learning rate was meanwhile."""
+"""A run with a time limit: its end and its learning rate."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from transformers import get_scheduler
 
 from differad.errors import OptionError
 from differad.training.callbacks import CURVES
-from differad.training.clock import Clock, FollowsClock
+from differad.training.clock import Clock, ClockMixin
 from differad.training.rl import train_rl
 from differad.training.sft import train_sft
 
@@ -34,7 +34,7 @@ class Stock:
         return get_scheduler(self.args.lr_scheduler_type, optimizer, self.args.warmup, steps)
 
 
-class Timed(FollowsClock, Stock):
+class Timed(ClockMixin, Stock):
     pass
 
 

@@ -1,4 +1,4 @@
-"""vLLM's context is the longest prompt, as the processor lays it out, and the answer."""
+"""vLLM's context is the processor's longest prompt plus the answer."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from PIL import Image
 from differad.errors import OptionError
 from differad.training.context import longest_prompt
 from differad.training.data import build_dataset
-from differad.training.policy import open_source
+from differad.training.policy import open_checkpoint
 from differad.training.rl import build_trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
@@ -46,7 +46,7 @@ class Recorder:
     def __init__(self, *, args, train_dataset, processing_class, **_):
         self.config, self.dataset, self.processor = args, train_dataset, processing_class
 
-    def sharing_line(self):
+    def sharing_summary(self):
         return "prompts are not shared: vLLM draws answers its own way"
 
     def add_callback(self, callback):
@@ -54,7 +54,7 @@ class Recorder:
 
 
 def recorded(recipe):
-    return build_trainer(recipe, open_source(recipe.model, recipe.out, 0), [], Recorder)
+    return build_trainer(recipe, open_checkpoint(recipe.model, recipe.out, 0), [], Recorder)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
@@ -68,8 +68,8 @@ def test_the_longest_prompt_is_the_processors(make_recipe, tmp_path, shapes, mod
         f"data.pairs=[{shapes}]",
         f"data.question={question}",
     )
-    source = open_source(recipe.model, recipe.out, 0)
-    dataset = build_dataset(recipe.data, source.speech, with_answer=False)
+    source = open_checkpoint(recipe.model, recipe.out, 0)
+    dataset = build_dataset(recipe.data, source.convention, with_answer=False)
     lengths = []
     for row in dataset:
         text = source.processor.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)

@@ -1,4 +1,4 @@
-"""Which cells changed: against masks whose cells can be counted, in the order that the policy's map reads them."""
+"""Coverage of cells, compared with masks whose cells can be counted, in the order of the policy's map."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_a_cell_says_how_much_of_it_is_marked(tmp_path):
     assert found.sum() == pytest.approx(48 / 64)
 
 
-def test_the_model_lays_the_rows_out_as_the_mask_lies(tmp_path):
+def test_the_models_rows_have_the_order_of_the_mask(tmp_path):
     """A random mask, cell by cell by hand, is what the model's own unfolding of the rows gives."""
     marked = np.random.default_rng(0).random((128, 64)) < 0.3
     rows = torch.from_numpy(coverage_rows(row(tmp_path, marked), HEIGHT, WIDTH))

@@ -1,4 +1,4 @@
-"""From pairs to rows: words, numbers and pictures, for every family that can be trained."""
+"""From pairs to rows: texts, numbers and images, for every family that can be trained."""
 
 import json
 
@@ -12,7 +12,7 @@ from differad.answers.prompts import PARAPHRASES, QUESTION
 from differad.answers.resize import ResizeRule
 from differad.data.manifest import read_pairs
 from differad.errors import ImageError, InputWarning, ManifestError
-from differad.training.data import Speech, build_dataset, build_rows, checksum
+from differad.training.data import AnswerConvention, build_dataset, build_rows, checksum
 from differad.training.localization import localize
 from differad.training.recipe import Data
 
@@ -21,18 +21,18 @@ RULE = ResizeRule(28, 112 * 112, 112 * 112)
 FAMILIES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
 
 
-def speech(family="qwen2-vl"):
-    return Speech(answer_format(family), RULE)
+def convention(family="qwen2-vl"):
+    return AnswerConvention(answer_format(family), RULE)
 
 
 def rows_of(pairs, family="qwen2-vl", **options):
-    return list(build_rows(read_pairs(pairs), Data(pairs=(pairs,), **options), speech(family)))
+    return list(build_rows(read_pairs(pairs), Data(pairs=(pairs,), **options), convention(family)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_answer_is_right_in_the_familys_own_numbers(pairs, family):
     for row, pair in zip(rows_of(pairs, family), read_pairs(pairs), strict=True):
-        parsed = parse_answer(row["answer"], answer_format(family), speech(family).frame(56, 56))
+        parsed = parse_answer(row["answer"], answer_format(family), convention(family).frame(56, 56))
         assert parsed.boxes.round().tolist() == pair.boxes.tolist()
         outcome = localize([row["answer"]], [row["solution"]], [row["units"]], "guarded")
         assert (outcome.reward[0], outcome.iou[0], outcome.missed[0]) == (1, 1, False)
@@ -58,7 +58,7 @@ def test_reasoning_says_what_where_and_how_large(pairs):
     assert rows_of(pairs, reasoning=False)[0]["answer"].startswith("<think></think><answer>")
 
 
-def test_the_question_is_drawn_once_from_the_seed(pairs):
+def test_the_seed_fixes_the_question(pairs):
     first, again, other = (rows_of(pairs, seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert [row["question"] for row in first] != [row["question"] for row in other]
@@ -66,13 +66,13 @@ def test_the_question_is_drawn_once_from_the_seed(pairs):
     assert all(row["question"].startswith(QUESTION) for row in rows_of(pairs, question="fixed"))
 
 
-def test_rows_open_two_pictures(pairs):
-    dataset = build_dataset(Data(pairs=(pairs,)), speech(), with_answer=True)
+def test_rows_open_two_images(pairs):
+    dataset = build_dataset(Data(pairs=(pairs,)), convention(), with_answer=True)
     row = dataset[0]
-    assert [picture.size for picture in row["images"]] == [(56, 56), (56, 56)]
+    assert [image.size for image in row["images"]] == [(56, 56), (56, 56)]
     assert [part["type"] for part in row["prompt"][1]["content"]] == ["image", "image", "text"]
     assert row["completion"][0]["role"] == "assistant"
-    assert set(build_dataset(Data(pairs=(pairs,)), speech(), with_answer=False)[0]) == {
+    assert set(build_dataset(Data(pairs=(pairs,)), convention(), with_answer=False)[0]) == {
         "prompt",
         "images",
         "solution",
@@ -83,14 +83,14 @@ def test_rows_open_two_pictures(pairs):
 
 
 def test_limit_and_errors(pairs, tmp_path):
-    assert len(build_dataset(Data(pairs=(pairs,), limit=3), speech(), with_answer=True)) == 3
+    assert len(build_dataset(Data(pairs=(pairs,), limit=3), convention(), with_answer=True)) == 3
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"id": "a", "reference": "r.png", "target": "t.png", "boxes": []}) + "\n")
     with pytest.raises(ImageError, match=r"t.png: no such file"):
-        build_dataset(Data(pairs=(path,)), speech(), with_answer=True)
+        build_dataset(Data(pairs=(path,)), convention(), with_answer=True)
     path.write_text(json.dumps({"id": "a", "reference": "r.png", "target": "t.png"}) + "\n")
     with pytest.raises(ManifestError, match="no pair to train on"):
-        build_dataset(Data(pairs=(path,)), speech(), with_answer=True)
+        build_dataset(Data(pairs=(path,)), convention(), with_answer=True)
 
 
 def moved(pairs, folder, **first):
@@ -107,20 +107,20 @@ def moved(pairs, folder, **first):
 def test_unlabelled_pairs_are_left_out_and_counted(pairs, tmp_path):
     path, lines = moved(pairs, tmp_path, boxes=None, mask=None)
     with pytest.warns(InputWarning, match="1 unlabelled pairs are left out of training"):
-        dataset = build_dataset(Data(pairs=(path,)), speech(), with_answer=False)
+        dataset = build_dataset(Data(pairs=(path,)), convention(), with_answer=False)
     assert dataset["id"] == [line["id"] for line in lines[1:]]
 
 
 def test_boxes_of_another_frame_are_not_learned(pairs, tmp_path):
     path, _ = moved(pairs, tmp_path, boxes=[[5000, 5000, 5100, 5100]])
     with pytest.raises(ManifestError, match=r"pair 'p0' .* outside the target"):
-        build_dataset(Data(pairs=(path,)), speech(), with_answer=True)
+        build_dataset(Data(pairs=(path,)), convention(), with_answer=True)
 
 
-def test_abnormal_pairs_at_an_unknown_place_are_left_out_and_counted(pairs, tmp_path):
+def test_abnormal_pairs_without_a_known_location_are_left_out_and_counted(pairs, tmp_path):
     path, lines = moved(pairs, tmp_path, boxes=None, anomalous=True)
-    with pytest.warns(InputWarning, match="1 abnormal pairs at an unknown place are left out of training"):
-        dataset = build_dataset(Data(pairs=(path,)), speech(), with_answer=False)
+    with pytest.warns(InputWarning, match="1 abnormal pairs without a known location are left out of training"):
+        dataset = build_dataset(Data(pairs=(path,)), convention(), with_answer=False)
     assert dataset["id"] == [line["id"] for line in lines[1:]]
     with pytest.raises(ManifestError, match="pair 'p0': nothing says where"):
         rows_of(path)  # a pair without boxes is not normal

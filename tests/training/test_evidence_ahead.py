@@ -1,4 +1,4 @@
-"""Evidence ahead of training: the same files as training itself would write, on the CPU's processes and in batches."""
+"""Pair features ahead of training: the same files as training itself writes, in CPU processes and in batches."""
 
 import json
 import os
@@ -24,9 +24,9 @@ from differad.locators.tiny.known import INDEX, key_image, read_key
 from differad.locators.tiny.pairs import PairEvidence, resized
 from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
-from differad.training.data import Speech, build_rows
+from differad.training.data import AnswerConvention, build_rows
 from differad.training.evidence import compute_evidence
-from differad.training.policy import open_source
+from differad.training.policy import open_checkpoint
 from differad.training.recipe import SftRecipe
 from differad.training.sft import build_trainer
 from tolerance import distance_rounding
@@ -56,7 +56,7 @@ def stored(folder):
 def as_trained(manifest, folder):
     """What the image processor of a run makes of the pairs, and keeps."""
     own = recipe(manifest, folder)
-    processor = open_source(own.model, own.out, 0).processor.image_processor
+    processor = open_checkpoint(own.model, own.out, 0).processor.image_processor
     processor.cache = folder
     for pair in read_pairs(manifest):
         processor([torch.from_numpy(image).permute(2, 0, 1) for image in read_images(pair.reference, pair.target)])
@@ -94,12 +94,12 @@ def test_a_batch_is_what_each_of_its_pairs_is_alone(manifest):
     shape = images[0][1].shape
     batch = [both for both in images if both[0].shape == both[1].shape == shape]
     evidence, alone = BatchedEvidence(torch.device("cpu")), PairEvidence()
-    told = []
+    pixels_of = []
     for reference, target in batch:
         pixels = laid_on(reference, target)
         strides = [(shape[0] // side, shape[1] // side) for side in (8, 16)]
-        told.append(None if pixels is None else tuple(steepest(pixels, each) for each in strides))
-    rows = evidence([r for r, _ in batch], [t for _, t in batch], told).astype(np.float32)
+        pixels_of.append(None if pixels is None else tuple(steepest(pixels, each) for each in strides))
+    rows = evidence([r for r, _ in batch], [t for _, t in batch], pixels_of).astype(np.float32)
     assert_alike(dict(enumerate(rows)), {n: alone(*both) for n, both in enumerate(batch)})
 
 
@@ -114,7 +114,7 @@ def test_shapes_of_reference_and_target_may_differ():
 
 def collated(own, count):
     """What the trainer is given of the first pairs."""
-    source = open_source(own.model, own.out, 0)
+    source = open_checkpoint(own.model, own.out, 0)
     source.processor.image_processor.cache = own.data.evidence
     trainer = build_trainer(own, source, [])
     return trainer.data_collator([trainer.train_dataset[number] for number in range(count)])
@@ -126,7 +126,7 @@ def test_training_sees_the_same_without_opening_an_image(manifest, tmp_path):
     assert len(stored(tmp_path / "evidence")) == 8
     found = compute_evidence(own, workers=1, device="cpu")
     assert (found.computed, found.kept) == (0, 8)
-    rows = list(build_rows(read_pairs(manifest), own.data, open_source(own.model, own.out, 0).speech))
+    rows = list(build_rows(read_pairs(manifest), own.data, open_checkpoint(own.model, own.out, 0).convention))
     assert all(row["evidence"] for row in rows)
     known = collated(own, 8)
     assert as_read.keys() == known.keys()
@@ -134,18 +134,18 @@ def test_training_sees_the_same_without_opening_an_image(manifest, tmp_path):
         assert torch.equal(value, known[name]), name
 
 
-def test_a_file_that_changed_is_not_known(manifest, tmp_path):
+def test_a_changed_file_is_not_in_the_index(manifest, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(Path(manifest).parent, folder)
     own = recipe(folder / "pairs.jsonl", tmp_path / "evidence")
     compute_evidence(own, workers=1, device="cpu")
-    speech = open_source(own.model, own.out, 0).speech
+    convention = open_checkpoint(own.model, own.out, 0).convention
     pairs = list(read_pairs(folder / "pairs.jsonl"))
     os.utime(pairs[0].target, ns=(1, 1))  # another file in its place
     Path(pairs[1].reference).write_bytes(Path(pairs[2].reference).read_bytes() + b"\0")
-    (key,) = [row["evidence"] for row in build_rows([pairs[2]], own.data, speech)]
+    (key,) = [row["evidence"] for row in build_rows([pairs[2]], own.data, convention)]
     (tmp_path / "evidence" / f"{key}.npy").unlink()
-    known = [bool(row["evidence"]) for row in build_rows(pairs, own.data, speech)]
+    known = [bool(row["evidence"]) for row in build_rows(pairs, own.data, convention)]
     assert known == [False, False, False, *[True] * 5]
 
 
@@ -154,7 +154,7 @@ def test_a_line_that_was_cut_off_is_passed_over(manifest, tmp_path):
     compute_evidence(own, workers=1, device="cpu")
     index = tmp_path / "evidence" / INDEX
     index.write_text(index.read_text() + '["[[64, 163')
-    rows = list(build_rows(read_pairs(manifest), own.data, open_source(own.model, own.out, 0).speech))
+    rows = list(build_rows(read_pairs(manifest), own.data, open_checkpoint(own.model, own.out, 0).convention))
     assert all(row["evidence"] for row in rows)
 
 
@@ -172,7 +172,7 @@ def test_time_that_is_up_leaves_the_rest(manifest, tmp_path):
     assert found.computed == len(stored(folder)) == 4
 
 
-def test_batches_that_time_does_not_allow_are_left_out_and_not_known(manifest, tmp_path):
+def test_batches_beyond_the_time_limit_are_left_out_of_files_and_index(manifest, tmp_path):
     folder = tmp_path / "evidence"
     found = compute_evidence(recipe(manifest, folder), workers=1, minutes=1e-6, device="cpu:0")
     assert found.computed == len(stored(folder)) == 0  # four pairs were prepared, too few for a batch
@@ -210,7 +210,7 @@ def broken(content, kind):
 
 
 @pytest.mark.parametrize("kind", ["empty", "cut", "zeros", "flat", "small", "wide"])
-def test_a_file_of_evidence_that_is_not_whole_is_computed_anew(manifest, tmp_path, kind):
+def test_an_incomplete_feature_file_is_computed_again(manifest, tmp_path, kind):
     own = recipe(manifest, tmp_path)
     compute_evidence(own, workers=1, device="cpu")
     whole = {path.name: path.read_bytes() for path in tmp_path.glob("*.npy")}
@@ -218,7 +218,7 @@ def test_a_file_of_evidence_that_is_not_whole_is_computed_anew(manifest, tmp_pat
     for name in spoilt:
         (tmp_path / name).write_bytes(broken(whole[name], kind))
     # Training takes the images of these pairs, whose evidence is not known, and computes it.
-    rows = list(build_rows(read_pairs(manifest), own.data, Speech(answer_format("qwen2-vl"), RULE)))
+    rows = list(build_rows(read_pairs(manifest), own.data, AnswerConvention(answer_format("qwen2-vl"), RULE)))
     known = {row["evidence"] for row in rows} - {""}
     assert known == {name.removesuffix(".npy") for name in whole if name not in spoilt}
     assert as_trained(manifest, tmp_path).keys() == whole.keys()
@@ -229,11 +229,11 @@ def test_a_file_of_evidence_that_is_not_whole_is_computed_anew(manifest, tmp_pat
     assert (tmp_path / spoilt[0]).read_bytes() == whole[spoilt[0]]
 
 
-def test_evidence_that_breaks_while_training_is_named(manifest, tmp_path):
+def test_a_broken_feature_file_in_training_is_named(manifest, tmp_path):
     own = recipe(manifest, tmp_path)
     compute_evidence(own, workers=1, device="cpu")
     lost = sorted(tmp_path.glob("*.npy"))[0]
-    processor = open_source(own.model, own.out, 0).processor.image_processor
+    processor = open_checkpoint(own.model, own.out, 0).processor.image_processor
     processor.cache = tmp_path
     lost.write_bytes(b"")
     standing = torch.from_numpy(key_image(bytes.fromhex(lost.stem))).permute(2, 0, 1)
@@ -241,7 +241,7 @@ def test_evidence_that_breaks_while_training_is_named(manifest, tmp_path):
         processor([standing, standing])
 
 
-def test_evidence_that_cannot_be_written_is_one_line(manifest, tmp_path):
+def test_unwritable_features_give_one_line(manifest, tmp_path):
     own = recipe(manifest, tmp_path / "evidence")
     (tmp_path / "evidence").write_text("a file")
     with pytest.raises(WriteError, match=r"evidence: cannot be made a folder \(File exists\); choose another place"):

@@ -1,4 +1,4 @@
-"""A disk that is full, and a power cut, while a policy is trained: one line, whole checkpoints, the same weights in the end."""
+"""A full disk or a power cut during training: one line, complete checkpoints, the same final weights."""
 
 import json
 import os
@@ -161,7 +161,7 @@ def test_a_whole_checkpoint_survives_a_power_cut(make_recipe, monkeypatch):
 
 @pytest.mark.parametrize("phase", ["sft", "rl"])
 def test_a_power_cut_at_any_moment_of_a_run(commands, phase, tmp_path, monkeypatch):
-    """A checkpoint that is marked as whole is whole, and the run goes on to the same weights from whatever is left."""
+    """A checkpoint marked as complete is complete, and the resumed run ends with the same weights."""
     command, out, copies = commands(phase), tmp_path / "run", tmp_path / "copies"
     with monkeypatch.context() as patched:
         Disk(out, patched, copies)

@@ -1,4 +1,4 @@
-"""Families beyond Qwen-VL: a tiny checkpoint of each is located with, trained, exported and read again by stock transformers."""
+"""Families beyond Qwen-VL: a tiny checkpoint of each locates, trains, exports and loads again in stock transformers."""
 
 import json
 import math
@@ -75,10 +75,10 @@ def answers(folder, pairs, **options):
 
 
 class HalfRight(DifficultyAwareTrainer):
-    """Draws answers, and then takes others: every other one is right, so that each group has something to teach."""
+    """Generates answers and replaces them: every second one is right, so that each group is informative."""
 
-    def _draw_answers(self, prompt_ids, images, fields, num_generations):
-        drawn, _ = super()._draw_answers(prompt_ids, images, fields, num_generations)
+    def _generate_completions(self, prompt_ids, images, fields, num_generations):
+        drawn, _ = super()._generate_completions(prompt_ids, images, fields, num_generations)
         assert len(drawn) == len(prompt_ids)
         assert all(0 < len(ids) <= 8 for ids in drawn)
         if not self._rows:  # a trial before the run
@@ -100,7 +100,7 @@ def reinforce(recipe):
 
 
 def test_it_locates(folder, pairs):
-    """One by one and padded into one batch it says the same; what is drawn depends on the seed alone."""
+    """Single and batched answers are equal; sampled answers depend only on the seed."""
     greedy = answers(folder, pairs, batch_size=1)
     assert answers(folder, pairs, batch_size=4) == greedy
     drawn = answers(folder, pairs, batch_size=4, temperature=1.0)
@@ -232,7 +232,7 @@ def test_a_processor_goes_to_a_worker_and_back(family, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_rows_are_taken_by_row_or_by_image_and_not_where_tiles_lie_end_to_end():
+def test_inputs_are_split_by_row_or_image_but_not_concatenated_tiles():
     images = [["a", "b"], ["c", "d"], ["e", "f"]]
     fields = {"pixel_values": torch.arange(6), "mm_token_type_ids": [[0], [1], [2]]}
     assert can_take_rows(fields, images)

@@ -1,4 +1,4 @@
-"""recipes/tiny/gpu.sh in small, on a CPU: killed once, it goes on; what was done is kept, and there is a policy at its end."""
+"""A small run of recipes/tiny/gpu.sh on a CPU: it continues after a kill, reuses finished stages and ends with a policy."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a resumed run must find as it was: images, masks and the weights that it started from, by content."""
+"""Inputs that must be unchanged to resume a run: images, masks and start weights, by content."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What a launcher started is checked against what the machine has."""
+"""The number of launched processes is compared with the machine's devices."""
 
 import pytest
 

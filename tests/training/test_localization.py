@@ -1,4 +1,4 @@
-"""Rewards by name: against the published values, by hand, and within their bounds."""
+"""Rewards by name: published values, values by hand, and bounds."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_guarded_by_hand():
     assert guarded(half, truth)[0] == pytest.approx(0.5 + 0.5 * 0.3 * (1 - 10 / 50) * 0.5)
 
 
-def test_a_box_over_everything_earns_next_to_nothing():
+def test_a_box_over_the_whole_image_earns_almost_nothing():
     everything, truth = as_boxes([0, 0, 1000, 1000]), as_boxes([450, 450, 550, 550])
     assert dclr(everything, truth)[0] > 0.6  # 0.01 of IoU
     assert guarded(everything, truth)[0] < 0.02  # IoU 0.01 + 0.3 * 1/100
@@ -65,7 +65,7 @@ def test_guarded_is_bounded_by_iou(p, g):
     assert overlap - 1e-12 <= reward <= overlap + 0.3 * (1 - overlap) + 1e-12
 
 
-def test_nearer_pays_more_without_overlap():
+def test_a_nearer_box_scores_higher_without_overlap():
     truth = as_boxes([0, 0, 50, 50])
     rewards = [guarded(as_boxes([x, 0, x + 50, 50]), truth)[0] for x in (900, 600, 300, 100, 60)]
     assert rewards == sorted(rewards)
@@ -210,7 +210,7 @@ def test_the_audit():
         assert best.iou[0] < 0.06
 
 
-def test_the_audits_picture():
-    picture = draw_audit()
-    assert picture.dtype == np.uint8
-    assert picture.shape[1] == len(VARIANTS) * picture.shape[0]
+def test_the_audits_plot():
+    plot = draw_audit()
+    assert plot.dtype == np.uint8
+    assert plot.shape[1] == len(VARIANTS) * plot.shape[0]

@@ -1,4 +1,4 @@
-"""What a run says: one line at each logging step, one bar on a terminal, nothing of libraries, nothing but errors with -q."""
+"""Output of a run: one line per logging step, one bar on a terminal, no chatter of libraries, only errors with -q."""
 
 import fcntl
 import json
@@ -22,7 +22,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
 from differad.cli.main import run
 from differad.progress import LOGGER
-from differad.training.output import duration, figure
+from differad.training.output import duration, format_number
 from differad.training.sft import train_sft
 
 NUMBER = r"-?\d\S* *"
@@ -164,7 +164,7 @@ def on_a_terminal(*command):
     try:
         while chunk := os.read(ours, 65536):
             shown += chunk
-    except OSError:  # Linux says so of a terminal that nobody writes to any more
+    except OSError:  # raised by Linux for a terminal without writers
         pass
     os.close(ours)
     assert process.wait(timeout=60) == 0, shown[-3000:]
@@ -199,7 +199,7 @@ def test_a_terminal_has_one_bar_and_the_lines_above_it(write_recipe):
     ],
 )
 def test_figures_have_few_digits(value, text):
-    assert figure(value) == text
+    assert format_number(value) == text
 
 
 @pytest.mark.parametrize(

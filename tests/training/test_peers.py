@@ -41,7 +41,7 @@ def test_shares_are_joined_and_an_error_ends_all(make_recipe, broken_pairs, tmp_
 
 
 def test_a_run_that_fails_on_one_process_ends_on_all_in_one_line(make_recipe, broken_pairs, tmp_path):
-    """Each process draws answers to a pair of its own; one of them cannot be read."""
+    """Each process answers its own pair; one pair cannot be read."""
     recipe = make_recipe("rl", f"data.pairs=[{broken_pairs}]", "train.steps=2")
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))

@@ -1,4 +1,4 @@
-"""Contents of images told apart by sums that a device makes itself."""
+"""Checksums of image contents that a device computes itself."""
 
 import numpy as np
 import pytest

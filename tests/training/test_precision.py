@@ -1,4 +1,4 @@
-"""No number of a step is float64: Apple's MPS has none, and refuses a tensor of it wherever it comes from."""
+"""No tensor of a step is float64, which Apple's MPS does not support."""
 
 import sys
 from pathlib import Path
@@ -42,7 +42,7 @@ class NoDouble(TorchDispatchMode):
 def _untried(monkeypatch):
     """The trial at the start of a run compares with float64 on the CPU, which this guard does not tell from a device's."""
     monkeypatch.setattr(sharing, "find_difference", lambda *_, **__: None)
-    monkeypatch.setattr(rl, "find_other_loss", lambda *_: None)
+    monkeypatch.setattr(rl, "find_masking_difference", lambda *_: None)
 
 
 def test_the_guard_notices():
@@ -55,7 +55,7 @@ def test_the_guard_notices():
 
 
 def test_a_step_of_reinforcement(make_recipe):
-    """Groups that are drawn anew, weighted and dropped, and the step on them."""
+    """Groups that are resampled, weighted and masked, and a step on them."""
     recipe = make_recipe("rl", "train.batch_size=12", "grpo.resamples=2", "grpo.max_new_tokens=64", "train.steps=1")
     trainer = make_trainer(recipe)
     trainer.begin({**SCRIPT, 3: SCRIPT[0]})

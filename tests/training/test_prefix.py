@@ -13,11 +13,11 @@ from differad.locators.prefix import obstacle  # noqa: E402
 from differad.locators.transformers_hooks import with_capacity  # noqa: E402
 from differad.training.pictures import Batch, Pictures  # noqa: E402
 from differad.training.prefix import (  # noqa: E402
-    PromptMemory,
-    answer_inputs,
+    PromptCache,
+    completion_inputs,
     find_prompts,
     generate_shared,
-    split_answers,
+    split_completions,
 )
 from tolerance import assert_as_near, assert_gradients_as_near  # noqa: E402
 
@@ -35,7 +35,7 @@ def model(request, tmp_path_factory):
 
 
 def batch(model, seed=0):
-    """Two prompts of different lengths with two pictures each, three answers to each; pads left and right."""
+    """Two prompts of different lengths with two images each and three completions each; padded left and right."""
     random = torch.Generator().manual_seed(seed)
     vision = model.config.vision_config
     width = 3 * 2 * PATCH[model.config.model_type] ** 2
@@ -82,16 +82,16 @@ def stock(model, full, mask, types, pictures):
 
 
 def shared(model, full, mask, types, pictures):
-    logits = model(**answer_inputs(model, split_answers(Batch(full, mask, types, pictures), ANSWER))).logits
+    logits = model(**completion_inputs(model, split_completions(Batch(full, mask, types, pictures), ANSWER))).logits
     return log_probs(logits[:, :-1], full, mask)
 
 
-def test_prompts_are_told_apart_by_their_pictures_too(model):
+def test_prompts_with_different_images_are_different(model):
     full, mask, _, pictures = batch(model)
     prompt, seen = full[:, :-ANSWER], mask[:, :-ANSWER]
     assert find_prompts(prompt, seen, pictures.rows()).of_row.tolist() == [0, 0, 0, 1, 1, 1]
     other = pictures.patches.clone()
-    other[0] += 1  # the first row's picture alone
+    other[0] += 1  # only the first row's image
     changed = find_prompts(prompt, seen, Pictures(other, pictures.grids, pictures.counts).rows())
     assert changed.of_row.tolist() == [0, 1, 1, 2, 2, 2]
     assert changed.first.tolist() == [0, 1, 3]
@@ -138,7 +138,7 @@ def test_the_comparison_rejects_what_is_slightly_wrong(model, wrong):
     full, mask, types, pictures = batch(model)
     exact = stock(copy.deepcopy(model).double(), full, mask, types, pictures)
     straight = stock(model, full, mask, types, pictures)
-    inputs = answer_inputs(model, split_answers(Batch(full, mask, types, pictures), ANSWER))
+    inputs = completion_inputs(model, split_completions(Batch(full, mask, types, pictures), ANSWER))
     if wrong == "position":
         inputs["position_ids"] = inputs["position_ids"].clone()
         inputs["position_ids"][:, 4] += 1
@@ -155,7 +155,7 @@ def test_the_comparison_rejects_what_is_slightly_wrong(model, wrong):
         assert_as_near(found, straight, exact, terms=HIDDEN)
 
 
-def test_consecutive_rows_keep_their_pictures(model):
+def test_consecutive_rows_keep_their_images(model):
     *_, pictures = batch(model)
     part = pictures.take(slice(2, 5))
     assert part.counts == [2, 2, 2]
@@ -163,24 +163,24 @@ def test_consecutive_rows_keep_their_pictures(model):
         assert all(torch.equal(one, other) for one, other in zip(own, expected, strict=True))
 
 
-def test_a_roomy_cache_holds_what_the_stock_one_does():
+def test_a_preallocated_cache_equals_the_stock_one():
     random = torch.Generator().manual_seed(0)
     first = torch.randn(2, 1, 3, 4, generator=random)
     of_row = torch.tensor([0, 0, 1])
-    roomy, stock = DynamicCache(), DynamicCache()
-    for cache in (roomy, stock):
+    preallocated, stock = DynamicCache(), DynamicCache()
+    for cache in (preallocated, stock):
         cache.update(first, -first, 0)
-    with_capacity(roomy, of_row, 2)
+    with_capacity(preallocated, of_row, 2)
     stock.batch_select_indices(of_row)
-    for _ in range(5):  # past its room
+    for _ in range(5):  # beyond its capacity
         fresh = torch.randn(3, 1, 1, 4, generator=random)
-        found, expected = roomy.update(fresh, 2 * fresh, 0), stock.update(fresh, 2 * fresh, 0)
+        found, expected = preallocated.update(fresh, 2 * fresh, 0), stock.update(fresh, 2 * fresh, 0)
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    assert roomy.get_seq_length() == 8
+    assert preallocated.get_seq_length() == 8
 
 
 @pytest.mark.parametrize("sample", [False, True])
-def test_the_same_random_numbers_draw_the_same_answers(model, sample):
+def test_the_same_random_numbers_give_the_same_completions(model, sample):
     full, mask, types, pictures = batch(model)
     ids, seen, kinds = full[:, :-ANSWER], mask[:, :-ANSWER], types[:, :-ANSWER]
     config = GenerationConfig(do_sample=sample, max_new_tokens=6, top_k=0, pad_token_id=0)
@@ -206,28 +206,28 @@ def test_a_model_that_checkpoints_its_gradients_hands_no_cache_on(model):
 
 
 @torch.no_grad()
-def test_a_prompt_that_is_known_is_not_encoded_again_whatever_pads_it_stands_behind(model):
+def test_a_cached_prompt_is_not_encoded_again_with_other_padding(model):
     full, mask, types, pictures = batch(model)
-    known, passes = PromptMemory(), []
+    prompt_cache, passes = PromptCache(), []
     hook = model.model.language_model.register_forward_pre_hook(
         lambda _, __, fields: passes.append(fields["inputs_embeds"].shape[1]), with_kwargs=True
     )
     config = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
     prompt = full.shape[1] - ANSWER
-    generate_shared(model, Batch(full, mask, types, pictures).until(prompt), config, known=known)
-    assert (len(known), passes.count(prompt - 1)) == (PROMPTS, 1)
+    generate_shared(model, Batch(full, mask, types, pictures).until(prompt), config, prompt_cache=prompt_cache)
+    assert (len(prompt_cache), passes.count(prompt - 1)) == (PROMPTS, 1)
     # The shorter prompt alone, with fewer pads than it had beside the longer one.
     begin, rows = int(mask[0, :prompt].logical_not().sum()) - 1, slice(0, GROUP)
     assert begin > 0
     own = Batch(full[rows, begin:], mask[rows, begin:], types[rows, begin:], pictures.take(rows))
     del passes[:]
-    found = model(**answer_inputs(model, split_answers(own, ANSWER), known=known)).logits
+    found = model(**completion_inputs(model, split_completions(own, ANSWER), prompt_cache=prompt_cache)).logits
     assert passes == [ANSWER + 1]
     hook.remove()
     precise = copy.deepcopy(model).double()
-    anew, exact = (each(**answer_inputs(each, split_answers(own, ANSWER))).logits for each in (model, precise))
+    anew, exact = (each(**completion_inputs(each, split_completions(own, ANSWER))).logits for each in (model, precise))
     assert_as_near(found, anew, exact, terms=HIDDEN)
     asked = own.until(prompt - begin).take(slice(0, 1))
     others = [(patches + 1, grids) for patches, grids in asked.pictures.rows()]
-    assert known.recall(model, asked.ids, asked.mask, asked.pictures.rows()) is not None
-    assert known.recall(model, asked.ids, asked.mask, others) is None
+    assert prompt_cache.get(model, asked.ids, asked.mask, asked.pictures.rows()) is not None
+    assert prompt_cache.get(model, asked.ids, asked.mask, others) is None

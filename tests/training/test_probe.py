@@ -1,4 +1,4 @@
-"""Sharing is tried before a run: where a release has moved something, the run trains in TRL's own way and says so once."""
+"""The probe before a run: if a release has changed, the run trains as TRL does and says so once."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from differad.locators import grouped, transformers_hooks
 from differad.locators.miniature import VOCABULARY
 from differad.training import rl, sequence
 from differad.training.localization import Outcomes
-from differad.training.probe import find_difference, find_other_loss
+from differad.training.probe import find_difference, find_masking_difference
 from differad.training.rl import DifficultyAwareTrainer, train_rl
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -51,8 +51,8 @@ def build(make_recipe, tmp_path):
     return build
 
 
-def difference(trainer, memory_mb=64, trains_tower=False):
-    return find_difference(trainer, trainer._bare(trainer.model), memory_mb, trains_tower=trains_tower)
+def difference(trainer, cache_mb=64, trains_tower=False):
+    return find_difference(trainer, trainer._unwrapped(trainer.model), cache_mb, trains_tower=trains_tower)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,9 +60,9 @@ def test_with_these_releases_every_family_shares_as_trl_trains(build, family):
     trainer = build(family=family)
     before = torch.get_rng_state()
     weights = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
-    for memory_mb, trains_tower in ((64, False), (0, False), (0, True)):
-        assert difference(trainer, memory_mb, trains_tower) == {}
-    # Nothing of the run has moved: what it draws next, its weights, its figures.
+    for cache_mb, trains_tower in ((64, False), (0, False), (0, True)):
+        assert difference(trainer, cache_mb, trains_tower) == {}
+    # The run is unchanged: its next random numbers, its weights, its metrics.
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(weight, weights[name]) for name, weight in trainer.model.state_dict().items())
     assert not any(trainer._metrics["train"].values())
@@ -80,11 +80,11 @@ def test_with_these_releases_every_family_shares_as_trl_trains(build, family):
         ("grpo.loss=cispo", "grpo.kl=0"),
     ],
 )
-def test_settings_of_a_run_are_tried_as_they_are(build, overrides):
+def test_the_probe_uses_the_runs_settings(build, overrides):
     trainer = build(*overrides)
     assert difference(trainer) == {}
-    trainer.try_sharing()
-    assert trainer.sharing_line().startswith("prompts are shared in rollout and loss")
+    trainer.check_sharing()
+    assert trainer.sharing_summary().startswith("prompts are shared in rollout and loss")
 
 
 def raising(*_, **__):
@@ -123,7 +123,7 @@ def break_(monkeypatch, what):
             louder(grouped.GroupAttention.__call__),
         ),
         "positions raise": (Qwen2VLModel, "get_rope_index", raising),
-        "masks let all see all": (sequence, "as_mask", lambda sees, model: torch.ones_like(sees)),
+        "masks let all see all": (sequence, "to_attention_mask", lambda sees, model: torch.ones_like(sees)),
     }
     owner, name, value = broken[what]
     monkeypatch.setattr(owner, name, value)
@@ -147,7 +147,7 @@ def assert_named(found, reasons):
 
 
 @pytest.mark.parametrize(("what", "reasons"), BREAKS.items())
-def test_what_a_release_has_moved_is_named(build, monkeypatch, what, reasons):
+def test_a_difference_of_a_release_is_named(build, monkeypatch, what, reasons):
     trainer = build()
     break_(monkeypatch, what)
     assert_named(difference(trainer), reasons)
@@ -177,8 +177,8 @@ def test_a_model_whose_layers_keep_states_shares_in_the_rollout_alone(build, fam
     assert difference(trainer) == {}
     with warnings.catch_warnings():
         warnings.simplefilter("error", InputWarning)
-        trainer.try_sharing()
-    line = trainer.sharing_line()
+        trainer.check_sharing()
+    line = trainer.sharing_summary()
     assert line.startswith("prompts are shared in rollout; not shared in loss (")
     assert line.endswith("has layers that do not keep the keys and values of every token)")
 
@@ -188,30 +188,30 @@ def test_a_cache_whose_states_cannot_be_repeated_is_named(build, monkeypatch, na
     trainer = build(family="qwen3_5")
     monkeypatch.setattr(cache_utils.LinearAttentionCacheLayerMixin, name, value)
     if value is None:  # then no trial is needed
-        assert "cannot be repeated" in trainer.sharing_line()
+        assert "cannot be repeated" in trainer.sharing_summary()
         return
     assert_named(difference(trainer), {"rollout": reason})
     with pytest.warns(InputWarning, match=r"grpo\.share_prefix: prompts are not shared in rollout: with trl 1"):
-        trainer.try_sharing()
-    assert trainer.sharing_line().startswith(f"prompts are not shared in rollout ({reason}")
-    assert "; not shared in loss (Qwen3_5ForConditionalGeneration has layers" in trainer.sharing_line()
+        trainer.check_sharing()
+    assert trainer.sharing_summary().startswith(f"prompts are not shared in rollout ({reason}")
+    assert "; not shared in loss (Qwen3_5ForConditionalGeneration has layers" in trainer.sharing_summary()
 
 
-def test_experts_are_tried_too(build):
+def test_the_probe_covers_experts(build):
     """Products of experts by groups have no float64, one by one they have. What balances experts is a loss of whole batches."""
     balanced, free = (build(*more, family="qwen3_vl_moe") for more in ((), ("train.more.router_aux_loss_coef=0.0",)))
     for trainer in (balanced, free):
-        assert find_other_loss(trainer, trainer._bare(trainer.model)) is None
+        assert find_masking_difference(trainer, trainer._unwrapped(trainer.model)) is None
         assert difference(trainer) == {}
-        trainer.try_sharing()
+        trainer.check_sharing()
     line = "prompts are shared in rollout; not shared in loss (experts are balanced over whole prompts"
-    assert balanced.sharing_line().startswith(line)
-    assert free.sharing_line() == "prompts are shared in rollout and loss"
+    assert balanced.sharing_summary().startswith(line)
+    assert free.sharing_summary() == "prompts are shared in rollout and loss"
 
 
 @pytest.fixture
 def informative(monkeypatch):
-    """Every second answer is right: a policy from scratch never writes a box, and would have nothing to learn."""
+    """Every second answer is right: a random policy never writes a box and would have nothing to learn."""
 
     def halves(texts, *_):
         right = np.arange(len(texts)) % 2.0
@@ -227,17 +227,17 @@ def train(recipe):
         train_rl(recipe)
     state = json.loads((recipe.out / "checkpoint-2" / "trainer_state.json").read_text())
     steps = [entry for entry in state["log_history"] if "loss" in entry]
-    told = [str(each.message) for each in caught if issubclass(each.category, InputWarning)]
-    return [step["loss"] for step in steps], [step["grad_norm"] for step in steps], told
+    messages = [str(each.message) for each in caught if issubclass(each.category, InputWarning)]
+    return [step["loss"] for step in steps], [step["grad_norm"] for step in steps], messages
 
 
 @pytest.mark.parametrize("loss", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"])
-def test_losses_that_leave_answers_out_are_means_of_the_others(build, loss):
+def test_losses_with_masked_completions_are_means_of_the_others(build, loss):
     trainer = build(f"grpo.loss={loss}", *(["train.more.importance_sampling_level=sequence"] * (loss == "luspo")))
-    assert find_other_loss(trainer, trainer._bare(trainer.model)) is None
+    assert find_masking_difference(trainer, trainer._unwrapped(trainer.model)) is None
 
 
-def test_a_loss_that_has_become_another_mean_is_refused(make_recipe, monkeypatch):
+def test_a_loss_with_another_mean_is_refused(make_recipe, monkeypatch):
     """As if TRL had stopped counting masked answers: the factor that makes up for them would be one too many."""
     stock = GRPOTrainer._compute_loss
 
@@ -262,13 +262,13 @@ def test_a_run_with_a_broken_cache_trains_as_trl_does_with_one_warning(make_reci
     assert silent == []
     capfd.readouterr()
     break_(monkeypatch, what)
-    *found, told = train(make_recipe("rl", *RUN))
+    *found, messages = train(make_recipe("rl", *RUN))
     if "loss" in BREAKS[what]:
         assert found == expected
     else:  # TRL writes losses with five digits or so
         assert found == [pytest.approx(each, rel=1e-3, abs=2e-5) for each in expected]
     assert all(norm > 1e-3 for norm in found[1])
-    (line,) = told
+    (line,) = messages
     where, reason = " and ".join(BREAKS[what]), BREAKS[what]["rollout"]
     assert line.startswith(f"grpo.share_prefix: prompts are not shared in {where}: with trl 1.")
     assert " and transformers 5." in line
@@ -290,8 +290,8 @@ def test_a_run_with_working_libraries_shares_and_warns_of_nothing(make_recipe, t
         return stock(self, *given, input_ids=input_ids, **rest)
 
     monkeypatch.setattr(Qwen2VLModel, "forward", forward)
-    *found, told = train(make_recipe("rl", *RUN))
-    assert told == []
+    *found, messages = train(make_recipe("rl", *RUN))
+    assert messages == []
     assert "differad: prompts are shared in rollout and loss\n" in capfd.readouterr().err
     # Four answers of four tokens at most: whoever takes more tokens at once has a prompt in them, which stands there once.
     assert {rows for rows, length in passes if length > 5} == {1}
@@ -300,7 +300,7 @@ def test_a_run_with_working_libraries_shares_and_warns_of_nothing(make_recipe, t
 
 
 @pytest.mark.usefixtures("informative")
-def test_image_features_that_a_model_no_longer_takes_are_not_kept(make_recipe, monkeypatch, capfd):
+def test_image_features_that_a_model_no_longer_takes_are_not_cached(make_recipe, monkeypatch, capfd):
     """As one that reads more of them than what is kept."""
     stock = Qwen2VLModel.forward
 
@@ -310,9 +310,9 @@ def test_image_features_that_a_model_no_longer_takes_are_not_kept(make_recipe, m
         return stock(self, *given, mm_encoder_outputs=mm_encoder_outputs, **rest)
 
     monkeypatch.setattr(Qwen2VLModel, "forward", forward)
-    losses, _, told = train(make_recipe("rl", *RUN))
+    losses, _, messages = train(make_recipe("rl", *RUN))
     assert len(losses) == 2
-    (line,) = told
-    assert line.startswith("grpo.remember_pictures_mb: image features are not kept: with trl 1.")
+    (line,) = messages
+    assert line.startswith("grpo.remember_pictures_mb: image features are not cached: with trl 1.")
     assert "to_tuple" in line
-    assert "differad: prompts are shared in rollout and loss; image features are not kept\n" in capfd.readouterr().err
+    assert "differad: prompts are shared in rollout and loss; image features are not cached\n" in capfd.readouterr().err

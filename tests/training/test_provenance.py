@@ -1,21 +1,21 @@
-"""What lies beside a checkpoint, and which one a run goes on from."""
+"""The run info of a checkpoint, and the checkpoint that a run resumes from."""
 
 import json
 
 import pytest
 
 from differad.errors import OptionError
-from differad.training.provenance import describe_run, find_start, git_commit, whole_checkpoints, write_run_info
+from differad.training.provenance import complete_checkpoints, describe_run, find_start, git_commit, write_run_info
 
 
-def test_only_whole_checkpoints_count(tmp_path, make_recipe):
+def test_only_complete_checkpoints_count(tmp_path, make_recipe):
     run = describe_run(make_recipe("sft"), {}, 1)
     assert find_start(tmp_path, run, resume=True) is None
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
         write_run_info(tmp_path / f"checkpoint-{step}", run, step)
     (tmp_path / "checkpoint-11").mkdir()  # cut short: no note
-    assert [folder.name for folder in whole_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
+    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
     assert find_start(tmp_path, run, resume=True).name == "checkpoint-10"
     with pytest.raises(OptionError, match=r"holds checkpoint-10 of an earlier run; pass --resume"):
         find_start(tmp_path, run, resume=False)
@@ -48,7 +48,7 @@ def test_other_data_is_refused(tmp_path, make_recipe):
         find_start(tmp_path, describe_run(make_recipe("sft"), {"p": "2"}, 1), resume=True)
 
 
-def test_the_note_holds_recipe_data_versions_and_commit(tmp_path, make_recipe):
+def test_run_info_has_recipe_data_versions_and_commit(tmp_path, make_recipe):
     pytest.importorskip("trl", reason="the train extra is not installed")
     write_run_info(tmp_path, describe_run(make_recipe("sft"), {"p": "abc"}, 2), 7)
     note = json.loads((tmp_path / "run_info.json").read_text())

@@ -1,4 +1,4 @@
-"""The reading lesson: what is made up looks like what the comparer proposes, and the lesson teaches to read it."""
+"""Box pretraining: random proposals look like the change encoder's, and training on them teaches the policy to copy boxes."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from differad.locators.tiny.model import COMPARISON
 from differad.locators.tiny.proposals import PROPOSALS, proposals
 from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
-from differad.training.reading import make_up, teach_reading
+from differad.training.reading import pretrain_boxes, random_proposals
 from differad.training.recipe import RlRecipe, Tiny, load_recipe
 from differad.training.rl import train_rl
 from differad.training.tiny import build_tiny
@@ -24,36 +24,36 @@ from differad.training.tiny import build_tiny
 SMALL = {"hidden_size": 32, "heads": 2, "layers": 1, "channels": 8, "blocks": 1}
 
 
-def test_made_up_proposals_are_laid_out_as_the_comparers_and_only_the_first_two_are_near():
-    known, truth = make_up(np.random.default_rng(0), 400)
-    assert known.shape == (400, *proposals(np.zeros((6, 8), np.float32)).shape) == (400, PROPOSALS, 6)
+def test_random_proposals_have_the_encoders_shape_and_only_the_first_two_are_near():
+    generated, truth = random_proposals(np.random.default_rng(0), 400)
+    assert generated.shape == (400, *proposals(np.zeros((6, 8), np.float32)).shape) == (400, PROPOSALS, 6)
     abnormal = np.array([len(boxes) > 0 for boxes in truth])
-    assert 0.55 < abnormal.mean() < 0.75  # 65 % asked for; 4 deviations of 400 draws are 0.095
+    assert 0.55 < abnormal.mean() < 0.75  # 65 % expected; 4 deviations of 400 samples are 0.095
     boxes = np.concatenate([boxes for boxes in truth if len(boxes)])
     overlaps = [
-        iou(known[abnormal, number, :4].numpy().astype(float) * 1000, boxes).mean() for number in range(PROPOSALS)
+        iou(generated[abnormal, number, :4].numpy().astype(float) * 1000, boxes).mean() for number in range(PROPOSALS)
     ]
     assert min(overlaps[:2]) > 0.6 > 0.2 > max(overlaps[2:])
-    assert known[abnormal, 0, 4].mean() > 0 > known[~abnormal, 0, 4].mean()
+    assert generated[abnormal, 0, 4].mean() > 0 > generated[~abnormal, 0, 4].mean()
 
 
-def lesson_loss(folder, steps):
+def pretrained(folder, steps):
     model, tokenizer = AutoModelForImageTextToText.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    teach_reading(model, tokenizer, steps, seed=1)
+    pretrain_boxes(model, tokenizer, steps, seed=1)
     return model
 
 
-def test_the_lesson_is_repeatable_and_changes_what_turns_proposals_into_text(tmp_path):
+def test_pretraining_is_repeatable_and_changes_only_the_path_from_proposals_to_text(tmp_path):
     folder = build_tiny(tmp_path / "start", Tiny(**SMALL), seed=0)
     before = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
-    first, second = (lesson_loss(folder, 2).state_dict() for _ in range(2))
+    first, second = (pretrained(folder, 2).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     moved = {name for name in first if not torch.equal(first[name], before[name])}
     assert {"model.visual.propose.weight", "model.language_model.embed_tokens.weight"} <= moved
     assert not any(f"visual.{part}." in name for name in moved for part in COMPARISON)
 
 
-def test_a_comparer_is_taken_on_without_its_language_model(tmp_path):
+def test_a_change_encoder_is_loaded_without_its_language_model(tmp_path):
     earlier = build_tiny(tmp_path / "earlier", Tiny(**SMALL), seed=1)
     own = load_file(build_tiny(tmp_path / "own", Tiny(**SMALL, comparer=earlier), seed=0) / "model.safetensors")
     other = load_file(earlier / "model.safetensors")
@@ -69,7 +69,7 @@ def test_a_comparer_is_taken_on_without_its_language_model(tmp_path):
 
 
 def test_reinforcement_runs_on_pairs_of_several_shapes(tmp_path):
-    """Prompts of unequal length in one batch: what tells pictures from text must be padded as the prompts are."""
+    """Prompts of unequal length in one batch: token types must be padded as the prompts are."""
     synthesize(SynthesisOptions(seed=3, size=96, aspect=2.5), 4, tmp_path / "pairs", progress=False)
     shapes = {pair.id for pair in read_pairs(tmp_path / "pairs" / "pairs.jsonl")}
     assert len(shapes) == 4

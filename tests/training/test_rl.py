@@ -1,4 +1,4 @@
-"""Difficulty-aware GRPO, value by value: what is drawn anew, weighted, dropped, and that it all belongs together."""
+"""Difficulty-aware GRPO with exact values: resampling, weighting, masking, and their consistency."""
 
 import inspect
 import json
@@ -20,7 +20,7 @@ from differad.training import trl_hooks
 from differad.training.advantages import group_advantages
 from differad.training.localization import localize
 from differad.training.recipe import RlRecipe
-from differad.training.rl import DifficultyAwareTrainer, drop_rows, grpo_config, take_rows, train_rl
+from differad.training.rl import DifficultyAwareTrainer, grpo_config, mask_rows, take_rows, train_rl
 from differad.training.sft import train_sft
 from tolerance import assert_as_near, rounding
 
@@ -42,20 +42,20 @@ def scored(make_recipe):
     return trainer, trainer.score([0, 1, 2])
 
 
-def test_tokens_are_those_of_the_final_draw(scored):
+def test_tokens_are_those_of_the_final_rollout(scored):
     trainer, output = scored
     ids = [row[row != trainer._tokenizer.pad_token_id].tolist() for row in output["completion_ids"]]
-    assert trainer._reader(ids) == FINAL
-    assert trainer.calls == 1 + 2  # the batch, then twice the groups that were stuck
+    assert trainer._decoder(ids) == FINAL
+    assert trainer.calls == 1 + 2  # the batch, then twice the uninformative groups
     # Pair 0 was informative at once; pair 1 came right at the second redraw; pair 2 never: all its rewards are 0.
-    assert trainer._draw.redraws.tolist() == [0, 2, 2]
-    assert trainer._draw.stuck.tolist() == [False, False, True]
+    assert trainer._rollout.resamples.tolist() == [0, 2, 2]
+    assert trainer._rollout.uninformative.tolist() == [False, False, True]
 
 
-def test_rewards_and_weights_belong_to_the_final_draw(scored):
+def test_rewards_and_weights_belong_to_the_final_rollout(scored):
     trainer, output = scored
     outcomes = localize(FINAL, TRUTHS, [(1000, 1000)] * 12, "guarded")
-    assert trainer._draw.localization.flatten().tolist() == pytest.approx(outcomes.reward.tolist())
+    assert trainer._rollout.localization.flatten().tolist() == pytest.approx(outcomes.reward.tolist())
     # Pair 0: the box, its upper half (IoU 1/2, centres 125 apart, sides 250 x 500 against 250 x 250), zero box, nothing.
     half = 0.5 + 0.5 * 0.3 * (1 - 125 / math.hypot(250, 500)) * 0.5
     localization = torch.tensor([[1, half, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.float64)
@@ -96,14 +96,14 @@ def test_log_probabilities_belong_to_the_final_tokens(scored, start):
         assert output[name][2 * G :].abs().max() == 0
 
 
-def test_a_stuck_group_is_dropped_and_uncounted(scored):
+def test_an_uninformative_group_is_masked_and_not_counted(scored):
     trainer, output = scored
     tokens = [len(trainer._tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in FINAL[: 2 * G]]
     assert output["completion_mask"].sum(dim=1).tolist() == [*tokens, 0, 0, 0, 0]
     assert int(output["num_items_in_batch"]) == sum(tokens)
 
 
-def test_metrics_are_those_of_the_final_draw(scored):
+def test_metrics_are_those_of_the_final_rollout(scored):
     trainer, _ = scored
     metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
     assert metrics["iou"] == pytest.approx((1 + 0.5 + 1) / 12)
@@ -116,7 +116,7 @@ def test_metrics_are_those_of_the_final_draw(scored):
     assert metrics["completions/mean_length"] == pytest.approx(sum(lengths) / 12)
 
 
-def test_a_dropped_group_carries_no_gradient_whatever_the_loss(scored):
+def test_a_masked_group_has_no_gradient_with_any_loss(scored):
     trainer, output = scored
     trainer.current_gradient_accumulation_steps = 1
     changed = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in output.items()}
@@ -153,7 +153,7 @@ MEANS = {
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_what_is_dropped_does_not_thin_the_mean(make_recipe, share):
+def test_masked_groups_do_not_lower_the_mean(make_recipe, share):
     """Twelve answers in three accumulated batches: a group is dropped, and of the others one answer was cut off."""
     own = (*BATCH, "train.batch_size=4", "train.accumulate=3", f"grpo.share_prefix={share}")
     trainer = make_trainer(make_recipe("rl", *own))
@@ -214,12 +214,12 @@ def test_a_batch_without_any_informative_group_is_harmless(make_recipe):
     assert _gradient(trainer, output).abs().max() == 0
 
 
-def test_a_solved_group_is_neither_redrawn_nor_dropped(make_recipe):
+def test_a_solved_group_is_neither_resampled_nor_masked(make_recipe):
     trainer = make_trainer(make_recipe("rl", *BATCH))
     trainer.begin({pair: [[answer()] * G] for pair in (1, 3)})
     output = trainer.score([1, 3])
     assert trainer.calls == 1
-    assert trainer._draw.stuck.tolist() == [False, False]
+    assert trainer._rollout.uninformative.tolist() == [False, False]
     assert output["completion_mask"].any(dim=1).all()
     assert output["advantages"].abs().max() == 0
 
@@ -235,7 +235,7 @@ def test_without_reweighting_the_advantages_are_trls(make_recipe):
     trainer = make_trainer(make_recipe("rl", *BATCH, "grpo.reweight=false"))
     trainer.begin(SCRIPT)
     output = trainer.score([0])
-    rewards = trainer._draw.localization + torch.tensor([[1, 1, 1, 0]])
+    rewards = trainer._rollout.localization + torch.tensor([[1, 1, 1, 0]])
     expected = group_advantages(rewards)[0].tolist()
     assert output["advantages"].tolist() == pytest.approx(expected, abs=5 * rounding(G, 2.0))
 
@@ -247,19 +247,19 @@ def test_rows_keep_their_own_patches():
         "mm_token_type_ids": [[0], [1]],
     }
     taken = take_rows(fields, [["a", "b"], ["c", "d"]], [1])
-    # The first row's two pictures have 1 + 2 patches, the second's 3 + 4.
+    # The first row's two images have 1 + 2 patches, the second's 3 + 4.
     assert taken["pixel_values"].flatten().tolist() == [3, 4, 5, 6, 7, 8, 9]
     assert taken["image_grid_thw"].tolist() == [[1, 1, 3], [1, 2, 2]]
     assert taken["mm_token_type_ids"] == [[1]]
 
 
-def test_dropping_leaves_the_rest():
+def test_masking_leaves_other_rows_alone():
     output = {
         "completion_mask": torch.ones(3, 2),
         "advantages": torch.ones(3),
         "ref_per_token_logps": -torch.ones(3, 2),
     }
-    drop_rows(output, [1])
+    mask_rows(output, [1])
     assert output["completion_mask"].tolist() == [[1, 1], [0, 0], [1, 1]]
     assert output["advantages"].tolist() == [1, 0, 1]
     assert output["ref_per_token_logps"].tolist() == [[-1, -1], [0, 0], [-1, -1]]
@@ -276,7 +276,7 @@ def test_training_starts_at_no_distance_from_the_cold_start(make_recipe):
 
 
 class Keeping(DifficultyAwareTrainer):
-    """Real answers; groups count as informative, for a policy from scratch never writes a box."""
+    """Real answers; groups count as informative, because a random policy never writes a box."""
 
     def _gather(self, answers):
         localization, overlap, missed = super()._gather(answers)
@@ -288,7 +288,7 @@ def test_two_processes_agree_with_one(make_recipe, tmp_path):
     alone = make_trainer(make_recipe("rl", *BATCH))
     alone.begin(SCRIPT)
     expected = summarise(alone, alone.score([0, 1, 2]))
-    # Six rows each: the second group lies across the two processes.
+    # Six rows each: the second group spans both processes.
     recipe: RlRecipe = make_recipe("rl", *BATCH, "train.batch_size=6")
     path = tmp_path / "recipe.json"
     path.write_text(recipe.model_dump_json())
@@ -302,8 +302,8 @@ def test_two_processes_agree_with_one(make_recipe, tmp_path):
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert (found["processes"], expected["processes"]) == (2, 1)
-        assert found["stuck"] == expected["stuck"] == [False, False, True]
-        assert found["redraws"] == expected["redraws"]
+        assert found["uninformative"] == expected["uninformative"] == [False, False, True]
+        assert found["resamples"] == expected["resamples"]
         assert found["tokens"] == expected["tokens"]
         assert found["num_items"] == expected["num_items"]
         assert found["advantages"] == pytest.approx(expected["advantages"], rel=1e-6)
@@ -332,7 +332,7 @@ def test_a_moved_hook_is_named(monkeypatch):
 
 
 def test_an_order_of_prompts_without_a_generator_is_named(make_recipe, monkeypatch):
-    """As if TRL had a sampler of another kind, which need not lie where the present one does."""
+    """As if TRL had another kind of sampler."""
     trainer = make_trainer(make_recipe("rl"))
     monkeypatch.setattr(trl_hooks.GRPOTrainer, "_get_train_sampler", lambda self, dataset=None: SequentialSampler([1]))
     with pytest.raises(
@@ -349,8 +349,10 @@ def test_prompts_may_keep_their_order(train, make_recipe):
     assert train(make_recipe("rl" if more else "sft", *more, "train.steps=1", "train.save_every=1"))["steps"] == 1
 
 
-def test_a_checkpoint_between_two_draws_is_refused(make_recipe):
-    with pytest.raises(OptionError, match=r"train.save_every=1: answers are drawn every 2 batches.*a multiple of 2"):
+def test_a_checkpoint_inside_a_rollout_is_refused(make_recipe):
+    with pytest.raises(
+        OptionError, match=r"train.save_every=1: answers are generated every 2 batches.*a multiple of 2"
+    ):
         grpo_config(make_recipe("rl", "grpo.iterations=2"))
     with pytest.raises(OptionError, match=r"GRPOConfig refuses the recipe: .*generations"):
         grpo_config(make_recipe("rl", "grpo.generations=3"))
@@ -358,7 +360,7 @@ def test_a_checkpoint_between_two_draws_is_refused(make_recipe):
         grpo_config(make_recipe("rl", "train.more.lerning=1"))
 
 
-def test_fewer_pairs_than_a_draw_takes_are_refused(make_recipe):
+def test_fewer_pairs_than_a_rollout_takes_are_refused(make_recipe):
     """Four pairs; TRL would end without a step and say nothing."""
     with pytest.raises(
         OptionError, match=r"data.pairs: 4 pairs to train on; expected at least 5.*lower train.batch_size"

@@ -1,4 +1,4 @@
-"""Whole runs on tiny checkpoints: what they write, what stays frozen, what loads again, what a kill costs."""
+"""Whole runs on tiny checkpoints: their files, frozen weights, reloading, and resuming after a kill."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from differad.core import Pair
 from differad.data.manifest import read_pairs
 from differad.errors import ImageError
 from differad.locators import load_locator
-from differad.training.policy import LiveLocator, load_model, open_source
+from differad.training.policy import InMemoryLocator, load_model, open_checkpoint
 from differad.training.recipe import Data, Model, SftRecipe, Train
 from differad.training.rl import train_rl
 from differad.training.sft import train_sft
@@ -58,7 +58,7 @@ def test_a_cold_start_writes_what_it_should(make_recipe, pairs, start):
     out = recipe.out
     assert summary["steps"] == 2
     assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
-    # Weights lie in safetensors alone; pickles hold the trainer's own state, and none goes into what is exported.
+    # Weights are in safetensors only; pickles hold the trainer's state, and the exported folder has none.
     assert {path.name for path in out.rglob("*.bin")} == {"training_args.bin"}
     pickles = [path for ending in ("bin", "pt", "pth", "pkl") for path in (out / "model").rglob(f"*.{ending}")]
     assert pickles == []
@@ -116,7 +116,7 @@ def test_adapters_are_merged_into_what_is_exported(make_recipe, start, phase):
     recipe = make_recipe(phase, *overrides[: 3 if phase == "sft" else 4])
     (train_sft if phase == "sft" else train_rl)(recipe)
     moved = changed(start, recipe.out / "model")
-    if phase == "sft":  # a policy from scratch earns nothing, so reinforcement has nothing to move
+    if phase == "sft":  # a random policy earns no reward, so reinforcement learning changes nothing
         assert moved
     assert all("visual" not in name and "proj" in name for name in moved)
     adapters = recipe.out / "checkpoint-1" / "adapter_model.safetensors"
@@ -131,8 +131,8 @@ def test_every_family_takes_a_step_and_answers_alike_from_memory_and_disk(make_r
     )
     train_sft(recipe)
     locator = load_locator(str(recipe.out / "model"), max_new_tokens=6, max_pixels=recipe.model.max_pixels)
-    source = open_source(recipe.model.model_copy(update={"checkpoint": str(recipe.out / "model")}), recipe.out, 0)
-    live = LiveLocator(load_model(source, recipe.model).eval(), source, batch_size=2, max_new_tokens=6)
+    source = open_checkpoint(recipe.model.model_copy(update={"checkpoint": str(recipe.out / "model")}), recipe.out, 0)
+    live = InMemoryLocator(load_model(source, recipe.model).eval(), source, batch_size=2, max_new_tokens=6)
     pair = next(read_pairs(pairs))
     assert isinstance(pair, Pair)
     assert live.locate(pair).answer == locator.locate(pair).answer
@@ -219,7 +219,7 @@ def wait_for(path, process):
 
 
 def test_two_processes_train_together_and_go_on_exactly_after_a_kill(make_recipe, taught, pairs, tmp_path):
-    """A group lies across both, and some are drawn anew; a second run is killed at step 2 and goes on as the first did."""
+    """A group spans both, and some are resampled; a second run is killed at step 2 and continues like the first."""
     own = [f"model.checkpoint={taught}", "train.batch_size=4", "train.steps=4", "train.epochs=4", "data.question=fixed"]
     own += ["grpo.generations=8", "grpo.resamples=1", "grpo.max_new_tokens=36", "train.learning_rate=1e-4"]
     recipe = make_recipe("rl", *own, f"held_out.pairs=[{pairs}]", "held_out.every=2", "train.keep=9")

@@ -1,4 +1,4 @@
-"""What is saved, by every way of saving, is read by stock transformers: image processor, tokenizer, and no class of our own."""
+"""All saved folders load in stock transformers: image processor, tokenizer, and no class of differad."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from transformers.utils import is_torchvision_available
 
 from differad.answers.prompts import QUESTION
 from differad.training.data import prompt_messages
-from differad.training.policy import export, load_model, open_source
+from differad.training.policy import export, load_model, open_checkpoint
 from differad.training.recipe import Tiny
 from differad.training.rl import train_rl
 from differad.training.sft import train_sft
@@ -92,7 +92,7 @@ def test_what_runs_save(make_recipe, tmp_path):
                 phase, "train.steps=2", f"model.lora={lora}", f"out={tmp_path / f'{phase}-{len(lora)}'}"
             )
             train(recipe)
-            source = open_source(recipe.model, recipe.out, 0)
+            source = open_checkpoint(recipe.model, recipe.out, 0)
             sources |= {recipe.out / name: source for name in ("checkpoint-1", "checkpoint-2", "model")}
     check(sources)
 
@@ -103,7 +103,7 @@ def test_what_a_sharded_run_saves(make_recipe, tmp_path):
     trainer = make_trainer(recipe)
     trainer._save(str(tmp_path / "gathered"), state_dict=trainer.accelerator.get_state_dict(trainer.model))
     trainer.save_model(str(tmp_path / "whole"))
-    check(dict.fromkeys((tmp_path / "gathered", tmp_path / "whole"), open_source(recipe.model, recipe.out, 0)))
+    check(dict.fromkeys((tmp_path / "gathered", tmp_path / "whole"), open_checkpoint(recipe.model, recipe.out, 0)))
 
 
 def test_what_is_exported_names_the_stock_processor(make_recipe, tmp_path):
@@ -111,7 +111,7 @@ def test_what_is_exported_names_the_stock_processor(make_recipe, tmp_path):
     for model_type, stock in STOCK.items():
         folder = build_checkpoint(tmp_path / "start" / model_type, model_type, None)
         recipe = make_recipe("sft", f"model.checkpoint={folder}")
-        source = open_source(recipe.model, recipe.out, 0)
+        source = open_checkpoint(recipe.model, recipe.out, 0)
         export(load_model(source, recipe.model), source, tmp_path / model_type)
         source.processor.save_pretrained(tmp_path / model_type)  # a checkpoint's over the export's: no difference
         sources[tmp_path / model_type] = source
@@ -122,11 +122,11 @@ def test_what_is_exported_names_the_stock_processor(make_recipe, tmp_path):
 
 def test_a_folder_of_an_earlier_version_is_mended_when_it_is_saved_again(make_recipe, tmp_path, start):
     """Earlier checkpoints name the class without a video processor."""
-    source = open_source(make_recipe("sft").model, tmp_path, 0)
+    source = open_checkpoint(make_recipe("sft").model, tmp_path, 0)
     export(load_model(source, make_recipe("sft").model), source, tmp_path / "old")
     path = tmp_path / "old" / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_class": "PairProcessor"}))
-    again = open_source(make_recipe("sft", f"model.checkpoint={tmp_path / 'old'}").model, tmp_path, 0)
+    again = open_checkpoint(make_recipe("sft", f"model.checkpoint={tmp_path / 'old'}").model, tmp_path, 0)
     again.processor.save_pretrained(tmp_path / "new")
     export(load_model(again, make_recipe("sft").model), again, tmp_path / "new")
     check({tmp_path / "new": again})
@@ -136,7 +136,9 @@ def test_the_embedded_policy_is_read_once_differad_is_there(make_recipe, tmp_pat
     """Its model type is no stock one, so its image processor is known to whoever imports differad."""
     small = {"hidden_size": 32, "heads": 2, "layers": 1, "channels": 8, "blocks": 1}
     folder = build_tiny(tmp_path / "start", Tiny(**small), seed=0)
-    source = open_source(make_recipe("sft", f"model.checkpoint={folder}", "model.max_pixels=null").model, tmp_path, 0)
+    source = open_checkpoint(
+        make_recipe("sft", f"model.checkpoint={folder}", "model.max_pixels=null").model, tmp_path, 0
+    )
     source.processor.save_pretrained(tmp_path / "saved")
     (tmp_path / "saved" / "config.json").write_text((folder / "config.json").read_text())
     assert names_no_class_of_ours(tmp_path / "saved")

@@ -1,4 +1,4 @@
-"""A prompt and its answers as one sequence: who sees what, and that rows come back as they went in."""
+"""A prompt and its completions as one sequence: the attention mask, and unpacking into the original rows."""
 
 import copy
 
@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration  # noqa: E402
 
 from differad.training.pictures import Batch, Pictures  # noqa: E402
-from differad.training.prefix import split_answers  # noqa: E402
-from differad.training.sequence import count_members, lay_out, pays, who_sees_what  # noqa: E402
+from differad.training.prefix import split_completions  # noqa: E402
+from differad.training.sequence import index_in_group, is_cheaper, pack, packed_attention_mask  # noqa: E402
 from tolerance import assert_as_near  # noqa: E402
 
 KEEP = 2
@@ -47,8 +47,8 @@ def rows(count, keep=KEEP):
     return Batch(ids, mask, (ids == IMAGE).int(), pictures)
 
 
-def test_rows_are_laid_out_behind_their_prompt(model):
-    layout = lay_out(model, split_answers(rows(2), KEEP))
+def test_rows_are_packed_behind_their_prompt(model):
+    layout = pack(model, split_completions(rows(2), KEEP))
     # Answers 20 21, 22 23 and 24 25 belong to the second, the first and the second prompt.
     assert layout.inputs["input_ids"].tolist() == [
         [2, 3, 8, IMAGE, 4, 6, 20, 21, 6, 24, 25],
@@ -56,9 +56,9 @@ def test_rows_are_laid_out_behind_their_prompt(model):
     ]
     assert layout.labels.tolist()[0] == [-100, -100, -100, -100, -100, -100, 20, -100, -100, 24, 25]
     assert layout.labels.tolist()[1][:8] == [-100, -100, -100, -100, -100, -100, 22, 23]
-    places = layout.inputs["position_ids"]
-    assert (places[:, :, 5:7] == places[:, :, 8:10]).all()  # both answers begin where the prompt ends
-    # What is said of the token behind each: of the answers' own tokens, in the order of the rows.
+    position_ids = layout.inputs["position_ids"]
+    assert (position_ids[:, :, 5:7] == position_ids[:, :, 8:10]).all()  # both answers begin where the prompt ends
+    # Values of the next tokens: those of the answers' own tokens, in the order of the rows.
     values = layout.labels[:, 1:].float()
     assert layout.rows(values).tolist() == [[20, -100], [22, 23], [24, 25]]
     assert len(layout.inputs["pixel_values"]) == 8
@@ -76,9 +76,9 @@ def own_logits(model, batch):
     return logits[:, -KEEP - 1 : -1]
 
 
-def laid_out_logits(model, batch, change=lambda inputs: None):
-    """The same of one sequence a prompt; `change` may spoil what the model is given."""
-    layout = lay_out(model, split_answers(batch, KEEP))
+def packed_logits(model, batch, change=lambda inputs: None):
+    """The same with packed sequences; `change` may corrupt the inputs."""
+    layout = pack(model, split_completions(batch, KEEP))
     change(layout.inputs)
     logits = model(**layout.inputs, use_cache=False).logits
     return torch.stack([layout.rows(logits[:, :-1, token]) for token in range(logits.shape[2])], dim=2)
@@ -89,8 +89,8 @@ def compare(model, attention, half, change=lambda inputs: None):
     model.set_attn_implementation(attention)
     batch, precise = rows(3), copy.deepcopy(model).double()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        found, own = laid_out_logits(model, batch, change), own_logits(model, batch)
-    # A product in half precision is rounded once, whatever its length.
+        found, own = packed_logits(model, batch, change), own_logits(model, batch)
+    # A product in half precision is rounded once, for any length.
     terms, dtype = (1, "bfloat16") if half else (model.config.get_text_config().hidden_size, "float32")
     assert_as_near(found, own, own_logits(precise, batch), terms=terms, dtype=dtype)
 
@@ -111,7 +111,7 @@ def one_position_off(inputs):
 
 
 def one_token_too_many(inputs):
-    """The third answer's first token, which tells its second, sees the first answer's first."""
+    """The third answer's first token, which predicts its second, attends to the first answer's first."""
     mask = inputs["attention_mask"].clone()
     mask[0, :, -2, 6] = mask[0, :, -2, -2]
     inputs["attention_mask"] = mask
@@ -128,7 +128,7 @@ def one_token_too_few(inputs):
 @pytest.mark.parametrize(
     ("wrong", "half"),
     [
-        (one_position_off, False),  # 8 bits of a mantissa do not tell it; positions are integers in both
+        (one_position_off, False),  # too small for an 8-bit mantissa; positions are integers in both
         *((wrong, half) for wrong in (one_token_too_many, one_token_too_few) for half in (False, True)),
     ],
 )
@@ -137,10 +137,10 @@ def test_the_comparison_rejects_what_is_slightly_wrong(model, attention, wrong, 
         compare(model, attention, half, wrong)
 
 
-def test_a_token_sees_its_prompt_and_its_own_answer():
-    sees = who_sees_what(torch.tensor([[0, 1]]), 2, 2).int()[0].tolist()
-    assert sees == [
-        [1, 0, 0, 0, 0, 0],  # a pad, which has to see something
+def test_a_token_attends_to_its_prompt_and_its_own_completion():
+    allowed = packed_attention_mask(torch.tensor([[0, 1]]), 2, 2).int()[0].tolist()
+    assert allowed == [
+        [1, 0, 0, 0, 0, 0],  # padding, which must attend to something
         [0, 1, 0, 0, 0, 0],
         [0, 1, 1, 0, 0, 0],
         [0, 1, 1, 1, 0, 0],
@@ -149,20 +149,20 @@ def test_a_token_sees_its_prompt_and_its_own_answer():
     ]
 
 
-def test_members_are_counted_by_prompt():
-    assert count_members(torch.tensor([0, 1, 0, 0, 2, 1])).tolist() == [0, 0, 1, 2, 0, 1]
+def test_the_index_counts_rows_of_each_group():
+    assert index_in_group(torch.tensor([0, 1, 0, 0, 2, 1])).tolist() == [0, 0, 1, 2, 0, 1]
 
 
 @pytest.mark.parametrize(
     ("count", "keep", "attention", "expected"),
     [(8, 2, "sdpa", True), (8, 2, "flash_attention_2", False), (8, 400, "sdpa", False), (1, 2, "sdpa", False)],
 )
-def test_long_answers_and_single_ones_do_not_pay(model, count, keep, attention, expected):
-    """Widths of 16: beside eight answers of 400 tokens, each token meets 3,200 keys instead of 400."""
+def test_packing_is_not_cheaper_for_long_or_single_completions(model, count, keep, attention, expected):
+    """Width 16: with eight answers of 400 tokens, each token attends to 3,200 keys instead of 400."""
     text = model.config.get_text_config()
     stock = text._attn_implementation
     text._attn_implementation_internal = attention
     try:
-        assert pays(model, split_answers(rows(count, keep), keep)) is expected
+        assert is_cheaper(model, split_completions(rows(count, keep), keep)) is expected
     finally:
         text._attn_implementation_internal = stock

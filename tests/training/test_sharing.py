@@ -1,4 +1,4 @@
-"""Prefix sharing through the real trainer: draws, losses and gradients equal those of TRL's own way; what cannot says so."""
+"""Prefix sharing in the real trainer: rollouts, losses and gradients equal TRL's; what cannot share says so."""
 
 import json
 import os
@@ -18,10 +18,10 @@ from transformers import Qwen2VLProcessor
 
 from differad.training import sharing
 from differad.training.pictures import Batch, Pictures
-from differad.training.prefix import split_answers
+from differad.training.prefix import split_completions
 from differad.training.recipe import RlRecipe
 from differad.training.rl import DifficultyAwareTrainer, train_rl
-from differad.training.sharing import adapters_as_computed, any_prompt_again, gather_prompts, lora_weights
+from differad.training.sharing import group_rows_by_prompt, has_repeated_prompt, lora_in_autocast_dtype, lora_weights
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "locators"))
@@ -33,7 +33,7 @@ from tiny_models import HIDDEN, build_checkpoint
 from tolerance import EPS, FACTOR, assert_as_near, assert_gradients_as_near, flat_gradients, rounding
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
-# Pictures of different sizes, so that prompts differ in length and are padded on the left.
+# Images of different sizes, so that prompts differ in length and are padded on the left.
 SIZES = ((64, 64), (120, 64), (64, 90), (145, 120))
 G = 4
 REAL = (
@@ -78,7 +78,7 @@ def build(make_recipe, uneven, tmp_path):
     return build
 
 
-def draw(trainer, pairs=(0, 3), seed=3):
+def roll_out(trainer, pairs=(0, 3), seed=3):
     """What TRL makes of real answers to some pairs."""
     trainer.model.train()
     torch.manual_seed(seed)
@@ -86,7 +86,7 @@ def draw(trainer, pairs=(0, 3), seed=3):
 
 
 def informative(answers):
-    """Rewards, overlaps and misses by which no group is dropped: a model from scratch never writes a box."""
+    """Rewards, overlaps and misses that mask no group: a random model never writes a box."""
     count = len(answers)
     return [0.0, 1, 0, 1] * (count // G), [0.0] * count, [1.0] * count
 
@@ -149,7 +149,7 @@ def assert_log_probabilities(found, expected, stock):
     assert said.any()
     for name, model in models.items():
         apart = model.disable_adapter() if lora and name.startswith("ref") else nullcontext()
-        bare = stock._bare(model)
+        bare = stock._unwrapped(model)
         experts = bare.get_experts_implementation()
         bare.set_experts_implementation("eager")  # grouped products have no float64
         with torch.no_grad(), apart:
@@ -172,7 +172,7 @@ def passes(monkeypatch):
     counts = []
 
     def watch(trainer):
-        for model in (trainer._bare(trainer.model), trainer.ref_model):
+        for model in (trainer._unwrapped(trainer.model), trainer.ref_model):
             if model is not None:
                 model.model.language_model.register_forward_pre_hook(
                     lambda _, __, fields: counts.append(tuple(fields["inputs_embeds"].shape[:2])), with_kwargs=True
@@ -192,7 +192,7 @@ def passes(monkeypatch):
         ("qwen3_vl", ("model.freeze_vision=false",)),
     ],
 )
-def test_draws_losses_and_gradients_equal_trls(build, passes, family, overrides):
+def test_rollouts_losses_and_gradients_equal_trls(build, passes, family, overrides):
     stock, shared = (
         build(*overrides, "grpo.iterations=2", "train.save_every=2", family=family, share=s) for s in (0, 1)
     )
@@ -200,12 +200,12 @@ def test_draws_losses_and_gradients_equal_trls(build, passes, family, overrides)
         move_adapters(trainer.model)
         trainer._outcomes = informative
     seen = passes(shared)
-    expected, found = draw(stock), draw(shared)
+    expected, found = roll_out(stock), roll_out(shared)
     prompt = found["prompt_ids"].shape[1]
     assert (found["prompt_mask"].sum(dim=1) < prompt).any()  # padded on the left
-    pictured = found["prompt_ids"] == shared._bare(shared.model).config.image_token_id
-    assert found["mm_token_type_ids"][:, :prompt].tolist() == pictured.int().tolist()
-    # Two pairs, eight answers: once by the policy, for its draw and its scores, and once by the reference, answers behind them.
+    is_image = found["prompt_ids"] == shared._unwrapped(shared.model).config.image_token_id
+    assert found["mm_token_type_ids"][:, :prompt].tolist() == is_image.int().tolist()
+    # Two pairs, eight answers: encoded once by the policy for rollout and scores, and once by the reference with the answers.
     wide = [(rows, width) for rows, width in seen if width >= prompt - 1]
     answer = found["completion_ids"].shape[1]
     assert wide == [(2, prompt - 1), (2, prompt - 1 + G * (answer + 1))]
@@ -225,7 +225,7 @@ def test_draws_losses_and_gradients_equal_trls(build, passes, family, overrides)
         ("qwen3_5", ("model.lora={rank: 4, alpha: 8}",)),
     ],
 )
-def test_a_model_that_keeps_states_shares_what_is_not_differentiated(build, passes, family, overrides):
+def test_a_model_with_states_shares_only_without_gradients(build, passes, family, overrides):
     """Three prompts of three lengths; in the loss, which is TRL's own to the last bit, they stand under each answer."""
     own = (*overrides, "train.batch_size=12", "grpo.iterations=2", "train.save_every=2", "model.max_pixels=null")
     stock, shared = (build(*own, family=family, share=share) for share in (False, True))
@@ -233,11 +233,11 @@ def test_a_model_that_keeps_states_shares_what_is_not_differentiated(build, pass
         move_adapters(trainer.model)
         trainer._outcomes = informative
     seen = passes(shared)
-    expected, found = (draw(trainer, pairs=(0, 3, 1)) for trainer in (stock, shared))
+    expected, found = (roll_out(trainer, pairs=(0, 3, 1)) for trainer in (stock, shared))
     prompt = found["prompt_ids"].shape[1]
     assert len(set(found["prompt_mask"].sum(dim=1).tolist())) == 3
-    # By the policy, for its draw and its scores, and by the reference; then answers alone, each behind its prompt's last token.
-    # What an index has chosen from is not kept from the draw to the scores.
+    # By the policy for rollout and scores, and by the reference; then only answers, each behind its prompt's last token.
+    # States of an index are not cached from the rollout to the scores.
     assert [rows for rows, width in seen if width == prompt - 1] == [3] * (3 if family == "qwen4_exp" else 2)
     assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
     assert len({tuple(row) for row in found["completion_ids"].tolist()}) > 3
@@ -250,7 +250,7 @@ def test_a_model_that_keeps_states_shares_what_is_not_differentiated(build, pass
     assert all(torch.equal(gradient, expected_gradients[name]) for name, gradient in own_gradients.items())
 
 
-def test_layers_that_slide_a_window_share_what_is_not_differentiated(build, tmp_path, passes):
+def test_sliding_window_layers_share_only_without_gradients(build, tmp_path, passes):
     """A window of 16 tokens, which every prompt is longer than."""
     path = build_checkpoint(tmp_path / "qwen2_5_vl", "qwen2_5_vl", None) / "config.json"
     config = json.loads(path.read_text())
@@ -262,19 +262,19 @@ def test_layers_that_slide_a_window_share_what_is_not_differentiated(build, tmp_
     for trainer in (stock, shared):
         trainer._outcomes = informative
     seen = passes(shared)
-    expected, found = draw(stock), draw(shared)
+    expected, found = roll_out(stock), roll_out(shared)
     prompt = found["prompt_ids"].shape[1]
     assert prompt > 16
     assert {rows for rows, width in seen if width >= prompt - 1} == {2}
     assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
     assert_log_probabilities(found, expected, stock)
-    assert shared.sharing_line().startswith("prompts are shared in rollout; not shared in loss (")
+    assert shared.sharing_summary().startswith("prompts are shared in rollout; not shared in loss (")
 
 
-def test_no_warning_says_what_the_first_line_has_said(build):
+def test_no_warning_repeats_the_first_line(build):
     trainer = build("model.max_pixels=null", family="qwen3_5")
-    inputs = teach(draw(trainer))
-    assert "; not shared in loss (Qwen3_5" in trainer.sharing_line()
+    inputs = teach(roll_out(trainer))
+    assert "; not shared in loss (Qwen3_5" in trainer.sharing_summary()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*share_prefix")
         gradients(trainer, inputs)
@@ -282,46 +282,46 @@ def test_no_warning_says_what_the_first_line_has_said(build):
 
 @pytest.mark.parametrize("freeze", ["true", "false"])
 def test_the_embedded_policy_shares_too(build, freeze):
-    """Its tower compares the two pictures of a pair, so that no picture may be remembered without the other."""
+    """Its tower compares the two images of a pair, so neither may be cached without the other."""
     tiny = "model.tiny={hidden_size: 32, layers: 2, heads: 2, channels: 8, blocks: 1}"
     # TRL loads a reference by the name of its class, which it does not know.
     own = ("model.checkpoint=null", tiny, "grpo.kl=0", f"model.freeze_vision={freeze}", "model.max_pixels=null")
     stock, shared = (build(*own, share=share) for share in (False, True))
-    expected, found = draw(stock), draw(shared)
+    expected, found = roll_out(stock), roll_out(shared)
     assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
     inputs = teach(expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert_as_trls(gradients(shared, inputs), stock, inputs)
-    assert len(shared._memory(shared.model)) == (2 if freeze == "true" else 0)
+    assert len(shared._vision_cache(shared.model)) == (2 if freeze == "true" else 0)
 
 
 @pytest.mark.parametrize("family", [None, "qwen3_5"])
-def test_groups_that_are_drawn_anew_do_not_encode_their_prompts_anew(build, passes, family):
-    """The second, drawn again by itself, stands behind other pads than beside the first."""
+def test_resampled_groups_reuse_their_encoded_prompts(build, passes, family):
+    """The second group, resampled alone, has other padding than beside the first."""
     own = ("grpo.resamples=2", "grpo.iterations=2", "train.save_every=2")
     stock, shared = (build(*own, family=family, share=share) for share in (False, True))
     for trainer in (stock, shared):  # the first group learns something at once, the second never
         trainer._outcomes = lambda answers: ([0.0, 1, 0, 1] * (len(answers) == 8) + [0.0] * 4, [0.0] * 8, [1.0] * 8)
     seen = passes(shared)
-    expected, found = draw(stock), draw(shared)
-    assert shared._draw.redraws.tolist() == [0, 2]
+    expected, found = roll_out(stock), roll_out(shared)
+    assert shared._rollout.resamples.tolist() == [0, 2]
     assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
     assert_log_probabilities(found, expected, stock)
     long = [rows for rows, width in seen if width > 10]  # tokens of one answer are fewer
     assert long == [2, 2]  # the policy's and the reference's
-    assert shared._encoded is None  # weights may change from here on
+    assert shared._prompt_caches is None  # weights may change from here on
 
 
 def test_rows_of_a_batch_may_stand_in_any_order(build):
     stock, shared = (build(share=share) for share in (False, True))
-    inputs = teach(draw(stock))
+    inputs = teach(roll_out(stock))
     order = torch.tensor([5, 0, 3, 7, 4, 1, 6, 2])
     patches = torch.split(inputs["pixel_values"], inputs["image_grid_thw"].prod(dim=1).tolist())
     pictures = [2 * row + side for row in order.tolist() for side in range(2)]
     mixed = {k: v[order] for k, v in inputs.items() if isinstance(v, torch.Tensor) and len(v.shape) and len(v) == 8}
     mixed |= {
-        "pixel_values": torch.cat([patches[picture] for picture in pictures]),
+        "pixel_values": torch.cat([patches[image] for image in pictures]),
         "image_grid_thw": inputs["image_grid_thw"][pictures],
         "num_images": [2] * 8,
         "num_items_in_batch": inputs["num_items_in_batch"],
@@ -331,9 +331,9 @@ def test_rows_of_a_batch_may_stand_in_any_order(build):
 
 @pytest.mark.parametrize("wrong", ["advantages", "mask", "pixels"])
 def test_the_comparison_rejects_what_is_slightly_wrong(build, wrong):
-    """One advantage a thousandth too large, one token too many in a loss, one picture a hundredth brighter."""
+    """One advantage 0.1 % too large, one token too many in a loss, one image 1 % brighter."""
     stock, shared = (build(share=share) for share in (False, True))
-    inputs = teach(draw(stock))
+    inputs = teach(roll_out(stock))
     spoilt = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
     if wrong == "advantages":
         spoilt["advantages"][0] *= 1.001
@@ -359,7 +359,7 @@ def test_accumulated_batches_hold_whole_groups_and_add_up_to_the_same(build, pas
         loss = 0.0
         for trainer._step in range(2):
             inputs = trainer._prepare_inputs(rows)
-            if way == "exact":  # once the answers are drawn
+            if way == "exact":  # after the rollout
                 trainer.model.double()
             if share:
                 del counts[:]
@@ -386,7 +386,7 @@ def test_batches_of_one_prompt_keep_every_row():
             "missing": None,
         }
 
-    first, second = gather_prompts([batch([3, 0, 1]), batch([2, 5, 4])])
+    first, second = group_rows_by_prompt([batch([3, 0, 1]), batch([2, 5, 4])])
     assert first["advantages"].tolist() == [3, 1, 5]
     assert second["advantages"].tolist() == [0, 2, 4]
     assert first["pixel_values"].shape == (6, 3)
@@ -394,23 +394,23 @@ def test_batches_of_one_prompt_keep_every_row():
     assert (first["num_images"], first["num_items_in_batch"], first["missing"]) == ([1] * 3, 9, None)
 
 
-def test_a_frozen_tower_looks_at_a_pair_once(build):
+def test_a_frozen_tower_encodes_a_pair_once(build):
     trainer = build(family="qwen3_vl")
-    looked = []
+    encoded = []
     for model in (trainer.model, trainer.ref_model):
-        model.model.visual.register_forward_pre_hook(lambda _, inputs: looked.append(inputs[0].shape[0]))
-    inputs = teach(draw(trainer))
+        model.model.visual.register_forward_pre_hook(lambda _, inputs: encoded.append(inputs[0].shape[0]))
+    inputs = teach(roll_out(trainer))
     trainer.compute_loss(trainer.model, inputs).backward()
-    draw(trainer)
+    roll_out(trainer)
     patches = inputs["pixel_values"].shape[0]
-    assert looked == [patches // G]  # both pairs, in the first rollout; neither the reference nor the loss looks again
+    assert encoded == [patches // G]  # both pairs, in the first rollout; neither reference nor loss encodes again
     with torch.no_grad():
         next(trainer.model.model.visual.parameters()).mul_(1.5)
-    draw(trainer)
-    assert len(looked) == 3  # weights that change see anew, and no longer as the reference does
+    roll_out(trainer)
+    assert len(encoded) == 3  # changed weights encode again, and differ from the reference's
 
 
-def test_pictures_of_a_group_are_prepared_once(build, monkeypatch):
+def test_images_of_a_group_are_processed_once(build, monkeypatch):
     trainer = build()
     processor = trainer.processing_class
     rows = [trainer.train_dataset[pair]["images"] for pair in (0, 3, 0, 0, 1)]
@@ -435,33 +435,33 @@ def test_pictures_of_a_group_are_prepared_once(build, monkeypatch):
     del prepared[:]
     monkeypatch.undo()
     monkeypatch.setattr(Qwen2VLProcessor, "_process_images", counting)
-    draw(trainer)
-    assert prepared == [2]  # TRL asks before it draws and once more before it scores
-    draw(trainer)
+    roll_out(trainer)
+    assert prepared == [2]  # TRL processes images before the rollout and again before scoring
+    roll_out(trainer)
     assert prepared == [2, 2]
 
 
-def test_memory_is_bounded_and_may_be_none(build):
+def test_the_vision_cache_is_bounded_and_can_be_off(build):
     trainer = build("grpo.remember_pictures_mb=0")
-    looked = []
-    trainer.model.model.visual.register_forward_pre_hook(lambda _, inputs: looked.append(inputs[0].shape[0]))
-    draw(trainer)
-    draw(trainer)
-    assert len(looked) == 2
+    encoded = []
+    trainer.model.model.visual.register_forward_pre_hook(lambda _, inputs: encoded.append(inputs[0].shape[0]))
+    roll_out(trainer)
+    roll_out(trainer)
+    assert len(encoded) == 2
     trainer = build()
-    memory = trainer._memory(trainer.model)
-    # Tokens of 28 x 28 pixels, 32 numbers of 4 bytes each, two pictures: 4, 8 and 20 tokens a picture.
+    memory = trainer._vision_cache(trainer.model)
+    # Tokens of 28 x 28 pixels, 32 numbers of 4 bytes each, two images: 4, 8 and 20 tokens per image.
     sizes = {0: 1024, 1: 2048, 3: 5120}
     memory._limit = 2100
     for pairs, kept in (((0, 3), 0), ((1,), 1), ((0,), 0)):
-        draw(trainer, pairs)
+        roll_out(trainer, pairs)
         assert (len(memory), memory._size) == (1, sizes[kept])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_share_under_gradient_checkpointing(build, passes, family):
     stock, shared = (build(family=family, share=share) for share in (False, True))
-    inputs = teach(draw(stock))
+    inputs = teach(roll_out(stock))
     for trainer in (stock, shared):
         trainer.model.gradient_checkpointing_enable()
     seen = passes(shared)
@@ -474,20 +474,20 @@ def test_losses_share_under_gradient_checkpointing(build, passes, family):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_answers_too_long_to_stand_in_one_sequence(build, passes, monkeypatch, checkpointing):
+def test_completions_too_long_to_be_packed(build, passes, monkeypatch, checkpointing):
     """They are handed their prompt's cache, which gradient checkpointing would throw away: then TRL's way is taken."""
-    monkeypatch.setattr(sharing, "pays", lambda *_: False)
+    monkeypatch.setattr(sharing, "is_cheaper", lambda *_: False)
     trainer = build()
-    inputs = teach(draw(trainer))
+    inputs = teach(roll_out(trainer))
     if checkpointing:
         trainer.model.gradient_checkpointing_enable()
     seen = passes(trainer)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = gradients(trainer, inputs)
-    told = [str(each.message) for each in caught if "share_prefix" in str(each.message)]
+    messages = [str(each.message) for each in caught if "share_prefix" in str(each.message)]
     assert [rows for rows, _ in seen] == ([8] if checkpointing else [2, 8])
-    assert ["scored with their prompts repeated: gradient checkpointing" in text for text in told] == [
+    assert ["scored with their prompts repeated: gradient checkpointing" in text for text in messages] == [
         True
     ] * checkpointing
     assert_as_trls(found, build(share=False), inputs)
@@ -498,12 +498,12 @@ def test_what_cannot_share_says_so_once_and_trains_as_trl(build):
     trainer.args.use_liger_kernel = True
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        inputs = teach(draw(trainer))
+        inputs = teach(roll_out(trainer))
         found = gradients(trainer, inputs)
         gradients(trainer, inputs)
     assert [text for text in map(str, (each.message for each in caught)) if reason in text and "share_prefix" in text]
-    told = [str(each.message) for each in caught if "share_prefix" in str(each.message)]
-    assert len(told) == len(set(told))
+    messages = [str(each.message) for each in caught if "share_prefix" in str(each.message)]
+    assert len(messages) == len(set(messages))
     assert_as_trls(found, build(share=False), inputs)
 
 
@@ -515,18 +515,18 @@ def test_with_dropout_prompts_are_not_shared(build):
     stock, shared = (build(DROPOUT, share=share) for share in (False, True))
     for trainer in (stock, shared):
         move_adapters(trainer.model)
-    expected = draw(stock)
+    expected = roll_out(stock)
     with pytest.warns(
-        UserWarning, match=r"share_prefix: answers are (drawn|scored) with their prompts repeated: dropout"
+        UserWarning, match=r"share_prefix: answers are (generated|scored) with their prompts repeated: dropout"
     ):
-        found = draw(shared)
+        found = roll_out(shared)
     assert found["completion_ids"].tolist() == expected["completion_ids"].tolist()
     inputs, results = teach(expected), []
     for trainer in (shared, stock):
         torch.manual_seed(6)
         results.append(gradients(trainer, inputs))
     (loss, found), (expected_loss, expected) = results
-    assert loss == expected_loss  # the same operations with the same draws of dropout, to the last bit
+    assert loss == expected_loss  # the same operations with the same dropout masks, bit by bit
     assert found.keys() == expected.keys()
     assert all(torch.equal(gradient, expected[name]) for name, gradient in found.items())
     torch.manual_seed(7)
@@ -538,13 +538,13 @@ def test_with_dropout_prompts_are_not_shared(build):
     [
         ((), "prompts are shared in rollout and loss"),
         (("train.gradient_checkpointing=true",), "prompts are shared in rollout and loss"),
-        ((DROPOUT,), "prompts are not shared in rollout and loss (dropout: every answer"),
+        ((DROPOUT,), "prompts are not shared in rollout and loss (dropout: each answer"),
         (("grpo.share_prefix=false",), "prompts are not shared in rollout and loss (grpo.share_prefix=false)"),
     ],
 )
 def test_a_run_says_first_where_prompts_are_shared(build, overrides, line):
     trainer = build(*overrides, share="grpo.share_prefix=false" not in overrides)
-    assert trainer.sharing_line().startswith(line)
+    assert trainer.sharing_summary().startswith(line)
 
 
 @pytest.mark.parametrize(
@@ -558,7 +558,7 @@ def test_a_run_says_first_where_prompts_are_shared(build, overrides, line):
 def test_engines_that_do_not_share_are_named(build, name, line):
     trainer = build()
     setattr(trainer, name, True)
-    assert trainer.sharing_line().startswith(line)
+    assert trainer.sharing_summary().startswith(line)
 
 
 def test_the_line_comes_before_the_first_step(make_recipe, capfd):
@@ -568,11 +568,11 @@ def test_the_line_comes_before_the_first_step(make_recipe, capfd):
     assert first < next(number for number, line in enumerate(lines) if line.startswith("step 1/1 "))
 
 
-def test_a_model_without_positions_of_pictures_does_not_share(build, monkeypatch):
+def test_a_model_without_image_positions_does_not_share(build, monkeypatch):
     trainer = build()
     monkeypatch.delattr(type(trainer.model.model), "get_rope_index")
     with pytest.warns(UserWarning, match=r"Qwen2VLForConditionalGeneration tells no positions of pictures"):
-        assert trainer._plan(trainer.model, []) is None
+        assert trainer._choose_scoring(trainer.model, []) is None
 
 
 def test_two_processes_learn_what_one_learns(make_recipe, tmp_path):
@@ -625,9 +625,9 @@ def test_bfloat16_rounds_as_much_as_trls(build, passes, family, checkpointing):
     stock, shared, exact = (build(*own, family=family, share=share) for share in (False, True, False))
     for part in (exact.model.model.language_model, exact.model.lm_head):
         part.double()  # the frozen tower's features are the same numbers to all three
-    drawn = draw(stock)
+    drawn = roll_out(stock)
     near = {name: drawn[name].float() for name in ("old_per_token_logps", "ref_per_token_logps")}
-    inputs = teach(drawn) | near  # ratios near 1: far from it, exp() would swell what was rounded before
+    inputs = teach(drawn) | near  # ratios near 1: otherwise exp() would amplify earlier rounding
     seen = passes(shared)
     if checkpointing:
         for trainer in (stock, shared):
@@ -652,7 +652,7 @@ def test_adapters_give_the_same_numbers_in_the_precision_of_autocast(build):
     before = [weight.data.clone() for weight in weights]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         plain = model(input_ids=ids).logits
-        with adapters_as_computed(model):
+        with lora_in_autocast_dtype(model):
             assert {weight.dtype for weight in weights} == {torch.bfloat16}
             narrow = model(input_ids=ids).logits
     assert torch.equal(plain, narrow)
@@ -660,11 +660,11 @@ def test_adapters_give_the_same_numbers_in_the_precision_of_autocast(build):
 
 
 @pytest.mark.parametrize(("second", "again"), [([5, 6], True), ([5, 7], False)])
-def test_a_prompt_that_two_batches_hold_is_found(second, again):
-    """Two rows each, with the answers 8 and 9; the pictures are alike, so that the words decide."""
+def test_a_prompt_in_two_batches_is_found(second, again):
+    """Two rows each, with the answers 8 and 9; the images are equal, so the texts decide."""
     ids = torch.tensor([[*prompt, answer] for prompt in ([5, 6], second) for answer in (8, 9)])
     pictures = Pictures(torch.ones(16, 3), torch.tensor([[1, 2, 2]]).repeat(4, 1), [1] * 4)
     whole = Batch(ids, torch.ones_like(ids), torch.zeros_like(ids), pictures)
-    parts = [split_answers(whole.take(slice(start, start + 2)), 1) for start in (0, 2)]
-    assert any_prompt_again(parts) is again
-    assert not any_prompt_again(parts[:1])
+    parts = [split_completions(whole.take(slice(start, start + 2)), 1) for start in (0, 2)]
+    assert has_repeated_prompt(parts) is again
+    assert not has_repeated_prompt(parts[:1])

@@ -1,4 +1,4 @@
-"""The photographs that `recipes/tiny/data.sh` takes: copied where there are any, asked for in one line where there are none."""
+"""The photographs of `recipes/tiny/data.sh`: copied if present, otherwise requested in one line."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def test_where_there_are_none_one_line_says_so_and_no_folder_is_left(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script")
-def test_the_full_set_is_not_drawn_without(tmp_path):
+def test_the_full_set_is_not_generated_without_photographs(tmp_path):
     (tmp_path / "empty").mkdir()
     done = run("bash", RECIPE / "data.sh", tmp_path / "data", PHOTOGRAPHS=str(tmp_path / "empty"))
     assert (done.returncode, len(done.stderr.splitlines()), done.stdout) == (2, 1, "")

@@ -1,4 +1,4 @@
-"""The embedded policy made from nothing: its tokenizer, its template, its start, and a cold start that teaches it."""
+"""The randomly initialised embedded policy: its tokenizer, template and start weights, and a cold start."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
 from differad.training.coverage import WithCoverage
 from differad.training.data import build_dataset, prompt_messages
-from differad.training.policy import load_model, open_source
+from differad.training.policy import load_model, open_checkpoint
 from differad.training.recipe import SftRecipe, Tiny, load_recipe
 from differad.training.sft import train_sft
 from differad.training.tiny import NUMBERS, PHRASES, build_tiny
@@ -86,7 +86,7 @@ def test_other_text_is_spelt_and_reads_back(tokenizer, text):
     assert tokenizer.decode(ids(tokenizer, text), skip_special_tokens=True) == text
 
 
-def test_a_prompt_is_two_pictures(tokenizer):
+def test_a_prompt_is_two_images(tokenizer):
     messages = prompt_messages("Where?")
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     slot = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -229,8 +229,8 @@ def test_the_loss_is_the_text_s_and_five_times_the_map_s(tmp_path, drawn):
     """The first step's, of all eight pairs, against the start's own: its forward for the text, `dense_loss` for the map."""
     cold = load_recipe(recipe(tmp_path, drawn, batch_size=8, save_every=1), SftRecipe)
     train_sft(cold)
-    source = open_source(cold.model, cold.out, 0)
-    rows = build_dataset(cold.data, source.speech, with_answer=True)
+    source = open_checkpoint(cold.model, cold.out, 0)
+    rows = build_dataset(cold.data, source.convention, with_answer=True)
     collate = WithCoverage(DataCollatorForVisionLanguageModeling(source.processor, completion_only_loss=True))
     batch = collate([rows[index] for index in range(8)])
     coverage = batch.pop("coverage")
@@ -244,10 +244,10 @@ def test_the_loss_is_the_text_s_and_five_times_the_map_s(tmp_path, drawn):
 
 
 def test_a_batch_carries_the_truth_of_its_cells(tmp_path, drawn):
-    """What the trainer's collator makes of pairs: text, two pictures each, and coverage for every row of evidence."""
+    """The batch of the trainer's collator: texts, two images each, and coverage for every row of features."""
     cold = load_recipe(recipe(tmp_path, drawn), SftRecipe)
-    source = open_source(cold.model, tmp_path, 0)
-    rows = build_dataset(cold.data, source.speech, with_answer=True)
+    source = open_checkpoint(cold.model, tmp_path, 0)
+    rows = build_dataset(cold.data, source.convention, with_answer=True)
     batch = WithCoverage(DataCollatorForVisionLanguageModeling(source.processor))([rows[index] for index in range(8)])
     lengths = batch["image_grid_thw"].prod(dim=1).tolist()
     assert len(lengths) == 2 * 8
@@ -255,7 +255,7 @@ def test_a_batch_carries_the_truth_of_its_cells(tmp_path, drawn):
     assert len(batch["pixel_values"]) == sum(lengths)
     shares = [float(part.mean()) for part in torch.split(batch["coverage"], lengths)]
     assert shares[::2] == [0.0] * 8  # of references nothing is marked
-    # The mean over all cells is the share of the picture that is marked.
+    # The mean over all cells is the marked share of the image.
     true = [pair.extra["facts"]["area_share"] if pair.anomalous else 0.0 for pair in read_pairs(drawn)]
     assert shares[1::2] == pytest.approx(true, abs=1e-4)
     slots = (batch["input_ids"] == source.config.image_token_id).sum(dim=1)

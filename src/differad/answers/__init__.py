@@ -1,1 +1,1 @@
-"""What a model is asked and how its answer is read: one coordinate and syntax layer for every family, both ways."""
+"""Prompts and answers of all model families: writing and parsing of boxes, with one layer for units and syntax."""

@@ -1,7 +1,7 @@
-"""How each model family writes a box: one table, nothing else.
+"""Each model family's format of a box, as one table.
 
-A format is a syntax (the text around four numbers) and a space (what the numbers count). It knows nothing of how an answer is
-found in a text (parsing.py) nor of how a processor resizes (resize.py). Sources stand beside each entry.
+A format is a syntax (the text around four numbers) and a space (the unit of the numbers). It knows nothing of parsing answers
+(parsing.py) or of a processor's resize (resize.py). Each entry has its source.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Order = Literal["xy", "yx"]
 class Syntax:
     """The text of a list of boxes: `opening`, the boxes joined by `separator`, `closing`.
 
-    `box` is a format string over x1, y1, x2, y2 and label (which comes escaped for JSON). Zero boxes use it too, with four zeros.
+    `box` is a format string over x1, y1, x2, y2 and label (escaped for JSON). A zero box uses it too, with four zeros.
     With `fractions`, thousandths are written as 0.000 to 1.000.
     """
 
@@ -65,10 +65,10 @@ SYNTAXES: dict[str, Syntax] = {
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """One family's way of writing where.
+    """One family's format of boxes.
 
     `space`: "thousandths" of the target's width and height, or "resized": pixels of the target after the processor's own
-    resize. `largest` is the highest number written in thousandths. `source` says where the convention was read.
+    resize. `largest` is the highest number in thousandths. `source` documents the convention.
     """
 
     family: str
@@ -79,7 +79,7 @@ class AnswerFormat:
 
     @property
     def zero_box(self) -> str:
-        """The text that says "nothing is abnormal"."""
+        """The text for "nothing is abnormal"."""
         return self.syntax.opening + self.syntax.write(0, 0, 0, 0, "normal") + self.syntax.closing
 
     @property
@@ -145,10 +145,10 @@ FORMATS: dict[str, AnswerFormat] = {
     )
 }
 
-# The embedded policy's own `model_type`; it speaks Qwen2-VL's format.
+# The embedded policy's own `model_type`; it uses Qwen2-VL's format.
 TINY_MODEL_TYPE = "differad_tiny"
 
-# The `model_type` of a checkpoint's config.json, where it tells the family.
+# The family of each `model_type` in a checkpoint's config.json.
 MODEL_TYPES: dict[str, str] = {
     "qwen": "qwen-vl",
     "qwen2_vl": "qwen2-vl",
@@ -192,7 +192,7 @@ def answer_format(family: str) -> AnswerFormat:
 
 
 def family_of(model_type: str) -> str:
-    """The family that a checkpoint's `model_type` implies. Raises OptionError where it implies none."""
+    """The family of a checkpoint's `model_type`. Raises OptionError for an unknown type."""
     if model_type not in MODEL_TYPES:
         raise OptionError(
             f"model type {model_type!r}: implies no answer format; pass --family, one of {', '.join(FORMATS)}"

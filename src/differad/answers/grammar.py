@@ -1,6 +1,7 @@
-"""What an answer may say, letter by letter: one box of the family's syntax with area inside the target, or the zero box.
+"""The grammar of an answer, character by character: one box in the family's syntax with area inside the target, or the zero box.
 
-Says of any beginning of an answer whether it can still become one. Knows nothing of tokens or models; `locators.constrain` does.
+It tells whether any beginning of a text can still become a valid answer. Knows nothing of tokens or models;
+`locators.constrain` does.
 """
 
 from string import Formatter
@@ -16,9 +17,9 @@ Range = tuple[int, int]
 
 
 class AnswerGrammar:
-    """The text between `<answer>` and, included, `</answer>` for one target.
+    """The text after `<answer>` up to and including `</answer>`, for one target.
 
-    Numbers are written without leading zeros, or with as many digits as the syntax fixes; `limits` are the largest x and y.
+    Numbers have no leading zeros, or the fixed number of digits of the syntax; `limits` are the largest x and y.
     """
 
     def __init__(self, answer_format: AnswerFormat, frame: Frame) -> None:
@@ -30,13 +31,13 @@ class AnswerGrammar:
         self._zero = answer_format.zero_box + CLOSING
         syntax, self._digits = answer_format.syntax, 0
         self._fractions = syntax.fractions
-        # Literal texts, and numbers by their place.
+        # Literal texts, and numbers by their index in x1, y1, x2, y2.
         self._pieces: list[str | int] = [syntax.opening]
         for literal, name, spec, _ in Formatter().parse(syntax.box):
             self._pieces.append(literal)
             if name in _NUMBERS:
                 self._pieces.append(_NUMBERS.index(name))
-                # A fraction is four digits with a point behind the first.
+                # A fraction has four digits with a point after the first.
                 self._digits = 4 if self._fractions else int((spec or "").rstrip("d") or 0)
             elif name:
                 self._pieces.append("anomaly")
@@ -48,12 +49,12 @@ class AnswerGrammar:
 
     @property
     def letters(self) -> set[str]:
-        """All that an answer is written with."""
+        """All characters of possible answers."""
         return set(self._figures + self._zero).union(*(piece for piece in self._pieces if isinstance(piece, str)))
 
     @property
     def longest(self) -> int:
-        """Letters of the longest answer."""
+        """Length of the longest answer in characters."""
         digits = max(self._digits + self._fractions, *(len(str(limit)) for limit in self.limits))
         return max(len(self._zero), sum(len(piece) if isinstance(piece, str) else digits for piece in self._pieces))
 
@@ -64,15 +65,15 @@ class AnswerGrammar:
         return self._read_box(text)
 
     def _read_box(self, text: str) -> State:
-        """The same of a box with area."""
-        place = 0
+        """As `read`, for a box with area."""
+        position = 0
         box: dict[int, int] = {}
         for piece in self._pieces:
-            rest = text[place:]
+            rest = text[position:]
             if isinstance(piece, str):
                 if not rest.startswith(piece):
                     return "open" if piece.startswith(rest) else "dead"
-                place += len(piece)
+                position += len(piece)
                 continue
             count = len(rest) - len(rest.lstrip(self._figures))
             allowed = self._allowed(piece, box)
@@ -84,19 +85,19 @@ class AnswerGrammar:
             if not self._is_number(digits, allowed):
                 return "dead"
             box[piece] = int(digits)
-            place += count
-        return "done" if place == len(text) else "dead"
+            position += count
+        return "done" if position == len(text) else "dead"
 
-    def _without_point(self, written: str) -> str | None:
-        """The digits of a number, or of its beginning; None where a fraction has its point elsewhere."""
+    def _without_point(self, number: str) -> str | None:
+        """The digits of a number or of its beginning; None if a fraction's point is misplaced."""
         if not self._fractions:
-            return written
-        digits = written.replace(".", "")
-        whole = f"{digits[:1]}.{digits[1:]}" if digits else ""
-        return digits if whole.startswith(written) else None
+            return number
+        digits = number.replace(".", "")
+        fraction = f"{digits[:1]}.{digits[1:]}" if digits else ""
+        return digits if fraction.startswith(number) else None
 
     def _allowed(self, number: int, box: dict[int, int]) -> Range:
-        """The least and the largest that a number may be after those before it, by their places in x1, y1, x2, y2."""
+        """The minimum and maximum of a number (its index in x1, y1, x2, y2), given the earlier numbers of the box."""
         limit = self.limits[number % 2]
         return (0, limit - 1) if number < 2 else (box[number - 2] + 1, limit)
 
@@ -106,7 +107,7 @@ class AnswerGrammar:
         return allowed[0] <= int(digits) <= allowed[1]
 
     def _may_grow(self, digits: str, allowed: Range) -> bool:
-        """Whether digits are a number, or the beginning of one."""
+        """Whether digits are an allowed number or the beginning of one."""
         if self._digits:
             further = [self._digits - len(digits)]
         elif digits.startswith("0"):

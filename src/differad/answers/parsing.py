@@ -1,8 +1,8 @@
-"""Boxes to text and text to boxes, for every family in `FORMATS`.
+"""Write boxes as text and parse text into boxes, for every family in `FORMATS`.
 
-Writing follows the family to the letter; reading is lenient: every documented syntax is understood from every family, with prose
-around it, floats, reversed corners, code fences or a text that breaks off, as long as a box is closed. Text from a model is
-hostile input: reading never raises on it and takes time linear in its length.
+Writing follows the family's format exactly. Parsing is lenient: it accepts every documented syntax from every family, with
+surrounding prose, floats, reversed corners, code fences or a truncated text, as long as a box is closed. Text from a model is
+untrusted input: parsing never raises on it and takes time linear in its length.
 """
 
 import json
@@ -20,7 +20,7 @@ from differad.errors import InputError, OptionError
 
 Status = Literal["valid", "normal", "unreadable"]
 
-# Possessive quantifiers (++, *+) never backtrack, so a hostile text cannot make a search quadratic.
+# Possessive quantifiers (++, *+) never backtrack, so no text makes a search quadratic.
 _GAP = r"\s*+"
 _COMMA = rf"{_GAP},{_GAP}"
 _BETWEEN = rf"(?:{_COMMA}|\s++)"
@@ -33,18 +33,18 @@ _BOX = re.compile(
     # <box>x1 y1 x2 y2</box>
     rf"|<box>{_GAP}{_NUMBER}{_BETWEEN}{_NUMBER}{_BETWEEN}{_NUMBER}{_BETWEEN}{_NUMBER}{_GAP}</box>"
 )
-# Strings of JSON under a key, and Qwen-VL's references: texts about what was found, whose numbers are no boxes.
+# JSON strings under a key, and Qwen-VL's object references: descriptions whose numbers are not boxes.
 _STRING = re.compile(
     r'"(\w++)"\s*+:\s*+"((?:[^"\\]|\\.)*+)(?:"|\Z)'
     r"|'(\w++)'\s*+:\s*+'((?:[^'\\]|\\.)*+)(?:'|\Z)"
     r"|(?:<ref>|<\|object_ref_start\|>)[^<]*+"
 )
 _LETTER = re.compile(r"[^\W\d_]")
-# Sides below this many units hold no area: a conversion of units could lose them.
+# Sides below this many units count as no area: a conversion of units could lose them.
 _THINNEST = 1e-6
-# An empty JSON list, alone, in a fence or as a bbox_2d, is a model's way to say that it found nothing.
+# An empty JSON list, alone, in a fence or as a bbox_2d, means that a model found nothing.
 _NOTHING = re.compile(rf"\[{_GAP}\]")
-# The JSON key of a box, and the order that it tells.
+# The JSON key of a box, and the axis order of each key.
 _KEY = re.compile(r"""(\w+)["']\s*:\s*["'\[]?\s*\Z""")
 _LONGEST_KEY = 30
 _ORDERS: dict[str, Order] = {"box_2d": "yx", "bbox_2d": "xy", "bbox": "xy"}
@@ -54,14 +54,14 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 @dataclass(frozen=True)
 class Frame:
-    """The target that an answer speaks of: its size in pixels, and after the processor's resize where that is known."""
+    """The size of an answer's target: in pixels, and after the processor's resize if known."""
 
     width: int
     height: int
     resized: tuple[int, int] | None = None
 
     def units(self, space: Space) -> tuple[int, int]:
-        """Width and height of the target in the numbers of `space`. Raises OptionError without the resized size."""
+        """Width and height of the target in units of `space`. Raises OptionError without the resized size."""
         if space == "thousandths":
             return 1000, 1000
         if self.resized is None:
@@ -69,15 +69,15 @@ class Frame:
         return self.resized
 
     def pixels_per_unit(self, space: Space) -> tuple[float, float]:
-        """Original pixels (x, y) that one unit of `space` spans. Raises OptionError without the resized size."""
+        """Original pixels (x, y) per unit of `space`. Raises OptionError without the resized size."""
         width, height = self.units(space)
         return self.width / width, self.height / height
 
 
 @dataclass(frozen=True, eq=False)
 class ParsedAnswer:
-    """What an answer says. `boxes` (N, 4) stand in the order written: pixels of the original target from `parse_answer`, the
-    answer's own numbers from `read_answer`.
+    """A parsed answer. `boxes` (N, 4) keep their order: in pixels of the original target from `parse_answer`, in the answer's
+    units from `read_answer`.
 
     `status` is "valid" with boxes, "normal" for the zero box or an empty list, "unreadable" otherwise. `labels` has one
     text per box, or is empty.
@@ -97,11 +97,11 @@ def format_answer(
     reasoning: str | None = None,
     labels: Sequence[str] | None = None,
 ) -> str:
-    """The text a model is trained on: `<answer>…</answer>` with `boxes` (N, 4) pixels, after its `<think>` if any.
+    """The training text of an answer: `<answer>…</answer>` with `boxes` (N, 4) in pixels, after `<think>` with any reasoning.
 
     No boxes become the family's zero box. Coordinates are rounded to the nearest unit; a box keeps at least one unit in
-    each direction. `labels`, one per box, appear where the syntax names what it boxes ("anomaly" by default). Raises
-    InputError for a box without area or outside the target, labels that do not fit, or reasoning that holds a tag.
+    each direction. `labels`, one per box ("anomaly" by default), appear if the syntax has labels. Raises InputError for a box
+    without area or outside the target, a wrong number of labels, or reasoning that contains a tag.
     """
     array = as_boxes(boxes)
     if labels is not None and len(labels) != len(array):
@@ -115,7 +115,7 @@ def format_answer(
 
 
 def to_units(boxes: Boxes, answer_format: AnswerFormat, frame: Frame) -> NDArray[np.int64]:
-    """Pixel boxes (N, 4) in the whole numbers that the family writes, (N, 4). Raises InputError."""
+    """Pixel boxes (N, 4) in the family's whole units, (N, 4). Raises InputError."""
     inside = clip(boxes, frame.width, frame.height)
     if is_degenerate(inside).any():
         bad = boxes[is_degenerate(inside)][0].tolist()
@@ -142,9 +142,9 @@ def _write(boxes: Boxes, answer_format: AnswerFormat, frame: Frame, labels: Sequ
 
 
 def parse_answer(text: str, answer_format: AnswerFormat, frame: Frame) -> ParsedAnswer:
-    """Read what a model wrote, as `read_answer` does, into pixels of the original target.
+    """Parse a model's text as `read_answer` does, with boxes in pixels of the original target.
 
-    Never raises on `text`; OptionError only when `frame` lacks what the family needs.
+    Never raises on `text`. Raises OptionError if `frame` lacks the resized size that the family needs.
     """
     parsed = read_answer(text, frame.units(answer_format.space), answer_format.syntax.order)
     pixels = scale(parsed.boxes, *frame.pixels_per_unit(answer_format.space))
@@ -152,13 +152,13 @@ def parse_answer(text: str, answer_format: AnswerFormat, frame: Frame) -> Parsed
 
 
 def read_answer(text: str, units: tuple[float, float], order: Order = "xy") -> ParsedAnswer:
-    """Read what a model wrote of a target that is `units` (width, height) large in the numbers of its answer. Never raises.
+    """Parse a model's text about a target of `units` (width, height) in the answer's units. Never raises.
 
-    The one reading that locating, evaluation and rewards share. Inside the first `<answer>` behind the thought, else before
-    it, else behind `</think>`, else anywhere; a text that is still thinking has no answer, and what a thought quotes is
-    none. Four numbers in brackets are in `order`, unless they are a bbox_2d or a box_2d, whose orders are known; corners in
-    parentheses are x, y. Corners in the wrong order are put right, coordinates are cut off at the target, boxes without
-    area are dropped, and so are zero boxes beside real ones.
+    Locating, evaluation and rewards share this parser. The answer is the first `<answer>` after `</think>`, else one before
+    `<think>`, else the text after `</think>`, else the whole text. An unclosed `<think>` without `<answer>` has no answer, and
+    boxes inside a thought do not count. Four numbers in brackets are in `order`, except for a bbox_2d, bbox or box_2d, whose
+    orders are fixed; corners in parentheses are x, y. Swapped corners are reordered, coordinates are clipped to the target,
+    boxes without area are dropped, and so are zero boxes beside others.
     """
     content, reasoning = _split(text)
     if content is None:
@@ -171,14 +171,14 @@ def read_answer(text: str, units: tuple[float, float], order: Order = "xy") -> P
         )
     if not reasoning and "<think>" not in text and "<answer>" not in text:
         reasoning = content[: matches[0].start()].strip()
-    written = [[number for number in match.groups() if number is not None] for match in matches]
-    values = np.array([[float(number) for number in box] for box in written])
+    numbers = [[number for number in match.groups() if number is not None] for match in matches]
+    values = np.array([[float(number) for number in box] for box in numbers])
     swapped = np.array([_order(plain, match, order) == "yx" for match in matches])
     values[swapped] = values[swapped][:, [1, 0, 3, 2]]
     if not values.any():
         return ParsedAnswer("normal", reasoning=reasoning)
     usable = values.any(axis=1) & np.isfinite(values).all(axis=1)
-    has_point = np.array(["." in "".join(box) for box in written])
+    has_point = np.array(["." in "".join(box) for box in numbers])
     boxes = _inside(values[usable], has_point[usable], units)
     boxes = boxes[(boxes[:, 2:] - boxes[:, :2] > _THINNEST).all(axis=1)]
     labels = tuple(_unquote(label) for label in _LABEL.findall(content))
@@ -191,18 +191,18 @@ def read_answer(text: str, units: tuple[float, float], order: Order = "xy") -> P
 
 
 def _order(text: str, match: re.Match[str], order: Order) -> Order:
-    """Which axis a box names first."""
+    """The axis order of a box."""
     if not match[0].startswith(("[", "(", ";")) or match[1] is not None:
         return "xy"
-    before = _KEY.search(text, max(0, match.start() - _LONGEST_KEY), match.start())
-    return _ORDERS.get(before[1].lower(), order) if before else order
+    key = _KEY.search(text, max(0, match.start() - _LONGEST_KEY), match.start())
+    return _ORDERS.get(key[1].lower(), order) if key else order
 
 
 def _inside(values: Boxes, has_point: NDArray[np.bool_], units: tuple[float, float]) -> Boxes:
-    """Boxes (N, 4) in units of the answer, corners in order, cut off at the target's border.
+    """Boxes (N, 4) in units of the answer, corners in order, clipped to the target.
 
-    Numbers within 0 and 1, one of them with a decimal point, are fractions of the sides in every family: a box below one
-    unit is never meant, and models that were trained on LLaVA's data answer so.
+    In every family, four numbers within 0 and 1 with a decimal point are fractions of the sides: no answer means a box below
+    one unit, and models trained on LLaVA's data answer with fractions.
     """
     boxes = values.copy()
     is_fraction = has_point & (np.abs(values) <= 1.0).all(axis=1)
@@ -211,7 +211,7 @@ def _inside(values: Boxes, has_point: NDArray[np.bool_], units: tuple[float, flo
 
 
 def _blank(match: re.Match[str]) -> str:
-    """A text without what could be read as a box, as long as it was; a box that is written as a string stays."""
+    """Replacement of equal length for a description, so that no box is parsed from it; a box written as a string stays."""
     double, in_double, single, in_single = match.groups()
     key, value = double or single or "", in_double or in_single or ""
     is_box = "box" in key.lower() or (key != "label" and key and not _LETTER.search(value))
@@ -226,9 +226,9 @@ def _unquote(label: str) -> str:
 
 
 def _split(text: str) -> tuple[str | None, str]:
-    """The part of an answer that holds its boxes (None while the model is still thinking), and its reasoning.
+    """The part of an answer with its boxes (None if `<think>` is unclosed and no `<answer>` follows), and its reasoning.
 
-    The thought ends at the first `</think>`; one that is never closed ends where `<answer>` begins.
+    The thought ends at the first `</think>`; an unclosed one ends where `<answer>` begins.
     """
     opened, thought = text.find("<think>"), text.find("</think>")
     body = thought + len("</think>") if thought >= 0 else 0

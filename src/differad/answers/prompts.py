@@ -1,6 +1,6 @@
-"""What a model is asked: one system text, the deployment question, and twenty paraphrases for training.
+"""The prompts: one system text, the deployment question, and twenty paraphrases for training.
 
-The output-format sentence comes from the family's `AnswerFormat`; nothing else changes from family to family.
+Only the output-format sentence depends on the family; it comes from its `AnswerFormat`.
 """
 
 import numpy as np
@@ -63,10 +63,10 @@ PARAPHRASES: tuple[str, ...] = (
 
 
 def prompt_text(answer_format: AnswerFormat, question: str = QUESTION) -> str:
-    """The user's text beside the two pictures: the question, then the family's output-format sentence."""
+    """The user's text beside the two images: the question, then the family's output-format sentence."""
     return f"{question} {answer_format.instruction}"
 
 
 def training_question(rng: np.random.Generator) -> str:
-    """One of the paraphrases; draw it when data is built, so that all answers of a group reply to the same question."""
+    """A random paraphrase. Choose it when data is built, so that all completions of a group answer the same question."""
     return PARAPHRASES[int(rng.integers(len(PARAPHRASES)))]

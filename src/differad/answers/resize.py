@@ -1,6 +1,6 @@
-"""How a Qwen-VL image processor resizes a picture, from the checkpoint's own settings.
+"""The resize rule of a Qwen-VL image processor, from the checkpoint's own settings.
 
-Families that answer in resized pixels need it to get back to the original. Nothing here is a constant of a model.
+Families that answer in resized pixels need it to convert back to original pixels. This module has no model's constants.
 """
 
 import json
@@ -18,9 +18,9 @@ LARGEST_ASPECT = 200
 
 @dataclass(frozen=True)
 class ResizeRule:
-    """Sides become multiples of `factor` (patch size x merge size), their product lies in [min_pixels, max_pixels].
+    """Sides become multiples of `factor` (patch size x merge size), with a product in [min_pixels, max_pixels].
 
-    A side under `least_side` pixels is refused: under `factor`, as published, unless a processor says otherwise.
+    An image with a side under `least_side` pixels is refused; the default is `factor`, as published.
     """
 
     factor: int
@@ -39,23 +39,23 @@ class ResizeRule:
     def from_settings(cls, settings: Mapping[str, Any]) -> "ResizeRule":
         """The rule in the settings of an image processor, a `preprocessor_config.json` or its `to_dict()`.
 
-        Older files have min_pixels and max_pixels, later ones size.shortest_edge and size.longest_edge, which count
-        pixels of area too. Raises OptionError naming what is missing.
+        Older files have min_pixels and max_pixels, later ones size.shortest_edge and size.longest_edge, which are areas in
+        pixels too. Raises OptionError naming what is missing.
         """
         size = settings.get("size") or {}
-        found = {
+        values = {
             "patch_size": settings.get("patch_size"),
             "merge_size": settings.get("merge_size"),
             "min_pixels": _first(settings.get("min_pixels"), size.get("min_pixels"), size.get("shortest_edge")),
             "max_pixels": _first(settings.get("max_pixels"), size.get("max_pixels"), size.get("longest_edge")),
         }
-        missing = [name for name, value in found.items() if not isinstance(value, int)]
+        missing = [name for name, value in values.items() if not isinstance(value, int)]
         if missing:
             raise OptionError(
                 f"image processor settings without {', '.join(missing)}; expected those of a Qwen-VL checkpoint"
             )
-        factor, least_side = found["patch_size"] * found["merge_size"], settings.get("least_side")
-        return cls(factor, found["min_pixels"], found["max_pixels"], least_side)
+        factor, least_side = values["patch_size"] * values["merge_size"], settings.get("least_side")
+        return cls(factor, values["min_pixels"], values["max_pixels"], least_side)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "ResizeRule":
@@ -76,12 +76,12 @@ class ResizeRule:
         )
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of a picture after the processor. Raises ImageError for a shape that it refuses."""
+        """(width, height) of an image after the processor's resize. Raises ImageError for a shape that it refuses."""
         least = self.factor if self.least_side is None else self.least_side
         if min(width, height) < least:
-            raise ImageError(f"picture of {width}x{height} pixels: a side under {least}; enlarge or pad it first")
+            raise ImageError(f"image of {width}x{height} pixels: a side under {least}; enlarge or pad it first")
         if max(width, height) > LARGEST_ASPECT * min(width, height):
-            raise ImageError(f"picture of {width}x{height} pixels: longer than {LARGEST_ASPECT}:1; cut it into tiles")
+            raise ImageError(f"image of {width}x{height} pixels: longer than {LARGEST_ASPECT}:1; cut it into tiles")
         columns, rows = (max(1, round(side / self.factor)) for side in (width, height))
         area = columns * rows * self.factor**2
         if area > self.max_pixels:

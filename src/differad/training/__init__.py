@@ -1,4 +1,4 @@
-"""Training: supervised cold start and difficulty-aware reinforcement, thin on top of TRL.
+"""Training: supervised cold start and difficulty-aware reinforcement learning, a thin layer on TRL.
 
-The mathematics (`advantages`, `localization`) and the recipes need no trainer; `sft` and `rl` bring TRL in.
+The mathematics (`advantages`, `localization`) and the recipes need no trainer; only `sft` and `rl` import TRL.
 """

@@ -1,8 +1,8 @@
 """The group mathematics of difficulty-aware GRPO, on plain tensors: no trainer, no process group, no text.
 
-A group is the G answers to one prompt. Tensors that speak of answers have shape (groups, G), those that speak of groups
-(groups,). Source of every formula: DifferAD-R1, arXiv 2606.16601, section on difficulty-aware optimisation; where the
-authors' published code departs from it (batch mean in place of the group's, reward in place of IoU), the paper is followed.
+A group is the G completions of one prompt. Tensors of completions have shape (groups, G), those of groups (groups,). Source of
+every formula: DifferAD-R1, arXiv 2606.16601, section on difficulty-aware optimisation. Where the authors' published code differs
+(batch mean instead of the group's, reward instead of IoU), this module follows the paper.
 """
 
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from torch import Tensor
 
 STD_FLOOR = 1e-4
 EQUAL_BELOW = 1e-6
-# What TRL's losses take their mean over, beyond those that divide by the tokens of all processes (cispo, dapo, vespo).
+# TRL's losses that average over rows or batches; the others (cispo, dapo, vespo) divide by the tokens of all processes.
 _MEANS_OF_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")
 _MEANS_OF_BATCHES = ("bnpo",)
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
-    """(r - mean) / (std + 1e-4) within each group, shape (groups, G); the sample's deviation, as TRL takes it."""
+    """(r - mean) / (std + 1e-4) within each group, shape (groups, G), with the sample standard deviation, as in TRL."""
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     return centred / (rewards.std(dim=1, keepdim=True) + STD_FLOOR)
 
 
 def is_uninformative(localization: Tensor) -> Tensor:
-    """True for each group whose localization rewards (groups, G) are all equal while none is 1, shape (groups,).
+    """True for each group whose localization rewards (groups, G) are all equal and not 1, shape (groups,).
 
-    Equal rewards give no advantage to learn from; a group that is right throughout is done, not stuck.
+    Equal rewards give zero advantages. A group of perfect rewards is solved, not uninformative.
     """
     spread = localization.std(dim=1, correction=0)
     solved = (localization >= 1.0 - EQUAL_BELOW).any(dim=1)
@@ -34,9 +34,9 @@ def is_uninformative(localization: Tensor) -> Tensor:
 
 
 def adaptive_weights(localization: Tensor, missed: Tensor) -> Tensor:
-    """(exp(1 - alpha) + sqrt(1 + beta)) / 2 of each group, shape (groups,): 1 for an easy group, about 2.07 for a hopeless one.
+    """(exp(1 - alpha) + sqrt(1 + beta)) / 2 of each group, shape (groups,): 1 if all are perfect, about 2.07 if all fail.
 
-    `alpha` is the group's mean localization reward (groups, G), `beta` the share of its answers that `missed` (groups, G):
+    `alpha` is the group's mean localization reward (groups, G), `beta` the share of its completions that `missed` (groups, G):
     IoU under 0.3, or a box on a normal target.
     """
     alpha = localization.mean(dim=1)
@@ -45,20 +45,19 @@ def adaptive_weights(localization: Tensor, missed: Tensor) -> Tensor:
 
 
 def rows_of(groups: Tensor, size: int, process: int, count: int) -> list[int]:
-    """Which of the `count` answers that `process` holds belong to a chosen group, in order.
+    """Indices of the chosen groups' completions among the `count` of `process`, in order.
 
-    `groups` (groups,) is the choice over all processes, whose answers stand in the order of their rank; a group of `size`
-    answers may lie across two of them.
+    `groups` (groups,) is the selection over all processes, ordered by rank; a group of `size` completions may span two processes.
     """
     chosen = groups.repeat_interleave(size)[process * count : (process + 1) * count]
     return [int(row) for row in chosen.nonzero().flatten()]
 
 
 def count_terms(loss: str, masks: Sequence[Tensor]) -> tuple[int, int]:
-    """Terms that TRL's `loss` takes its mean over, and how many of them hold a token that it sees.
+    """Number of terms that TRL's `loss` averages, and how many of them have an unmasked token.
 
-    `masks` (B, C) are the completion masks of one process's batches. A term is an answer, for `bnpo` a batch. Losses that divide
-    by the tokens themselves have (1, 1): what is masked does not count there.
+    `masks` (B, C) are the completion masks of one process's batches. A term is a completion, or a batch for `bnpo`. Losses that
+    divide by the number of tokens return (1, 1), because masked tokens do not count there.
     """
     if loss in _MEANS_OF_ROWS:
         return sum(len(mask) for mask in masks), sum(int(mask.any(dim=1).sum()) for mask in masks)

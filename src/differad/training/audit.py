@@ -1,7 +1,7 @@
-"""What a localization reward pays for: measured over boxes of many sizes, shapes and offsets. Knows nothing of models.
+"""Audit of localization rewards over boxes of many sizes, shapes and offsets. Knows nothing of models.
 
-True boxes of several sizes stand in a square of 1000 x 1000; every candidate box is scored against them by every reward in
-`VARIANTS`. A good reward tells near from far at IoU 0, pays little for a miss, and never pays a box over everything.
+True boxes of several sizes are placed in a square of 1000 x 1000; every reward in `VARIANTS` scores every candidate box against
+them. A good reward tells near from far at IoU 0, gives little to a miss, and nothing to a box over the whole square.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ TRUE_CENTERS = ((500.0, 500.0), (250.0, 700.0))
 SCALES = np.geomspace(1 / 8, 32, 33)
 ASPECTS = (1 / 3, 1.0, 3.0)
 OFFSETS = np.linspace(-SIDE, SIDE, 81)
-# Offsets in units of the true box's side, so that small boxes meet partial overlaps too.
+# Offsets in units of the true box's side, so that small boxes get partial overlaps too.
 NEAR_OFFSETS = np.linspace(-1.5, 1.5, 25)
-LITTLE = 0.05
+ALMOST_APART = 0.05
 BANDS = ((0.0, 0.05), (0.05, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 1.0 + 1e-9))
 
 
@@ -37,8 +37,8 @@ class Trials:
     overlap: NDArray[np.float64]
 
 
-def draw_trials() -> Trials:
-    """Every combination of true size and place with candidate scale, shape and offset, cut off at the square."""
+def make_trials() -> Trials:
+    """Every combination of true size and location with candidate scale, shape and offset, clipped to the square."""
     predicted, truth = [], []
     for side in TRUE_SIDES:
         for center in TRUE_CENTERS:
@@ -50,25 +50,25 @@ def draw_trials() -> Trials:
 
 
 def audit() -> dict[str, Any]:
-    """The figures of every reward, JSON-ready.
+    """Statistics of every reward, JSON-ready.
 
-    `best_reward_below_0.05`: the most that IoU < 0.05 earns, and the box that earns it; `whole_square`: what a box over
-    everything earns, by the true box's side; `misses_above_0.3`: share of misses (IoU < 0.3) that a count by reward would
-    take for hits; `distinct_at_iou_0`: share of boxes clear of the truth whose reward differs from the commonest one.
+    `best_reward_below_0.05`: the highest reward at IoU < 0.05, and its box; `whole_square`: the reward of a box over the whole
+    square, by the true box's side; `misses_above_0.3`: share of misses (IoU < 0.3) with a reward of 0.3 or more;
+    `distinct_at_iou_0`: share of boxes without overlap whose reward differs from the most common one.
     """
-    trials = draw_trials()
+    trials = make_trials()
     return {
         "trials": len(trials.predicted),
-        "rewards": {name: _figures(trials, _score(trials, name)) for name in VARIANTS},
+        "rewards": {name: _statistics(trials, _score(trials, name)) for name in VARIANTS},
     }
 
 
 def _candidates(side: float, center: tuple[float, float]) -> Boxes:
     sides = np.array([(side * s * a**0.5, side * s / a**0.5) for s in SCALES for a in ASPECTS])
     grid = np.unique(np.concatenate([OFFSETS[::4], NEAR_OFFSETS * side]))
-    places = np.array([(center[0] + x, center[1] + y) for x in grid for y in grid])
+    centers = np.array([(center[0] + x, center[1] + y) for x in grid for y in grid])
     half = sides[:, None, :] / 2
-    boxes = np.concatenate([places[None] - half, places[None] + half], axis=-1).reshape(-1, 4)
+    boxes = np.concatenate([centers[None] - half, centers[None] + half], axis=-1).reshape(-1, 4)
     boxes = np.concatenate([clip(boxes, SIDE, SIDE), as_boxes([0, 0, SIDE, SIDE])])
     return np.unique(boxes[~is_degenerate(boxes)], axis=0)
 
@@ -82,9 +82,9 @@ def _score(trials: Trials, name: str) -> NDArray[np.float64]:
     return VARIANTS[name].function(trials.predicted, trials.truth)
 
 
-def _figures(trials: Trials, reward: NDArray[np.float64]) -> dict[str, Any]:
-    little = np.flatnonzero(trials.overlap < LITTLE)
-    best = little[np.argmax(reward[little])]
+def _statistics(trials: Trials, reward: NDArray[np.float64]) -> dict[str, Any]:
+    almost_apart = np.flatnonzero(trials.overlap < ALMOST_APART)
+    best = almost_apart[np.argmax(reward[almost_apart])]
     missed, clear = trials.overlap < MISS_BELOW, trials.overlap == 0
     _, counts = np.unique(reward[clear].round(6), return_counts=True)
     return {
@@ -100,7 +100,7 @@ def _figures(trials: Trials, reward: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _whole(trials: Trials, reward: NDArray[np.float64], side: float) -> float:
-    """The most that the whole square earns over the places of a true box of `side`."""
+    """The highest reward of the whole square over all locations of a true box of `side`."""
     whole = (area(trials.predicted) == SIDE * SIDE) & np.isclose(area(trials.truth), side * side)
     return float(reward[whole].max())
 
@@ -115,14 +115,14 @@ def _round(value: Any) -> float:
     return round(float(value), 4)
 
 
-# The picture: one panel a reward, IoU to the right, reward upwards; the shade counts boxes, the line is reward = IoU.
+# The plot: one panel per reward, IoU to the right, reward upwards; the shade counts boxes, the line is reward = IoU.
 
 _PANEL, _MARGIN, _BINS = 320, 48, 80
 
 
 def draw_audit() -> RGB:
-    """Reward against IoU, (H, W, 3) RGB: a panel for each reward in `VARIANTS`, darker where more boxes lie."""
-    trials = draw_trials()
+    """Plot reward against IoU, (H, W, 3) RGB: a panel for each reward in `VARIANTS`, darker for more boxes."""
+    trials = make_trials()
     panels = [_panel(name, trials.overlap, _score(trials, name)) for name in VARIANTS]
     return np.concatenate(panels, axis=1)
 
@@ -138,7 +138,7 @@ def _panel(name: str, overlap: NDArray[np.float64], reward: NDArray[np.float64])
     cv2.line(canvas, (low, high), (high, low), TRUTH_COLOR, 1, cv2.LINE_AA)
     across = low + round(MISS_BELOW * _PANEL)
     cv2.line(canvas, (across, low), (across, high), PREDICTED_COLOR, 1)
-    for text, place in (
+    for text, position in (
         (name, (low, low - 12)),
         ("IoU 0", (low - 8, high + 20)),
         ("0.3", (across - 10, high + 20)),
@@ -146,5 +146,5 @@ def _panel(name: str, overlap: NDArray[np.float64], reward: NDArray[np.float64])
         ("0", (low - 18, high)),
         ("1", (low - 18, low + 10)),
     ):
-        cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(canvas, text, position, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     return canvas

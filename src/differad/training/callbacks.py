@@ -1,6 +1,6 @@
-"""What happens beside the optimiser's loop: whole checkpoints, held-out evaluation, samples.
+"""Callbacks around the optimiser's loop: complete checkpoints, held-out evaluation, samples.
 
-Each is a callback that reads the trainer; none touches its mathematics or its random state.
+Callbacks read the trainer; none changes its mathematics or its random state.
 """
 
 import html
@@ -24,24 +24,24 @@ from differad.files import AppendFile, make_folder, write_text
 from differad.images import read_images
 from differad.progress import is_quiet
 from differad.training.model_card import MODEL_CARD, last_values, model_card
-from differad.training.policy import LiveLocator, Source, answering
+from differad.training.policy import CheckpointParts, InMemoryLocator, eval_mode
 from differad.training.provenance import write_run_info
 from differad.training.recipe import HeldOut
 from differad.training.shared_locator import SharedLocator
 
-_PICTURE_SIDE = 280
+_IMAGE_SIDE = 280
 CURVES = "curves.jsonl"
 LOGGED = ("miou", "acc_0.3", "f1_0.3", "detection_f1", "normal_accuracy", "valid")
 
 
-class WholeCheckpoints(TrainerCallback):
-    """Marks a checkpoint as whole once every process has written its part."""
+class CheckpointMarker(TrainerCallback):
+    """Marks a checkpoint as complete once every process has written its part."""
 
     def __init__(self, run: Mapping[str, Any]) -> None:
         self._run = run
 
     def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        """Write our own card, in the place of PEFT's, and at last run_info.json beside the weights."""
+        """Replace PEFT's model card by differad's, then write run_info.json beside the weights."""
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -51,10 +51,10 @@ class WholeCheckpoints(TrainerCallback):
 
 
 class Curves(TrainerCallback):
-    """Appends what is logged to `curves.jsonl` in the run's folder, a line a time: numbers by name, and the step."""
+    """Appends each log entry to `curves.jsonl` in the run's folder, one line each: numbers by name, and the step."""
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        """Drop the lines of steps that a resumed run makes again."""
+        """Drop the lines of steps that a resumed run repeats."""
         path = Path(args.output_dir) / CURVES
         if state.is_world_process_zero and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -69,16 +69,16 @@ class Curves(TrainerCallback):
                 file.append(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-class OwnIntervals(TrainerCallback):
-    """Logs and saves at the steps of the run's own recipe: a trainer that is resumed takes those of its checkpoint."""
+class RecipeIntervals(TrainerCallback):
+    """Logs and saves at the steps of the run's recipe; a resumed trainer would use those of its checkpoint."""
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        """Count by the trainer's arguments."""
+        """Set the intervals from the trainer's arguments."""
         state.compute_steps(args, state.max_steps)
 
 
-class FirstLine(TrainerCallback):
-    """Says something about a run before its first step, on stderr. `line` is asked for when training begins."""
+class StartMessage(TrainerCallback):
+    """Prints one line about a run on stderr before its first step. `line` is called when training begins."""
 
     def __init__(self, line: Callable[[], str]) -> None:
         self._line = line
@@ -90,30 +90,30 @@ class FirstLine(TrainerCallback):
 
 
 class _WithPolicy(TrainerCallback):
-    """A callback that asks the policy in training. `trainer` is set once the trainer exists."""
+    """A callback that runs the policy in training. `trainer` is set once the trainer exists."""
 
-    def __init__(self, source: Source, held_out: HeldOut) -> None:
+    def __init__(self, checkpoint: CheckpointParts, held_out: HeldOut) -> None:
         self.trainer: Any = None
-        self._source = source
+        self._checkpoint = checkpoint
         self._held_out = held_out
 
     @contextmanager
     def _locator(self) -> Iterator[SharedLocator]:
-        """The policy as a locator that every process enters; see `SharedLocator`."""
+        """The policy as a locator that all processes share; see `SharedLocator`."""
         sharded = self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        with answering(model):
-            live = LiveLocator(
+        with eval_mode(model):
+            locator = InMemoryLocator(
                 model,
-                self._source,
+                self._checkpoint,
                 batch_size=self._held_out.batch_size,
                 max_new_tokens=self._held_out.max_new_tokens,
             )
-            yield SharedLocator(live, lockstep=model if sharded else None)
+            yield SharedLocator(locator, lockstep=model if sharded else None)
 
 
 class HeldOutEvaluation(_WithPolicy):
-    """Locates the held-out pairs every so many steps and scores them as `differad evaluate` does, report and all."""
+    """Locates the held-out pairs at regular steps and scores them as `differad evaluate` does, with its report."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Evaluate; the metrics join the curves as `eval_…`."""
@@ -123,23 +123,23 @@ class HeldOutEvaluation(_WithPolicy):
         folder = Path(args.output_dir) / "evaluation" / f"step-{state.global_step}"
         with self._locator() as locator:
             metrics = locator.on_main(lambda shared: self._evaluate(shared, folder))
-            if metrics is not None:  # while the policy answers: TRL keeps the figures of training apart from those
+            if metrics is not None:  # inside the block: in evaluation mode, TRL keeps training metrics separate
                 overall = metrics["overall"]
                 self.trainer.log({f"eval_{name}": overall[name] for name in LOGGED if overall.get(name) is not None})
-        # Logging clears the flag, and this step's own values are yet to be logged.
+        # Logging clears the flag, but this step's own values are not logged yet.
         control.should_log = due
 
     def _evaluate(self, locator: SharedLocator, folder: Path) -> dict[str, Any]:
-        # What a killed run left there is the answers of a policy that is no more.
+        # A killed run may have left predictions of a policy that no longer exists.
         discard_evaluation(folder)
         return evaluate(self._held_out.pairs, locator, folder, limit=self._held_out.limit, progress=False)
 
 
 class Samples(_WithPolicy):
-    """Writes what the policy answers on a few pairs, beside their pictures, to `samples/step-N.html`."""
+    """Writes the policy's answers on a few pairs, with their images, to `samples/step-N.html`."""
 
-    def __init__(self, source: Source, held_out: HeldOut, manifest: Path, every: int, count: int) -> None:
-        super().__init__(source, held_out)
+    def __init__(self, checkpoint: CheckpointParts, held_out: HeldOut, manifest: Path, every: int, count: int) -> None:
+        super().__init__(checkpoint, held_out)
         self._manifest, self._every, self._count = manifest, every, count
 
     def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
@@ -158,7 +158,7 @@ class Samples(_WithPolicy):
 
 
 def sample_page(cases: Iterable[tuple[Pair, Location | DifferadError]], title: str) -> str:
-    """One page, pictures inside: reference, target with true (green) and given (orange) box, and the answer's text."""
+    """One page with embedded images: reference, target with true (green) and predicted (orange) boxes, and the answer's text."""
     rows = "\n".join(_sample(pair, outcome) for pair, outcome in cases)
     return (
         f'<!doctype html>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
@@ -172,10 +172,10 @@ def _sample(pair: Pair, outcome: Location | DifferadError) -> str:
     reference, target = read_images(pair.reference, pair.target)
     boxes = outcome.boxes if isinstance(outcome, Location) else None
     text = outcome.answer if isinstance(outcome, Location) else str(outcome)
-    pictures = (thumbnail(reference, _PICTURE_SIDE), thumbnail(target, _PICTURE_SIDE, pair.boxes, boxes))
+    thumbnails = (thumbnail(reference, _IMAGE_SIDE), thumbnail(target, _IMAGE_SIDE, pair.boxes, boxes))
     images = "".join(
-        f'<img alt="{name}" src="{jpeg_data_url(picture)}">'
-        for name, picture in zip(("reference", "target"), pictures, strict=True)
+        f'<img alt="{name}" src="{jpeg_data_url(image)}">'
+        for name, image in zip(("reference", "target"), thumbnails, strict=True)
     )
-    place = " (abnormal, place unknown)" if pair.boxes is None and pair.anomalous else ""
-    return f"<section>{images}<pre><b>{html.escape(pair.id)}</b>{place}\n{html.escape(text)}</pre></section>"
+    suffix = " (abnormal, place unknown)" if pair.boxes is None and pair.anomalous else ""
+    return f"<section>{images}<pre><b>{html.escape(pair.id)}</b>{suffix}\n{html.escape(text)}</pre></section>"

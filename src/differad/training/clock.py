@@ -1,7 +1,7 @@
-"""A run that lasts minutes: it stops after them, and its learning rate follows the time that is spent.
+"""A time limit for a run: it stops after some minutes, and its learning rate follows the elapsed time.
 
-A schedule over steps needs to know how many there will be; here the share of the run that is done is the share of its minutes,
-or of its steps where those end first. Where several processes train, the first one's clock counts. Knows nothing of models.
+A schedule over steps needs their number in advance. With a time limit, progress is the elapsed share of the minutes, or of the
+steps if that is larger. With several processes, the first one's clock counts. Knows nothing of models.
 """
 
 import time
@@ -16,13 +16,13 @@ from transformers import TrainerCallback
 
 from differad.errors import OptionError
 
-# A schedule's shape is read off at this many places.
-_PLACES = 100_000
+# Number of steps of the stock schedule whose shape is sampled.
+_RESOLUTION = 100_000
 SECONDS = "seconds"
 
 
 class Clock(TrainerCallback):
-    """Seconds that a run has trained, `spent`, resumed ones included; stops it after `minutes`, None for never."""
+    """Measures a run's training time `spent` in seconds, including earlier parts of a resumed run; stops it after `minutes`."""
 
     def __init__(self, minutes: float | None, run: dict[str, Any], earlier: Mapping[str, Any] | None = None) -> None:
         self.limit = None if minutes is None else 60.0 * minutes
@@ -35,44 +35,44 @@ class Clock(TrainerCallback):
         self._began = time.monotonic()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """Read the time: the rate of the next step and the end of the run go by it."""
+        """Read the time, which sets the next step's learning rate and the end of the run."""
         self.spent = self._before + time.monotonic() - self._began
         processes = PartialState()
         if self.limit is not None and processes.num_processes > 1:
-            told = torch.tensor([self.spent], dtype=torch.float32, device=processes.device)
-            self.spent = float(broadcast(told)[0])
+            spent = torch.tensor([self.spent], dtype=torch.float32, device=processes.device)
+            self.spent = float(broadcast(spent)[0])
         self._run[SECONDS] = round(self.spent, 3)
 
     def on_step_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
-        """Stop where the time is up."""
+        """Stop when the time is up."""
         if self.limit is not None and self.spent >= self.limit:
             control.should_training_stop = True
 
 
-class FollowsClock:
-    """Mixin for a trainer whose `clock`, set before training, may limit its time."""
+class ClockMixin:
+    """Mixin for a trainer with an optional time limit: `clock`, set before training."""
 
     clock: Clock | None = None
 
-    def _run_epoch(self: Any, *given: Any, **named: Any) -> None:
-        """As stock, but a run that is gone on with when all its steps, or its time, are behind it takes none.
+    def _run_epoch(self: Any, *args: Any, **kwargs: Any) -> None:
+        """As stock, but a run resumed after all its steps, or all its time, takes no step.
 
-        The stock loop asks only after a step: a disk that was full at the run's end would give it one step more.
+        The stock loop checks only after a step, so a run resumed because the disk was full at its end would take one step more.
         """
         clock: Clock | None = self.clock
         is_late = clock is not None and clock.limit is not None and clock.spent >= clock.limit
         if is_late or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
-            super()._run_epoch(*given, **named)  # type: ignore[misc]
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As stock; with limited time the schedule's shape over the time. Raises OptionError where a shape needs the steps."""
+        """As stock; with a time limit, the schedule's shape over time. Raises OptionError for a shape that needs the steps."""
         clock: Clock | None = self.clock
         if clock is None or clock.limit is None:
             return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
         warmup = self.args.get_warmup_steps(num_training_steps)
-        stock = super().create_scheduler(_PLACES + warmup, optimizer)  # type: ignore[misc]
+        stock = super().create_scheduler(_RESOLUTION + warmup, optimizer)  # type: ignore[misc]
         if type(stock) is not LambdaLR:
             raise OptionError(
                 f"train.schedule={self.args.lr_scheduler_type}: not with train.minutes; expected cosine or linear"
@@ -82,10 +82,10 @@ class FollowsClock:
 
 
 def _over_time(shape: Callable[[int], float], clock: Clock, warmup: int, steps: int) -> Callable[[int], float]:
-    """A schedule's factor after a step: warmed up over steps, then by the larger share of what was spent, time or steps."""
+    """A schedule's factor by step: warm-up by steps, then by the larger elapsed share of time and steps."""
 
     def factor(step: int) -> float:
         share = max(clock.spent / (clock.limit or 1.0), step / steps)
-        return shape(step if step < warmup else warmup + int(min(share, 1.0) * _PLACES))
+        return shape(step if step < warmup else warmup + int(min(share, 1.0) * _RESOLUTION))
 
     return factor

@@ -1,4 +1,4 @@
-"""Which cells of the target changed, beside a batch of the embedded policy's cold start: the truth of its dense loss."""
+"""The truth of the dense loss in the embedded policy's cold start: the share of each target cell that is abnormal."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +17,9 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 class WithCoverage:
-    """A collator that adds `coverage` (patches, 4): the share of each cell of stride 8 that the mask marks.
+    """A collator that adds `coverage` (patches, 4): the share of each stride-8 cell that the mask covers.
 
-    A pair without a mask counts what its boxes enclose. Rows of references are 0.
+    A pair without a mask uses its boxes instead. Rows of references are 0.
     """
 
     def __init__(self, collate: Collate) -> None:
@@ -37,21 +37,21 @@ class WithCoverage:
 
 
 def coverage_rows(row: dict[str, Any], height: int, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Shares (height * width, 4) of the cells of each patch, patches in Qwen2-VL's order."""
-    marked = _marked(row)
-    cells = cv2.resize(marked, (2 * width, 2 * height), interpolation=cv2.INTER_AREA)
+    """Shares (height * width, 4) of each patch's cells, patches in Qwen2-VL's order."""
+    mask = _abnormal_mask(row)
+    cells = cv2.resize(mask, (2 * width, 2 * height), interpolation=cv2.INTER_AREA)
     patches = cells.reshape(height, 2, width, 2).transpose(0, 2, 1, 3).reshape(height, width, 4)
     return to_rows(patches)
 
 
-def _marked(row: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """What is abnormal, (H, W) in [0, 1]."""
+def _abnormal_mask(row: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Mask of the abnormal area, (H, W) in [0, 1]."""
     if row["mask"]:
         return read_mask(row["mask"], image_size(row["target"])).astype(np.float32)
     if not len(row["boxes"]):
         return np.zeros((CELLS, CELLS), np.float32)
     size = image_size(row["target"])
-    marked = np.zeros(size[::-1], np.float32)
+    mask = np.zeros(size[::-1], np.float32)
     for x1, y1, x2, y2 in as_boxes(row["boxes"]):
-        marked[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = 1
-    return marked
+        mask[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = 1
+    return mask

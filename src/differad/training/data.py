@@ -1,7 +1,7 @@
-"""From pairs.jsonl to what TRL's trainers take: a conversation with two picture slots, the pictures, answer and truth.
+"""From pairs.jsonl to TRL's data set: a conversation with two image slots, the images, answer and truth.
 
-Everything random is drawn here, from the seed and the pair's id, so that a row always reads the same and all answers of a
-group reply to one question. Pictures are opened when a row is taken, not before. Knows nothing of trainers or rewards.
+All random choices are made here, from the seed and the pair's id. So a row is always the same, and all completions of a group
+answer one question. Images are opened only when a row is read. Knows nothing of trainers or rewards.
 """
 
 import hashlib
@@ -33,56 +33,55 @@ from differad.locators.tiny.evidence import PATCH
 from differad.locators.tiny.known import KnownEvidence, key_image
 from differad.training.recipe import Data
 
-# A group's answers share their pictures: the last few pairs stay decoded.
-_KEPT_PAIRS = 16
+# Size of the cache of decoded pairs: the completions of a group share their images.
+_CACHED_PAIRS = 16
 _SIZES = ((0.005, "a speck"), (0.02, "small"), (0.1, "of medium size"), (1.01, "large"))
 
 
 @dataclass(frozen=True)
-class Speech:
-    """How a checkpoint writes boxes: its family's format, and the resize of its image processor where that is known."""
+class AnswerConvention:
+    """How a checkpoint writes boxes: its family's format, and its image processor's resize rule if known."""
 
     format: AnswerFormat
     rule: ResizeRule | None
 
     def frame(self, width: int, height: int) -> Frame:
-        """The target of that size in pixels, as the checkpoint sees it. Raises ImageError for a shape it refuses."""
+        """The frame of a target of this size in pixels. Raises ImageError for a shape that the processor refuses."""
         return Frame(width, height, resized=None if self.rule is None else self.rule.resized(width, height))
 
     def image_tokens(self, *frames: Frame) -> int | None:
-        """Tokens that images of these frames take in a prompt; None where the resize is not known."""
+        """Number of tokens of images with these frames in a prompt; None if the resize rule is not known."""
         if self.rule is None:
             return None
         sizes = [frame.units("resized") for frame in frames]
         return sum(width * height for width, height in sizes) // self.rule.factor**2
 
     def units(self, frame: Frame) -> tuple[int, int]:
-        """Width and height of the target in the numbers that an answer is written in."""
+        """Width and height of the target in the units of an answer."""
         return frame.units(self.format.space)
 
 
-def build_dataset(data: Data, speech: Speech, *, with_answer: bool) -> Dataset:
-    """The labelled pairs of a recipe as a data set whose pictures are opened row by row.
+def build_dataset(data: Data, convention: AnswerConvention, *, with_answer: bool) -> Dataset:
+    """The labelled pairs of a recipe as a data set that opens images row by row.
 
     Columns: `prompt`, `images` (two), and with an answer `completion`, else `solution` (true boxes (M, 4) in thousandths,
-    none for a normal target) and `units` for the rewards, and `id`, `category`. Pairs that are unlabelled, or abnormal at an
-    unknown place, have no answer to learn: they are left out with an InputWarning that counts them. Raises ManifestError,
-    ImageError.
+    none for a normal target) and `units` for the rewards, and `id`, `category`. Pairs that are unlabelled, or abnormal without a
+    known location, have no answer to learn: they are left out, and an InputWarning counts them. Raises ManifestError, ImageError.
     """
-    rows = list(build_rows(_labelled(data), data, speech))
+    rows = list(build_rows(_labelled(data), data, convention))
     if not rows:
         names = ", ".join(map(str, data.pairs))
         raise ManifestError(f"{names}: no pair to train on; expected `boxes` or `mask` on some line ([] says normal)")
-    return Dataset.from_list(rows).with_transform(_Opened(with_answer))
+    return Dataset.from_list(rows).with_transform(_OpenImages(with_answer))
 
 
-def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[dict[str, Any]]:
-    """One row of plain values a pair: what it is asked, what is right, and where its images are.
+def build_rows(pairs: Iterable[Pair], data: Data, convention: AnswerConvention) -> Iterator[dict[str, Any]]:
+    """One row of plain values per pair: question, correct answer and image paths.
 
-    Raises ManifestError for a pair without boxes (it is not known to be normal) or with boxes that cannot be pixels of its
-    target, ImageError.
+    Raises ManifestError for a pair without boxes (it may not be normal) or with boxes that cannot be pixels of its target, and
+    ImageError.
     """
-    known = None if data.evidence is None or speech.rule is None else KnownEvidence(data.evidence, speech.rule)
+    index = None if data.evidence is None or convention.rule is None else KnownEvidence(data.evidence, convention.rule)
     for pair in pairs:
         if pair.boxes is None:
             raise ManifestError(
@@ -90,31 +89,31 @@ def build_rows(pairs: Iterable[Pair], data: Data, speech: Speech) -> Iterator[di
             )
         size = image_size(pair.target)
         boxes = as_boxes(check_boxes(pair, size))
-        frame = speech.frame(*size)
+        frame = convention.frame(*size)
         rng = np.random.default_rng([data.seed, zlib.crc32(pair.id.encode())])
         question = training_question(rng) if data.question == "drawn" else QUESTION
-        reasoning = describe(pair, frame) if data.reasoning else ""
-        width, height = speech.units(frame)
-        written = to_units(boxes, speech.format, frame).astype(np.float64)
+        reasoning = describe_defect(pair, frame) if data.reasoning else ""
+        width, height = convention.units(frame)
+        written = to_units(boxes, convention.format, frame).astype(np.float64)
         yield {
             "id": pair.id,
             "category": pair.category,
             "reference": str(pair.reference),
             "target": str(pair.target),
-            "evidence": _known_key(known, pair, frame),
+            "evidence": _feature_key(index, pair, frame),
             "mask": "" if pair.mask is None else str(pair.mask),
             "boxes": boxes.tolist(),
-            "question": prompt_text(speech.format, question),
-            "image_tokens": speech.image_tokens(frame, speech.frame(*image_size(pair.reference))),
-            "answer": format_answer(_largest(boxes), speech.format, frame, reasoning=reasoning),
-            # What can be written, not what is true: a box put into whole numbers to the letter has IoU 1.
+            "question": prompt_text(convention.format, question),
+            "image_tokens": convention.image_tokens(frame, convention.frame(*image_size(pair.reference))),
+            "answer": format_answer(_largest(boxes), convention.format, frame, reasoning=reasoning),
+            # The rounded box that an answer can express, not the exact one, so that a perfect answer has IoU 1.
             "solution": (written * 1000.0 / np.array([width, height, width, height])).tolist(),
             "units": [width, height],
         }
 
 
-def describe(pair: Pair, frame: Frame) -> str:
-    """What the pair's metadata knows, in a sentence: what is wrong with the target, where, and how large it is."""
+def describe_defect(pair: Pair, frame: Frame) -> str:
+    """One sentence from the pair's metadata: the target's defect, its location and its size."""
     boxes = _largest(as_boxes(pair.boxes))
     if len(boxes) == 0:
         return "The target shows the part as the reference does. Nothing is missing, added or damaged."
@@ -128,7 +127,7 @@ def describe(pair: Pair, frame: Frame) -> str:
 
 
 def checksum(manifests: Sequence[str | Path]) -> dict[str, str]:
-    """SHA-256 of each manifest, by its path; pictures are not read. Raises ManifestError."""
+    """SHA-256 of each manifest, by its path; images are not read. Raises ManifestError."""
     check_readable(map(Path, manifests))
     return {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in manifests}
 
@@ -143,8 +142,8 @@ def prompt_messages(question: str) -> list[dict[str, Any]]:
 
 
 def _labelled(data: Data) -> Iterator[Pair]:
-    """The first `data.limit` pairs with boxes; warns of those that are unlabelled, or abnormal at an unknown place."""
-    left_out: Counter[str] = Counter()
+    """The first `data.limit` pairs with boxes; warns of pairs that are unlabelled, or abnormal without a known location."""
+    skipped: Counter[str] = Counter()
 
     def with_boxes() -> Iterator[Pair]:
         for manifest in data.pairs:
@@ -152,10 +151,10 @@ def _labelled(data: Data) -> Iterator[Pair]:
                 if pair.boxes is not None:
                     yield pair
                 else:
-                    left_out["abnormal pairs at an unknown place" if pair.anomalous else "unlabelled pairs"] += 1
+                    skipped["abnormal pairs without a known location" if pair.anomalous else "unlabelled pairs"] += 1
 
     yield from islice(with_boxes(), data.limit)
-    for what, count in left_out.items():
+    for what, count in skipped.items():
         names = ", ".join(map(str, data.pairs))
         warnings.warn(
             f"{names}: {count} {what} are left out of training; give their boxes or masks",
@@ -165,29 +164,29 @@ def _labelled(data: Data) -> Iterator[Pair]:
 
 
 def _largest(boxes: Boxes) -> Boxes:
-    """The box that an answer names, (1, 4) or (0, 4): formats and rewards of the method know one."""
+    """The largest box, (1, 4) or (0, 4): the method's answers and rewards have one box."""
     return boxes[[int(np.argmax(area(boxes)))]] if len(boxes) else boxes
 
 
-def _known_key(known: KnownEvidence | None, pair: Pair, frame: Frame) -> str:
-    """The key of a pair's evidence, in hexadecimal digits; empty where its images have to be opened."""
-    if known is None or frame.resized is None:
+def _feature_key(index: KnownEvidence | None, pair: Pair, frame: Frame) -> str:
+    """The hexadecimal cache key of a pair's features; empty if its images have to be opened."""
+    if index is None or frame.resized is None:
         return ""
-    key = known.key(pair.reference, pair.target, (frame.resized[1] // PATCH, frame.resized[0] // PATCH))
+    key = index.key(pair.reference, pair.target, (frame.resized[1] // PATCH, frame.resized[0] // PATCH))
     return "" if key is None else key.hex()
 
 
-@lru_cache(maxsize=_KEPT_PAIRS)
+@lru_cache(maxsize=_CACHED_PAIRS)
 def _open(reference: ImageSource, target: ImageSource, key: str) -> tuple[Image.Image, Image.Image]:
-    """The two images, or what stands for them where their evidence is known."""
+    """The two images, or placeholders with the key if their features are cached."""
     if key:
         return Image.fromarray(key_image(bytes.fromhex(key))), Image.fromarray(key_image(bytes.fromhex(key)))
     first, second = read_images(reference, target)
     return Image.fromarray(first), Image.fromarray(second)
 
 
-class _Opened:
-    """The transform of a data set: rows of paths become rows of pictures and conversations."""
+class _OpenImages:
+    """The transform of a data set: from rows of paths to rows of images and conversations."""
 
     def __init__(self, with_answer: bool) -> None:
         self._with_answer = with_answer

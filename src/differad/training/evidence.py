@@ -1,7 +1,7 @@
-"""The evidence of a recipe's pairs, computed ahead of training: in batches on an accelerator, or on all cores.
+"""Compute the pair features of a recipe ahead of training: in batches on an accelerator, or on all cores.
 
-Training computes what is missing by itself, one pair after the other; this is many times as fast. What is there is kept, so
-a second run goes on where the first was stopped. The files are those that `data.evidence` names: see locators/tiny/processor.py.
+Training computes missing features itself, one pair after another; this is many times as fast. Existing files are reused, so a
+second run continues where the first stopped. Files go to the folder `data.evidence`: see locators/tiny/processor.py.
 """
 
 import random
@@ -31,9 +31,9 @@ from differad.locators.tiny.processor import MERGE
 from differad.progress import track
 from differad.training.recipe import Model, Recipe
 
-# Pairs of one shape that are computed at once: the largest matrix takes 21 MB a pair.
+# Pairs of one shape in a batch: the largest matrix takes 21 MB per pair.
 BATCH = 16
-# Tasks in flight for each worker: enough that none waits.
+# Queued tasks per worker: enough that none waits.
 _AHEAD = 4
 # Threads that write files.
 _WRITERS = 4
@@ -41,7 +41,7 @@ _WRITERS = 4
 
 @dataclass(frozen=True)
 class EvidenceSummary:
-    """What became of a recipe's pairs: `computed` here, `kept` from before; those that time did not allow are in neither."""
+    """Counts of a recipe's pairs: `computed` in this run, `kept` from earlier runs; pairs beyond the time limit in neither."""
 
     folder: str
     device: str
@@ -59,24 +59,22 @@ class EvidenceSummary:
 def compute_evidence(
     recipe: Recipe, *, workers: int | None = None, minutes: float | None = None, device: str = "auto"
 ) -> EvidenceSummary:
-    """Evidence of all pairs of a recipe, also of its held-out ones, in its folder `data.evidence`; at most for so long.
+    """Compute the features of all pairs of a recipe, also held-out ones, into its folder `data.evidence`, for at most `minutes`.
 
-    `device` is auto (an accelerator if there is one), cpu (all of it in `workers` processes) or a name that torch knows; as many
-    workers as cores unless told. Raises OptionError, ManifestError, ImageError.
+    `device` is auto (an accelerator if there is one), cpu (everything in `workers` processes) or a torch device; `workers` is the
+    number of cores by default. Raises OptionError, ManifestError, ImageError.
     """
     began = time.monotonic()
     folder = recipe.data.evidence
     if folder is None:
-        raise OptionError(
-            "data.evidence: missing; expected the folder that the evidence of the embedded policy is kept in"
-        )
+        raise OptionError("data.evidence: missing; expected the folder for the pair features of the embedded policy")
     chosen = _device(device)
     rule = _rule(recipe.model)
     pairs = list(_pairs(recipe))
-    random.Random(recipe.data.seed).shuffle(pairs)  # a run that is cut short has some of every manifest
+    random.Random(recipe.data.seed).shuffle(pairs)  # an interrupted run then has some pairs of every manifest
     tasks = (Task(p.reference, p.target, rule, folder, chosen is None) for p in pairs)
-    until = None if minutes is None else began + 60 * minutes
-    counts = _run(tasks, len(pairs), folder, workers or usable_cores(), until, chosen)
+    deadline = None if minutes is None else began + 60 * minutes
+    counts = _run(tasks, len(pairs), folder, workers or usable_cores(), deadline, chosen)
     seconds = time.monotonic() - began
     kept, computed = counts[True], counts[False]
     return EvidenceSummary(
@@ -85,7 +83,7 @@ def compute_evidence(
 
 
 def _device(name: str) -> torch.device | None:
-    """Where batches are computed; None for processes on the CPU. Raises OptionError."""
+    """The device for batches; None for processes on the CPU. Raises OptionError."""
     if name == "auto":
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "cpu":
@@ -97,15 +95,15 @@ def _device(name: str) -> torch.device | None:
 
 
 def _rule(model: Model) -> ResizeRule:
-    """How the recipe's policy resizes images. Raises OptionError for a model that sees no evidence."""
+    """The resize rule of the recipe's policy. Raises OptionError for a model that takes no pair features."""
     if model.tiny is not None:
         low, high = AREA if model.min_pixels is None else model.min_pixels, model.max_pixels or AREA
         return ResizeRule(PATCH * MERGE, low, high, least_side=PATCH)
     if model.start is None or not (Path(model.start) / "preprocessor_config.json").is_file():
         raise OptionError("model: no embedded policy; expected model.tiny, or in model.checkpoint the folder of one")
-    own = ResizeRule.from_folder(Path(model.start))
-    low, high = model.min_pixels or own.min_pixels, model.max_pixels or own.max_pixels
-    return ResizeRule(own.factor, low, high, own.least_side)
+    rule = ResizeRule.from_folder(Path(model.start))
+    low, high = model.min_pixels or rule.min_pixels, model.max_pixels or rule.max_pixels
+    return ResizeRule(rule.factor, low, high, rule.least_side)
 
 
 def _pairs(recipe: Recipe) -> Iterator[Pair]:
@@ -114,49 +112,49 @@ def _pairs(recipe: Recipe) -> Iterator[Pair]:
 
 
 def _run(
-    tasks: Iterator[Task], total: int, folder: Path, workers: int, until: float | None, device: torch.device | None
+    tasks: Iterator[Task], total: int, folder: Path, workers: int, deadline: float | None, device: torch.device | None
 ) -> dict[bool, int]:
-    """How many pairs were there (True) and how many were computed (False)."""
+    """Number of pairs whose features existed (True) and were computed (False)."""
     counts = {True: 0, False: 0}
-    known: list[tuple[str, bytes]] = []
+    index: list[tuple[str, bytes]] = []
     batches = None if device is None else _Batches(folder, device)
     with own_processes(workers) as pool, ThreadPoolExecutor(_WRITERS) as writers:
         waiting: deque[Future[Outcome]] = deque(pool.submit(prepare, t) for t in islice(tasks, _AHEAD * workers))
-        for found in track(_results(waiting, tasks, pool, until), "evidence", total=total):
-            counts[found.kept] += 1
-            if found.left is not None and batches is not None:
-                batches.add(found.key, found.left, writers)
-            if found.described is not None:
-                known.append((found.described, found.key))
+        for outcome in track(_results(waiting, tasks, pool, deadline), "evidence", total=total):
+            counts[outcome.kept] += 1
+            if outcome.left is not None and batches is not None:
+                batches.add(outcome.key, outcome.left, writers)
+            if outcome.described is not None:
+                index.append((outcome.described, outcome.key))
         if batches is not None:
-            counts[False] -= batches.finish(writers, until)
-    write_known(folder, [(described, key) for described, key in known if evidence_file(folder, key).exists()])
+            counts[False] -= batches.finish(writers, deadline)
+    write_known(folder, [(described, key) for described, key in index if evidence_file(folder, key).exists()])
     return counts
 
 
 def _results(
-    waiting: "deque[Future[Outcome]]", tasks: Iterator[Task], pool: Any, until: float | None
+    waiting: "deque[Future[Outcome]]", tasks: Iterator[Task], pool: Any, deadline: float | None
 ) -> Iterator[Outcome]:
-    """What the workers give, in order, until the tasks or the time end."""
+    """The workers' results in order, until the tasks end or the deadline passes."""
     while waiting:
-        found = waiting.popleft().result()
-        if until is None or time.monotonic() < until:
+        outcome = waiting.popleft().result()
+        if deadline is None or time.monotonic() < deadline:
             waiting.extend(pool.submit(prepare, task) for task in islice(tasks, 1))
-        yield found
+        yield outcome
 
 
 class _Batches:
-    """Prepared pairs by their shapes; a full batch is computed and written."""
+    """Groups prepared pairs by shape; computes and writes each full batch."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self._folder, self._evidence = folder, BatchedEvidence(device)
+        self._folder, self._extract = folder, BatchedEvidence(device)
         self._waiting: dict[tuple[tuple[int, ...], ...], list[tuple[bytes, Prepared]]] = {}
         self._written: deque[Future[Any]] = deque()
         self._keys: set[bytes] = set()
 
     def add(self, key: bytes, pair: Prepared, writers: ThreadPoolExecutor) -> None:
-        """Take a pair in."""
-        if key in self._keys:  # the same images once more
+        """Add a pair."""
+        if key in self._keys:  # the same images again
             return
         self._keys.add(key)
         group = self._waiting.setdefault((pair.reference.shape, pair.target.shape), [])
@@ -164,24 +162,24 @@ class _Batches:
         if len(group) == BATCH:
             self._compute(group, writers)
 
-    def finish(self, writers: ThreadPoolExecutor, until: float | None) -> int:
-        """Compute what is left over while there is time; all is written afterwards. Returns how many pairs were left out."""
-        out = 0
+    def finish(self, writers: ThreadPoolExecutor, deadline: float | None) -> int:
+        """Compute the remaining groups until the deadline, then wait for all files. Returns the number of pairs left out."""
+        left_out = 0
         for group in sorted(self._waiting.values(), key=len, reverse=True):
-            if until is not None and time.monotonic() >= until:
-                out += len(group)
+            if deadline is not None and time.monotonic() >= deadline:
+                left_out += len(group)
             elif group:
                 self._compute(group, writers)
         for future in self._written:
             future.result()
-        return out
+        return left_out
 
     def _compute(self, group: list[tuple[bytes, Prepared]], writers: ThreadPoolExecutor) -> None:
         pairs = [pair for _, pair in group]
-        found = self._evidence(
+        features = self._extract(
             [pair.reference for pair in pairs], [pair.target for pair in pairs], [pair.pixels for pair in pairs]
         )
-        for (key, _), rows in zip(group, found, strict=True):
+        for (key, _), rows in zip(group, features, strict=True):
             self._written.append(writers.submit(write_evidence, self._folder, key, rows))
         while len(self._written) > 64 * _WRITERS:
             self._written.popleft().result()

@@ -1,7 +1,7 @@
-"""The files that a run reads: its manifests and checkpoints must be there; images, masks and weights are known by content.
+"""The files that a run reads: manifests and checkpoints must exist; images, masks and weights are identified by content hash.
 
-Stamps of the latter are in `inputs.jsonl` of the run's folder, so that a resumed run reads those alone whose size or time has
-changed. Knows nothing of models or trainers.
+Size, time and hash of each file are in `inputs.jsonl` of the run's folder, so that a resumed run reads only files whose size
+or time has changed. Knows nothing of models or trainers.
 """
 
 import json
@@ -23,7 +23,7 @@ INPUTS = "inputs.jsonl"
 
 @dataclass(frozen=True)
 class InputFiles:
-    """Hashes of all contents by kind (`images`, `weights`), the stamps by file, and the first file of a kind that changed."""
+    """One content hash per kind (`images`, `weights`), the stamps by file, and the first changed file of each kind."""
 
     contents: dict[str, str]
     stamps: dict[str, Stamp]
@@ -35,9 +35,9 @@ class InputFiles:
 
 
 def check_present(recipe: Recipe) -> None:
-    """Raise ManifestError or OptionError for a manifest or a checkpoint's folder that is not there, naming its key.
+    """Raise ManifestError or OptionError for a missing manifest or checkpoint folder, naming its key.
 
-    Nothing is loaded for it, so a run says so at once.
+    Loads nothing, so a run fails at once.
     """
     for key, manifests in (("data.pairs", recipe.data.pairs), ("held_out.pairs", recipe.held_out.pairs)):
         missing = [path for path in manifests if not path.is_file()]
@@ -50,7 +50,7 @@ def check_present(recipe: Recipe) -> None:
             )
     comparer = recipe.model.tiny.comparer if recipe.model.tiny is not None else None
     for key, checkpoint in (("model.checkpoint", recipe.model.start), ("model.tiny.comparer", comparer)):
-        # A hub id has one slash; whether the hub has it is for the hub to say.
+        # A hub id has one slash; whether it exists shows at the download.
         if checkpoint is None or Path(checkpoint).expanduser().exists():
             continue
         if key != "model.checkpoint" or not is_hub_id(str(checkpoint)):
@@ -61,9 +61,9 @@ def check_present(recipe: Recipe) -> None:
 
 
 def read_inputs(recipe: Recipe) -> InputFiles:
-    """The content of what `recipe` reads, compared with what its folder says of an earlier run.
+    """Hashes of the files that `recipe` reads, compared with those of an earlier run in its folder.
 
-    A file that is missing is left to whoever opens it. Raises OptionError, ManifestError.
+    A missing file raises no error here, only where it is opened. Raises OptionError, ManifestError.
     """
     earlier = _earlier(recipe.out / INPUTS)
     kinds = {"images": dict.fromkeys(_images(recipe)), "weights": dict.fromkeys(_weights(recipe))}
@@ -99,12 +99,12 @@ def _images(recipe: Recipe) -> Iterator[str]:
 
 def _weights(recipe: Recipe) -> Iterator[str]:
     comparer = recipe.model.tiny.comparer if recipe.model.tiny is not None else None
-    places = [Path(place).expanduser().absolute() for place in (recipe.model.start, comparer) if place is not None]
-    yield from (str(path) for path in weight_files(place for place in places if place.exists()).values())
+    folders = [Path(folder).expanduser().absolute() for folder in (recipe.model.start, comparer) if folder is not None]
+    yield from (str(path) for path in weight_files(folder for folder in folders if folder.exists()).values())
 
 
 def _earlier(path: Path) -> dict[str, Stamp]:
-    """The stamps at `path`; a line that is none says nothing, and its file is read."""
+    """The stamps in `path`; invalid lines are ignored, so their files are read again."""
     stamps = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

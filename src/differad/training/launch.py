@@ -1,6 +1,6 @@
-"""What a launcher (`accelerate launch`, `torchrun`) says of the processes of one machine, by the environment that it sets.
+"""Checks of a launcher's (`accelerate launch`, `torchrun`) environment variables for the processes of one machine.
 
-Imports no torch: it is asked before anything is loaded.
+Imports no torch: the checks run before anything is loaded.
 """
 
 import os
@@ -15,9 +15,9 @@ SECONDS = 20.0
 
 
 def check_devices(devices: int, environment: Mapping[str, str] = os.environ) -> None:
-    """Raise OptionError where a launcher started more processes on this machine than it has `devices`, which would wait for ever.
+    """Raise OptionError if a launcher started more processes on this machine than it has `devices`; they would wait forever.
 
-    Without any device processes share the CPU, unless `accelerate launch` was told to take GPUs.
+    Without any device, processes share the CPU, unless `accelerate launch` was set to use GPUs.
     """
     processes = int(environment.get("LOCAL_WORLD_SIZE", "1"))
     on_gpus = "ACCELERATE_MIXED_PRECISION" in environment and environment.get("ACCELERATE_USE_CPU") != "true"
@@ -30,10 +30,10 @@ def check_devices(devices: int, environment: Mapping[str, str] = os.environ) -> 
 
 
 def raise_in_first(error: DifferadError) -> NoReturn:
-    """Raise an error that every process of a machine has met alike: the first one says it.
+    """Raise an error that occurred in every process of a machine, in the first process only.
 
-    The others wait for the launcher to end them: if one of them left before, the first would be ended in its place, unheard.
-    Raises PeerError there if none comes.
+    The others wait until the launcher ends them: if one exited earlier, the launcher could end the first before it reports the
+    error. They raise PeerError if no launcher ends them.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         raise error

@@ -1,9 +1,8 @@
-"""Localization rewards by name: the published one, plain IoU, and a guarded one; and what a miss is.
+"""Localization rewards by name: the published one, plain IoU, and a guarded one; and the definition of a miss.
 
-`differad.rewards` holds the published formulas to the letter. Here a reward is a value in a table: a formula, and how an
-answer is read for it. Answers may count in any family's numbers, and a target may have several true boxes, of which the best
-matching one counts, as in evaluation. Knows nothing of groups or trainers; `differad audit-reward` (audit.py) measures what
-each formula pays for.
+`differad.rewards` implements the published formulas exactly. Here a reward is an entry in a table: a formula, and how answers
+are parsed for it. Answers may use any family's units. If a target has several true boxes, the best matching one counts, as in
+evaluation. Knows nothing of groups or trainers; `differad audit-reward` (audit.py) measures each formula.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,12 +19,12 @@ from differad.errors import OptionError
 from differad.rewards import LARGEST, Scores, check_truths, dclr, read_boxes
 
 MISS_BELOW = 0.3
-# What a box clear of the truth may earn at most: less than any hit.
+# Upper bound of the reward of a box without overlap: less than that of any hit.
 GUARD = MISS_BELOW
 
 
 class Outcomes(NamedTuple):
-    """What N answers earn: reward and IoU in [0, 1], and whether each missed; arrays of shape (N,)."""
+    """Scores of N answers: reward and IoU in [0, 1], and whether each missed; arrays of shape (N,)."""
 
     reward: Scores
     iou: Scores
@@ -33,20 +32,20 @@ class Outcomes(NamedTuple):
 
 
 class Statements(NamedTuple):
-    """What N answers say: the box (N, 4) of each in thousandths, whether it gives one, and whether it says "normal"."""
+    """Content of N answers: each one's box (N, 4) in thousandths, whether it has a box, and whether it says "normal"."""
 
     boxes: Boxes
     gives_box: NDArray[np.bool_]
     says_normal: NDArray[np.bool_]
 
 
-# Width and height of an answer's target in the numbers that it is written in.
+# Width and height of an answer's target in the units of the answer.
 Units = tuple[float, float]
 Reading = Callable[[Sequence[str], Sequence[Units], Order], Statements]
 
 
 def as_evaluated(texts: Sequence[str], units: Sequence[Units], order: Order = "xy") -> Statements:
-    """What evaluation reads: `answers.parsing.read_answer`, and of several boxes the first."""
+    """Parse as evaluation does: `answers.parsing.read_answer`, and the first of several boxes."""
     parsed = [read_answer(text, (size[0], size[1]), order) for text, size in zip(texts, units, strict=True)]
     boxes = np.zeros((len(parsed), 4))
     for row, (answer, (width, height)) in enumerate(zip(parsed, units, strict=True)):
@@ -57,7 +56,7 @@ def as_evaluated(texts: Sequence[str], units: Sequence[Units], order: Order = "x
 
 
 def as_published(texts: Sequence[str], units: Sequence[Units], order: Order = "xy") -> Statements:
-    """What the authors' code reads: `rewards.read_boxes`, the first integer box inside the first `<answer>`, as written."""
+    """Parse as the authors' code does: `rewards.read_boxes`, the first integer box inside the first `<answer>`, as written."""
     written, answered = read_boxes(texts)
     if order == "yx":
         written = written[:, [1, 0, 3, 2]]
@@ -68,7 +67,7 @@ def as_published(texts: Sequence[str], units: Sequence[Units], order: Order = "x
 
 @dataclass(frozen=True)
 class Variant:
-    """A localization reward of boxes (N, 4) against true ones (N, 4), both with area; how answers are read; its merits."""
+    """A localization reward of boxes (N, 4) against true ones (N, 4), both with area; its parser of answers; its rationale."""
 
     function: Callable[[Boxes, Boxes], Scores]
     reading: Reading
@@ -78,16 +77,16 @@ class Variant:
 def guarded(predicted: Boxes, truth: Boxes) -> Scores:
     """IoU + (1 - IoU) * 0.3 * C * S of boxes (N, 4) with area, shape (N,).
 
-    C = 1 - (distance of centres / diagonal of the box around both): above 0 however far apart, so that nearer always pays;
-    the distance is the one that DIoU takes (arXiv 1911.08287). S = product of the ratios of the shorter to the longer
-    width and height: a box ten times too wide and too high keeps 1/100. Both must agree, so neither a box over everything
-    nor one of the right size elsewhere earns much; a box clear of the truth earns less than any hit.
+    C = 1 - (distance of centres / diagonal of the enclosing box), the distance term of DIoU (arXiv 1911.08287). It is above 0 at
+    any distance, so a nearer box always scores higher. S = product of the ratios of the shorter to the longer width and height:
+    1/100 for a box ten times too wide and too high. As C and S are multiplied, neither a box over the whole image nor one of the
+    right size elsewhere scores high; a box without overlap scores less than any hit.
     """
     overlap = iou(predicted, truth)
-    around = np.concatenate(
+    enclosing = np.concatenate(
         [np.minimum(predicted[..., :2], truth[..., :2]), np.maximum(predicted[..., 2:], truth[..., 2:])], axis=-1
     )
-    nearness = 1.0 - np.linalg.norm(centers(predicted) - centers(truth), axis=-1) / diagonals(around)
+    nearness = 1.0 - np.linalg.norm(centers(predicted) - centers(truth), axis=-1) / diagonals(enclosing)
     sides, true_sides = (boxes[..., 2:] - boxes[..., :2] for boxes in (predicted, truth))
     shape = np.prod(np.minimum(sides, true_sides) / np.maximum(sides, true_sides), axis=-1)
     return np.asarray(overlap + (1.0 - overlap) * GUARD * nearness * shape)
@@ -95,14 +94,14 @@ def guarded(predicted: Boxes, truth: Boxes) -> Scores:
 
 VARIANTS: dict[str, Variant] = {
     "guarded": Variant(
-        guarded, as_evaluated, "bounded: tells near from far at IoU 0 and pays a box over everything next to nothing"
+        guarded, as_evaluated, "bounded: tells near from far at IoU 0, almost nothing for a box over the whole image"
     ),
     "dclr": Variant(
         dclr,
         as_published,
-        "as published, reading too: centre and area consistency, up to 0.6 for a box over everything",
+        "as published, parsing too: centre and area consistency, up to 0.6 for a box over the whole image",
     ),
-    "iou": Variant(iou, as_evaluated, "IoU alone: nothing to learn from until a box touches the truth"),
+    "iou": Variant(iou, as_evaluated, "IoU alone: no signal until a box overlaps the truth"),
 }
 DEFAULT_VARIANT = "guarded"
 
@@ -119,11 +118,11 @@ def localize(
 ) -> Outcomes:
     """Reward, IoU and miss of N answers; an unreadable one earns 0.
 
-    `truths` hold the (M, 4) true boxes of each answer's target in thousandths, none for a normal one; `units` the width and
-    height of the target in the numbers that its answer is written in: (1000, 1000), or the size after the processor's
-    resize; `order` is the axis that they name first. Answers are read as the variant says: as evaluation reads them, or as
-    the published code does. On an anomalous target an answer misses below IoU 0.3; on a normal one it misses by giving a box.
-    Raises InputError for a wrong truth.
+    `truths` holds the (M, 4) true boxes of each answer's target in thousandths, none for a normal one; `units` the width and
+    height of the target in the units of the answer: (1000, 1000), or the size after the processor's resize; `order` is the
+    answers' axis order. The variant decides how answers are parsed: as in evaluation, or as in the published code. On an
+    anomalous target an answer misses if its IoU is below 0.3; on a normal target it misses if it has a box. Raises InputError
+    for an invalid truth.
     """
     chosen = variant(name)
     predicted, gives_box, says_normal = chosen.reading(texts, units, order)
@@ -132,9 +131,9 @@ def localize(
     reward = (is_normal & says_normal).astype(np.float64)
     overlap = reward.copy()
     for row in np.flatnonzero(~is_normal & gives_box & ~is_degenerate(predicted)):
-        given = np.broadcast_to(predicted[row], boxes[row].shape)
-        reward[row] = chosen.function(given, boxes[row]).max()
-        overlap[row] = iou(given, boxes[row]).max()
+        repeated = np.broadcast_to(predicted[row], boxes[row].shape)
+        reward[row] = chosen.function(repeated, boxes[row]).max()
+        overlap[row] = iou(repeated, boxes[row]).max()
     missed = np.where(is_normal, gives_box, overlap < MISS_BELOW)
     return Outcomes(reward, overlap, missed)
 

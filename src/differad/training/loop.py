@@ -1,4 +1,4 @@
-"""What both phases share: the recipe as TRL's arguments, the order of the data, start, resume and end of a run."""
+"""Code of both phases: the recipe as TRL's arguments, the order of the data, start, resume and end of a run."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from differad.data.locks import sole_run
 from differad.errors import DifferadError, OptionError, WriteError
 from differad.files import atomic_folder, make_folder, unfinished, write_text
 from differad.locators.tiny.processor import EvidenceProcessor
-from differad.training.callbacks import Curves, HeldOutEvaluation, OwnIntervals, Samples, WholeCheckpoints
+from differad.training.callbacks import CheckpointMarker, Curves, HeldOutEvaluation, RecipeIntervals, Samples
 from differad.training.clock import Clock
 from differad.training.data import checksum
 from differad.training.inputs import read_inputs
@@ -26,7 +26,7 @@ from differad.training.launch import check_devices, raise_in_first
 from differad.training.model_card import MODEL_CARD, last_values, model_card
 from differad.training.output import quiet_libraries, reporting
 from differad.training.peers import EndingTogether
-from differad.training.policy import Source, export, open_source
+from differad.training.policy import CheckpointParts, export, open_checkpoint
 from differad.training.provenance import describe_run, discard_unfinished, find_start, read_run_info, write_run_info
 from differad.training.recipe import Recipe
 from differad.training.writing import library_writes
@@ -36,10 +36,10 @@ Config = TypeVar("Config")
 
 
 class EpochSampler(Sampler[int]):
-    """A trainer's `stock` sampler with an order that depends on seed and epoch alone.
+    """A trainer's `stock` sampler with an order that depends only on seed and epoch.
 
-    The stock one carries its generator from epoch to epoch, so a run resumed in a later epoch would see the first one's
-    order again. One without a generator keeps its order. `epoch` tells the epoch when iteration begins.
+    The stock sampler's generator continues from epoch to epoch, so a run resumed in a later epoch would repeat the first
+    epoch's order. A sampler without a generator keeps its order. `epoch` returns the epoch when iteration begins.
     """
 
     def __init__(self, stock: Any, seed: int, epoch: Callable[[], int]) -> None:
@@ -54,16 +54,16 @@ class EpochSampler(Sampler[int]):
         return len(self._stock)
 
 
-class OwnFolders:
+class RunFoldersMixin:
     """Mixin for a trainer: it writes and reads the folders of a run as differad does.
 
-    A checkpoint's weights are loaded as `from_pretrained` loads them, all of them or not at all. transformers saves Qwen2-VL and
-    Qwen2.5-VL under their published names, which differ from the modules'; its trainer looks for the modules' names, warns, and
-    goes on from the start's weights.
+    A checkpoint's weights are loaded by `from_pretrained`, completely or not at all. transformers saves Qwen2-VL and Qwen2.5-VL
+    under their published weight names, which differ from the modules'; its trainer looks for the modules' names, warns, and
+    continues with the start weights.
     """
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Write no card of TRL's beside the checkpoints; the model and each checkpoint get our own."""
+        """Do not write TRL's model card; the model and each checkpoint get differad's."""
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
         model = self.model if model is None else model
@@ -77,17 +77,17 @@ class OwnFolders:
 
 
 def epoch_of(state: Any) -> int:
-    """The epoch that a trainer's state is in."""
-    # Where an epoch ends, sums of fractions may stay a little short of the whole.
+    """The current epoch of a trainer's state."""
+    # At the end of an epoch, the sum of fractions may be slightly below the whole number.
     return int((state.epoch or 0.0) + 1e-6)
 
 
-def trainer_config(kind: type[Config], recipe: Recipe, **own: Any) -> Config:
-    """The recipe as TRL's configuration `kind`; `train.more` goes on top. Raises OptionError naming the key."""
+def trainer_config(kind: type[Config], recipe: Recipe, **settings: Any) -> Config:
+    """The recipe and `settings` as TRL's configuration `kind`; `train.more` overrides both. Raises OptionError naming the key."""
     train = recipe.train
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     for key in train.more:
-        if key not in known:
+        if key not in names:
             raise OptionError(f"train.more.{key}: {kind.__name__} has no such field")
     values = {
         "output_dir": str(recipe.out),
@@ -106,12 +106,12 @@ def trainer_config(kind: type[Config], recipe: Recipe, **own: Any) -> Config:
         "seed": train.seed,
         "logging_steps": train.log_every,
         "save_steps": train.save_every,
-        "save_total_limit": max(2, train.keep),  # the newest is not whole until its note is written
+        "save_total_limit": max(2, train.keep),  # the newest is incomplete until its run_info.json is written
         "report_to": list(train.report_to) or "none",
-        "log_level_replica": "passive",  # stays as `quiet_libraries` sets it
+        "log_level_replica": "passive",  # keeps the level that `quiet_libraries` sets
         "remove_unused_columns": False,
         "use_cpu": _on_cpu(),
-        **own,
+        **settings,
         **train.more,
     }
     try:
@@ -123,11 +123,11 @@ def trainer_config(kind: type[Config], recipe: Recipe, **own: Any) -> Config:
         raise OptionError(f"{kind.__name__} refuses the recipe: {str(error)[:300]}") from None
 
 
-def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resume: bool) -> dict[str, Any]:
-    """Train: `build` makes the trainer from the source and the callbacks. Returns the summary that the command prints.
+def run_phase(recipe: Recipe, build: Callable[[CheckpointParts, list[Any]], Any], *, resume: bool) -> dict[str, Any]:
+    """Train: `build` makes the trainer from the checkpoint and the callbacks. Returns the summary that the command prints.
 
     `out` receives checkpoints, curves, evaluations, samples and, at the end, `model/`. Raises OptionError, ManifestError,
-    WriteError, and PeerError where another process failed.
+    WriteError, and PeerError if another process failed.
     """
     try:
         check_devices(0 if _on_cpu() else torch.accelerator.device_count())
@@ -139,27 +139,27 @@ def run_phase(recipe: Recipe, build: Callable[[Source, list[Any]], Any], *, resu
 
 
 def _run_phase(
-    recipe: Recipe, build: Callable[[Source, list[Any]], Any], processes: PartialState, resume: bool
+    recipe: Recipe, build: Callable[[CheckpointParts, list[Any]], Any], processes: PartialState, resume: bool
 ) -> dict[str, Any]:
     run, start = _begin(recipe, processes, resume)
     with processes.main_process_first():
-        source = open_source(recipe.model, recipe.out, recipe.train.seed)
-    if isinstance(source.processor.image_processor, EvidenceProcessor):
-        source.processor.image_processor.cache = recipe.data.evidence
-        cv2.setNumThreads(1)  # processes that load batches are forked, where OpenCV's threads are not there to answer
-    asking = _asking(recipe, source)
+        checkpoint = open_checkpoint(recipe.model, recipe.out, recipe.train.seed)
+    if isinstance(checkpoint.processor.image_processor, EvidenceProcessor):
+        checkpoint.processor.image_processor.cache = recipe.data.evidence
+        cv2.setNumThreads(1)  # data loader workers are forked and lack OpenCV's threads
+    policy_callbacks = _policy_callbacks(recipe, checkpoint)
     earlier = None if start is None else read_run_info(start)
     clock = Clock(recipe.train.minutes, run, earlier)
-    trainer = build(source, [clock, OwnIntervals(), WholeCheckpoints(run), Curves(), *asking])
+    trainer = build(checkpoint, [clock, RecipeIntervals(), CheckpointMarker(run), Curves(), *policy_callbacks])
     trainer.clock = clock
-    for callback in asking:
+    for callback in policy_callbacks:
         callback.trainer = trainer
     for stock in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(stock)
     with reporting(trainer, processes.is_main_process), _without_traces(), _checkpoints_whole(recipe.out, processes):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
-    _export(trainer, source, recipe.out / MODEL_FOLDER, run)
-    leave_group(trainer)
+    _export(trainer, checkpoint, recipe.out / MODEL_FOLDER, run)
+    destroy_process_group(trainer)
     return {
         "model": str(recipe.out / MODEL_FOLDER),
         "steps": trainer.state.global_step,
@@ -171,7 +171,7 @@ def _run_phase(
 
 @contextmanager
 def _sole_run(out: Path, processes: PartialState) -> Iterator[None]:
-    """Keep every other run out of the folder; one process does so for all. Raises InputError, WriteError."""
+    """Lock the folder against other runs; one process holds the lock for all. Raises InputError, WriteError."""
     if not processes.is_main_process:
         yield
         return
@@ -181,7 +181,7 @@ def _sole_run(out: Path, processes: PartialState) -> Iterator[None]:
 
 
 def _begin(recipe: Recipe, processes: PartialState, resume: bool) -> tuple[dict[str, Any], Path | None]:
-    """What the run depends on, and the checkpoint that it goes on from. Raises OptionError, ManifestError."""
+    """The run's description, and the checkpoint that it resumes from. Raises OptionError, ManifestError."""
     inputs = read_inputs(recipe) if processes.is_main_process else None
     contents, changed = (inputs.contents, inputs.changed) if inputs else (None, None)
     run = describe_run(recipe, checksum(recipe.data.pairs), processes.num_processes, contents)
@@ -193,7 +193,7 @@ def _begin(recipe: Recipe, processes: PartialState, resume: bool) -> tuple[dict[
 
 @contextmanager
 def _without_traces() -> Iterator[None]:
-    """A worker that loads data hands its error on with a traceback inside the message; the message proper is raised."""
+    """Remove the traceback that a data loader worker puts into its error's message."""
     try:
         yield
     except DifferadError as error:
@@ -205,7 +205,7 @@ def _without_traces() -> Iterator[None]:
 
 @contextmanager
 def _checkpoints_whole(out: Path, processes: PartialState) -> Iterator[None]:
-    """Raise a write that fails as WriteError; what it left of a checkpoint is removed."""
+    """Raise a failed write as WriteError and remove the incomplete checkpoint."""
     earlier = set(out.glob("checkpoint-*"))
     try:
         with library_writes(out):
@@ -216,11 +216,11 @@ def _checkpoints_whole(out: Path, processes: PartialState) -> Iterator[None]:
         raise
 
 
-def leave_group(trainer: Any) -> None:
-    """Leave the group of processes for good, its threads ended; the trainer is of no further use.
+def destroy_process_group(trainer: Any) -> None:
+    """Destroy the process group and end its threads; the trainer cannot be used afterwards.
 
-    Destroying a group ends its threads only when nothing refers to it any more, as the wrapper about the model does. A thread
-    that still holds the last gathered tensor while Python ends aborts its process, and torchrun then kills the others.
+    The threads end only when nothing refers to the group any more, and the model's wrapper does. A thread that still holds the
+    last gathered tensor while Python exits aborts its process, and torchrun then kills the others.
     """
     trainer.model_wrapped = trainer.callback_handler.model = trainer.model
     trainer.accelerator.free_memory()  # collects garbage too
@@ -232,28 +232,28 @@ def _bf16() -> bool:
 
 
 def _on_cpu() -> bool:
-    """Whether there is no accelerator; unless told, accelerate runs several processes on CPUs as strangers."""
+    """Whether there is no accelerator; accelerate must know, or it runs several CPU processes unconnected."""
     return not torch.accelerator.is_available()
 
 
-def _asking(recipe: Recipe, source: Source) -> list[HeldOutEvaluation | Samples]:
+def _policy_callbacks(recipe: Recipe, checkpoint: CheckpointParts) -> list[HeldOutEvaluation | Samples]:
     manifest = (recipe.held_out.pairs or recipe.data.pairs)[0]
-    samples = Samples(source, recipe.held_out, manifest, recipe.train.samples_every, recipe.train.samples)
-    return [HeldOutEvaluation(source, recipe.held_out), samples]
+    samples = Samples(checkpoint, recipe.held_out, manifest, recipe.train.samples_every, recipe.train.samples)
+    return [HeldOutEvaluation(checkpoint, recipe.held_out), samples]
 
 
-def _export(trainer: Any, source: Source, folder: Path, run: dict[str, Any]) -> None:
-    """The final policy in `folder`, whole or not at all, from whole weights whatever shards them. Raises WriteError."""
+def _export(trainer: Any, checkpoint: CheckpointParts, folder: Path, run: dict[str, Any]) -> None:
+    """Write the final policy to `folder`, completely or not at all, with unsharded weights. Raises WriteError."""
     processes = trainer.accelerator
     with ExitStack() as stack:
         fresh = stack.enter_context(atomic_folder(folder)) if processes.is_main_process else unfinished(folder)
         stack.enter_context(library_writes(folder))
         processes.wait_for_everyone()
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            # Only the trainer knows how to gather its shards; adapters stay adapters there.
+            # Only the trainer can gather its shards; adapters stay unmerged then.
             trainer.save_model(str(fresh))
         elif processes.is_main_process:
-            export(processes.unwrap_model(trainer.model), source, fresh)
+            export(processes.unwrap_model(trainer.model), checkpoint, fresh)
         processes.wait_for_everyone()
         if processes.is_main_process:
             step, last = trainer.state.global_step, last_values(trainer.state.log_history)

@@ -1,10 +1,10 @@
-"""The README.md of a trained model's folder: what it was made from, what it scored, how it is used. Knows nothing of torch."""
+"""The README.md of a trained model's folder: its origin, its scores, its use. Knows nothing of torch."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 MODEL_CARD = "README.md"
-_PHASES = {"sft": "cold start (supervised)", "rl": "reinforcement (difficulty-aware GRPO)"}
+_PHASES = {"sft": "cold start (supervised)", "rl": "reinforcement learning (difficulty-aware GRPO)"}
 _HELD_OUT = {
     "eval_miou": "mIoU of abnormal pairs",
     "eval_acc_0.3": "abnormal pairs with IoU of 0.3 or more",
@@ -15,7 +15,7 @@ _HELD_OUT = {
 
 
 def model_card(run: Mapping[str, Any], step: int, last: Mapping[str, Any]) -> str:
-    """Markdown of what `describe_run` says of a run, after `step` steps, and of the `last` value of each logged metric."""
+    """Markdown with the description of a run (`describe_run`), its `step` and the `last` value of each logged metric."""
     recipe = run["recipe"]
     checkpoint = recipe["model"]["checkpoint"]
     start = f"`{checkpoint}`" if checkpoint else "random weights"
@@ -25,7 +25,8 @@ def model_card(run: Mapping[str, Any], step: int, last: Mapping[str, Any]) -> st
         [
             *("---", "library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [differad]", "---", ""),
             *("# A policy for one-shot visual inspection, trained with differad", ""),
-            "Given a good part (reference) and one to inspect (target), it answers whether the target is abnormal, and where.",
+            "Given images of a normal part (reference) and of a part to inspect (target), it answers whether the target is "
+            "abnormal, and where.",
             *("", "    differad locate good.png test.png --model THIS_FOLDER", ""),
             *("## Training", ""),
             f"- {_PHASES[recipe['phase']]}, {step} steps, from {start}",

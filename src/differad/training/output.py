@@ -1,4 +1,4 @@
-"""What a training run says on stderr: one bar, one line at each logging step, and nothing of what libraries say by the way.
+"""A training run's output on stderr: one progress bar, one line per logging step, and no chatter of libraries.
 
 Knows nothing of models, data or trainers' mathematics.
 """
@@ -21,25 +21,25 @@ from differad.locators.library_output import without_bars
 from differad.progress import is_quiet, is_verbose, progress_bar
 from differad.training.clock import Clock
 
-# Figures of a line, as the trainer names them; of the held-out metrics the first that the pairs define.
+# Values of a line, by the trainer's names; of the held-out metrics only the first that the pairs define.
 _TRAINING = ("loss", "reward", "kl")
 _HELD_OUT = ("miou", "detection_f1", "normal_accuracy", "valid")
-_WIDTH = 6  # of a figure: "-0.012", "-4e-05"
+_WIDTH = 6  # of a value: "-0.012", "-4e-05"
 _LIBRARIES = ("transformers", "trl", "datasets", "accelerate", "peft", "huggingface_hub")
-# Warnings that a user can do nothing about, by the logger that gives them.
+# Warnings that need no action, by logger.
 _CHATTER = {
     "transformers.trainer_utils": (
         "mtime may not be reliable",  # checkpoints are ordered by their numbers then
-        "do not match the ones in the `trainer_state.json`",  # the recipe's intervals hold: OwnIntervals
+        "do not match the ones in the `trainer_state.json`",  # the recipe's intervals hold: RecipeIntervals
     ),
     "transformers.integrations.integration_utils": ('log a value of "None"',),  # TRL's, where no answer was clipped
 }
 
 
 class TrainingProgress(TrainerCallback):
-    """Keeps the bar at the trainer's step and prints a line at each logging step.
+    """Updates the bar and prints a line at each logging step.
 
-    Held-out metrics join the line of their step. `s/step` leaves evaluation and checkpoints out; the time left does not.
+    Held-out metrics are part of their step's line. `s/step` excludes evaluation and checkpoints; the time left includes them.
     """
 
     def __init__(self, bar: Progress, clock: Clock | None = None) -> None:
@@ -48,7 +48,7 @@ class TrainingProgress(TrainerCallback):
         self._held_out = ""
 
     def on_train_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
-        """Start the bar, of a resumed run at its checkpoint."""
+        """Start the bar, at its checkpoint's step in a resumed run."""
         self._first_step, self._began = state.global_step, time.monotonic()
         self._idle_until, self._busy, self._steps = self._began, 0.0, 0
         self._task = self._bar.add_task(
@@ -56,33 +56,35 @@ class TrainingProgress(TrainerCallback):
         )
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """Take the time of the step; what callbacks do at its end is not part of it."""
+        """Measure the step's time, without the callbacks at its end."""
         self._busy += time.monotonic() - self._idle_until
         self._steps += 1
 
     def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
-        """Move the bar; held-out metrics of a step that is not logged get a line of their own."""
+        """Update the bar; held-out metrics of a step that is not logged get their own line."""
         if self._held_out and not control.should_log:
             self._print(state, [self._held_out])
         self._bar.update(self._task, completed=state.global_step, left=self._left(state), refresh=True)
         self._idle_until = time.monotonic()
 
     def on_log(self, _: Any, state: Any, *__: Any, logs: Mapping[str, Any] | None = None, **___: Any) -> None:
-        """Print the step's line. Held-out metrics, which are logged before it, wait for it; the closing summary is left out."""
+        """Print the step's line. Held-out metrics are logged earlier and wait for it; the final summary is left out."""
         logs = logs or {}
         metric = next((name for name in _HELD_OUT if f"eval_{name}" in logs), None)
         if metric is not None:
-            self._held_out = f"{metric} {figure(logs[f'eval_{metric}'], 2)} (held out)"
+            self._held_out = f"{metric} {format_number(logs[f'eval_{metric}'], 2)} (held out)"
         elif "loss" in logs:
-            figures = [f"{name} {figure(logs[name]):{_WIDTH}}" for name in _TRAINING if logs.get(name) is not None]
-            speed = f"{figure(self._busy / max(self._steps, 1), 2):>5} s/step"
+            figures = [
+                f"{name} {format_number(logs[name]):{_WIDTH}}" for name in _TRAINING if logs.get(name) is not None
+            ]
+            speed = f"{format_number(self._busy / max(self._steps, 1), 2):>5} s/step"
             self._busy, self._steps = 0.0, 0
             self._bar.update(self._task, figures="  ".join(figures), refresh=True)
             self._print(state, [*figures, speed, f"{self._left(state):11}", self._held_out])
         self._idle_until = time.monotonic()
 
     def on_save(self, *_: Any, **__: Any) -> None:
-        """Leave the checkpoint out of the next step's time."""
+        """Exclude the checkpoint from the next step's time."""
         self._idle_until = time.monotonic()
 
     def _left(self, state: Any) -> str:
@@ -103,7 +105,7 @@ class TrainingProgress(TrainerCallback):
 
 @contextmanager
 def reporting(trainer: Any, main: bool) -> Iterator[None]:
-    """Report the trainer's progress meanwhile, on the main process: a bar on a terminal, lines everywhere."""
+    """Report the trainer's progress inside the block, on the main process: a bar on a terminal, lines everywhere."""
     columns = (TextColumn("{task.fields[figures]}"), TextColumn("{task.fields[left]}"))
     with progress_bar(main, seconds_between_lines=None, after_bar=columns, threaded=False) as bar:
         if main:
@@ -113,9 +115,9 @@ def reporting(trainer: Any, main: bool) -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries(main: bool) -> Iterator[None]:
-    """Meanwhile libraries show no bars and no chatter; theirs are errors alone on processes other than the main and with `-q`.
+    """Hide libraries' bars and chatter inside the block; on other processes and with `-q`, show only their errors.
 
-    `-v` lets those of the main process speak. What they print to stdout goes to stderr: stdout belongs to the command's result.
+    `-v` shows everything on the main process. Libraries' stdout goes to stderr, because stdout belongs to the command's result.
     """
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(sys.stderr))
@@ -128,35 +130,35 @@ def quiet_libraries(main: bool) -> Iterator[None]:
 
 @contextmanager
 def _without_traces_of_writers() -> Iterator[None]:
-    """A thread that writes a log for its library, and cannot, says nothing: the library raises that at its next call."""
-    before = threading.excepthook
+    """Hide tracebacks of failed writes in libraries' log threads: the library raises the error at its next call."""
+    previous = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
         if not issubclass(arguments.exc_type, OSError):
-            before(arguments)
+            previous(arguments)
 
     threading.excepthook = hook
     try:
         yield
     finally:
-        threading.excepthook = before
+        threading.excepthook = previous
 
 
 @contextmanager
 def _without_bars(downloads: bool) -> Iterator[None]:
-    """No progress bars of libraries, but those of `downloads` from the hub, which take long and come before our own bar."""
-    of_datasets = datasets.utils.is_progress_bar_enabled()
+    """Disable libraries' progress bars, except those of hub `downloads`, which take long and end before the run's own bar."""
+    were_enabled = datasets.utils.is_progress_bar_enabled()
     with without_bars(downloads=downloads):
         datasets.utils.disable_progress_bars()
         try:
             yield
         finally:
-            (datasets.utils.enable_progress_bars if of_datasets else datasets.utils.disable_progress_bars)()
+            (datasets.utils.enable_progress_bars if were_enabled else datasets.utils.disable_progress_bars)()
 
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """No deprecations, which are for developers, and none of the warnings that say nothing."""
+    """Hide deprecations, which are for developers, and warnings that need no action."""
     with warnings.catch_warnings():
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.simplefilter("ignore", category)
@@ -172,7 +174,7 @@ def _without_chatter() -> Iterator[None]:
 
 
 class _Without(logging.Filter):
-    """Drops messages that hold any of some texts."""
+    """Drops messages that contain any of some texts."""
 
     def __init__(self, texts: tuple[str, ...]) -> None:
         super().__init__()
@@ -185,7 +187,7 @@ class _Without(logging.Filter):
 
 @contextmanager
 def _errors_only() -> Iterator[None]:
-    """No warnings at all, and of what libraries log the errors."""
+    """Hide all warnings and libraries' logs below errors."""
     levels = {logger: logger.level for logger in map(logging.getLogger, _LIBRARIES)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -198,8 +200,8 @@ def _errors_only() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def figure(value: float, digits: int = 3) -> str:
-    """A number in so many significant digits, at most three of them behind the point: 1.31, 0.002, 4e-05."""
+def format_number(value: float, digits: int = 3) -> str:
+    """A number with `digits` significant digits, at most three decimals: 1.31, 0.002, 4e-05."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     decimals = min(max(digits - 1 - math.floor(math.log10(abs(value))), 0), 3)

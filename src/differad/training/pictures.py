@@ -1,7 +1,7 @@
-"""Batches of prompts with their pictures, and a memory of what a frozen vision tower makes of them.
+"""Batches of prompts with their images, and a cache of a frozen vision tower's features.
 
-Pictures of one prompt belong together: a tower may compare them, so they are looked at, and remembered, row by row as a
-whole. Knows nothing of answers, losses or trainers.
+The images of one prompt are encoded and cached as a unit, because a tower may compare them. Knows nothing of completions,
+losses or trainers.
 """
 
 import hashlib
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-# Patches (N, D) and grids (M, 3) of the pictures of one prompt.
+# Patches (N, D) and grids (M, 3) of the images of one prompt.
 Row = tuple[Tensor, Tensor]
-# Features of the pictures of one prompt, a tensor each: those that join the text, then those of each deepstack level.
+# Features of the images of one prompt, one tensor per image: first those inserted into the text, then each deepstack level.
 Levels = list[tuple[Tensor, ...]]
 _MIB = 1 << 20
-# Integers as wide as a number of so many bytes.
+# The integer type for each item size in bytes.
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Pictures of a batch of prompts as a Qwen-VL takes them.
+    """Images of a batch of prompts in the form that a Qwen-VL takes.
 
-    `patches` (N, D) of all pictures, `grids` (M, 3) their patches in time, height and width, `counts` pictures per row.
+    `patches` (N, D) of all images, `grids` (M, 3) each image's patches in time, height and width, `counts` images per row.
     """
 
     patches: Tensor
@@ -41,15 +41,15 @@ class Pictures:
         return list(zip(torch.split(self.patches, lengths), grids, strict=True))
 
     def take(self, rows: slice) -> "Pictures":
-        """The pictures of consecutive rows."""
+        """The images of consecutive rows."""
         begin, end = sum(self.counts[: rows.start]), sum(self.counts[: rows.stop])
-        first, last = (int(self.grids[:place].prod(dim=1).sum()) for place in (begin, end))
+        first, last = (int(self.grids[:image].prod(dim=1).sum()) for image in (begin, end))
         return Pictures(self.patches[first:last], self.grids[begin:end], self.counts[rows])
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows of tokens and their pictures: `ids`, `mask`, `types` (1 for a picture's token), each (B, L)."""
+    """Rows of tokens and their images: `ids`, `mask`, `types` (1 for an image token), each (B, L)."""
 
     ids: Tensor
     mask: Tensor
@@ -61,88 +61,90 @@ class Batch:
         return Batch(self.ids[rows], self.mask[rows], self.types[rows], self.pictures.take(rows))
 
     def until(self, column: int) -> "Batch":
-        """The rows without what stands from `column` on, their pictures whole."""
+        """The rows' tokens before `column`, with all their images."""
         return Batch(self.ids[:, :column], self.mask[:, :column], self.types[:, :column], self.pictures)
 
 
 def join(rows: list[Row]) -> dict[str, Tensor]:
-    """The pictures of some rows as a model takes them."""
+    """The images of some rows as model inputs."""
     return {
         "pixel_values": torch.cat([patches for patches, _ in rows]),
         "image_grid_thw": torch.cat([grids for _, grids in rows]),
     }
 
 
-def picture_inputs(rows: list[Row], memory: "PictureMemory | None") -> dict[str, Any]:
-    """What a model takes of the pictures of some rows: pixels, or features where a memory serves."""
-    if memory is None or not memory.serves():
+def image_inputs(rows: list[Row], cache: "VisionFeatureCache | None") -> dict[str, Any]:
+    """Model inputs for the images of some rows: pixels, or features if the cache can be used."""
+    if cache is None or not cache.is_usable():
         return join(rows)
     grids = torch.cat([grids for _, grids in rows])
-    return {"mm_encoder_outputs": {"image": memory.features(rows)}, "image_grid_thw": grids}
+    return {"mm_encoder_outputs": {"image": cache.features(rows)}, "image_grid_thw": grids}
 
 
-class PictureMemory:
-    """What `model` makes of pictures, up to `limit_mb` MiB on its device; what was not used for longest goes first.
+class VisionFeatureCache:
+    """LRU cache of a model's image features, up to `limit_mb` MiB on its device.
 
-    Features are those of the model's own `get_image_features`, called with all pictures of whole rows and without gradients.
-    A change of the tower's weights empties the memory.
+    Features come from the model's own `get_image_features`, called with all images of whole rows and without gradients.
+    A change of the tower's weights empties the cache.
     """
 
     def __init__(self, model: Any, limit_mb: int) -> None:
         self._model = model
         self._limit = limit_mb * _MIB
-        self._kept: OrderedDict[bytes, Levels] = OrderedDict()
+        self._entries: OrderedDict[bytes, Levels] = OrderedDict()
         self._size = 0
-        self._weights: list[tuple[int, int]] = []
+        self._versions: list[tuple[int, int]] = []
         self._output: type[Any] = BaseModelOutputWithPooling
 
     def __len__(self) -> int:
-        """How many rows are remembered."""
-        return len(self._kept)
+        """Number of cached rows."""
+        return len(self._entries)
 
-    def serves(self) -> bool:
-        """Whether remembered features are what the tower would give again: its weights are frozen, nothing is random."""
+    def is_usable(self) -> bool:
+        """Whether the tower would compute the same features again: its weights are frozen and no dropout is active."""
         visual = self._model.model.visual
-        return self._limit > 0 and not any(p.requires_grad for p in visual.parameters()) and not is_random(visual)
+        return (
+            self._limit > 0 and not any(p.requires_grad for p in visual.parameters()) and not has_active_dropout(visual)
+        )
 
     def features(self, rows: list[Row]) -> Any:
-        """What `get_image_features` gives for the pictures of all `rows`; only rows that are new are looked at."""
-        self._watch(self._model.model.visual)
-        keys = [_key(*row) for row in rows]
-        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
-        found = {key: self._kept[key] for key in keys if key not in missing}
+        """What `get_image_features` returns for the images of all `rows`; only missing rows are encoded."""
+        self._clear_if_stale(self._model.model.visual)
+        keys = [_content_key(*row) for row in rows]
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._entries}
+        features = {key: self._entries[key] for key in keys if key not in missing}
         if missing:
-            self._output, looked = _look(self._model, list(missing.values()))
-            found |= zip(missing, looked, strict=True)
-        for key, levels in found.items():
-            self._keep(key, levels)
-        pooled, *deep = (sum(parts, ()) for parts in zip(*(found[key] for key in keys), strict=True))
+            self._output, encoded = _encode(self._model, list(missing.values()))
+            features |= zip(missing, encoded, strict=True)
+        for key, levels in features.items():
+            self._put(key, levels)
+        pooled, *deep = (sum(parts, ()) for parts in zip(*(features[key] for key in keys), strict=True))
         return self._output(pooler_output=pooled, **({"deepstack_features": deep} if deep else {}))
 
-    def _keep(self, key: bytes, levels: Levels) -> None:
+    def _put(self, key: bytes, levels: Levels) -> None:
         if _bytes(levels) > self._limit:
             return
-        if key not in self._kept:
-            self._kept[key] = levels
+        if key not in self._entries:
+            self._entries[key] = levels
             self._size += _bytes(levels)
-        self._kept.move_to_end(key)
+        self._entries.move_to_end(key)
         while self._size > self._limit:
-            self._size -= _bytes(self._kept.popitem(last=False)[1])
+            self._size -= _bytes(self._entries.popitem(last=False)[1])
 
-    def _watch(self, visual: nn.Module) -> None:
-        weights = state_of(visual)
-        if weights != self._weights:
-            self._kept.clear()
-            self._weights, self._size = weights, 0
+    def _clear_if_stale(self, visual: nn.Module) -> None:
+        versions = weight_versions(visual)
+        if versions != self._versions:
+            self._entries.clear()
+            self._versions, self._size = versions, 0
 
 
-def state_of(visual: nn.Module) -> list[tuple[int, int]]:
-    """What changes when any weight of a tower does: in place, an optimiser or a loaded checkpoint counts its version up."""
+def weight_versions(visual: nn.Module) -> list[tuple[int, int]]:
+    """Identity and version of each weight of a tower: an optimiser step or a loaded checkpoint increases the version in place."""
     return [(id(weight), weight._version) for weight in visual.parameters()]
 
 
-def same_tower(first: Any, second: Any) -> bool:
-    """Whether two models see alike, so that one memory serves both."""
+def have_same_vision_weights(first: Any, second: Any) -> bool:
+    """Whether two models have equal vision towers, so that they can share one cache."""
     one, two = first.model.visual.state_dict(), second.model.visual.state_dict()
     return one.keys() == two.keys() and all(
         one[name].dtype == two[name].dtype and torch.equal(one[name], two[name]) for name in one
@@ -150,8 +152,8 @@ def same_tower(first: Any, second: Any) -> bool:
 
 
 @torch.no_grad()
-def _look(model: Any, rows: list[Row]) -> tuple[type[Any], list[Levels]]:
-    """The class of a model's image features, and those of each row's images, copied, so that no row keeps its neighbours."""
+def _encode(model: Any, rows: list[Row]) -> tuple[type[Any], list[Levels]]:
+    """The class of a model's image features, and each row's features, copied so that no row keeps the whole batch in memory."""
     output = model.get_image_features(**join(rows), return_dict=True)
     levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
     bounds = list(pairwise(accumulate((len(grids) for _, grids in rows), initial=0)))
@@ -159,23 +161,23 @@ def _look(model: Any, rows: list[Row]) -> tuple[type[Any], list[Levels]]:
     return type(output), features
 
 
-def _key(patches: Tensor, grids: Tensor) -> bytes:
-    """Digest of the content, and of the precision in which it is looked at."""
-    facts = (patches.dtype, tuple(patches.shape), grids.tolist(), torch.is_autocast_enabled(patches.device.type))
-    digest = hashlib.blake2b(str(facts).encode(), digest_size=16)
+def _content_key(patches: Tensor, grids: Tensor) -> bytes:
+    """BLAKE2b-128 of the patches, their shapes and the precision of encoding."""
+    metadata = (patches.dtype, tuple(patches.shape), grids.tolist(), torch.is_autocast_enabled(patches.device.type))
+    digest = hashlib.blake2b(str(metadata).encode(), digest_size=16)
     if patches.device.type == "cpu":
         digest.update(patches.detach().contiguous().view(torch.uint8).numpy())
-    else:  # a copy to the host, and its hash there, would take longer than many passes over the images
+    else:  # copying to the host and hashing there would take longer than many passes over the images
         digest.update(str(content_sums(patches)).encode())
     return digest.digest()
 
 
 @torch.no_grad()
 def content_sums(values: Tensor) -> list[int]:
-    """Two sums modulo 2^64 that tell contents (N, D) apart: of each number's bits times fixed random ones of its row and column.
+    """Two 64-bit checksums of values (N, D): sums of each number's bits times fixed random numbers of its row and column.
 
-    They are made on the values' own device. Two contents that differ have the same pair by chance alone, about once in 2^96 (the
-    zero bits at the end of floats cost some).
+    They are computed on the values' own device. Different values collide with a probability of about 2^-96 (trailing zero bits of
+    floats cost some).
     """
     bits = values.contiguous().view(_INTEGERS[values.element_size()]).long()
     random = torch.Generator().manual_seed(0)
@@ -191,13 +193,13 @@ def _bytes(levels: Levels) -> int:
     return sum(part.nbytes for level in levels for part in level)
 
 
-def is_random(model: nn.Module) -> bool:
-    """Whether a model drops out anything as it is."""
-    return model.training and drops_out(model)
+def has_active_dropout(model: nn.Module) -> bool:
+    """Whether a model is in training mode and has dropout."""
+    return model.training and has_dropout(model)
 
 
-def drops_out(model: nn.Module) -> bool:
-    """Whether a model drops out anything while it trains."""
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a model has any dropout in training mode."""
     return any(
         getattr(module, name, 0.0) for module in model.modules() for name in ("attention_dropout", "p", "drop_prob")
     )

@@ -1,6 +1,6 @@
-"""The model that is trained: loaded as a locator loads it, adapted by the recipe, exported as a folder a locator takes.
+"""The trained model: loaded as a locator loads it, adapted by the recipe, exported as a folder that a locator loads.
 
-Stock processors of the Qwen-VL classes build a video processor, which needs torchvision; `PairProcessor` is one without.
+Stock Qwen-VL processors build a video processor, which needs torchvision; `PairProcessor` has none.
 Knows nothing of pairs, rewards or trainers.
 """
 
@@ -27,7 +27,7 @@ from differad.locators import checkpoints
 from differad.locators.local import LocalLocator, LocalOptions
 from differad.locators.packed_images import is_packed, read_rows
 from differad.locators.processors import load_processor, render_prompt
-from differad.training.data import Speech
+from differad.training.data import AnswerConvention
 from differad.training.recipe import Lora, Model
 from differad.training.scratch import build_scratch
 from differad.training.tiny import build_tiny
@@ -39,81 +39,82 @@ START_FOLDER = "start"
 class PairProcessor(Qwen2VLProcessor):
     """Image processor and tokenizer of a Qwen-VL checkpoint, without the video processor.
 
-    All three classes lay image tokens out alike. It never stands in a saved folder: `AutoProcessor`, which does not know it,
-    would return a bare tokenizer without a word. Patches that rows of a batch have in common are repeated on `device`.
+    All three model classes place image tokens alike. Saved folders never name this class, because `AutoProcessor` does not know
+    it and would silently return a bare tokenizer. Patches common to several rows of a batch are repeated on `device`.
     """
 
     device: torch.device | str = "cpu"
-    _kept: tuple[Any, Any, tuple[dict[str, Any], list[str]]] | None = None
+    # The key of the last request, its images and its result.
+    _last: tuple[Any, Any, tuple[dict[str, Any], list[str]]] | None = None
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-        # TRL pads prompts on the left, and takes the kinds of their tokens, which place pictures, as they are padded here.
+        # TRL pads prompts on the left and uses token types, which locate images, as this tokenizer pads them.
         tokenizer.padding_side = "left"
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> list[str]:
-        """Write tokenizer and image processor, each with files of its own, as published checkpoints have them.
+        """Write tokenizer and image processor, each to its own files, as in published checkpoints.
 
-        Every way of saving comes through here: the trainer's checkpoints, whole or sharded, and `export`.
+        All saving uses this method: the trainer's checkpoints, whole or sharded, and `export`.
         """
         written = self.tokenizer.save_pretrained(save_directory, **settings)
         return [*written, *self.image_processor.save_pretrained(save_directory, **settings)]
 
     def _process_images(self, images: list[list[Any]], **settings: Any) -> tuple[dict[str, Any], list[str]]:
-        """As stock, but pictures that several rows hold in common, the answers of a group, are prepared once.
+        """As stock, but images common to several rows (the completions of a group) are processed once.
 
-        Rows as a whole, for an image processor may compare the pictures of one. A trainer asks twice for what it draws: what it
-        is given first it is given again.
+        Rows are processed as a whole, because an image processor may compare a row's images. A trainer requests each rollout's
+        images twice: the second request returns the first result.
         """
         rows = [row if isinstance(row, list) else [row] for row in images]
         keys = [tuple(map(id, row)) for row in rows]
         distinct = dict(zip(keys, rows, strict=True))
         if len(distinct) == len(rows):
-            found: tuple[dict[str, Any], list[str]] = super()._process_images(rows, **settings)
-            return found
+            processed: tuple[dict[str, Any], list[str]] = super()._process_images(rows, **settings)
+            return processed
         ends = list(accumulate(map(len, distinct.values())))
-        places = {key: slice(end - len(key), end) for key, end in zip(distinct, ends, strict=True)}
-        order = [number for key in keys for number in range(places[key].start, places[key].stop)]
-        patches, texts = self._prepare(distinct, settings | {"return_tensors": "pt"})
-        return _repeat_pictures(patches, order, self.device), [texts[number] for number in order]
+        slices = {key: slice(end - len(key), end) for key, end in zip(distinct, ends, strict=True)}
+        order = [number for key in keys for number in range(slices[key].start, slices[key].stop)]
+        patches, texts = self._process_once(distinct, settings | {"return_tensors": "pt"})
+        return _repeat_images(patches, order, self.device), [texts[number] for number in order]
 
-    def _prepare(
+    def _process_once(
         self, rows: dict[tuple[int, ...], list[Any]], settings: dict[str, Any]
     ) -> tuple[dict[str, Any], list[str]]:
-        """The pictures of some rows as stock prepares them, once in every two times that it is asked in succession."""
-        asked = (list(rows), settings)
-        kept, self._kept = self._kept, None
-        if kept is not None and kept[0] == asked:
-            return kept[2]
-        found: tuple[dict[str, Any], list[str]] = super()._process_images(list(rows.values()), **settings)
-        # With the pictures themselves: by their identity they are known for as long as they are there.
-        self._kept = (asked, rows, found)
-        return found
+        """Process the images of some rows as stock does; an identical next request returns the same result once."""
+        request = (list(rows), settings)
+        last, self._last = self._last, None
+        if last is not None and last[0] == request:
+            return last[2]
+        processed: tuple[dict[str, Any], list[str]] = super()._process_images(list(rows.values()), **settings)
+        # Keep the images too: their ids are the key and stay valid only while they exist.
+        self._last = (request, rows, processed)
+        return processed
 
 
-def _repeat_pictures(found: dict[str, Any], order: list[int], device: torch.device | str) -> dict[str, Any]:
-    """Patches, as a tensor on `device`, and grids of the pictures in this order."""
-    grids = found["image_grid_thw"]
+def _repeat_images(processed: dict[str, Any], order: list[int], device: torch.device | str) -> dict[str, Any]:
+    """Patches, as a tensor on `device`, and grids of the images in this order."""
+    grids = processed["image_grid_thw"]
     # Each image goes to the device once: the repeated patches of a group are hundreds of megabytes.
-    parts = torch.split(found["pixel_values"].to(device), grids.prod(dim=1).tolist())
-    return {**found, "pixel_values": torch.cat([parts[number] for number in order]), "image_grid_thw": grids[order]}
+    parts = torch.split(processed["pixel_values"].to(device), grids.prod(dim=1).tolist())
+    return {**processed, "pixel_values": torch.cat([parts[number] for number in order]), "image_grid_thw": grids[order]}
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """A checkpoint before its weights are loaded: where it is, how it is read and how it speaks."""
+class CheckpointParts:
+    """A checkpoint without its weights: path, config, processor and answer convention."""
 
     path: str
     config: Any
     processor: Any
-    speech: Speech
+    convention: AnswerConvention
 
 
-def open_source(model: Model, out: Path, seed: int) -> Source:
-    """The recipe's checkpoint; one from scratch is made in `out`/start unless it lies there.
+def open_checkpoint(model: Model, out: Path, seed: int) -> CheckpointParts:
+    """The recipe's checkpoint; a randomly initialised one is written to `out`/start unless it exists there.
 
     Raises OptionError, WriteError.
     """
@@ -129,34 +130,34 @@ def open_source(model: Model, out: Path, seed: int) -> Source:
     else:
         path = checkpoints.resolve(str(model.start))
     config = checkpoints.load_config(path)
-    spoken = answer_format(model.family or family_of(config.model_type))
+    answers = answer_format(model.family or family_of(config.model_type))
     if not checkpoints.is_qwen(config):
-        own = load_processor(path, config, model.min_pixels, model.max_pixels)
-        own.by_row = is_packed(own.image_processor)
-        render_prompt(own, path, prompt_text(spoken))  # a template that cannot is refused before weights are loaded
-        return Source(path, config, own, Speech(spoken, None))
+        stock = load_processor(path, config, model.min_pixels, model.max_pixels)
+        stock.by_row = is_packed(stock.image_processor)
+        render_prompt(stock, path, prompt_text(answers))  # refuse an unusable template before weights are loaded
+        return CheckpointParts(path, config, stock, AnswerConvention(answers, None))
     tokenizer = checkpoints.load_tokenizer(path)
     image_processor = checkpoints.load_image_processor(path, model.min_pixels, model.max_pixels)
-    # What `AutoProcessor` is to make of what is saved: the stock class, as published checkpoints name it.
+    # The class that `AutoProcessor` loads from a saved folder: the stock one, as in published checkpoints.
     tokenizer._set_processor_class(PROCESSOR_MAPPING_NAMES.get(config.model_type, Qwen2VLProcessor.__name__))
     processor = PairProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
     rule = ResizeRule.from_settings(image_processor.to_dict())
-    return Source(path, config, processor, Speech(spoken, rule))
+    return CheckpointParts(path, config, processor, AnswerConvention(answers, rule))
 
 
-def load_model(source: Source, model: Model) -> Any:
-    """The weights, with the vision tower frozen where the recipe says so. Raises OptionError."""
+def load_model(checkpoint: CheckpointParts, model: Model) -> Any:
+    """Load the weights; freeze the vision tower if the recipe says so. Raises OptionError."""
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     if model.attention is not None:
         options["attn_implementation"] = model.attention
-    with checkpoints.loading(source.path, "the weights", "expected complete safetensors files"):
+    with checkpoints.loading(checkpoint.path, "the weights", "expected complete safetensors files"):
         loaded = AutoModelForImageTextToText.from_pretrained(
-            source.path, trust_remote_code=False, use_safetensors=True, **options
+            checkpoint.path, trust_remote_code=False, use_safetensors=True, **options
         )
     text = loaded.config.get_text_config()
-    if hasattr(text, "output_router_logits"):  # trainers ask for it by themselves, see `without_balance`
+    if hasattr(text, "output_router_logits"):  # trainers request it themselves, see `without_balance`
         text.output_router_logits = False
-    if getattr(source.processor, "by_row", False):
+    if getattr(checkpoint.processor, "by_row", False):
         read_rows(loaded)
     if model.freeze_vision:
         freeze_vision(loaded)
@@ -164,7 +165,7 @@ def load_model(source: Source, model: Model) -> Any:
 
 
 def freeze_vision(model: Any) -> None:
-    """Keep the image encoder's weights as they are. Raises OptionError for a model that names none."""
+    """Freeze the image encoder's weights. Raises OptionError if the model names no image encoder."""
     encoder = model.get_encoder(modality="image")
     if encoder in (model, model.base_model):
         raise OptionError(
@@ -174,18 +175,18 @@ def freeze_vision(model: Any) -> None:
 
 
 def lora_config(lora: Lora | None, model: Any) -> LoraConfig | None:
-    """peft's configuration of the recipe's adapters: the named layers of the language model, not of the vision tower.
+    """PEFT's configuration of the recipe's adapters: the named layers of the language model, not of the vision tower.
 
-    Raises OptionError where the language model has none of them.
+    Raises OptionError if the language model has none of them.
     """
     if lora is None:
         return None
     decoder = model.get_decoder()
-    within = next(name for name, module in model.named_modules() if module is decoder)
-    pattern = rf"{re.escape(within)}\.(.*\.)?({'|'.join(map(re.escape, lora.targets))})"
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    pattern = rf"{re.escape(prefix)}\.(.*\.)?({'|'.join(map(re.escape, lora.targets))})"
     layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     if not any(re.fullmatch(pattern, name) for name in layers):
-        linear = sorted({name.rpartition(".")[2] for name in layers if name.startswith(f"{within}.")})
+        linear = sorted({name.rpartition(".")[2] for name in layers if name.startswith(f"{prefix}.")})
         raise OptionError(
             f"model.lora.targets: none in {type(model).__name__}; its linear layers are {', '.join(linear)}"
         )
@@ -198,37 +199,37 @@ def lora_config(lora: Lora | None, model: Any) -> LoraConfig | None:
     )
 
 
-def export(model: Any, source: Source, folder: Path) -> None:
-    """Write the policy as a checkpoint folder that `--model` takes: safetensors, adapters merged, tokenizer, processor."""
+def export(model: Any, checkpoint: CheckpointParts, folder: Path) -> None:
+    """Write the policy as a checkpoint folder for `--model`: safetensors with merged adapters, tokenizer, processor."""
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     model.save_pretrained(folder)
-    source.processor.save_pretrained(folder)
+    checkpoint.processor.save_pretrained(folder)
 
 
-class LiveLocator(LocalLocator):
-    """The policy in memory as a locator: it answers exactly as its exported folder would."""
+class InMemoryLocator(LocalLocator):
+    """The policy in memory as a locator; its answers equal those of its exported folder."""
 
-    def __init__(self, model: Any, source: Source, *, batch_size: int, max_new_tokens: int) -> None:
+    def __init__(self, model: Any, checkpoint: CheckpointParts, *, batch_size: int, max_new_tokens: int) -> None:
         self.name = "policy"
-        # What is kept of a prompt would outlive the weights that encoded it.
+        # No prefix cache: entries would outlive the weights that encoded them.
         self.options = LocalOptions(batch_size=batch_size, max_new_tokens=max_new_tokens, remember_prefixes=0)
-        self._config = source.config
-        self._format = source.speech.format
+        self._config = checkpoint.config
+        self._format = checkpoint.convention.format
         self._device = model.device
         self._processor = None
-        if not checkpoints.is_qwen(source.config):
-            self._processor = copy(source.processor)
+        if not checkpoints.is_qwen(checkpoint.config):
+            self._processor = copy(checkpoint.processor)
             self._processor.by_row = False
-        self._tokenizer = source.processor.tokenizer
-        self._image_processor = source.processor.image_processor
-        self._rule = source.speech.rule
+        self._tokenizer = checkpoint.processor.tokenizer
+        self._image_processor = checkpoint.processor.image_processor
+        self._rule = checkpoint.convention.rule
         self._set_up(model)
 
 
 @contextmanager
-def answering(model: Any) -> Iterator[None]:
-    """The model set to answer (no dropout, no activation checkpoints), and as it was afterwards."""
+def eval_mode(model: Any) -> Iterator[None]:
+    """Set the model to evaluation (no dropout, no activation checkpointing) inside the block; restore its mode afterwards."""
     training = model.training
     model.eval()
     try:

@@ -1,7 +1,7 @@
-"""What a checkpoint came from, in `run_info.json` beside it: recipe, data checksums, versions, commit.
+"""The origin of a checkpoint, in its `run_info.json`: recipe, data checksums, versions, commit.
 
-The file is written last and in one step, so a checkpoint that has it is whole; one that a kill cut short has none and is
-never resumed from. Knows nothing of models or trainers.
+The file is written last and atomically, so a checkpoint that has it is complete. An interrupted checkpoint lacks it, and no run
+resumes from it. Knows nothing of models or trainers.
 """
 
 import json
@@ -18,7 +18,7 @@ from differad.training.recipe import Recipe
 
 RUN_INFO = "run_info.json"
 PACKAGES = ("differad", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "numpy")
-# What may differ when a run goes on: how long it lasts, and what watches it.
+# Keys that may differ in a resumed run: its length, and its logging.
 _FREE_TRAIN = (
     "steps",
     "epochs",
@@ -37,7 +37,7 @@ _FREE = {"": ("out", "held_out"), "train.": _FREE_TRAIN}
 def describe_run(
     recipe: Recipe, checksums: Mapping[str, str], processes: int, inputs: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Everything that a run's losses depend on, JSON-ready. `inputs`: hashes of images and weights, None where not known."""
+    """Everything that a run's losses depend on, JSON-ready. `inputs`: hashes of images and weights, None if not known."""
     return {
         "recipe": recipe.model_dump(mode="json"),
         "data": dict(checksums),
@@ -49,24 +49,24 @@ def describe_run(
 
 
 def write_run_info(folder: Path, run: Mapping[str, Any], step: int) -> None:
-    """Bring the checkpoint in `folder` to the disk, then mark it as whole. Raises WriteError."""
+    """Flush the checkpoint in `folder` to the disk, then mark it as complete. Raises WriteError."""
     sync_tree(folder)
     write_text(folder / RUN_INFO, json.dumps({"step": step, **run}, indent=2) + "\n")
 
 
 def read_run_info(folder: Path) -> dict[str, Any]:
-    """What a whole checkpoint came from. Raises OSError, ValueError."""
+    """The run info of a complete checkpoint. Raises OSError, ValueError."""
     return dict(json.loads((folder / RUN_INFO).read_text(encoding="utf-8")))
 
 
-def whole_checkpoints(out: Path) -> list[Path]:
-    """The checkpoints of a run that were written to the end, oldest first."""
-    found = [folder for folder in out.glob("checkpoint-*") if (folder / RUN_INFO).is_file()]
-    return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
+def complete_checkpoints(out: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    folders = [folder for folder in out.glob("checkpoint-*") if (folder / RUN_INFO).is_file()]
+    return sorted(folders, key=lambda folder: int(folder.name.rpartition("-")[2]))
 
 
 def discard_unfinished(out: Path, earlier: Container[Path]) -> None:
-    """Remove the checkpoints of a run that were not written to the end, but for `earlier` ones."""
+    """Remove incomplete checkpoints of a run, except `earlier` ones."""
     for folder in out.glob("checkpoint-*"):
         if folder not in earlier and not (folder / RUN_INFO).is_file():
             shutil.rmtree(folder, ignore_errors=True)
@@ -75,12 +75,12 @@ def discard_unfinished(out: Path, earlier: Container[Path]) -> None:
 def find_start(
     out: Path, run: Mapping[str, Any], resume: bool, changed_files: Mapping[str, str] | None = None
 ) -> Path | None:
-    """The checkpoint to go on from; None for a fresh start. Raises OptionError where the two do not fit.
+    """The checkpoint to resume from; None for a new start. Raises OptionError if the checkpoint does not fit the run.
 
-    A run that was killed before its first checkpoint starts afresh. Without `resume`, `out` must hold no checkpoint.
-    `changed_files` names a file of each kind of input that has changed, for the message.
+    A run killed before its first checkpoint starts again. Without `resume`, `out` must contain no checkpoint.
+    `changed_files` names one changed file of each kind of input, for the message.
     """
-    checkpoints = whole_checkpoints(out)
+    checkpoints = complete_checkpoints(out)
     if not checkpoints:
         return None
     if not resume:
@@ -100,7 +100,7 @@ def find_start(
 
 
 def git_commit(path: Path) -> str | None:
-    """The commit that the checkout around `path` is at, read from its files; None outside one."""
+    """The current commit of the checkout around `path`, read from its files; None outside a checkout."""
     root = next((parent for parent in path.resolve().parents if (parent / ".git").exists()), None)
     if root is None:
         return None
@@ -113,9 +113,9 @@ def git_commit(path: Path) -> str | None:
     name = head.removeprefix("ref:").strip()
     common = folder / "commondir"
     shared = folder / common.read_text().strip() if common.is_file() else folder
-    for place in (folder / name, shared / name):
-        if place.is_file():
-            return place.read_text().strip()
+    for path in (folder / name, shared / name):
+        if path.is_file():
+            return path.read_text().strip()
     packed = shared / "packed-refs"
     lines = packed.read_text().splitlines() if packed.is_file() else []
     return next((line.split()[0] for line in lines if line.endswith(f" {name}")), None)
@@ -129,7 +129,7 @@ def _version(name: str) -> str | None:
 
 
 def _fixed(run: Mapping[str, Any], key: str) -> Any:
-    """The part of a run that resuming must find as it was."""
+    """The part of a run's description that must be equal to resume."""
     if key != "recipe":
         return run[key]
     recipe = {name: value for name, value in run["recipe"].items() if name not in _FREE[""]}
@@ -137,7 +137,7 @@ def _fixed(run: Mapping[str, Any], key: str) -> Any:
 
 
 def _first_change(earlier: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> str:
-    """The key, dotted, of the first value that differs."""
+    """The dotted key of the first different value."""
     for key in {**earlier, **now}:
         old, new = earlier.get(key), now.get(key)
         if old == new or key in _FREE.get(above, ()):

@@ -1,7 +1,7 @@
-"""Recipes: what a training run is, as YAML with `key=value` on top, checked field by field before anything is loaded.
+"""Recipes: the settings of a training run in YAML, with `key=value` overrides, validated before anything is loaded.
 
-A recipe may build on another (`base: ../base/sft.yaml`, relative to itself); paths of data and checkpoints are relative to
-the folder that the command runs in. Every error names the file and the key. Knows nothing of torch or TRL.
+A recipe may extend another (`base: ../base/sft.yaml`, relative to itself); paths of data and checkpoints are relative to the
+working folder. Every error names the file and the key. Knows nothing of torch or TRL.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from differad.training.localization import DEFAULT_VARIANT, VARIANTS
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-# Letters of a YAML reader's reason that stand in a message.
+# Length limit of a YAML parser's reason in a message.
 _REASON = 200
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 class Scratch(Section):
-    """A small Qwen2-VL made from nothing, for runs on a CPU: the tokenizer is trained on the prompts themselves."""
+    """A small, randomly initialised Qwen2-VL for runs on a CPU; its tokenizer is trained on the prompts."""
 
     hidden_size: Positive = 128
     layers: Positive = 4
@@ -48,16 +48,16 @@ class Scratch(Section):
 
 
 class Tiny(Section):
-    """The embedded policy made from nothing: a small Qwen2-VL on evidence of the frozen backbone (locators/tiny)."""
+    """The embedded policy, randomly initialised: a small Qwen2-VL on pair features of a frozen backbone (locators/tiny)."""
 
     hidden_size: Positive = 128
     layers: Positive = 4
     heads: Positive = 4
     channels: Annotated[int, Field(ge=4, multiple_of=4)] = 32
     blocks: Positive = 3
-    # Steps of the reading lesson (training/reading.py) before the first picture is shown.
+    # Steps of box pretraining (training/reading.py) before training on images.
     reading: Annotated[int, Field(ge=0)] = 0
-    # A checkpoint of an earlier run whose comparer (not its language model) is the start.
+    # A checkpoint of an earlier run whose change encoder (not its language model) is copied.
     comparer: Path | None = None
 
     @model_validator(mode="after")
@@ -75,7 +75,7 @@ class Lora(Section):
     rank: Positive = 16
     alpha: Positive = 32
     dropout: Share = 0.0
-    # By the names that they have in the families; what a model lacks is passed over.
+    # The layers' names in all families; names that a model lacks are ignored.
     targets: tuple[str, ...] = (
         *("q_proj", "k_proj", "v_proj", "o_proj", "out_proj"),
         *("gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3"),
@@ -84,9 +84,9 @@ class Lora(Section):
 
 
 class Model(Section):
-    """The policy that the run starts from: a checkpoint's folder, a hub id, `tiny` (the shipped one), or one made from scratch.
+    """The policy that the run starts from: a checkpoint folder, a hub id, `tiny` (the shipped one), or random initialisation.
 
-    `family` is the format that it answers in, where its model type does not tell.
+    `family` is its answer format if the model type does not imply one.
     """
 
     checkpoint: str | None = None
@@ -102,7 +102,7 @@ class Model(Section):
 
     @property
     def start(self) -> str | None:
-        """The checkpoint's folder or hub id, that of the shipped policy for `tiny`; None for one made from scratch."""
+        """The checkpoint's folder or hub id, for `tiny` the shipped policy's folder; None for random initialisation."""
         return str(WEIGHTS) if self.checkpoint == TinyLocator.name else self.checkpoint
 
     @model_validator(mode="after")
@@ -119,19 +119,19 @@ class Model(Section):
 
 
 class Data(Section):
-    """The pairs that are trained on, and how they are put into words."""
+    """The training pairs, and how their prompts and answers are written."""
 
     pairs: Annotated[tuple[Path, ...], Field(min_length=1)]
     limit: Positive | None = None
     question: Literal["drawn", "fixed"] = "drawn"
     reasoning: bool = True
     seed: Annotated[int, Field(ge=0)] = 0
-    # The embedded policy sees evidence of a frozen backbone: computed once a pair and kept here, by content.
+    # Cache folder for the embedded policy's pair features, computed once per pair and keyed by content.
     evidence: Path | None = None
 
 
 class HeldOut(Section):
-    """Pairs that are never trained on: located every so many steps and scored as `differad evaluate` does."""
+    """Pairs that are never trained on: located every `every` steps and scored as `differad evaluate` does."""
 
     pairs: tuple[Path, ...] = ()
     every: Positive = 100
@@ -141,10 +141,10 @@ class HeldOut(Section):
 
 
 class Train(Section):
-    """The optimiser's loop. `batch_size` is per device; `more` goes to TRL's configuration as it stands.
+    """The optimiser's loop. `batch_size` is per device; `more` is passed to TRL's configuration unchanged.
 
-    `minutes` end the run where `steps` or `epochs` do not end it before. `bf16` runs the model under autocast; None: where the
-    device can.
+    The run ends after `minutes`, `steps` or `epochs`, whichever comes first. `bf16` runs the model under autocast; None: if the
+    device supports it.
     """
 
     steps: Annotated[int, Field(ge=-1)] = -1
@@ -171,9 +171,9 @@ class Train(Section):
 
 
 class Vllm(Section):
-    """Answers drawn by vLLM, on the training GPUs (colocate) or on others (server: `trl vllm-serve`).
+    """Answers generated by vLLM, on the training GPUs (colocate) or on others (server: `trl vllm-serve`).
 
-    `max_model_length` are tokens of a prompt and its answer; left out, those of the longest prompt of the data.
+    `max_model_length` limits the tokens of a prompt and its answer; the default fits the longest prompt of the data.
     """
 
     mode: Literal["colocate", "server"] = "colocate"
@@ -187,8 +187,8 @@ class Vllm(Section):
 class Grpo(Section):
     """Difficulty-aware GRPO; the defaults are the paper's, except for the reward (see docs/training.md).
 
-    `share_prefix` encodes each distinct prompt once for all its answers. `remember_pictures_mb` is how many MiB of a frozen
-    vision tower's features stay on the device, so that no picture is looked at twice; 0 remembers none.
+    `share_prefix` encodes each distinct prompt once for all its answers. `remember_pictures_mb` limits the cache of a frozen
+    vision tower's features on the device, in MiB; 0 turns the cache off.
     """
 
     generations: Annotated[int, Field(ge=2)] = 8
@@ -217,7 +217,7 @@ class Grpo(Section):
 
 
 class Recipe(Section):
-    """What both phases share. `out` receives checkpoints, curves, samples and, at the end, `model/`."""
+    """Keys of both phases. `out` receives checkpoints, curves, samples and, at the end, `model/`."""
 
     out: Path
     model: Model
@@ -227,13 +227,13 @@ class Recipe(Section):
 
 
 class SftRecipe(Recipe):
-    """Cold start."""
+    """Supervised cold start."""
 
     phase: Literal["sft"]
 
 
 class RlRecipe(Recipe):
-    """Reinforcement."""
+    """Reinforcement learning."""
 
     phase: Literal["rl"]
     grpo: Grpo = Grpo()
@@ -248,7 +248,7 @@ def load_recipe(path: str | Path, kind: type[AnyRecipe], overrides: Sequence[str
 
 
 def load_any_recipe(path: str | Path, overrides: Sequence[str] = ()) -> SftRecipe | RlRecipe:
-    """As `load_recipe`, of the phase that the recipe names. Raises OptionError naming the key."""
+    """As `load_recipe`, for the phase that the recipe names. Raises OptionError naming the key."""
     values = _values(path, overrides)
     return _checked(path, RlRecipe, values) if values.get("phase") == "rl" else _checked(path, SftRecipe, values)
 
@@ -267,8 +267,8 @@ def _checked(path: str | Path, kind: type[AnyRecipe], values: Mapping[str, Any])
         raise OptionError(f"{path}: {_explain(error)}") from None
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The YAML mapping at `path`, laid over the one that its `base` names."""
+def _read(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """The YAML mapping at `path`, merged over that of its `base`."""
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -282,18 +282,18 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    place = (path.parent / str(base)).resolve()
-    if place in above:
+    base_path = (path.parent / str(base)).resolve()
+    if base_path in extending:
         raise OptionError(f"{path}: base: {base}: builds on itself; expected a recipe that does not name this one")
-    return _merge(_read(place, (*above, place)), values)
+    return _merge(_read(base_path, (*extending, base_path)), values)
 
 
-def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """`high` over `low`, mappings key by key."""
-    merged = dict(low)
-    for key, value in high.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+def _merge(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` overridden by `values`; nested mappings are merged key by key."""
+    merged = dict(base)
+    for key, value in values.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 
@@ -308,8 +308,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise OptionError(f"{shortened(override)}: the value is {reason}; put it in quotes") from None
     *parents, last = key.split(".")
     for parent in parents:
-        below = values.get(parent)
-        values[parent] = dict(below) if isinstance(below, dict) else {}
+        nested = values.get(parent)
+        values[parent] = dict(nested) if isinstance(nested, dict) else {}
         values = values[parent]
     values[last] = value
 

@@ -1,7 +1,7 @@
-"""A small Qwen2-VL made from nothing, so that a whole training run fits on a CPU.
+"""A small, randomly initialised Qwen2-VL, so that a whole training run fits on a CPU.
 
-The tokenizer is trained on the prompts and on answers as they will be asked and given, digits apart, so that a prompt takes
-a quarter of the tokens that bytes would. The folder reads like a published checkpoint: safetensors, no code.
+The tokenizer is trained on the run's own prompts and answers, with single digits, so a prompt takes a quarter of the tokens that
+bytes would. The folder has the form of a published checkpoint: safetensors, no code.
 """
 
 import json
@@ -29,7 +29,7 @@ SPECIALS = (
     "<|box_end|>",
 )
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-# What conversations with pictures use of the published template.
+# The part of the published template that conversations with images use.
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -39,7 +39,7 @@ TEMPLATE = (
 )
 PATCH, MERGE = 14, 2
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 448 * 448
-# The sentences that the templated reasoning of `data.describe` is made of.
+# Sentences with all words of the templated reasoning of `data.describe_defect`.
 _REASONING = (
     "The target shows the part as the reference does. Nothing is missing, added or damaged.",
     "The target differs from the reference: defect, texture, in the upper middle lower left centre right, a speck, small, "
@@ -48,7 +48,7 @@ _REASONING = (
 
 
 def build_scratch(folder: Path, scratch: Scratch, seed: int) -> Path:
-    """Write the checkpoint to `folder`; the same seed gives the same weights."""
+    """Write the checkpoint to `folder`; the seed fixes the weights."""
     torch.manual_seed(seed)
     tokenizer = _tokenizer(scratch.vocabulary)
     config = AutoConfig.for_model("qwen2_vl", **_settings(scratch, tokenizer))
@@ -93,7 +93,7 @@ def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
-    # Ordinary tokens: completions are decoded without special ones, and rewards look for the tags.
+    # Ordinary tokens: completions are decoded without special tokens, and rewards search for the tags.
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in TAGS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
@@ -117,7 +117,7 @@ def _settings(scratch: Scratch, tokenizer: PreTrainedTokenizerFast) -> dict[str,
 def text_settings(
     tokenizer: PreTrainedTokenizerFast, hidden_size: int, layers: int, heads: int, positions: int
 ) -> dict[str, object]:
-    """Qwen2-VL's `text_config` of a small language model whose heads all have keys and values of their own."""
+    """Qwen2-VL's `text_config` of a small language model without shared key/value heads."""
     head = hidden_size // heads
     # Sections of the rotary frequencies for time, height and width, in the published proportion 2 : 3 : 3.
     third = head * 3 // 16
@@ -138,6 +138,6 @@ def text_settings(
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """The ids of the tokens around pictures, as Qwen2-VL's configuration names them."""
+    """The ids of image tokens, under the names of Qwen2-VL's configuration."""
     names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
     return {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{text}|>") for name, text in names.items()}

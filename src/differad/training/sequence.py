@@ -1,9 +1,9 @@
-"""A prompt and all answers to it as one sequence, for the pass that is differentiated: what stands once is computed once.
+"""Pack a prompt and all its completions into one sequence, for passes with gradients: the prompt is computed once.
 
-The answers stand behind the prompt, each begun by the prompt's last token; a mask lets each see the prompt and itself, and its
-places are those that it has behind the prompt alone. Attention sees the same keys as in rows of their own, so that logits,
-losses and gradients equal those of the repeated prompt up to rounding. It is one plain pass without a cache, which gradient
-checkpointing may run again. Prefix Grouper (arXiv 2506.05433) does it for text.
+The completions follow the prompt; each starts with a copy of the prompt's last token. A mask lets each attend to the prompt
+and itself, and its position ids are those that it has directly behind the prompt. Attention sees the same keys as in separate
+rows, so logits, losses and gradients equal those of the repeated prompt up to rounding. It is one plain pass without a cache,
+which gradient checkpointing may run again. Prefix Grouper (arXiv 2506.05433) does this for text.
 
 Knows nothing of rewards, advantages or trainers.
 """
@@ -17,97 +17,97 @@ from torch.nn import functional
 
 from differad.locators.grouped import added
 from differad.locators.transformers_hooks import takes_masks, text_attention, without_balance
-from differad.training.pictures import PictureMemory, picture_inputs
-from differad.training.prefix import Answered, places
+from differad.training.pictures import VisionFeatureCache, image_inputs
+from differad.training.prefix import PromptCompletions, position_ids
 
-# A token costs a layer about this many times its width squared in multiplications, and its width for every key it meets, twice.
+# Multiplications of a layer per token: about 12 * width^2, and 2 * width for each key that it attends to.
 _WEIGHTS = 12
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
-    """Rows of a batch laid out as U sequences of L tokens.
+class PackedBatch:
+    """Rows of a batch packed into U sequences of L tokens.
 
-    `inputs` is what the model takes, `labels` (U, L) what each token should be, -100 where that is nobody's business.
+    `inputs` are the model's inputs, `labels` (U, L) the target tokens, -100 where the loss ignores them. `of_row` and
+    `group_index` (B,) give each row's sequence and its index within that sequence's group.
     """
 
     inputs: dict[str, Any]
     labels: Tensor
     of_row: Tensor
-    member: Tensor
-    members: int
+    group_index: Tensor
+    group_size: int
     keep: int
 
     def rows(self, values: Tensor) -> Tensor:
-        """Values (U, L - 1) that belong to the next token, for the answers of each row, (B, keep)."""
-        width = self.members * (self.keep + 1)
-        blocks = functional.pad(values, (0, 1))[:, -width:].unflatten(1, (self.members, -1))
-        return blocks[self.of_row, self.member, : self.keep]
+        """Unpack values (U, L - 1) of next tokens into those of each row's completion, (B, keep)."""
+        width = self.group_size * (self.keep + 1)
+        blocks = functional.pad(values, (0, 1))[:, -width:].unflatten(1, (self.group_size, -1))
+        return blocks[self.of_row, self.group_index, : self.keep]
 
 
-def lay_out(model: Any, answered: Answered, memory: PictureMemory | None = None) -> Layout:
-    """Rows as one sequence a prompt."""
-    batch, keep, prompts, start = answered.batch, answered.keep, answered.prompts, answered.start
-    ids, mask, rows = batch.ids, batch.mask, batch.pictures.rows()
-    of_row, member = prompts.of_row, count_members(prompts.of_row)
-    members, head = int(member.max()) + 1, start - 1
-    positions, _ = places(model, batch)
+def pack(model: Any, rows: PromptCompletions, vision_cache: VisionFeatureCache | None = None) -> PackedBatch:
+    """Pack rows into one sequence per prompt."""
+    batch, keep, prompts, start = rows.batch, rows.keep, rows.prompts, rows.start
+    ids, mask, images = batch.ids, batch.mask, batch.pictures.rows()
+    of_row, group_index = prompts.of_row, index_in_group(prompts.of_row)
+    group_size, prefix = int(group_index.max()) + 1, start - 1
+    positions, _ = position_ids(model, batch)
 
-    def laid(values: Tensor) -> Tensor:
-        # Where a prompt has fewer answers than another, its first one stands there again, and nobody reads it.
-        blocks = values[prompts.first, None, head:].repeat(1, members, 1)
-        blocks[of_row, member] = values[:, head:]
-        return torch.cat([values[prompts.first, :head], blocks.flatten(1)], dim=1)
+    def packed(values: Tensor) -> Tensor:
+        # A group smaller than the largest is filled up with its first completion, whose values are never read.
+        blocks = values[prompts.first, None, prefix:].repeat(1, group_size, 1)
+        blocks[of_row, group_index] = values[:, prefix:]
+        return torch.cat([values[prompts.first, :prefix], blocks.flatten(1)], dim=1)
 
-    named = ids.masked_fill(mask == 0, -100)
-    named[:, :start] = -100
-    labels = laid(named)
-    sees = who_sees_what(mask[prompts.first, :head], members, keep + 1)
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :start] = -100
+    allowed = packed_attention_mask(mask[prompts.first, :prefix], group_size, keep + 1)
     inputs = {
-        "input_ids": laid(ids),
-        "attention_mask": as_mask(sees, model)[:, None],
-        "position_ids": torch.stack([laid(axis) for axis in positions]),
-        **picture_inputs([rows[row] for row in prompts.first.tolist()], memory),
+        "input_ids": packed(ids),
+        "attention_mask": to_attention_mask(allowed, model)[:, None],
+        "position_ids": torch.stack([packed(axis) for axis in positions]),
+        **image_inputs([images[row] for row in prompts.first.tolist()], vision_cache),
         **without_balance(model),
     }
-    return Layout(inputs, labels, of_row, member, members, keep)
+    return PackedBatch(inputs, packed(labels), of_row, group_index, group_size, keep)
 
 
-def who_sees_what(mask: Tensor, members: int, block: int) -> Tensor:
-    """(U, L, L) of prompts whose pads `mask` (U, P) tells and `members` blocks behind each, true where a token may attend.
+def packed_attention_mask(mask: Tensor, group_size: int, block: int) -> Tensor:
+    """(U, L, L), true where a token may attend: prompts with padding `mask` (U, P), each with `group_size` blocks behind it.
 
-    To its prompt but for pads, to its own block, to nothing behind it, and to itself whatever it is.
+    A token attends to its prompt without the padding, to earlier tokens of its own block, and always to itself.
     """
-    head = mask.shape[1]
-    own = torch.ones(block, block, dtype=torch.bool, device=mask.device)
-    beside = torch.ones(head, head, dtype=torch.bool, device=mask.device)
-    sees = torch.block_diag(beside, *[own] * members).bool().tril()
-    sees[head:, :head] = True
-    sees = sees.repeat(len(mask), 1, 1)
-    sees[:, :, :head] &= mask[:, None].bool()
-    return sees | torch.eye(len(sees[0]), dtype=torch.bool, device=mask.device)
+    prefix = mask.shape[1]
+    completion = torch.ones(block, block, dtype=torch.bool, device=mask.device)
+    prompt = torch.ones(prefix, prefix, dtype=torch.bool, device=mask.device)
+    allowed = torch.block_diag(prompt, *[completion] * group_size).bool().tril()
+    allowed[prefix:, :prefix] = True
+    allowed = allowed.repeat(len(mask), 1, 1)
+    allowed[:, :, :prefix] &= mask[:, None].bool()
+    return allowed | torch.eye(len(allowed[0]), dtype=torch.bool, device=mask.device)
 
 
-def as_mask(sees: Tensor, model: Any) -> Tensor:
-    """What a model's text attention takes: truths, or, where it adds them to its scores, 0 and minus infinity."""
+def to_attention_mask(allowed: Tensor, model: Any) -> Tensor:
+    """The mask that a model's text attention takes: booleans, or 0 and minus infinity if it adds the mask to its scores."""
     if text_attention(model) != "eager":
-        return sees
-    return added(sees, model.dtype)
+        return allowed
+    return added(allowed, model.dtype)
 
 
-def count_members(of_row: Tensor) -> Tensor:
-    """The how-manieth of its prompt each row (B,) is."""
+def index_in_group(of_row: Tensor) -> Tensor:
+    """Index of each row (B,) within its group."""
     same = of_row[:, None] == of_row
     return same.tril(-1).sum(dim=1)
 
 
-def pays(model: Any, answered: Answered) -> bool:
-    """Whether sequences take fewer multiplications than rows: long answers meet the keys of all others, if only to be masked."""
+def is_cheaper(model: Any, rows: PromptCompletions) -> bool:
+    """Whether packed sequences take fewer multiplications than rows, masked keys of other completions included."""
     if not takes_masks(model):
         return False
-    rows, whole = answered.batch.ids.shape
-    members = int(count_members(answered.prompts.of_row).max()) + 1
-    length = answered.start - 1 + members * (answered.keep + 1)
+    count, row_length = rows.batch.ids.shape
+    group_size = int(index_in_group(rows.prompts.of_row).max()) + 1
+    length = rows.start - 1 + group_size * (rows.keep + 1)
     width = _WEIGHTS * model.config.get_text_config().hidden_size
-    together = len(answered.prompts.first) * length * (width + 2 * length)
-    return bool(together < rows * whole * (width + 2 * whole))
+    packed_cost = len(rows.prompts.first) * length * (width + 2 * length)
+    return bool(packed_cost < count * row_length * (width + 2 * row_length))

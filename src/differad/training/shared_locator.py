@@ -1,7 +1,7 @@
-"""The policy in training as a locator that all processes answer for: each takes its share of the pairs.
+"""The policy in training as a locator shared by all processes: each locates its share of the pairs.
 
-The main process reads manifests, scores and writes; the others hand in what they located. A sharded model answers only where
-every process asks it as often as the others do, so there all enter `generate` alike, with a blank pair where one has none left.
+The main process reads manifests, scores and writes; the others return their results to it. A sharded model generates only if
+all processes call it equally often, so then all enter `generate` together, with a blank pair where a process has none left.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,27 +15,27 @@ from accelerate import PartialState
 from differad.core import Location, Pair
 from differad.errors import DifferadError
 from differad.locators.base import Outcome
-from differad.training.peers import Agreeing, from_main, join_shares, share_out
-from differad.training.policy import LiveLocator
+from differad.training.peers import RaisingTogether, broadcast_from_main, gather_shares, take_share
+from differad.training.policy import InMemoryLocator
 
 Result = TypeVar("Result")
 _BLANK_SIDE = 56
 
 
 class SharedLocator:
-    """`locator` on every process as one locator of the main process. `lockstep` is the model where it is sharded, else None."""
+    """The main process's view of `locator` on every process. `lockstep` is the model if it is sharded, else None."""
 
-    def __init__(self, locator: LiveLocator, *, lockstep: Any = None) -> None:
+    def __init__(self, locator: InMemoryLocator, *, lockstep: Any = None) -> None:
         self.name, self.options = locator.name, locator.options
         self._locator, self._lockstep = locator, lockstep
         self._shared = False
 
     def on_main(self, task: Callable[["SharedLocator"], Result]) -> Result | None:
-        """What `task` returns on the main process, None on the others, which answer its one call of `locate_many`.
+        """Run `task` on the main process and return its result; the others take part in its one `locate_many` and return None.
 
-        Every process calls it once. Raises what `task` or any share raised; PeerError where that was another process.
+        Every process calls it once. Raises the error of `task` or of any share; PeerError if another process failed.
         """
-        with Agreeing():
+        with RaisingTogether():
             if not PartialState().is_main_process:
                 self._share(())
                 return None
@@ -53,15 +53,15 @@ class SharedLocator:
         return outcome
 
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
-        """Outcomes in order, all of them at once; on the main process, inside `on_main`, and once."""
+        """All outcomes at once, in order. Call it once, on the main process, inside `on_main`."""
         return iter(self._share(tuple(pairs)))
 
     def _share(self, pairs: tuple[Pair, ...]) -> list[Outcome]:
         self._shared = True
-        every: tuple[Pair, ...] = from_main(pairs)
-        with Agreeing():
-            outcomes = self._locate(share_out(every), len(every))
-        return join_shares(outcomes)
+        all_pairs: tuple[Pair, ...] = broadcast_from_main(pairs)
+        with RaisingTogether():
+            outcomes = self._locate(take_share(all_pairs), len(all_pairs))
+        return gather_shares(outcomes)
 
     def _locate(self, share: list[Pair], total: int) -> list[Outcome]:
         if self._lockstep is None:
@@ -72,7 +72,7 @@ class SharedLocator:
         return [outcome for outcomes in rounds for outcome in outcomes]
 
     def _round(self, pairs: list[Pair]) -> list[Outcome]:
-        """One batch, for which `generate` is entered once, whatever could be read of it."""
+        """One batch that enters `generate` exactly once, even if none of its images can be read."""
         outcomes = list(self._locator.locate_many(pairs))
         if not any(isinstance(outcome, Location) for outcome in outcomes):
             blank = np.full((_BLANK_SIDE, _BLANK_SIDE, 3), 127, np.uint8)
@@ -82,7 +82,7 @@ class SharedLocator:
 
 @contextmanager
 def _in_step(model: Any) -> Iterator[None]:
-    """Meanwhile `generate` goes on until every process has finished; transformers knows by itself of some engines only."""
+    """Make `generate` continue until every process has finished; transformers does so by itself for some engines only."""
     model.generate = partial(model.generate, synced_gpus=PartialState().num_processes > 1)
     try:
         yield

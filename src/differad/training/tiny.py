@@ -1,7 +1,7 @@
-"""The embedded policy made from nothing: a folder that reads like a Qwen2-VL checkpoint, random weights, a tokenizer of its own.
+"""The randomly initialised embedded policy: a folder in the form of a Qwen2-VL checkpoint, with its own tokenizer.
 
-It knows one question, so its chat template leaves texts out and lays out the two pictures alone. Whole numbers from 0 to 1000
-are tokens, whose embeddings start out as waves of the number: near numbers look alike from the first step on.
+It has only one question, so its chat template omits texts and keeps the two images. Whole numbers from 0 to 1000 are tokens;
+their embeddings start as Fourier features of the number, so near numbers have similar embeddings from the first step.
 """
 
 from pathlib import Path
@@ -16,14 +16,14 @@ from differad.locators.tiny.evidence import PATCH
 from differad.locators.tiny.model import COMPARISON, TinyConfig, TinyPolicy, waves
 from differad.locators.tiny.network import OPENING
 from differad.locators.tiny.processor import MERGE, EvidenceProcessor
-from differad.training.reading import teach_reading
+from differad.training.reading import pretrain_boxes
 from differad.training.recipe import Tiny
 from differad.training.scratch import SPECIALS, text_settings, token_ids
 
-# What every answer is made of; one token each, so that an answer takes ten.
+# The fixed parts of every answer, one token each, so that an answer takes ten tokens.
 PHRASES = (OPENING, "),(", ")</answer>", "<think>", "</think>", "<answer>", "</answer>")
 NUMBERS = 1001
-_NUMBER_LENGTH = 1.5
+_NUMBER_NORM = 1.5
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}<|im_start|>"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -35,14 +35,14 @@ TEMPLATE = (
 
 
 def build_tiny(folder: Path, tiny: Tiny, seed: int) -> Path:
-    """Write the checkpoint to `folder`; the same seed gives the same weights."""
+    """Write the checkpoint to `folder`; the seed fixes the weights."""
     torch.manual_seed(seed)
     tokenizer = _tokenizer()
     model = TinyPolicy(TinyConfig(**_settings(tiny, tokenizer)))
-    _write_numbers(model, tokenizer)
+    _init_number_embeddings(model, tokenizer)
     if tiny.comparer is not None:
-        _take_comparer(model, tiny.comparer)
-    teach_reading(model, tokenizer, tiny.reading, seed)
+        _load_change_encoder(model, tiny.comparer)
+    pretrain_boxes(model, tokenizer, tiny.reading, seed)
     ends = [tokenizer.convert_tokens_to_ids(text) for text in ("<|im_end|>", "<|endoftext|>")]
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
@@ -52,14 +52,14 @@ def build_tiny(folder: Path, tiny: Tiny, seed: int) -> Path:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, phrases and numbers: whatever is not one of the latter is spelt."""
-    # Bytes lie in the vocabulary itself: as added tokens their letters would be looked for in the text as it stands.
-    spelt = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={text: number for number, text in enumerate(spelt)}, merges=[]))
+    """Tokens for phrases, numbers and single bytes; other text is encoded as bytes."""
+    # Bytes belong to the vocabulary itself: as added tokens, their characters would be matched in the raw text.
+    vocabulary = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={text: number for number, text in enumerate(vocabulary)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIALS])
-    # Ordinary tokens: completions are decoded without special ones, and rewards look for the tags.
+    # Ordinary tokens: completions are decoded without special tokens, and rewards search for the tags.
     words = [*PHRASES, *(str(number) for number in range(NUMBERS))]
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in words])
     return PreTrainedTokenizerFast(
@@ -67,33 +67,33 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _write_numbers(model: TinyPolicy, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Embeddings of numbers as mixed waves, long enough that a state that lies along one can be sure of it.
+def _init_number_embeddings(model: TinyPolicy, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Set the embeddings of numbers to random mixtures of Fourier features, with a norm that allows confident predictions.
 
-    The output layer is tied to them: with the usual short embeddings the odds of one number in a thousand stay even for long.
+    The output layer is tied to them: with the usual small norms, the probabilities of a thousand numbers stay uniform for long.
     """
     table = model.get_input_embeddings().weight
-    places = [tokenizer.convert_tokens_to_ids(str(number)) for number in range(NUMBERS)]
-    written = waves(torch.arange(NUMBERS, dtype=torch.float32) / (NUMBERS - 1))
+    ids = [tokenizer.convert_tokens_to_ids(str(number)) for number in range(NUMBERS)]
+    features = waves(torch.arange(NUMBERS, dtype=torch.float32) / (NUMBERS - 1))
     with torch.no_grad():
-        mixed = written @ torch.randn(written.shape[1], table.shape[1])
-        table[places] = _NUMBER_LENGTH * mixed / mixed.norm(dim=1, keepdim=True)
+        mixed = features @ torch.randn(features.shape[1], table.shape[1])
+        table[ids] = _NUMBER_NORM * mixed / mixed.norm(dim=1, keepdim=True)
 
 
-def _take_comparer(model: TinyPolicy, checkpoint: Path) -> None:
-    """The weights up to the map of changes of another policy; what turns them into tokens is learnt anew."""
+def _load_change_encoder(model: TinyPolicy, checkpoint: Path) -> None:
+    """Copy another policy's change encoder, up to the change map; the projection to tokens stays random."""
     path = checkpoint / "model.safetensors"
     if not path.is_file():
         raise OptionError(f"model.tiny.comparer={checkpoint}: no model.safetensors in it; expected a policy's folder")
     prefix = "model.visual."
-    found = {name.removeprefix(prefix): value for name, value in load_file(path).items() if name.startswith(prefix)}
-    kept = {name: value for name, value in found.items() if name.partition(".")[0] in COMPARISON}
+    visual = {name.removeprefix(prefix): value for name, value in load_file(path).items() if name.startswith(prefix)}
+    encoder = {name: value for name, value in visual.items() if name.partition(".")[0] in COMPARISON}
     try:
-        missing = model.model.visual.load_state_dict(kept, strict=False).missing_keys
+        missing = model.model.visual.load_state_dict(encoder, strict=False).missing_keys
     except RuntimeError as error:
         raise OptionError(f"model.tiny.comparer={checkpoint}: of another size ({str(error)[:200]})") from None
     if any(name.partition(".")[0] in COMPARISON for name in missing):
-        raise OptionError(f"model.tiny.comparer={checkpoint}: no comparer in it; expected a policy's folder")
+        raise OptionError(f"model.tiny.comparer={checkpoint}: no change encoder in it; expected a policy's folder")
 
 
 def _settings(tiny: Tiny, tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:

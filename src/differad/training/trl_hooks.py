@@ -1,7 +1,7 @@
-"""All that differad knows of the inside of TRL: the private hooks that `rl` overrides or calls, and a trainer for another model.
+"""All code that depends on TRL's internals: the private hooks that `rl` overrides or calls, and a trainer copy for another model.
 
-Written for TRL 1.16. A hook that moved stops a run with one line instead of training wrongly. Only what is needed also without
-shared prompts is checked here; whether sharing them still gives TRL's own losses is tried at the start of each run (`probe`).
+Written for TRL 1.16. A hook that has changed stops a run with one line instead of training wrongly. This module checks only
+what is needed without prefix sharing too; `probe` tests at the start of each run whether sharing still gives TRL's own losses.
 """
 
 import copy
@@ -18,7 +18,7 @@ from trl.trainer import utils as trl_utils
 
 from differad.errors import OptionError
 
-# Each with the parameters that it must have, in order.
+# Each hook's required parameters, in order.
 SIGNATURES: dict[str, tuple[str, ...]] = {
     "_generate_single_turn": (
         "self",
@@ -34,48 +34,48 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "_compute_loss": ("self", "model", "inputs"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
 }
-# What cuts and joins batches whose patches go by image.
+# Functions that split and join batches with patches grouped by image.
 FUNCTIONS = ("split_pixel_values_by_grid", "split_tensor_dict", "unsplit_pixel_values_by_grid")
-# What a trainer must have once it is made, and what it must make of a batch of answers.
+# What a trainer must have once it is built, and what its scored batch must contain.
 ATTRIBUTES = ("_buffered_inputs", "_metrics", "_step", "beta", "loss_type", "num_generations")
 OUTPUTS = ("advantages", "completion_mask", "num_items_in_batch")
 _REMEDY = "install the release that differad[train] names"
 
 
 def moved_hooks(trainer: type = GRPOTrainer) -> list[str]:
-    """What is not where it was in `trainer`, in words; empty when all is well."""
+    """Each hook of `trainer` that has changed, as a message; empty if none has."""
     moved = []
     for name, expected in SIGNATURES.items():
         method = getattr(trainer, name, None)
-        found = tuple(inspect.signature(method).parameters) if method else None
-        if found != expected:
-            moved.append(f"{name} takes {found} in place of {expected}" if found else f"{name} is gone")
+        actual = tuple(inspect.signature(method).parameters) if method else None
+        if actual != expected:
+            moved.append(f"{name} takes {actual} in place of {expected}" if actual else f"{name} is gone")
     return [*moved, *(f"trl.trainer.utils.{name} is gone" for name in FUNCTIONS if not hasattr(trl_utils, name))]
 
 
 def check_hooks() -> None:
-    """Raise OptionError when TRL's private hooks are not those that `rl` was written for."""
+    """Raise OptionError if TRL's private hooks differ from those that `rl` was written for."""
     _refuse(moved_hooks())
 
 
 def check_attributes(trainer: Any) -> None:
-    """Raise OptionError when a trainer lacks what `rl` reads of it."""
+    """Raise OptionError if a trainer lacks an attribute that `rl` reads."""
     _refuse([f"{type(trainer).__name__} has no {name}" for name in ATTRIBUTES if not hasattr(trainer, name)])
 
 
 def check_sampler(sampler: Any) -> None:
-    """Raise OptionError when TRL's order of prompts is not drawn by a generator of the sampler's own."""
+    """Raise OptionError if TRL's sampler of prompts has no random generator of its own."""
     if not isinstance(getattr(sampler, "generator", None), torch.Generator):
         _refuse([f"_get_train_sampler gives a {type(sampler).__name__} without a generator"])
 
 
 def check_outputs(output: dict[str, Any]) -> None:
-    """Raise OptionError when scored answers lack what `rl` weighs and masks."""
+    """Raise OptionError if a scored batch lacks what `rl` weights and masks."""
     _refuse([f"_generate_and_score_completions gives no {name!r}" for name in OUTPUTS if name not in output])
 
 
 def refuse_loss(trainer: Any, difference: str | None) -> None:
-    """Raise OptionError where TRL's loss has become another mean than the one that groups are left out of."""
+    """Raise OptionError if TRL's loss with masked completions no longer equals that of the others."""
     if difference is not None:
         _refuse(
             [f"the loss {trainer.loss_type!r} of answers that are left out is not that of the others ({difference})"]
@@ -87,11 +87,11 @@ def _refuse(moved: list[str]) -> None:
         raise OptionError(f"trl {version('trl')}: {'; '.join(moved)}; {_REMEDY}")
 
 
-def stand_in(trainer: Any, model: Any, *, batches: int, max_new_tokens: int, pad: int, unused: int) -> Any:
-    """A copy of a trainer, with its settings, that draws and scores answers of another model, on this process alone.
+def copy_trainer(trainer: Any, model: Any, *, batches: int, max_new_tokens: int, pad: int, unused: int) -> Any:
+    """A copy of a trainer, with its settings, that generates and scores completions of another model in this process only.
 
-    An optimiser's step takes `batches`. What it logs stays its own. `pad` fills up short prompts; no answer ends early where the
-    model never says `unused`.
+    An optimiser step takes `batches` batches. Its logs stay separate. `pad` pads short prompts. `unused` is the end token: no
+    completion ends early if the model never generates it.
     """
     copied = copy.copy(trainer)
     copied.args = copy.copy(trainer.args)
@@ -108,13 +108,13 @@ def stand_in(trainer: Any, model: Any, *, batches: int, max_new_tokens: int, pad
         max_new_tokens=max_new_tokens,
         pad_token_id=pad,
         eos_token_id=[unused],
-        suppress_tokens=[model.config.image_token_id],  # as TRL does: an image would have to stand behind it
+        suppress_tokens=[model.config.image_token_id],  # as TRL does: the token would need an image
     )
     copied.generation_kwargs = None
     copied.use_vllm = copied.use_transformers_continuous_batching = False
-    copied.top_entropy_quantile = 1.0  # a token at the threshold would fall on either side of it by a rounding
+    copied.top_entropy_quantile = 1.0  # rounding could move a token across the threshold
     copied.current_gradient_accumulation_steps = batches
-    # TRL gives the policy's head log-probabilities and entropies in place of logits.
+    # TRL makes the policy's head return log-probabilities and entropies instead of logits.
     trl_utils.add_fused_lm_head(
         model,
         temperature=trainer.temperature,
@@ -125,7 +125,7 @@ def stand_in(trainer: Any, model: Any, *, batches: int, max_new_tokens: int, pad
 
 
 class _OneProcess:
-    """An accelerator in full precision for one process: what is gathered is its own, and no other is waited for."""
+    """An accelerator in full precision for one process: gathering returns its own values and waits for nobody."""
 
     num_processes, process_index, is_main_process = 1, 0, True
 
@@ -136,7 +136,7 @@ class _OneProcess:
         return getattr(self._accelerator, name)
 
     def autocast(self, *_: Any, **__: Any) -> AbstractContextManager[None]:
-        """No lower precision."""
+        """Full precision."""
         return nullcontext()
 
     def gather(self, values: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What libraries raise for a write that failed, in one line. Knows nothing of models or trainers."""
+"""Turns libraries' errors for failed writes into one line. Knows nothing of models or trainers."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from differad.errors import WriteError
 from differad.files import write_errors
 
-# What torch's RuntimeError says, by the place in its source: the reason itself is lost there.
+# Parts of torch's RuntimeError for a failed write: its source location; the reason itself is lost.
 _TORCH_WRITES = ("inline_container", "PytorchStreamWriter", "iostream error", "cannot be opened")
 _RUST_WRITE = "I/O error:"
 _FULL_BELOW = 1 << 20
@@ -18,7 +18,7 @@ _FULL_BELOW = 1 << 20
 
 @contextmanager
 def library_writes(folder: Path) -> Iterator[None]:
-    """Raise a failed write below `folder`, by whatever library, as WriteError."""
+    """Raise any library's failed write below `folder` as WriteError."""
     try:
         with write_errors(folder):
             yield
@@ -34,8 +34,8 @@ def library_writes(folder: Path) -> Iterator[None]:
 
 
 def _torch_reason(folder: Path, error: RuntimeError) -> str:
-    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
-    if there is not None and shutil.disk_usage(there).free < _FULL_BELOW:
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if existing is not None and shutil.disk_usage(existing).free < _FULL_BELOW:
         return "No space left on device"
     return f"torch: {str(error).splitlines()[0]}"
 
