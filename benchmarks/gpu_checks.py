@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig, LogitsProcessor
 
-from differad.locators.grouped import attend_in_steps, decoding_groups, who_sees_what
+from differad.locators.grouped import attend_in_steps, decoding_groups, group_attention_mask
 from differad.locators.transformers_hooks import cache_input
 from differad.training.pictures import Batch, Pictures, join
 from differad.training.prefix import Answered, encode_prompts, generate_shared, places, prompts_of, split_answers
@@ -179,7 +179,7 @@ def attention_rows(context: Context) -> Iterator[Row]:
     repeats = shape.heads // shape.kv_heads
     device, dtype = context.device, torch.bfloat16
     columns = -(-(prompt + MEMBERS * answer) // 8) * 8
-    sees = who_sees_what(torch.ones(1, prompt, device=device), MEMBERS, answer).repeat(1, repeats, 1)[:, None]
+    sees = group_attention_mask(torch.ones(1, prompt, device=device), MEMBERS, answer).repeat(1, repeats, 1)[:, None]
     sees = functional.pad(sees, (0, columns - sees.shape[-1]))
     step = torch.randn(1, shape.kv_heads, repeats * MEMBERS, shape.head, device=device, dtype=dtype)
     keys = torch.randn(1, shape.kv_heads, columns, shape.head, device=device, dtype=dtype)

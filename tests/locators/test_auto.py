@@ -1,4 +1,4 @@
-"""The embedded default: `features` where the parts lie on each other, `tiny` where they do not."""
+"""The embedded default: `features` if the parts can be aligned, otherwise `tiny`."""
 
 import pickle
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The `features` locator end to end: on drawn pairs with a known truth, at its limits, and on real pairs if present."""
+"""The `features` locator end to end: on synthetic pairs with a known truth, at its limits, and on real pairs if present."""
 
 from pathlib import Path
 
@@ -77,9 +77,9 @@ def test_the_answer_is_complete_and_repeatable():
 
 
 def test_identical_pictures_are_normal():
-    picture = unaligned(0).target
+    image = unaligned(0).target
     for fuse in (True, False):
-        location = FeaturesLocator(FeaturesOptions(fuse=fuse)).locate(Pair(picture, picture))
+        location = FeaturesLocator(FeaturesOptions(fuse=fuse)).locate(Pair(image, image))
         assert not location.anomalous
         assert location.confidence < 0.5
 
@@ -88,8 +88,8 @@ def test_identical_pictures_are_normal():
 @pytest.mark.parametrize("fill", ["uniform", "noise"])
 def test_odd_pictures_are_answered(shape, fill):
     rng = np.random.default_rng(0)
-    picture = np.full((*shape, 3), 128, np.uint8) if fill == "uniform" else rng.integers(0, 256, (*shape, 3), np.uint8)
-    location = FeaturesLocator(FeaturesOptions(fuse=False)).locate(Pair(picture, picture.copy()))
+    image = np.full((*shape, 3), 128, np.uint8) if fill == "uniform" else rng.integers(0, 256, (*shape, 3), np.uint8)
+    location = FeaturesLocator(FeaturesOptions(fuse=False)).locate(Pair(image, image.copy()))
     assert location.valid
     assert not location.anomalous
 
