@@ -19,9 +19,9 @@ def sum_rounding(model: Any) -> float:
     return float(max(text.hidden_size, text.intermediate_size) * torch.finfo(torch.float32).eps)
 
 
-def disagreement(what: str, found: Tensor, other: Tensor, exact: Tensor, rounding: float) -> str | None:
-    """The error of `found` against `exact`, in words, if it exceeds what `other` and `rounding` allow; else None."""
-    error, allowed = size(found - exact), FACTOR * size(other - exact) + rounding
+def disagreement(what: str, tested: Tensor, other: Tensor, exact: Tensor, rounding: float) -> str | None:
+    """The error of `tested` against `exact`, in words, if it exceeds what `other` and `rounding` allow; else None."""
+    error, allowed = size(tested - exact), FACTOR * size(other - exact) + rounding
     # Written so that NaN disagrees.
     return None if error <= allowed else f"{what} {error:.2g} off, {allowed:.2g} would be rounding"
 

@@ -111,8 +111,8 @@ class _Axis:
         flat = self.lines.reshape(len(self.lines), -1)
         words = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8))).view(np.uint64)
         weights = np.random.default_rng(0).integers(2**63, size=words.shape[1], dtype=np.uint64) * 2 + 1
-        _, first, place = np.unique((words * weights).sum(axis=1), return_index=True, return_inverse=True)
-        return np.asarray(first[place] < np.arange(len(flat)))
+        _, first, first_of_line = np.unique((words * weights).sum(axis=1), return_index=True, return_inverse=True)
+        return np.asarray(first[first_of_line] < np.arange(len(flat)))
 
     @cached_property
     def constant(self) -> Mask:

@@ -67,7 +67,7 @@ def _fix(model: Any, cache: DynamicCache, added_mask: Tensor, members: int, capa
     """Give `cache` buffers of fixed size and let `model` decode by recorded steps; returns the mask, which every step extends."""
     steps = hooks.with_fixed_groups(cache, members, capacity)
     # Every step opens the columns of the members' own tokens in the same pattern.
-    own = added_mask[..., steps.prompt : steps.prompt + members].clone()
+    own_tokens = added_mask[..., steps.prompt : steps.prompt + members].clone()
     fixed = functional.pad(added_mask, (0, steps.columns - added_mask.shape[-1]))
     fixed[..., steps.prompt :] = -torch.inf
 
@@ -78,7 +78,7 @@ def _fix(model: Any, cache: DynamicCache, added_mask: Tensor, members: int, capa
     decoder = model.get_decoder()
     step = RecordedStep(
         decoder.forward,
-        before=lambda: fixed.index_copy_(3, steps.index, own),
+        before=lambda: fixed.index_copy_(3, steps.index, own_tokens),
         after=steps.advance,
         rewind=rewind,
         record=added_mask.is_cuda,
@@ -90,8 +90,8 @@ def _fix(model: Any, cache: DynamicCache, added_mask: Tensor, members: int, capa
 def group_attention_mask(mask: Tensor, members: int, capacity: int) -> Tensor:
     """Mask (U, members, P + capacity * members): a member attends to its prompt (U, P) without pads and to its own tokens."""
     prompt = mask.bool()[:, None].expand(-1, members, -1)
-    own = torch.eye(members, dtype=torch.bool, device=mask.device).repeat(1, capacity)
-    return torch.cat([prompt, own.expand(len(mask), -1, -1)], dim=2)
+    own_tokens = torch.eye(members, dtype=torch.bool, device=mask.device).repeat(1, capacity)
+    return torch.cat([prompt, own_tokens.expand(len(mask), -1, -1)], dim=2)
 
 
 def added(attends: Tensor, dtype: torch.dtype) -> Tensor:

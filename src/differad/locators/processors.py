@@ -64,23 +64,23 @@ class ImagesAndText(ProcessorMixin):
         if begin is not None and first.startswith(begin):
             settings.setdefault("add_special_tokens", False)
         try:
-            found = super().__call__(images=images, text=text, **settings)
+            inputs = super().__call__(images=images, text=text, **settings)
         except ValueError as error:
             reason = str(error).strip().split("\n")[0]
             raise ImageError(f"{_stock(type(self)).__name__} refuses the images: {reason[:200]}") from None
         if self.by_row and images is not None:
             rows = [images] if isinstance(text, str) else images
             parts = [self.image_processor(images=row, return_tensors="pt") for row in rows]
-            found.pop(SIZES)
-            found.update(into_rows([(part[STRIP], part[SIZES]) for part in parts]))
-        return found
+            inputs.pop(SIZES)
+            inputs.update(into_rows([(part[STRIP], part[SIZES]) for part in parts]))
+        return inputs
 
     def apply_chat_template(self, conversation: Any, *arguments: Any, **settings: Any) -> Any:
         """As stock, with `template_options`; tokenized prompts are padded only on request."""
         options = {**template_options(str(self.chat_template)), **settings}
-        found = super().apply_chat_template(conversation, *arguments, **options)
+        inputs = super().apply_chat_template(conversation, *arguments, **options)
         asks = {"processor_kwargs", "return_tensors"} & set(settings)
-        return _unpadded(found) if settings.get("return_dict") and not asks else found
+        return _unpadded(inputs) if settings.get("return_dict") and not asks else inputs
 
     def save_pretrained(self, save_directory: str | Path, **settings: Any) -> list[str]:
         """Write tokenizer, image processor and the processor's own settings as a published checkpoint has them."""
@@ -99,17 +99,17 @@ class ImagesAndText(ProcessorMixin):
         return _restore, (_stock(type(self)), self.__dict__)
 
 
-def _unpadded(found: Any) -> Any:
+def _unpadded(inputs: Any) -> Any:
     """Tokenized prompts without padding; some stock processors pad even lists, and a trainer would take pads for tokens."""
-    masks = [list(map(int, row)) for row in found["attention_mask"]]
+    masks = [list(map(int, row)) for row in inputs["attention_mask"]]
     for name in _BY_TOKEN:
-        if name in found:
-            rows = [list(map(int, row)) for row in found[name]]
-            found[name] = [
+        if name in inputs:
+            rows = [list(map(int, row)) for row in inputs[name]]
+            inputs[name] = [
                 [value for value, kept in zip(row, mask, strict=True) if kept]
                 for row, mask in zip(rows, masks, strict=True)
             ]
-    return found
+    return inputs
 
 
 @cache

@@ -123,47 +123,47 @@ def build_options(kind: type[Options], values: Mapping[str, Any], model: str) ->
 
     Raises OptionError.
     """
-    own, of_parts = _by_part(kind, values, model)
-    known = {*(option.name for option in list_options(kind)), *parts_of(kind)}
-    for name in (*own, *(f"{part}.{name}" for part, inner in of_parts.items() for name in inner)):
-        if name not in known:
+    own_values, of_parts = _by_part(kind, values, model)
+    valid_names = {*(option.name for option in list_options(kind)), *parts_of(kind)}
+    for name in (*own_values, *(f"{part}.{name}" for part, inner in of_parts.items() for name in inner)):
+        if name not in valid_names:
             raise OptionError(f"option {name!r}: {model} has none of that name; {_known_options(kind, name)}")
     for part, inner in of_parts.items():
-        default = own.get(part, parts_of(kind)[part])
+        default = own_values.get(part, parts_of(kind)[part])
         start = {field.name: getattr(default, field.name) for field in fields(default)}
-        own[part] = _validated(type(default), {**start, **inner}, model, part)
-    return _validated(kind, own, model)
+        own_values[part] = _validated(type(default), {**start, **inner}, model, part)
+    return _validated(kind, own_values, model)
 
 
 def _by_part(kind: type, values: Mapping[str, Any], model: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The values of the locator's own options (dataclasses of parts included), and of the options of each part."""
-    own: dict[str, Any] = {}
+    own_values: dict[str, Any] = {}
     of_parts: dict[str, dict[str, Any]] = {}
     parts = parts_of(kind)
     for name, value in values.items():
         part, dot, inner = name.partition(".")
         if part not in parts or (not dot and isinstance(value, type(parts[part]))):
-            own[name] = value
+            own_values[name] = value
         elif dot:
             of_parts.setdefault(part, {})[inner] = value
         elif isinstance(value, Mapping):
             of_parts[part] = {**value, **of_parts.get(part, {})}
         else:
             raise OptionError(f"option {name}={value!r} of {model}: expected an option of it, as in {part}.NAME=VALUE")
-    return own, of_parts
+    return own_values, of_parts
 
 
 def _known_options(kind: type, name: str) -> str:
     """The options that an unknown `name` may stand for."""
     part, _, inner = name.partition(".")
-    known = sorted(option.name for option in list_options(kind))
+    valid_names = sorted(option.name for option in list_options(kind))
     parts = parts_of(kind)
-    if inner in known and part in parts:
+    if inner in valid_names and part in parts:
         return f"{inner} is set for the whole"
     if part in parts:
-        return f"of {part} it takes {', '.join(one for one in known if one.startswith(f'{part}.'))}"
-    own = f"it takes {', '.join(one for one in known if '.' not in one)}"
-    return f"{own}, and PART.NAME for options of {', '.join(parts)}" if parts else own
+        return f"of {part} it takes {', '.join(one for one in valid_names if one.startswith(f'{part}.'))}"
+    own_options = f"it takes {', '.join(one for one in valid_names if '.' not in one)}"
+    return f"{own_options}, and PART.NAME for options of {', '.join(parts)}" if parts else own_options
 
 
 def _validated(kind: type[Options], values: Mapping[str, Any], model: str, part: str = "") -> Options:

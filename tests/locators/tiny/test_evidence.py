@@ -208,10 +208,8 @@ def test_what_repeats_is_less_rare():
     unique = maps(rng, 6, 6)
     motif = [unit(rng, 4, 4, FINE), unit(rng, 2, 2, COARSE)]
     repeating = [np.tile(each, (3, 3, 1)) for each in motif]
-    for patches, least, most in (
-        (unique, 0.5, 2.0),
-        (repeating, 0.0, CLOSE),
-    ):  # the motif's copy is a third of the side away
+    # The motif's copy is a third of the side away.
+    for patches, least, most in ((unique, 0.5, 2.0), (repeating, 0.0, CLOSE)):
         for own, channels in zip(cells(pair_features(patches, referenced(patches))), (FINE, COARSE), strict=True):
             said = np.concatenate([own[..., [channels + RARITY]], own[..., channels + DISTANCES : -1]], axis=-1)
             assert least <= said.min() <= said.max() <= most

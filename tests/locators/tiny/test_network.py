@@ -120,9 +120,8 @@ def test_map_chances_and_answers_are_those_of_torch(folder, index):
     assert_as_near(changes.ravel(), other_map.ravel(), exact_map.ravel(), terms=terms)
     scores = DecodingState(policy._language).forward(*policy._prompt(proposed, features))
     assert_as_near(scores, other, exact, terms=terms)
-    for wrong in ((1.001 * proposed, features), (proposed, features[::-1])) * (
-        folder == WEIGHTS
-    ):  # hardly read without pretraining
+    # Without pretraining these inputs hardly affect the scores.
+    for wrong in ((1.001 * proposed, features), (proposed, features[::-1])) * (folder == WEIGHTS):
         spoilt = DecodingState(policy._language).forward(*policy._prompt(*wrong))
         with pytest.raises(AssertionError, match="from float64"):
             assert_as_near(spoilt, other, exact, terms=terms)

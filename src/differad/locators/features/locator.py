@@ -71,8 +71,8 @@ class FeaturesOptions:
         check_parts(self)
         check_option("threshold", self.threshold, 0 <= self.threshold <= 1, "a probability in [0, 1]")
         check_option("max_boxes", self.max_boxes, self.max_boxes >= 1, "at least 1")
-        known = ("auto", "opencv", "onnxruntime")
-        check_option("runtime", self.runtime, self.runtime in known, "auto, opencv or onnxruntime")
+        valid = ("auto", "opencv", "onnxruntime")
+        check_option("runtime", self.runtime, self.runtime in valid, "auto, opencv or onnxruntime")
         check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
@@ -175,12 +175,11 @@ class FeaturesLocator(Embedded):
     def _map_answer(self, score: Map, size: tuple[int, int]) -> Location:
         """The answer of the map alone."""
         d = self.deciding
-        found = regions(score, size, cut=d.cut, gap=d.gap, max_regions=self.options.max_boxes)
-        probabilities = np.array([self._probability(region) for region in found])
-        message = (
-            f"The reference was not aligned; patches were compared with the nearest of it (peak {found[0].peak:.2f})."
-        )
-        return self._answer(np.array([region.box for region in found]), probabilities, message)
+        found_regions = regions(score, size, cut=d.cut, gap=d.gap, max_regions=self.options.max_boxes)
+        probabilities = np.array([self._probability(region) for region in found_regions])
+        peak = found_regions[0].peak
+        message = f"The reference was not aligned; patches were compared with the nearest of it (peak {peak:.2f})."
+        return self._answer(np.array([region.box for region in found_regions]), probabilities, message)
 
     def _probability(self, region: Region) -> float:
         d = self.deciding

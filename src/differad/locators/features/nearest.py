@@ -32,9 +32,8 @@ def distances(target: Features, references: Sequence[Features], reach: float) ->
         outside = ~window_mask(target.shape[1], reference.shape[1], reach)
         rows = window_mask(target.shape[0], reference.shape[0], reach)
         for y, patches in enumerate(target):
-            similarity = np.matmul(
-                patches, bank
-            )  # (rows of the reference, patches of this row, columns of the reference)
+            # (rows of the reference, patches of this row, columns of the reference)
+            similarity = np.matmul(patches, bank)
             np.maximum(whole[y], similarity.max(axis=0).max(axis=1), out=whole[y])
             best = similarity[rows[y]].max(axis=0)
             best[outside] = -1.0

@@ -34,19 +34,19 @@ def regions(score: Map, size: tuple[int, int], *, cut: float, gap: float, max_re
     median, background = float(np.median(score)), float(np.quantile(score, _BACKGROUND_QUANTILE))
     fine = cv2.resize(score, None, fx=_UPSAMPLING, fy=_UPSAMPLING, interpolation=cv2.INTER_CUBIC)
     left = fine.copy()
-    found: list[Region] = []
-    while len(found) < max_regions:
+    results: list[Region] = []
+    while len(results) < max_regions:
         position = np.unravel_index(int(left.argmax()), left.shape)
         peak = float(left[position])
-        if not np.isfinite(peak) or (found and peak <= background):
+        if not np.isfinite(peak) or (results and peak <= background):
             break
         within = fine >= median + cut * (peak - median)
         _, labels = cv2.connectedComponents(_dilated(within & np.isfinite(left), gap))
         region = within & (labels == labels[position])
         region[position] = True
         left[_dilated(region, _SUPPRESSED_CELLS) > 0] = -np.inf
-        found.append(Region(_box(region, size), peak, background))
-    return found
+        results.append(Region(_box(region, size), peak, background))
+    return results
 
 
 def _dilated(mask: NDArray[np.bool_], cells: float) -> NDArray[np.uint8]:

@@ -109,25 +109,29 @@ def _compare(target: Tensor, reference: _ReferenceFeatures, pixels: tuple[Tensor
     """(N, h, w, C + CELL_EXTRA) of one stride; see `evidence._compare`."""
     count, rows, columns, channels = target.shape
     shape, other = (rows, columns), (int(reference.patches.shape[1]), int(reference.patches.shape[2]))
-    own, bank, self_distance = target.flatten(1, 2), reference.patches.flatten(1, 2), reference.self_distance.flatten(1)
-    similarity = own @ bank.transpose(1, 2)
+    patches_of_target, bank, self_distance = (
+        target.flatten(1, 2),
+        reference.patches.flatten(1, 2),
+        reference.self_distance.flatten(1),
+    )
+    similarity = patches_of_target @ bank.transpose(1, 2)
     nearest, best = similarity.max(dim=2)
     distances = [_distance(nearest)]
     reverse = torch.empty(0)
     chosen = best
     for number, reach in enumerate(REACHES):
         part = similarity.masked_fill(_outside(shape, other, reach, target.device), -1.0)
-        within, place = part.max(dim=2)
-        distances.append(_distance(within))
+        nearest_in_window, best_in_window = part.max(dim=2)
+        distances.append(_distance(nearest_in_window))
         if number == 0:
             reverse = part.amax(dim=1).unflatten(1, other)
-            chosen = place if channels == FINE else best
+            chosen = best_in_window if channels == FINE else best
     distances.append(self_distance.gather(1, best))
     missing = functional.interpolate(_distance(reverse)[:, None], size=shape, mode="bilinear")[:, 0]
     values, aligned = pixels
     features = target.new_empty((count, rows * columns, channels + CELL_EXTRA))
     picked = bank.gather(1, chosen[..., None].expand(-1, -1, channels))
-    features[..., :channels] = CHANNEL_GAIN * (own - picked) ** 2
+    features[..., :channels] = CHANNEL_GAIN * (patches_of_target - picked) ** 2
     stacked = torch.stack([*distances, missing.flatten(1), values.flatten(1)], dim=2)
     features[..., channels : channels + DISTANCES] = stacked
     quantiles = torch.quantile(
@@ -141,8 +145,8 @@ def _compare(target: Tensor, reference: _ReferenceFeatures, pixels: tuple[Tensor
 def _self_distance(patches: Tensor) -> Tensor:
     """Distance (N, h, w) of each patch to the nearest of the same image outside its surroundings."""
     shape = (int(patches.shape[1]), int(patches.shape[2]))
-    own = patches.flatten(1, 2)
-    similarity = own @ own.transpose(1, 2)
+    flattened = patches.flatten(1, 2)
+    similarity = flattened @ flattened.transpose(1, 2)
     similarity.masked_fill_(~_outside(shape, shape, SELF_REACH, patches.device), -1.0)
     return _distance(similarity.amax(dim=2)).unflatten(1, shape)
 

@@ -175,8 +175,8 @@ class NumpyChangeEncoder:
         return x + self._conv(gelu(normed), f"{name}.second", padding=1)
 
     def _proposal_tokens(self, logits: Array) -> Array:
-        known = proposals(logits)
-        encoded = np.concatenate([_fourier_features(known[:, :4]).reshape(PROPOSALS, -1), known], axis=1)
+        boxes = proposals(logits)
+        encoded = np.concatenate([_fourier_features(boxes[:, :4]).reshape(PROPOSALS, -1), boxes], axis=1)
         projected = linear(encoded, self._weights["propose.weight"], self._weights["propose.bias"])
         return self._norm(projected, "propose_norm") + self._weights["rank.weight"]
 

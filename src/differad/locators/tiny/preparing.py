@@ -62,9 +62,8 @@ class Outcome:
 
 def prepare(task: Task) -> Outcome:
     """Prepare a pair, or compute its features. Raises ImageError, WriteError."""
-    signature = file_signature(
-        task.reference, task.target, list(astuple(task.rule))
-    )  # first: a file may change in between
+    # First: a file may change in between.
+    signature = file_signature(task.reference, task.target, list(astuple(task.rule)))
     reference, target = (resized(image, task.rule) for image in read_images(task.reference, task.target))
     key = digest(reference, target)
     if has_pair_features(task.cache, key, (target.shape[0] // PATCH, target.shape[1] // PATCH)):
