@@ -74,7 +74,7 @@ def jpeg(image, quality):
     return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
 
 
-def test_a_band_is_still_seen_after_compression():
+def test_a_band_is_found_after_compression():
     pair = synthetic_pair("grain", size=320)
     assert "of one colour" in frame_fault(pair.reference, jpeg(broken(pair.target)["grey top"], 90))
 
@@ -116,7 +116,7 @@ def test_an_image_enlarged_by_nearest_neighbour_is_none():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 2), (8, 8), (40, 2000)])
-def test_images_of_any_shape_are_looked_at(shape):
+def test_images_of_any_shape_are_checked(shape):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     assert frame_fault(image, image) is None
 

@@ -62,7 +62,7 @@ def test_another_part_is_refused_and_said_so():
     assert overlay.reasoning.startswith("The reference does not register with the target")
 
 
-def test_identical_pictures_are_normal():
+def test_identical_images_are_normal():
     image = make_pair(np.random.default_rng(FRESH), "board").target
     location = DifferenceLocator().locate(Pair(image, image))
     assert not location.anomalous
@@ -71,7 +71,7 @@ def test_identical_pictures_are_normal():
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (1, 300), (16, 16), (20, 3000)], ids=str)
 @pytest.mark.parametrize("fill", ["uniform", "noise"])
-def test_odd_pictures_are_answered(shape, fill):
+def test_images_of_odd_shapes_are_answered(shape, fill):
     rng = np.random.default_rng(0)
     image = np.full((*shape, 3), 128, np.uint8) if fill == "uniform" else rng.integers(0, 256, (*shape, 3), np.uint8)
     location = DifferenceLocator().locate(Pair(image, image.copy()))

@@ -189,7 +189,7 @@ def test_the_model_gets_its_attention_back_whatever_happens(model, prompts):
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [3, 0, 1, 4, 2, 5]])
-def test_whole_groups_side_by_side_are_drawn_as_one_sequence(model, prompts, order, monkeypatch):
+def test_contiguous_whole_groups_are_decoded_as_one_sequence(model, prompts, order, monkeypatch):
     ids, mask, kinds, pictures = prompts
     rows = pictures.rows()
     patches = torch.cat([rows[row][0] for row in order])
@@ -219,7 +219,7 @@ def test_a_member_sees_its_prompt_but_for_pads_and_its_own_tokens():
     ("of_row", "members"),
     [([0, 0, 1, 1], 2), ([0, 1], 1), ([0], 1), ([0, 1, 0, 1], None), ([0, 0, 1], None), ([0, 1, 1, 0], None)],
 )
-def test_groups_are_told_by_their_rows(of_row, members):
+def test_group_sizes_follow_from_the_rows(of_row, members):
     assert members_of(torch.tensor(of_row)) == members
 
 

@@ -76,7 +76,7 @@ def test_a_batch_answers_like_one_pair_at_a_time(checkpoint: Checkpoint, model_t
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("sizes", [False, True])
-def test_a_kept_prefix_changes_no_answer(
+def test_a_cached_prefix_changes_no_answer(
     checkpoint: Checkpoint, model_type: str, temperature: float, sizes: bool
 ) -> None:
     folder = str(checkpoint(model_type, None))
@@ -108,7 +108,7 @@ def answer_logits(locator: LocalLocator, answer: Callable[..., Any]) -> Any:
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_logits_after_a_kept_prefix_are_those_of_the_whole_prompt(
+def test_logits_after_a_cached_prefix_equal_those_of_the_whole_prompt(
     checkpoint: Checkpoint, model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And those of a prefix that is slightly wrong are not: one position off, one key missing, a thousandth too large."""
@@ -173,7 +173,7 @@ def test_a_reference_is_encoded_once_from_its_second_sight_on(
     assert len(lengths) == 3
 
 
-def test_what_is_kept_is_bounded(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prefix_cache_is_bounded(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     locator = LocalLocator(str(checkpoint("qwen2_vl", None)), LocalOptions(**SHORT, remember_prefixes=2))
     lengths = encodings(locator, monkeypatch)
     references = [make_image(100, 100, seed=50 + i) for i in range(3)]
@@ -249,7 +249,7 @@ def test_noise_draws_from_the_softmax() -> None:
     assert_allclose(shares, probabilities, atol=0.032)
 
 
-def test_a_broken_picture_costs_its_pair_only(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_broken_image_fails_its_pair_only(checkpoint: Checkpoint, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     good = Pair(make_image(140, 140), make_image(200, 100))
@@ -283,7 +283,7 @@ def test_the_resized_size_is_the_processors(checkpoint: Checkpoint, model_type: 
         assert prepared.frame.resized == rule.resized(width, height) == (columns, rows)
 
 
-def test_deep_pictures_of_a_pair_are_scaled_alike(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_16_bit_images_of_a_pair_are_scaled_alike(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """A reference that fills 12 bits and a target a quarter as bright: the target must not be brightened to match.
 
     At temperature 1 the draw is seeded by the pixels, so any other pixels give another answer.

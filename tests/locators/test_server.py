@@ -96,7 +96,7 @@ def test_a_model_that_the_server_does_not_have(transformers_server: str, tmp_pat
         locator.locate(pair())
 
 
-def test_the_question_holds_two_pictures_and_the_prompt(desk: Desk) -> None:
+def test_the_request_holds_two_images_and_the_prompt(desk: Desk) -> None:
     ServerLocator(NAME, desk.url, ServerOptions(max_tokens=77, temperature=0.5, seed=3)).locate(pair())
     (question,) = desk.questions
     assert {key: question[key] for key in ("model", "max_tokens", "temperature", "seed")} == {

@@ -316,7 +316,7 @@ def test_ctrl_c_ends_a_run_while_a_name_is_looked_up(manifest: Path, command: st
     assert took < 3  # about a tenth of a second on an idle machine; the lookup takes 60
 
 
-def test_a_lookup_that_hangs_ends_at_the_deadline_and_a_name_that_is_none_is_said(
+def test_a_hanging_lookup_ends_at_the_deadline_and_an_unknown_name_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = socket.getaddrinfo

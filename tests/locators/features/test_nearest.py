@@ -81,7 +81,7 @@ def test_the_same_distance_counts_less_at_the_border():
     assert score[10, 10] > 0.99
 
 
-def test_identical_pictures_score_zero_and_not_their_rounding():
+def test_identical_images_score_zero_and_not_their_rounding():
     patches = unit(np.random.default_rng(5), 6, 6, 16)
     both = distances(patches, [patches], 0.1)
     assert combine_distances([(*both, self_distance(patches, 0.1))], ScoringConstants()).max() == 0

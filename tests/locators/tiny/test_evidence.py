@@ -53,7 +53,7 @@ def within(place, count, others, reach):
     return (away <= reach) | (away <= away.min() + 1e-12)
 
 
-def rarity_by_hand(patches):
+def self_distance_by_hand(patches):
     rows, columns, _ = patches.shape
     found = np.empty((rows, columns))
     for y in range(rows):
@@ -90,7 +90,8 @@ def cells_by_hand(target, patches, self_distance):
 def by_hand(target, reference):
     """Rows of evidence: the four fine cells of a patch, row by row, then its coarse one."""
     fine, coarse = (
-        cells_by_hand(own, patches, rarity_by_hand(patches)) for own, patches in zip(target, reference, strict=True)
+        cells_by_hand(own, patches, self_distance_by_hand(patches))
+        for own, patches in zip(target, reference, strict=True)
     )
     rows = []
     for y in range(coarse.shape[0]):
@@ -110,7 +111,7 @@ MISSING_AT.append(4 * (FINE + CELL_EXTRA) + COARSE + MISSING)
 @pytest.mark.parametrize(
     ("target", "reference"), [((64, 64), (64, 64)), ((64, 96), (80, 48)), ((32, 160), (96, 32))], ids=str
 )
-def test_evidence_is_what_a_plain_search_finds(target, reference):
+def test_pair_features_equal_those_of_a_plain_search(target, reference):
     backbone = Backbone()
     target, reference = make_image(*target), make_image(*reference, seed=1)
     found = pair_features(backbone.patches(target), reference_features(backbone, reference))
@@ -141,7 +142,7 @@ def test_what_is_missing_is_what_a_plain_search_finds(target, reference):
     backbone = Backbone()
     target, reference = backbone.patches(make_image(*target)), backbone.patches(make_image(*reference, seed=1))
     found = pair_features(
-        target, [ReferenceFeatures(each, rarity_by_hand(each).astype(np.float32)) for each in reference]
+        target, [ReferenceFeatures(each, self_distance_by_hand(each).astype(np.float32)) for each in reference]
     )
     for own, patches, seen, channels in zip(target, reference, cells(found), (FINE, COARSE), strict=True):
         away = missing_by_hand(own, patches)
@@ -156,7 +157,7 @@ def maps(rng, height, width):
 
 
 def referenced(patches):
-    return [ReferenceFeatures(each, rarity_by_hand(each).astype(np.float32)) for each in patches]
+    return [ReferenceFeatures(each, self_distance_by_hand(each).astype(np.float32)) for each in patches]
 
 
 def cells(found):
@@ -166,7 +167,7 @@ def cells(found):
     return fine.transpose(0, 2, 1, 3, 4).reshape(2 * height, 2 * width, -1), found[..., 4 * (FINE + CELL_EXTRA) :]
 
 
-def test_identical_pictures_are_at_no_distance():
+def test_identical_images_have_distance_zero():
     patches = maps(np.random.default_rng(0), 4, 5)
     for own, channels in zip(cells(pair_features(patches, referenced(patches))), (FINE, COARSE), strict=True):
         assert own[..., :channels].max() < CLOSE
@@ -215,13 +216,13 @@ def test_what_repeats_is_less_rare():
             assert least <= said.min() <= said.max() <= most
 
 
-def test_rarity_does_not_count_its_own_surroundings():
+def test_self_distance_leaves_out_the_surroundings():
     """Smooth patches are all near their neighbours: self-distance leaves out 0.06 of the sides, here one position of 20."""
     angle = np.linspace(0, np.pi / 2, 20)
     line = np.zeros((20, FINE), np.float32)
     line[:, 0], line[:, 1] = np.cos(angle), np.sin(angle)
     patches = np.repeat(line[None], 20, axis=0)  # columns differ, rows do not
-    by_rows = rarity_by_hand(patches)
+    by_rows = self_distance_by_hand(patches)
     assert by_rows.max() < CLOSE  # the same column two rows off
     assert_same_distances(_self_distance(patches), by_rows)
     alone = patches[:1]  # a single row: two columns off is the nearest that counts
@@ -229,7 +230,7 @@ def test_rarity_does_not_count_its_own_surroundings():
     assert_same_distances(_self_distance(alone), np.full((1, 20), chord))
 
 
-def test_pixels_that_differ_on_their_place_are_told_by_their_cell():
+def test_pixel_differences_are_in_their_cell():
     patches = maps(np.random.default_rng(7), 2, 4)
     pixels = np.zeros((32, 64), np.float32)
     pixels[9, 30], pixels[31, 63] = 4.0, np.e - 1
@@ -244,7 +245,7 @@ def test_pixels_that_differ_on_their_place_are_told_by_their_cell():
         assert not own[..., -1].any()
 
 
-def test_a_reference_is_laid_on_where_it_lies_and_not_elsewhere():
+def test_a_reference_is_aligned_if_it_shows_the_same_part():
     part = make_image(160, 160)
     damaged = np.roll(part, 3, axis=1)
     damaged[60:80, 90:110] = 255 - damaged[60:80, 90:110]

@@ -83,7 +83,7 @@ def folder(request):
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_map_chances_and_answers_are_those_of_torch(folder, index):
+def test_map_probabilities_and_answers_equal_those_of_torch(folder, index):
     """Map, the logits of the answer's first number, and of each further one after the numbers before it."""
     from differad.locators.tiny.processor import to_rows
 

@@ -39,7 +39,7 @@ def test_rows_go_block_by_block():
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (8, 4), (12, 8)])
-def test_the_model_unfolds_what_was_laid_in_rows(grid):
+def test_the_model_unfolds_the_rows_into_maps(grid):
     """A number for each patch and for each of its cells comes back at its place on both maps."""
     height, width = grid
     found = np.zeros((height, width, WIDTH), np.float32)
@@ -55,7 +55,7 @@ def test_the_model_unfolds_what_was_laid_in_rows(grid):
         assert each[0].sum() == each[0, number].sum()
 
 
-def test_a_target_s_rows_are_its_evidence_and_a_reference_s_are_empty():
+def test_a_target_s_rows_are_its_pair_features_and_a_reference_s_are_zero():
     reference, target = make_image(128, 128), make_image(64, 256, seed=1)
     batch = processed(processor(), reference, target)
     assert batch["image_grid_thw"].tolist() == [list(REFERENCE_GRID), [1, 4, 16]]
@@ -100,7 +100,7 @@ def test_several_pairs_stand_one_after_another():
         assert torch.equal(together[name], torch.cat([first[name], second[name]]))
 
 
-def test_grey_and_transparent_pictures_are_taken_as_colour():
+def test_grey_and_transparent_images_are_converted_to_rgb():
     grey = Image.fromarray(make_image(128, 128)[..., 0])
     own = processor()
     as_colour = own(images=[grey.convert("RGB"), grey.convert("RGB")], return_tensors="pt")
@@ -109,7 +109,7 @@ def test_grey_and_transparent_pictures_are_taken_as_colour():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_picture_without_a_partner_is_refused(count):
+def test_an_odd_number_of_images_is_refused(count):
     with pytest.raises(ValueError, match=f"{count} images: expected pairs"):
         processed(processor(), *[make_image(64, 64)] * count)
 
@@ -135,7 +135,7 @@ def test_the_cache_gives_the_same_numbers_and_outlives_a_kill(tmp_path):
     assert processed(own, *pair)["pixel_values"][64:].unique().tolist() == [3.0]
 
 
-def test_what_is_kept_goes_by_content_and_order(tmp_path):
+def test_the_cache_key_is_content_and_order(tmp_path):
     own = processor()
     own.cache = tmp_path
     one, other = make_image(128, 128), make_image(128, 128, seed=1)

@@ -165,7 +165,7 @@ def test_calibrate_bounds_false_alarms_and_refuses_too_few(untaught):
         own.calibrate(normals, 1.5)
 
 
-def test_a_broken_picture_costs_its_pair_only(untaught, tmp_path):
+def test_a_broken_image_fails_its_pair_only(untaught, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     good = pairs()[0]

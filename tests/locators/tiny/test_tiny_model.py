@@ -89,7 +89,7 @@ def test_a_flat_map_proposes_all_of_it(level):
     assert found[0, :4].tolist() == [0, 0, 1, 1]
 
 
-def test_distances_stand_out_of_their_own_picture():
+def test_distances_are_standardised_per_image():
     cells = torch.randn(2, FINE + CELL_EXTRA, 6, 4)
     found = _append_standardised(cells, FINE)
     assert found.shape == (2, FINE + CELL_EXTRA + DISTANCES, 6, 4)
@@ -100,7 +100,7 @@ def test_distances_stand_out_of_their_own_picture():
     assert _append_standardised(torch.ones(1, COARSE + CELL_EXTRA, 4, 4), COARSE)[:, -DISTANCES:].abs().max() == 0
 
 
-def test_near_values_look_alike():
+def test_near_values_have_similar_features():
     first, near, far = waves(torch.tensor([0.5, 0.501, 0.7]))
     assert first.shape == (16,)  # 8 frequencies, sine and cosine
     assert torch.linalg.norm(first - near) < torch.linalg.norm(first - far) / 2
@@ -126,7 +126,7 @@ def test_the_dense_loss_by_hand():
     assert float(dense_loss(logits, coverage, grids)) == pytest.approx(expected, rel=rounding(64, 1.0))
 
 
-def test_the_dense_loss_looks_at_the_marked_cell():
+def test_the_dense_loss_depends_on_the_marked_cell():
     """The map that is right where it counts, a cell of the second token's last patch, has the least loss."""
     grids = torch.tensor([REFERENCE_GRID, (1, 4, 8)])
     coverage = torch.zeros(64 + 32, 4)
