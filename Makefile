@@ -30,7 +30,7 @@ BORDER += tests/training/test_sharing.py::test_rollouts_losses_and_gradients_equ
 # Last: test_server.py imports its conftest by name, and the last that pytest loads is the one it finds.
 BORDER += tests/locators/test_server.py::test_requests_overlap_and_come_back_in_order    # openai
 BORDER += tests/locators/test_local.py::test_boxes_are_pixels_of_the_original_target  # transformers: processors, generation
-BORDER += tests/locators/test_local.py::test_a_kept_prefix_changes_no_answer           # … its caches
+BORDER += tests/locators/test_local.py::test_a_cached_prefix_changes_no_answer         # … its caches
 
 # With the newest set alone. torchvision stands in it, which the other two go without: the processors of Mistral 3 and LFM2-VL need it,
 # and transformers then has other defaults. In 5.18 transformers' own server (fastapi, uvicorn) wanted it.

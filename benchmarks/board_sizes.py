@@ -1,9 +1,9 @@
-"""How well `auto` judges drawn boards at several sizes, and the same boards enlarged.
+"""How well `auto` judges synthetic boards at several sizes, and the same boards enlarged.
 
     python benchmarks/board_sizes.py --boards 40 --json
 
-Every other board has a defect. A board drawn at a larger size has finer edges and smaller defects; an enlarged one shows
-nothing that the smaller one did not. Printed are detection F1, accuracy on normal boards, and the share of defects whose
+Every other board has a defect. A board generated at a larger size has finer edges and smaller defects; an enlarged one shows
+no more than the smaller one. Printed are detection F1, accuracy on normal boards, and the share of defects whose
 first box has an IoU of at least 0.3.
 """
 
@@ -23,7 +23,7 @@ from differad.boxes import iou
 from differad.synthesis.draw import usual_nuisance
 from differad.synthesis.pairs import make_pair
 
-# The side in pixels that boards are drawn at, and by how much they are enlarged then.
+# The side in pixels at which boards are generated, and the factor by which they are enlarged then.
 CASES = ((448, 1), (448, 2), (448, 4), (896, 1), (1792, 1))
 HIT = 0.3
 
@@ -34,7 +34,7 @@ def locator(model: str):
 
 
 def judged(task: tuple[int, int, int, str]) -> tuple[bool, bool, float]:
-    """Whether board number `seed` is abnormal, whether it was found so, and the first box's IoU."""
+    """Whether board number `seed` is abnormal, whether it was called so, and the first box's IoU."""
     seed, size, factor, model = task
     cv2.setNumThreads(1)
     rng = np.random.default_rng(800_000 + seed)

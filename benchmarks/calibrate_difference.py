@@ -2,11 +2,11 @@
 
     python benchmarks/calibrate_difference.py --pairs 480 --json
 
-The result belongs into src/differad/locators/calibration.py. Reads no real picture. Half of the pairs are normal;
-boards and surfaces are seen under `Nuisance()` (shift, turn, scale, elastic_warp, light, noise, swollen edges, JPEG).
+The result belongs into src/differad/locators/calibration.py. Reads no real image. Half of the pairs are normal;
+boards and surfaces are rendered under `Nuisance()` (shift, rotation, scale, warp, illumination, noise, swollen edges, JPEG).
 
-- registration: `accept` lies half way between the 5 % quantile of pairs of one part and the 99 % quantile of pairs of two
-  (boards, grain, prints; woven cloth repeats itself, so another piece of it does fit); `enough` is the 5 % quantile over
+- registration: `accept` is half way between the 5 % quantile of pairs of one part and the 99 % quantile of pairs of two
+  (boards, grain, prints; woven cloth is periodic, so another piece of it registers); `enough` is the 5 % quantile over
   pairs of one part.
 - detection: a grid of tolerance, floor, edge, contrast, low, high is scored by the mean of mIoU (first box, with the margin and
   over the labels that are described below) and normal accuracy. Of those within a standard error of the best the one
@@ -14,9 +14,9 @@ boards and surfaces are seen under `Nuisance()` (shift, turn, scale, elastic_war
   fitted to which groups touch the defect, then moved and scaled so that a pair's best group says how likely the pair is
   abnormal where half of all pairs are.
 - threshold: 0.5, a box where a defect is more likely than not.
-- margin: nobody knows how loosely a labeller draws. Labels are taken to stand off a defect by a margin spread evenly
+- margin: how loosely labellers draw boxes is unknown. The margin of labels is assumed to be uniformly distributed
   over 0 .. 1/64 of the longer side (0 .. 10 pixels at 640: a box dragged by hand on a screen), and the margin with the
-  best mean IoU over that spread is taken. This prior is a judgement; with masks as truth, 0 would be best.
+  best mean IoU over that distribution is chosen. This prior is a judgement; with masks as truth, 0 would be best.
 """
 
 import argparse
@@ -31,9 +31,9 @@ import cv2
 import numpy as np
 
 from differad.boxes import iou
-from differad.locators.calibration import COMPARING, REGISTERING
-from differad.locators.comparison import flat, group
-from differad.locators.difference import DifferenceOptions, evidence, unit_of_noise
+from differad.locators.calibration import COMPARISON_CONSTANTS, REGISTRATION_CONSTANTS
+from differad.locators.comparison import group, squeeze_grey
+from differad.locators.difference import DifferenceOptions, group_features, noise_scale
 from differad.locators.levels import levels, residuals
 from differad.locators.registration import grey, register
 from differad.locators.resolution import at_common_resolution
@@ -42,7 +42,7 @@ from differad.synthesis.pairs import SyntheticPair, make_pair
 from differad.synthesis.textures import TEXTURES
 
 CATEGORIES = ("board", "board", "board", "board", *TEXTURES)
-UNLIKE_ITSELF = ("board", "grain", "printed")
+APERIODIC = ("board", "grain", "printed")
 SIDE = 640
 SIZES = (320, 448, 640, 960, 1280, 1792)
 TOLERANCE = 1
@@ -55,23 +55,23 @@ THRESHOLD = 0.5
 LABEL_MARGIN = 1 / 64
 MARGINS = np.arange(0, 17) / 1024
 RIDGE = 1.0
-# Which way each piece of evidence may speak: the bias, mean and thickness for a defect, raggedness against.
+# Allowed signs of the weights: bias, mean and thickness speak for a defect, raggedness against it.
 SIGNS = np.array([1.0, 1.0, 1.0, -1.0])
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """A group's evidence, its box (4,) at a side of SIDE, and whether it touches the defect."""
+class LabelledGroup:
+    """A group's features, its box (4,) at a side of SIDE, and whether it touches the defect."""
 
     features: tuple[float, ...]
     box: np.ndarray
     touches: bool
 
 
-def draw(seed: int, category: str | None = None) -> SyntheticPair:
+def make_synthetic(seed: int, category: str | None = None) -> SyntheticPair:
     """Pair number `seed`: categories take turns, every other round is normal, sizes change from round to round.
 
-    A part may shift, bend and be etched off by a share of its size; blur and noise are the camera's, in pixels.
+    Shift, elastic warp and etching of a part are shares of its size; blur and noise are the camera's, in pixels.
     """
     category = category or CATEGORIES[seed % len(CATEGORIES)]
     turn = seed // len(CATEGORIES)
@@ -86,12 +86,12 @@ def draw(seed: int, category: str | None = None) -> SyntheticPair:
 def registration_of(seed: int) -> dict[str, float | None]:
     """Qualities of pair `seed` as it is and of its target with another part's reference."""
     cv2.setNumThreads(1)
-    pair = draw(seed)
-    own = _quality(pair.reference, pair.target)
+    pair = make_synthetic(seed)
+    same_part = _quality(pair.reference, pair.target)
     other = None
-    if pair.category in UNLIKE_ITSELF:
-        other = _quality(draw(seed + 100_000, category=pair.category).reference, pair.target)
-    return {"own": own, "other": other}
+    if pair.category in APERIODIC:
+        other = _quality(make_synthetic(seed + 100_000, category=pair.category).reference, pair.target)
+    return {"own": same_part, "other": other}
 
 
 def _quality(reference: np.ndarray, target: np.ndarray) -> float:
@@ -99,27 +99,35 @@ def _quality(reference: np.ndarray, target: np.ndarray) -> float:
     return register(grey(reference), grey(target)).quality
 
 
-def groups_of(seed: int) -> list[tuple[tuple, list[Found], np.ndarray]]:
-    """For each setting of the grid: what is found in pair `seed` at any level, and the true box, both at a side of SIDE."""
+def groups_of(seed: int) -> list[tuple[tuple, list[LabelledGroup], np.ndarray]]:
+    """For each setting of the grid: the groups of pair `seed` at all levels, and the true box, both at a side of SIDE."""
     cv2.setNumThreads(1)
-    pair = draw(seed)
+    pair = make_synthetic(seed)
     side = len(pair.target)
-    reference, target = at_common_resolution(*flat(pair.reference, pair.target), DifferenceOptions.max_side)
+    reference, target = at_common_resolution(*squeeze_grey(pair.reference, pair.target), DifferenceOptions.max_side)
     registration = register(grey(reference), grey(target))
     if not registration.accepted:
         return []
-    found: dict[tuple, list[Found]] = {}
+    found: dict[tuple, list[LabelledGroup]] = {}
     for level, left in residuals(levels(reference, target, registration.matrix), TOLERANCE, workers=1):
         scale = SIDE / len(level.target)
         for edge, contrast in itertools.product(EDGES, CONTRASTS):
-            constants = replace(COMPARING, edge=edge, contrast=contrast)
-            unit = unit_of_noise(constants, left.spread, left.edges, left.contrast)
+            constants = replace(COMPARISON_CONSTANTS, edge=edge, contrast=contrast)
+            unit = noise_scale(constants, left.spread, left.edges, left.contrast)
             for low, ratio in itertools.product(LOWS, HIGH_RATIOS):
-                at = {"low": low, "high": low * ratio, "core": COMPARING.core, "grow": TOLERANCE, "gap": COMPARING.gap}
-                groups = group(left.over, unit, left.at_edges, **at)
+                at = {
+                    "low": low,
+                    "high": low * ratio,
+                    "core": COMPARISON_CONSTANTS.core,
+                    "grow": TOLERANCE,
+                    "gap": COMPARISON_CONSTANTS.gap,
+                }
+                groups = group(left.difference, unit, left.at_edges, **at)
                 groups = sorted(groups, key=lambda g: -g.mean * g.thickness)[:30]
                 found.setdefault((edge, contrast, low, ratio), []).extend(
-                    Found(evidence(g, level), g.box * scale, touches(g.box * side / len(level.target), pair.mask))
+                    LabelledGroup(
+                        group_features(g, level), g.box * scale, touches(g.box * side / len(level.target), pair.mask)
+                    )
                     for g in groups
                 )
     return [(setting, groups, pair.boxes * SIDE / side) for setting, groups in found.items()]
@@ -161,29 +169,29 @@ def fit_monotone(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         kept[np.where(negative, weights, 0).argmin()] = False
 
 
-def to_pair_odds(weights: np.ndarray, rows: list) -> np.ndarray:
-    """The same curve, moved and scaled so that the best group's chance is the chance that the pair is abnormal."""
-    scored = [(truth, max(np.dot(one.features, weights) for one in found)) for _, found, truth in rows if found]
-    abnormal = np.array([len(truth) > 0 for truth, _ in scored], dtype=float)
-    move, stretch = fit_logistic(np.array([[1.0, logit] for _, logit in scored]), abnormal)
+def to_pair_logits(weights: np.ndarray, rows: list) -> np.ndarray:
+    """The same curve, shifted and scaled so that the best group's probability is the probability that the pair is abnormal."""
+    best_groups = [(truth, max(np.dot(one.features, weights) for one in found)) for _, found, truth in rows if found]
+    abnormal = np.array([len(truth) > 0 for truth, _ in best_groups], dtype=float)
+    move, stretch = fit_logistic(np.array([[1.0, logit] for _, logit in best_groups]), abnormal)
     return weights * stretch + np.array([move, 0.0, 0.0, 0.0])
 
 
-def judge(rows: list) -> tuple[dict[str, float], np.ndarray, list]:
+def evaluate(rows: list) -> tuple[dict[str, float], np.ndarray, list]:
     """mIoU, normal accuracy and their mean for one setting, with its fitted weights and first boxes."""
     x = np.array([one.features for _, found, _ in rows for one in found]).reshape(-1, 4)
     y = np.array([one.touches for _, found, _ in rows for one in found], dtype=float)
     if not 0 < y.sum() < len(y):
         return {"score": 0.0, "miou": 0.0}, np.zeros(4), []
-    weights = to_pair_odds(fit_monotone(x, y), rows)
-    chances = [
+    weights = to_pair_logits(fit_monotone(x, y), rows)
+    probabilities = [
         1 / (1 + np.exp(-(np.array([o.features for o in found]).reshape(-1, 4) @ weights))) for _, found, _ in rows
     ]
-    best = np.array([c.max() if len(c) else 0.0 for c in chances])
+    best = np.array([c.max() if len(c) else 0.0 for c in probabilities])
     normal = np.array([len(truth) == 0 for *_, truth in rows])
     firsts = [
         (found[int(c.argmax())].box, truth[0]) if len(c) and c.max() >= THRESHOLD else (None, truth[0])
-        for (_, found, truth), c in zip(rows, chances, strict=True)
+        for (_, found, truth), c in zip(rows, probabilities, strict=True)
         if len(truth)
     ]
     accuracy = float((best[normal] < THRESHOLD).mean())
@@ -218,9 +226,9 @@ def best_margin(firsts: list) -> tuple[float, dict[float, float]]:
 
 def calibrate_registration(pool: ProcessPoolExecutor, seeds: range) -> dict[str, float]:
     rows = list(pool.map(registration_of, seeds, chunksize=4))
-    own = np.array([row["own"] for row in rows])
+    same_part = np.array([row["own"] for row in rows])
     other = np.array([row["other"] for row in rows if row["other"] is not None])
-    worst_own, best_other = np.quantile(own, 0.05), np.quantile(other, 0.99)
+    worst_own, best_other = np.quantile(same_part, 0.05), np.quantile(other, 0.99)
     return {
         "accept": round(float(worst_own + best_other) / 2, 2),
         "enough": round(float(worst_own), 2),
@@ -237,7 +245,7 @@ def calibrate_detection(pool: ProcessPoolExecutor, seeds: range) -> Iterator[tup
         for row in rows:
             by_setting.setdefault(row[0], []).append(row)
     yield "refused", refused
-    judged = {setting: judge(rows) for setting, rows in by_setting.items()}
+    judged = {setting: evaluate(rows) for setting, rows in by_setting.items()}
     ranked = sorted(judged, key=lambda s: -judged[s][0]["score"])
     yield "runners_up", [{"setting": s, **judged[s][0]} for s in ranked[:8]]
     best = judged[ranked[0]][0]
@@ -248,7 +256,7 @@ def calibrate_detection(pool: ProcessPoolExecutor, seeds: range) -> Iterator[tup
     edge, contrast, low, ratio = setting
     bias, mean, thickness, ragged = (round(float(w), 3) for w in weights)
     chosen = replace(
-        COMPARING,
+        COMPARISON_CONSTANTS,
         **{"edge": edge, "contrast": contrast, "low": low, "high": low * ratio, "margin": margin},
         **{"bias": bias, "mean": mean, "thickness": thickness, "ragged": ragged, "threshold": THRESHOLD},
     )
@@ -265,7 +273,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parser.parse_args()
     seeds = range(arguments.seed, arguments.seed + arguments.pairs)
-    report: dict[str, object] = {"in_use": {"registering": asdict(REGISTERING), "comparing": asdict(COMPARING)}}
+    report: dict[str, object] = {
+        "in_use": {"registering": asdict(REGISTRATION_CONSTANTS), "comparing": asdict(COMPARISON_CONSTANTS)}
+    }
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         if arguments.only != "detection":
             report["registering"] = calibrate_registration(pool, seeds)

@@ -2,18 +2,18 @@
 
     python benchmarks/calibrate_features.py --pairs 240 --json
 
-The result belongs into src/differad/locators/features/calibration.py. Reads no real picture. Half of the pairs are normal.
+The result belongs into src/differad/locators/features/calibration.py. Reads no real image. Half of the pairs are normal.
 
-- alone: two good parts of one kind that nothing can lay on each other, see synthesis/unaligned.py. From the constants in use
-  one at a time is changed, and a logistic curve over the highest region's peak and contrast is fitted to which pairs
-  are abnormal. What counts is the mean of mIoU (highest region, where its chance reaches the threshold) and normal
+- alone: two normal parts of one kind that cannot be aligned, see synthesis/unaligned.py. One of the constants in use
+  is changed at a time, and a logistic curve over the highest region's peak and contrast is fitted to which pairs
+  are abnormal. What counts is the mean of mIoU (highest region, if its probability reaches the threshold) and normal
   accuracy on surfaces that the curve has not seen, each of them left out in turn; a constant is changed where that is better
-  by more than noise (about 0.02 for 300 pairs). The curve that is given out is fitted to all pairs.
-- border: how far the map of normal pairs, without the correction, is above its inside, by patches from the border.
-- further: the constants in use and that curve on as many pairs again, which nothing was fitted to.
-- fused: pairs of one part that `difference` can lay on each other; a logistic curve over its chance of each box and the
-  map's peak within, fitted to which boxes touch the defect, then moved so that a pair's best box says how likely
-  the pair is abnormal. No weight is below 0: more evidence must not count as less.
+  by more than noise (about 0.02 for 300 pairs). The reported curve is fitted to all pairs.
+- border: the ratio of the map of normal pairs, without the correction, to its inside, by patches from the border.
+- further: the constants in use and that curve on as many other pairs, to which nothing was fitted.
+- fused: pairs of one part that `difference` can align; a logistic curve over its logit of each box and the
+  map's peak within, fitted to which boxes touch the defect, then shifted so that a pair's best box gives the probability
+  that the pair is abnormal. No weight is below 0: more difference must not count as less.
 - reach is judgement: a tenth of the side.
 - threshold: 0.5, a box where a defect is more likely than not.
 """
@@ -27,14 +27,14 @@ from dataclasses import asdict, replace
 import cv2
 import numpy as np
 
-from calibrate_difference import draw, touches
+from calibrate_difference import make_synthetic, touches
 from differad.boxes import iou
 from differad.evaluation.metrics import auroc
 from differad.locators.difference import DifferenceLocator
-from differad.locators.features.backbone import Backbone, fit
-from differad.locators.features.calibration import DECIDING, SCORING, Scoring
-from differad.locators.features.locator import FUSED, FeaturesLocator, FeaturesOptions, evidence
-from differad.locators.features.nearest import distances, scored, solitude
+from differad.locators.features.backbone import Backbone, resize_to_area
+from differad.locators.features.calibration import DECISION_CONSTANTS, SCORING_CONSTANTS, ScoringConstants
+from differad.locators.features.locator import FUSED, FeaturesLocator, FeaturesOptions, region_features
+from differad.locators.features.nearest import combine_distances, distances, self_distance
 from differad.locators.features.regions import regions
 from differad.locators.odds import logit
 from differad.synthesis.pairs import SyntheticPair
@@ -58,43 +58,50 @@ THRESHOLD = 0.5
 IN_USE = "in use"
 
 
-def settings() -> dict[str, tuple[Scoring, float, float]]:
+def settings() -> dict[str, tuple[ScoringConstants, float, float]]:
     """The constants in use, and each of CHANGES on its own: scoring, cut and gap by name."""
-    found = {IN_USE: (SCORING, DECIDING.cut, DECIDING.gap)}
+    found = {IN_USE: (SCORING_CONSTANTS, DECISION_CONSTANTS.cut, DECISION_CONSTANTS.gap)}
     for name, values in CHANGES.items():
         for value in values:
-            scoring = replace(SCORING, **{name: value}) if hasattr(SCORING, name) else SCORING
-            cut, gap = (value if name == own else getattr(DECIDING, own) for own in ("cut", "gap"))
+            scoring = (
+                replace(SCORING_CONSTANTS, **{name: value}) if hasattr(SCORING_CONSTANTS, name) else SCORING_CONSTANTS
+            )
+            cut, gap = (value if name == own else getattr(DECISION_CONSTANTS, own) for own in ("cut", "gap"))
             found[f"{name}={value}"] = (scoring, cut, gap)
     return found
 
 
-def found_in(pair: SyntheticPair, scoring: Scoring) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Distances of each stride: whole, window, of the target alone."""
+def distances_of(pair: SyntheticPair, scoring: ScoringConstants) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Distances of each stride: whole, window, to the target itself."""
     backbone = Backbone()
-    reference, target = (backbone.patches(fit(picture, scoring.side)) for picture in (pair.reference, pair.target))
+    reference, target = (
+        backbone.patches(resize_to_area(image, scoring.side)) for image in (pair.reference, pair.target)
+    )
     return [
-        (*distances(seen, [own], scoring.reach), solitude(seen, scoring.reach))
+        (*distances(seen, [own], scoring.reach), self_distance(seen, scoring.reach))
         for seen, own in zip(target, reference, strict=True)
     ]
 
 
 def alone_of(seed: int) -> tuple[dict[str, tuple[tuple[float, float], float]], bool, str, np.ndarray]:
-    """Of pair `seed`: the highest region's evidence and IoU by setting, whether it is abnormal, its surface, its border."""
+    """Of pair `seed`: the highest region's features and IoU by setting, whether it is abnormal, its surface, its border."""
     cv2.setNumThreads(1)
     pair = draw_unaligned(np.random.default_rng(FIRST + seed), seed % 2 == 0)
-    found = {side: found_in(pair, replace(SCORING, side=side)) for side in (SCORING.side, *CHANGES["side"])}
+    found = {
+        side: distances_of(pair, replace(SCORING_CONSTANTS, side=side))
+        for side in (SCORING_CONSTANTS.side, *CHANGES["side"])
+    }
     result = {}
     for name, (scoring, cut, gap) in settings().items():
-        score = cv2.GaussianBlur(scored(found[scoring.side], scoring), (0, 0), scoring.smooth)
-        best = regions(score, pair.target.shape[1::-1], cut=cut, gap=gap, most=1)[0]
-        result[name] = evidence(best), float(iou(best.box[None], pair.boxes).max(initial=0.0))
-    plain = scored(found[SCORING.side], replace(SCORING, edge=0.0))
+        score = cv2.GaussianBlur(combine_distances(found[scoring.side], scoring), (0, 0), scoring.smooth)
+        best = regions(score, pair.target.shape[1::-1], cut=cut, gap=gap, max_regions=1)[0]
+        result[name] = region_features(best), float(iou(best.box[None], pair.boxes).max(initial=0.0))
+    plain = combine_distances(found[SCORING_CONSTANTS.side], replace(SCORING_CONSTANTS, edge=0.0))
     return result, len(pair.boxes) > 0, pair.category, border_of(plain)
 
 
 def border_of(score: np.ndarray) -> np.ndarray:
-    """Logarithm (RINGS,) of the 95 % quantile at each patch from the border over that of what lies further inside."""
+    """Logarithm (RINGS,) of the 95 % quantile at each patch from the border over that further inside."""
     rows, columns = (np.minimum(np.arange(count), np.arange(count)[::-1]) for count in score.shape)
     inwards = np.minimum(rows[:, None], columns)
     if inwards.max() < RINGS:
@@ -104,9 +111,9 @@ def border_of(score: np.ndarray) -> np.ndarray:
 
 
 def fused_of(seed: int) -> tuple[list[tuple[float, float]], list[bool], bool] | None:
-    """Evidence of each box of an aligned pair, whether each touches the defect, and whether the pair is abnormal."""
+    """Features of each box of an aligned pair, whether each touches the defect, and whether the pair is abnormal."""
     cv2.setNumThreads(1)
-    pair = draw(seed)
+    pair = make_synthetic(seed)
     locator = FeaturesLocator(FeaturesOptions(workers=1))
     found = DifferenceLocator(replace(FUSED, workers=1)).align(pair.reference, pair.target)
     if not found.registration.accepted:
@@ -136,7 +143,7 @@ def fit_logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         kept[negative.argmin()] = False
 
 
-def judge(overlap: np.ndarray, abnormal: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+def evaluate(overlap: np.ndarray, abnormal: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     """Metrics of one setting, given what its curve answers."""
     found = logits >= np.log(THRESHOLD / (1 - THRESHOLD))
     miou, accuracy = float((overlap * found)[abnormal].mean()), float((~found)[~abnormal].mean())
@@ -150,27 +157,27 @@ def judge(overlap: np.ndarray, abnormal: np.ndarray, logits: np.ndarray) -> dict
     return {name: round(value, 3) for name, value in metrics.items()}
 
 
-def calibrate_alone(drawn: list) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """Metrics of each setting on surfaces that its curve has not seen, and the curve of the constants in use."""
-    abnormal, surfaces = np.array([d[1] for d in drawn]), np.array([d[2] for d in drawn])
+def calibrate_alone(results: list) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+    """Metrics of each setting on surfaces that its curve was not fitted to, and the curve of the constants in use."""
+    abnormal, surfaces = np.array([d[1] for d in results]), np.array([d[2] for d in results])
     judged = {}
     for name in settings():
-        x, overlap = (np.array([d[0][name][i] for d in drawn]) for i in (0, 1))
+        x, overlap = (np.array([d[0][name][i] for d in results]) for i in (0, 1))
         logits = np.empty(len(x))
         for surface in np.unique(surfaces):
-            here = surfaces == surface
-            weights = fit_logistic(x[~here], abnormal[~here].astype(float))
-            logits[here] = weights[0] + x[here] @ weights[1:]
-        judged[name] = judge(overlap, abnormal, logits)
-    x = np.array([d[0][IN_USE][0] for d in drawn])
+            held_out = surfaces == surface
+            weights = fit_logistic(x[~held_out], abnormal[~held_out].astype(float))
+            logits[held_out] = weights[0] + x[held_out] @ weights[1:]
+        judged[name] = evaluate(overlap, abnormal, logits)
+    x = np.array([d[0][IN_USE][0] for d in results])
     return judged, fit_logistic(x, abnormal.astype(float))
 
 
-def check_further(drawn: list, curve: np.ndarray) -> dict[str, float]:
-    """Metrics of the constants in use with the curve that was fitted, on pairs that it has not seen."""
-    abnormal = np.array([d[1] for d in drawn])
-    x, overlap = (np.array([d[0][IN_USE][i] for d in drawn]) for i in (0, 1))
-    return judge(overlap, abnormal, curve[0] + x @ curve[1:])
+def check_further(results: list, curve: np.ndarray) -> dict[str, float]:
+    """Metrics of the constants in use with the curve that was fitted, on other pairs."""
+    abnormal = np.array([d[1] for d in results])
+    x, overlap = (np.array([d[0][IN_USE][i] for d in results]) for i in (0, 1))
+    return evaluate(overlap, abnormal, curve[0] + x @ curve[1:])
 
 
 def calibrate_fusion(rows: list[tuple[list[tuple[float, float]], list[bool], bool]]) -> tuple[np.ndarray, dict]:
@@ -191,18 +198,20 @@ def calibrate_fusion(rows: list[tuple[list[tuple[float, float]], list[bool], boo
 
 
 def calibrate(pool: ProcessPoolExecutor, pairs: int, only: str | None) -> dict[str, object]:
-    report: dict[str, object] = {"in_use": {"scoring": asdict(SCORING), "deciding": asdict(DECIDING)}}
-    deciding = DECIDING
+    report: dict[str, object] = {
+        "in_use": {"scoring": asdict(SCORING_CONSTANTS), "deciding": asdict(DECISION_CONSTANTS)}
+    }
+    deciding = DECISION_CONSTANTS
     if only != "fused":
-        drawn = list(pool.map(alone_of, range(2 * pairs), chunksize=2))
-        judged, curve = calibrate_alone(drawn[:pairs])
+        results = list(pool.map(alone_of, range(2 * pairs), chunksize=2))
+        judged, curve = calibrate_alone(results[:pairs])
         bias, peak, contrast = (round(float(w), 3) for w in curve)
         deciding = replace(deciding, bias=bias, peak=peak, contrast=contrast)
-        normal_borders = [d[3] for d in drawn[:pairs] if not d[1]]
+        normal_borders = [d[3] for d in results[:pairs] if not d[1]]
         report |= {
             "changed": judged,
             "border": np.exp(np.nanmean(normal_borders, axis=0)).round(3).tolist(),
-            "further": check_further(drawn[pairs:], curve),
+            "further": check_further(results[pairs:], curve),
         }
     if only != "alone":
         fused, report["fused"] = calibrate_fusion([r for r in pool.map(fused_of, range(pairs), chunksize=2) if r])

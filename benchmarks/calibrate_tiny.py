@@ -4,11 +4,11 @@
     python benchmarks/calibrate_tiny.py runs/tiny/calibration/pairs.jsonl
     python benchmarks/calibrate_tiny.py my/calibration.jsonl --folder runs/tiny/own/model --write
 
-A logistic curve over the odds of a box in the policy's answer and the highest logit of its map, fitted to which pairs are
+A logistic curve over the logit of a box in the policy's answer and the highest logit of its map, fitted to which pairs are
 abnormal; no weight is below 0. The threshold leaves a box on a tenth of the normal pairs (judgement): synthetic defects are
-plainer than real ones, so that the point where one is more likely than not would be too high. The result of the shipped policy
+easier than real ones, so that a threshold of 0.5 would be too high. The result of the shipped policy
 belongs into src/differad/locators/tiny/calibration.py; `--write` puts that of another into decision.json of its folder, where
-`--model FOLDER` finds it. Pairs that the policy was trained on say too little: it is surer of them.
+`--model FOLDER` finds it. Pairs that the policy was trained on are unsuitable: it is more certain of them.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from differad.errors import DifferadError, InputError
 from differad.evaluation.metrics import auroc, pair_iou
 from differad.images import read_images
 from differad.locators.threads import one_thread_each, usable_cores
-from differad.locators.tiny.calibration import Deciding, write_deciding
+from differad.locators.tiny.calibration import DecisionConstants, write_decision_constants
 from differad.locators.tiny.locator import WEIGHTS, TinyLocator, TinyOptions
 
 FALSE_ALARMS = 0.1
 
 
-def judge(logits: np.ndarray, overlap: np.ndarray, abnormal: np.ndarray, least: float = 0.0) -> dict[str, float]:
+def evaluate(logits: np.ndarray, overlap: np.ndarray, abnormal: np.ndarray, least: float = 0.0) -> dict[str, float]:
     found = logits >= least
     return {
         "miou": float((overlap * found)[abnormal].mean()),
@@ -44,34 +44,34 @@ def judge(logits: np.ndarray, overlap: np.ndarray, abnormal: np.ndarray, least: 
     }
 
 
-def ask(locator: TinyLocator, pair: Pair) -> tuple[float, float, float]:
-    """Log odds of a box, highest logit of the map, and the IoU of the box. Raises ImageError."""
+def run_policy(locator: TinyLocator, pair: Pair) -> tuple[float, float, float]:
+    """Logit of a box, highest logit of the map, and the IoU of the box. Raises ImageError."""
     reply = locator.reply(*read_images(pair.reference, pair.target))
-    return reply.odds, reply.peak, pair_iou(locator.decide(reply).boxes, as_boxes(pair.boxes))
+    return reply.box_logit, reply.peak, pair_iou(locator.decide(reply).boxes, as_boxes(pair.boxes))
 
 
-def calibrate(folder: Path, pairs: list[Pair], *, closer: bool) -> tuple[Deciding, dict[str, object]]:
+def calibrate(folder: Path, pairs: list[Pair], *, closer: bool) -> tuple[DecisionConstants, dict[str, object]]:
     """The numbers for the policy in `folder`, and a report. Raises InputError, ImageError."""
     abnormal = np.array([len(as_boxes(pair.boxes)) > 0 for pair in pairs])
     if abnormal.all() or not abnormal.any():
         raise InputError(f"{len(pairs)} labelled pairs, {abnormal.sum()} abnormal; expected normal and abnormal ones")
-    # The truth of synthetic pairs is tight. Every target gets its box.
+    # The truth of synthetic pairs is tight, so no margin; with threshold 0 every target gets a box.
     locator = TinyLocator(TinyOptions(threshold=0.0, closer=closer, margin=0.0, workers=1), folder=folder)
     workers = usable_cores()
     with one_thread_each(workers), ThreadPoolExecutor(workers) as pool:
-        answers = np.array(list(pool.map(lambda pair: ask(locator, pair), pairs)))
+        answers = np.array(list(pool.map(lambda pair: run_policy(locator, pair), pairs)))
     x, overlap = answers[:, :2], answers[:, 2]
     weights = fit_logistic(x, abnormal.astype(float))
     logits = weights[0] + x @ weights[1:]
     least = float(np.quantile(logits[~abnormal], 1 - FALSE_ALARMS))
     threshold = 1 / (1 + float(np.exp(-least)))
-    deciding = Deciding(*(round(float(number), 3) for number in (*weights, threshold)))
+    deciding = DecisionConstants(*(round(float(number), 3) for number in (*weights, threshold)))
     return deciding, {
         "deciding": asdict(deciding),
         "pairs": len(pairs),
-        "calibrated": judge(logits, overlap, abnormal, least),
-        "more_likely_than_not": judge(logits, overlap, abnormal),
-        "answer_alone": judge(x[:, 0], overlap, abnormal),
+        "calibrated": evaluate(logits, overlap, abnormal, least),
+        "more_likely_than_not": evaluate(logits, overlap, abnormal),
+        "answer_alone": evaluate(x[:, 0], overlap, abnormal),
     }
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument(
         "pairs", type=Path, nargs="+", help="pairs.jsonl of labelled pairs that the policy was not trained on"
     )
-    parser.add_argument("--folder", type=Path, default=WEIGHTS, help="the policy; the shipped one unless told")
+    parser.add_argument("--folder", type=Path, default=WEIGHTS, help="the policy; by default the shipped one")
     parser.add_argument("--once", action="store_true", help="without the two crops")
     parser.add_argument("--write", action="store_true", help="put the numbers into decision.json of --folder")
     arguments = parser.parse_args()
@@ -92,7 +92,7 @@ def main() -> None:
         pairs = [pair for path in arguments.pairs for pair in read_pairs(path) if pair.boxes is not None]
         deciding, report = calibrate(arguments.folder, pairs, closer=not arguments.once)
         if arguments.write:
-            report["written"] = str(write_deciding(arguments.folder, deciding))
+            report["written"] = str(write_decision_constants(arguments.folder, deciding))
     except DifferadError as error:
         print(f"calibrate_tiny.py: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -2,7 +2,7 @@
 
     python benchmarks/difference_speed.py --pairs 80 --json
 
-Pairs are drawn boards of 640x640 written as PNG (or those of `--manifest`); each contender reads the files, and uses two
+Pairs are synthetic boards of 640x640 written as PNG (or those of `--manifest`); each contender reads the files, and uses two
 worker threads. The crude one is what thirty lines give: absolute difference, blur, threshold, largest component. With
 scikit-image installed, its `structural_similarity` map takes the place of the difference. Memory is what the process's
 peak grew by over the first quarter of the pairs, and over the rest: a stream held in memory would show in the second.
@@ -31,15 +31,15 @@ WORKERS = 2
 
 
 def crude(pair: Pair) -> list[list[int]]:
-    here, there = (cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY) for path in (pair.target, pair.reference))
-    return largest(cv2.GaussianBlur(cv2.absdiff(here, there), (0, 0), 2.0) > 60)
+    target, reference = (cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY) for path in (pair.target, pair.reference))
+    return largest(cv2.GaussianBlur(cv2.absdiff(target, reference), (0, 0), 2.0) > 60)
 
 
 def structural(pair: Pair) -> list[list[int]]:
     from skimage.metrics import structural_similarity
 
-    here, there = (cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY) for path in (pair.target, pair.reference))
-    _, similarity = structural_similarity(here, there, full=True)
+    target, reference = (cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY) for path in (pair.target, pair.reference))
+    _, similarity = structural_similarity(target, reference, full=True)
     return largest(similarity < 0.3)
 
 
@@ -57,13 +57,13 @@ def pooled(work: Callable[[Pair], object], pairs: Iterable[Pair]) -> Iterator[ob
         yield from pool.map(work, pairs)
 
 
-def drawn_pairs(folder: Path, count: int) -> list[Pair]:
+def synthetic_pairs(folder: Path, count: int) -> list[Pair]:
     pairs = []
     for seed in range(count):
-        drawn = make_pair(np.random.default_rng(seed), "board", anomalous=seed % 2 == 0)
+        synthetic = make_pair(np.random.default_rng(seed), "board", anomalous=seed % 2 == 0)
         pair = Pair(folder / f"{seed}_reference.png", folder / f"{seed}_target.png", id=str(seed))
-        write_image(pair.reference, drawn.reference)
-        write_image(pair.target, drawn.target)
+        write_image(pair.reference, synthetic.reference)
+        write_image(pair.target, synthetic.target)
         pairs.append(pair)
     return pairs
 
@@ -110,13 +110,15 @@ def measure(pairs: list[Pair]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=80, help="how many drawn pairs")
-    parser.add_argument("--manifest", type=Path, help="time the pairs of this pairs.jsonl in place of drawn ones")
+    parser.add_argument("--pairs", type=int, default=80, help="how many synthetic pairs")
+    parser.add_argument("--manifest", type=Path, help="time the pairs of this pairs.jsonl in place of synthetic ones")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pairs = (
-            list(read_pairs(arguments.manifest)) if arguments.manifest else drawn_pairs(Path(folder), arguments.pairs)
+            list(read_pairs(arguments.manifest))
+            if arguments.manifest
+            else synthetic_pairs(Path(folder), arguments.pairs)
         )
         report = measure(pairs)
     if arguments.json:

@@ -2,9 +2,9 @@
 
     python benchmarks/features_speed.py --pairs 24 --json
 
-The backbone is timed on pictures of 448x448 on one thread, by OpenCV and, where installed, ONNX Runtime and OpenVINO,
-in turns picture by picture so that other work on the machine weighs on all alike; each in a process of its own for memory.
-Pairs are drawn (or those of `--manifest`): with a new reference each, with one reference for all, and without `difference`.
+The backbone is timed on images of 448x448 on one thread, by OpenCV and, where installed, ONNX Runtime and OpenVINO,
+in turns image by image, so that other work on the machine affects all alike; each in a process of its own for memory.
+Pairs are synthetic (or those of `--manifest`): with a new reference each, with one reference for all, and without `difference`.
 """
 
 import argparse
@@ -49,11 +49,11 @@ def runner(name: str) -> Callable[[np.ndarray], object]:
     # Full precision: processors with bfloat16 units would answer faster, with three digits.
     settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(network, "CPU", settings)
-    return lambda picture: compiled(((picture.astype(np.float32) - 127) / 128).transpose(2, 0, 1)[None].copy())
+    return lambda image: compiled(((image.astype(np.float32) - 127) / 128).transpose(2, 0, 1)[None].copy())
 
 
 def memory_of(name: str) -> float:
-    """MiB that loading and running one picture adds to a fresh process."""
+    """MiB that loading and running one image adds to a fresh process."""
     cv2.setNumThreads(1)
     before = peak_mib()
     runner(name)(np.zeros((SIDE, SIDE, 3), np.uint8))
@@ -62,13 +62,13 @@ def memory_of(name: str) -> float:
 
 def time_runtimes(names: list[str], rounds: int) -> dict[str, dict[str, float]]:
     cv2.setNumThreads(1)
-    picture = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     runners = {name: runner(name) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name, run in runners.items():
             start = time.perf_counter()
-            run(picture)
+            run(image)
             times[name].append(time.perf_counter() - start)
     return {
         name: {"median_ms": 1e3 * statistics.median(t[1:]), "least_ms": 1e3 * min(t[1:])} for name, t in times.items()
@@ -116,7 +116,7 @@ def measure(pairs: list[Pair]) -> dict[str, object]:
     }
 
 
-def drawn(count: int) -> list[Pair]:
+def synthetic_pairs(count: int) -> list[Pair]:
     kinds = ("board", "grain", "printed", "brushed")
     return [
         make_pair(np.random.default_rng(seed), kinds[seed % len(kinds)]).as_pair(str(seed)) for seed in range(count)
@@ -126,10 +126,14 @@ def drawn(count: int) -> list[Pair]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=24, help="how many pairs, at least 2")
-    parser.add_argument("--manifest", type=Path, help="time the pairs of this pairs.jsonl in place of drawn ones")
+    parser.add_argument("--manifest", type=Path, help="time the pairs of this pairs.jsonl in place of synthetic ones")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parser.parse_args()
-    pairs = list(read_pairs(arguments.manifest))[: arguments.pairs] if arguments.manifest else drawn(arguments.pairs)
+    pairs = (
+        list(read_pairs(arguments.manifest))[: arguments.pairs]
+        if arguments.manifest
+        else synthetic_pairs(arguments.pairs)
+    )
     report = measure(pairs)
     if arguments.json:
         print(json.dumps(report, indent=1))

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig, LogitsProcessor
 
-from differad.locators.grouped import attend_in_steps, decoding_groups, who_sees_what
+from differad.locators.grouped import attend_in_steps, decoding_groups, group_attention_mask
 from differad.locators.transformers_hooks import cache_input
 from differad.training.pictures import Batch, Pictures, join
 from differad.training.prefix import (
@@ -186,7 +186,7 @@ def attention_rows(context: Context) -> Iterator[Row]:
     repeats = shape.heads // shape.kv_heads
     device, dtype = context.device, torch.bfloat16
     columns = -(-(prompt + GROUP_SIZE * answer) // 8) * 8
-    allowed = who_sees_what(torch.ones(1, prompt, device=device), GROUP_SIZE, answer).repeat(1, repeats, 1)[:, None]
+    allowed = group_attention_mask(torch.ones(1, prompt, device=device), GROUP_SIZE, answer).repeat(1, repeats, 1)[:, None]
     allowed = functional.pad(allowed, (0, columns - allowed.shape[-1]))
     step = torch.randn(1, shape.kv_heads, repeats * GROUP_SIZE, shape.head, device=device, dtype=dtype)
     keys = torch.randn(1, shape.kv_heads, columns, shape.head, device=device, dtype=dtype)

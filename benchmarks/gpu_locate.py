@@ -116,9 +116,9 @@ class PrefixCached(InMemoryLocator):
         with self.clock.part("reading") if self.clock else nullcontext():
             return super()._collect(window)
 
-    def _look(self, images: list[Any], ready: Any = ()) -> tuple[Any, Any, list[int]]:
+    def _encode_images(self, images: list[Any], ready: Any = ()) -> tuple[Any, Any, list[int]]:
         with self.clock.part("images") if self.clock else nullcontext():
-            return super()._look(images, ready)
+            return super()._encode_images(images, ready)
 
     def _decode(self, row: list[int]) -> str:
         return " ".join(map(str, row))
@@ -137,7 +137,7 @@ class Copied(PrefixCached):
     """
 
     def _encode_prefix(self, item: Any) -> Any:
-        patches, grids, counts = self._look([item.reference], [item.reference_patches])
+        patches, grids, counts = self._encode_images([item.reference], [item.reference_patches])
         ids, mask, types = self._encode([self._prompt.split(self._image_token)[0] + self._image_token * counts[0]])
         cache = hooks.empty_cache(self._model)
         self._model(
@@ -154,7 +154,9 @@ class Copied(PrefixCached):
 
     def _after_prefix(self, batch: list[Any], processors: list[Any]) -> Any:
         begin, reference, prefix_cache = self._prefix(batch[0])
-        patches, grids, counts = self._look([item.target for item in batch], [item.target_patches for item in batch])
+        patches, grids, counts = self._encode_images(
+            [item.target for item in batch], [item.target_patches for item in batch]
+        )
         _, between, after = self._prompt.split(self._image_token)
         ends, mask, _ = self._encode([between + self._image_token * count + after for count in counts])
         rows = len(batch)

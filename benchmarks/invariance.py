@@ -1,9 +1,9 @@
-"""Whether an answer stays when both images are changed alike in a way that makes no part good or bad.
+"""Whether an answer stays the same if both images are changed alike, in a way that does not affect the part.
 
     python benchmarks/invariance.py --pairs 84 --models difference features tiny auto --out docs/invariance.json
     python benchmarks/invariance.py --manifest PAIRS.jsonl … --limit 12
 
-Without a manifest the pairs are drawn: boards and surfaces whose reference can be aligned, at several sizes, and two parts
+Without a manifest the pairs are synthetic: boards and surfaces whose reference can be aligned, at several sizes, and two parts
 of one kind that cannot be. An answer holds where the verdict stays ("not comparable" is one of them) and the first box moves
 with the image: IoU of at least 0.7 with the first box of the unchanged pair. Printed is the share of pairs that hold.
 """
@@ -68,7 +68,7 @@ def changes() -> dict[str, Change]:
         "gamma 1.25": partial(gamma, power=1.25),
     }.items():
         found[name] = Change(change, change, unmoved)
-    found["turned by 90 degrees"] = Change(turned, turned, turned_boxes)
+    found["turned by 90 degrees"] = Change(rotated, rotated, rotated_boxes)
     found["mirrored"] = Change(mirrored, mirrored, mirrored_boxes)
     found["border of background"] = Change(bordered, bordered, bordered_boxes)
     return found
@@ -103,11 +103,11 @@ def gamma(image: Image, power: float) -> Image:
     return cv2.LUT(image, np.rint(255 * (np.arange(256) / 255) ** power).astype(np.uint8))
 
 
-def turned(image: Image) -> Image:
+def rotated(image: Image) -> Image:
     return cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)
 
 
-def turned_boxes(boxes: Boxes, size: tuple[int, int]) -> Boxes:
+def rotated_boxes(boxes: Boxes, size: tuple[int, int]) -> Boxes:
     x1, y1, x2, y2 = boxes.T
     return np.stack([size[1] - y2, x1, size[1] - y1, x2], axis=1)
 
@@ -143,13 +143,13 @@ def locator(model: str):
 
 
 def holds(before: Location, after: Location, moved: Boxes) -> bool:
-    """Whether two answers are one; `moved` are the boxes of the first after the change."""
+    """Whether two answers agree; `moved` are the boxes of the first after the change."""
     if (before.valid, before.anomalous) != (after.valid, after.anomalous):
         return False
     return not before.anomalous or float(iou(moved[0], after.boxes[0])) >= HOLDS
 
 
-def drawn(number: int) -> Pair:
+def synthetic_pair(number: int) -> Pair:
     """Pair `number`: kinds take turns, every other round is normal, sizes change every second round."""
     turn, kind = number // len(KINDS), KINDS[number % len(KINDS)]
     rng = np.random.default_rng(70_000 + number)
@@ -158,11 +158,11 @@ def drawn(number: int) -> Pair:
     return make_pair(rng, kind, anomalous=turn % 2 == 0, size=SIZES[turn // 2 % len(SIZES)]).as_pair()
 
 
-def judged(task: tuple[Pair | int, str, tuple[str, ...]]) -> dict[str, bool]:
+def changes_that_hold(task: tuple[Pair | int, str, tuple[str, ...]]) -> dict[str, bool]:
     """Which changes the answer of a model to a pair holds under."""
     cv2.setNumThreads(1)
     source, model, names = task
-    pair = drawn(source) if isinstance(source, int) else source
+    pair = synthetic_pair(source) if isinstance(source, int) else source
     reference, target = read_images(pair.reference, pair.target)
     before = locator(model).locate(Pair(reference, target))
     found = {}
@@ -183,9 +183,9 @@ def sources(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Pair | in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=84, help="drawn pairs")
+    parser.add_argument("--pairs", type=int, default=84, help="synthetic pairs")
     parser.add_argument(
-        "--manifest", type=Path, nargs="+", default=[], help="pairs.jsonl to take instead of drawn pairs"
+        "--manifest", type=Path, nargs="+", default=[], help="pairs.jsonl to use instead of synthetic pairs"
     )
     parser.add_argument("--limit", type=int, default=0, help="at most about so many pairs of each manifest; 0: all")
     parser.add_argument("--models", nargs="+", default=["difference", "features", "tiny", "auto"])
@@ -197,7 +197,7 @@ def main() -> None:
         for source, pairs in sources(arguments):
             for model in arguments.models:
                 tasks = [(pair, model, tuple(arguments.changes)) for pair in pairs]
-                results = list(pool.map(judged, tasks))
+                results = list(pool.map(changes_that_hold, tasks))
                 shares.setdefault(source, {})[model] = {
                     name: sum(r[name] for r in results) / len(results) for name in arguments.changes
                 }

@@ -1,4 +1,4 @@
-"""A hole of 5 pixels on a sharp drawn board of 20 megapixels: whether it is found, in what time and memory.
+"""A hole of 5 pixels on a sharp synthetic board of 20 megapixels: whether it is found, in what time and memory.
 
 python benchmarks/large_images.py --model auto --ending jpg
 """
@@ -17,13 +17,13 @@ from differad.synthesis.pairs import make_pair
 
 # Boards side by side, each of this side: 5,472 x 3,648 pixels.
 ACROSS, DOWN, SIDE = 6, 4, 912
-# How the target is seen: turned, stretched and shifted by a few pixels.
+# Pose of the target: rotated, scaled and shifted by a few pixels.
 POSE = np.array([[1.001, 0.002, 4.3], [-0.002, 1.0005, -6.2]])
 NOISE, RADIUS, INSET, FLAT = 3, 2, 500, 41
 
 
-def draw() -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """The reference, the target, and where its hole is (x, y): in the plainest place."""
+def generate() -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """The reference, the target, and the position (x, y) of its hole: where the board is plainest."""
     rng = np.random.default_rng
     tiles = [make_pair(rng(100 + i), "board", anomalous=False, size=SIDE).reference for i in range(ACROSS * DOWN)]
     reference = np.vstack([np.hstack(tiles[row * ACROSS : (row + 1) * ACROSS]) for row in range(DOWN)])
@@ -42,15 +42,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="auto")
     parser.add_argument("--ending", default="jpg", choices=["jpg", "png"])
-    parser.add_argument("--folder", type=Path, help="where the two images are kept; drawn anew where they are missing")
+    parser.add_argument("--folder", type=Path, help="where the two images are stored; generated if missing")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp())
     files = [folder / f"{name}.{arguments.ending}" for name in ("reference", "target")]
     if not all(file.exists() for file in files):
-        reference, target, place = draw()
+        reference, target, place = generate()
         for file, image in zip(files, (reference, target), strict=True):
             write_image(file, image)
-        print(f"hole at {place}; run again with --folder {folder} for memory without the drawing")
+        print(f"hole at {place}; run again with --folder {folder} for memory without the generator")
     locator = load_locator(arguments.model)
     for _ in range(3):
         location = locator.locate(Pair(*files))

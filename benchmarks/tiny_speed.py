@@ -2,9 +2,9 @@
 
     python benchmarks/tiny_speed.py --pairs 16 --json
 
-Drawn pairs of 640 x 640, one after the other after loading: with a new reference each, and with one reference for all. Then
-where the time of one look of `tiny` goes, on one thread; a pair takes three. What an export of the policy
-to another runtime could save is the last part of it.
+Synthetic pairs of 640 x 640, one after the other after loading: with a new reference each, and with one reference for all. Then
+where the time of one pass of `tiny` goes, on one thread; a pair takes three. An export of the policy to another runtime
+could save time in the last part only.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from differad.answers.resize import ResizeRule
 from differad.core import Pair
 from differad.images import read_images
 from differad.locators.features.backbone import Backbone
-from differad.locators.tiny.evidence import evidence, laid_on, reference_features
+from differad.locators.tiny.evidence import aligned_difference, pair_features, reference_features
 from differad.locators.tiny.locator import WEIGHTS
 from differad.locators.tiny.network import Policy
 from differad.locators.tiny.pairs import resized
-from features_speed import drawn, peak_mib, seconds_a_pair
+from features_speed import peak_mib, seconds_a_pair, synthetic_pairs
 
 
 def measure(pairs: list[Pair]) -> Iterator[tuple[str, dict[str, float]]]:
@@ -46,27 +46,27 @@ def measure(pairs: list[Pair]) -> Iterator[tuple[str, dict[str, float]]]:
         )
 
 
-def parts_of_a_look(pairs: list[Pair]) -> dict[str, float]:
-    """Median milliseconds of each part of one look at a pair, on one thread."""
+def parts_of_a_pass(pairs: list[Pair]) -> dict[str, float]:
+    """Median milliseconds of each part of one pass over a pair, on one thread."""
     cv2.setNumThreads(1)
     backbone, policy, rule = Backbone(), Policy(WEIGHTS), ResizeRule.from_folder(WEIGHTS)
     taken: dict[str, list[float]] = {"laid_on": [], "backbone": [], "reference": [], "comparing": [], "policy": []}
     for pair in pairs:
         reference, target = (resized(each, rule) for each in read_images(pair.reference, pair.target))
         times = [time.perf_counter()]
-        pixels = laid_on(reference, target)
+        pixels = aligned_difference(reference, target)
         times.append(time.perf_counter())
         patches = backbone.patches(target)
         times.append(time.perf_counter())
-        known = reference_features(backbone, reference)
+        of_reference = reference_features(backbone, reference)
         times.append(time.perf_counter())
-        found = evidence(patches, known, pixels)
+        features = pair_features(patches, of_reference, pixels)
         times.append(time.perf_counter())
-        policy.look(found)
+        policy.predict(features)
         times.append(time.perf_counter())
         for part, (begin, end) in zip(taken, pairwise(times), strict=True):
             taken[part].append(end - begin)
-    # The first look warms up.
+    # The first pass warms up.
     return {part: round(1e3 * statistics.median(each[1:]), 1) for part, each in taken.items()}
 
 
@@ -76,8 +76,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parser.parse_args()
     report = {"load_before": os.getloadavg()[0], "cores": len(os.sched_getaffinity(0))}
-    report |= dict(measure(drawn(arguments.pairs)))
-    report["milliseconds_of_a_look"] = parts_of_a_look(drawn(arguments.pairs))
+    report |= dict(measure(synthetic_pairs(arguments.pairs)))
+    report["milliseconds_of_a_look"] = parts_of_a_pass(synthetic_pairs(arguments.pairs))
     print(json.dumps(report, indent=1) if arguments.json else "\n".join(f"{k}: {v}" for k, v in report.items()))
 
 

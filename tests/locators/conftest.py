@@ -16,7 +16,7 @@ from desk import SAID, free_port
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`checkpoint(model_type, answer)`: the folder of a checkpoint that says `answer`; None: one that looks at its input."""
+    """`checkpoint(model_type, answer)`: the folder of a checkpoint that says `answer`; None: one that depends on its input."""
     import torch
 
     # On tiny models a second thread costs more than it brings, and very much more on a busy machine.

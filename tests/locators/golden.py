@@ -1,8 +1,8 @@
-"""A handful of drawn pairs in whole-number arithmetic, so that they are the same bytes whatever draws them, and their answers.
+"""A few synthetic pairs in whole-number arithmetic, so that they are the same bytes on every machine, and their answers.
 
     python tests/locators/golden.py
 
-writes `golden.jsonl` anew with the versions in use: for a change of the locators that is meant to change answers.
+rewrites `golden.jsonl` with the installed versions, after a change of the locators that is meant to change answers.
 """
 
 import json
@@ -22,8 +22,8 @@ SIDE = 256
 # Poses count in these parts of a pixel, or of the size.
 ONE = 1024
 STILL = (ONE, 0, 0, 0, ONE, 0)
-# Turned by 2 degrees (sin 36 / 1024) about the corner, and shifted.
-TURNED = (1023, -36, 7 * ONE, 36, 1023, -3 * ONE)
+# Rotated by 2 degrees (sin 36 / 1024) about the corner, and shifted.
+ROTATED = (1023, -36, 7 * ONE, 36, 1023, -3 * ONE)
 
 
 def pairs():
@@ -34,20 +34,20 @@ def pairs():
     faint[150:166, 90:110] -= 33  # a defect of which nobody is sure: there a confidence moves most
     cut[60:64, 100:190] = 128
     light = 820 + np.arange(part.shape[1])[None, :, None]
-    drawn = {
+    by_name = {
         "same": (part, part),
-        "shifted": (part, _seen(part, (ONE, 0, 3 * ONE, 0, ONE, 2 * ONE))),
-        "turned": (part, _seen(part, TURNED)),
+        "shifted": (part, _posed(part, (ONE, 0, 3 * ONE, 0, ONE, 2 * ONE))),
+        "turned": (part, _posed(part, ROTATED)),
         "light": (part, np.minimum(part * light // ONE, 255)),
         "spot": (part, spotted),
-        "spot turned": (part, _seen(spotted, TURNED)),
-        "faint spot turned": (part, _seen(faint, TURNED)),
-        "cut turned": (part, _seen(cut, TURNED)),
+        "spot turned": (part, _posed(spotted, ROTATED)),
+        "faint spot turned": (part, _posed(faint, ROTATED)),
+        "cut turned": (part, _posed(cut, ROTATED)),
         "spot, half size": (_halved(part), spotted),
         "another part": (other, part),
     }
     noise = np.random.RandomState(0)  # NumPy promises this stream for good
-    return [Pair(_grained(noise, a), _grained(noise, b), id=name) for name, (a, b) in drawn.items()]
+    return [Pair(_grained(noise, a), _grained(noise, b), id=name) for name, (a, b) in by_name.items()]
 
 
 def _part(seed):
@@ -63,7 +63,7 @@ def _part(seed):
     return plate
 
 
-def _seen(part, pose):
+def _posed(part, pose):
     """The part read at the nearest pixel of a pose (a, b, c, d, e, f): x' = a x + b y + c, y' = d x + e y + f."""
     a, b, c, d, e, f = pose
     y, x = np.mgrid[:SIDE, :SIDE]

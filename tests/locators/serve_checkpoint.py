@@ -1,6 +1,6 @@
 """`transformers serve --port PORT` on the CPU, also where torchvision is not installed.
 
-The stock processors of Qwen-VL build a video processor, which needs torchvision and which pictures never use. This
+The stock processors of Qwen-VL build a video processor, which needs torchvision and which images never use. This
 script registers them without it and then starts the command's own server.
 """
 
@@ -21,7 +21,7 @@ from transformers.processing_utils import ProcessorMixin
 
 
 class PictureProcessor(Qwen2VLProcessor):
-    """Qwen2-VL's processor of texts and pictures, without videos."""
+    """Qwen2-VL's processor of texts and images, without videos."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"

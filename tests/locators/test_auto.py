@@ -1,4 +1,4 @@
-"""The embedded default: `features` where the parts lie on each other, `tiny` where they do not."""
+"""The embedded default: `features` if the parts can be aligned, otherwise `tiny`."""
 
 import pickle
 from dataclasses import replace
@@ -31,7 +31,7 @@ def auto():
     return load_locator()
 
 
-def test_who_answers_is_decided_by_whether_the_reference_can_be_laid_on(auto, aligned, apart):
+def test_the_registration_decides_which_locator_answers(auto, aligned, apart):
     assert isinstance(auto, AutoLocator)
     assert load_locator("difference").locate(aligned).valid
     assert not load_locator("difference").locate(apart).valid
@@ -50,7 +50,7 @@ def test_a_threshold_of_ones_own_holds_for_both(aligned, apart):
         assert [own.locate(pair).anomalous for pair in (aligned, apart)] == [anomalous] * 2
 
 
-def test_a_stream_answers_like_one_pair_at_a_time_and_survives_a_broken_picture(auto, aligned, apart, tmp_path):
+def test_a_stream_answers_like_one_pair_at_a_time_and_survives_a_broken_image(auto, aligned, apart, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     outcomes = list(auto.locate_many([aligned, Pair(broken, apart.target), apart]))

@@ -19,7 +19,7 @@ from differad.synthesis.pairs import make_pair
 from differad.synthesis.unaligned import draw_unaligned
 
 
-def drawn(kind, seed=0, size=256):
+def synthetic_pair(kind, seed=0, size=256):
     rng = np.random.default_rng(seed)
     if kind == "unaligned":
         return draw_unaligned(rng, anomalous=False)
@@ -45,7 +45,7 @@ def broken(image):
         "black right": painted(image, np.s_[:, -(width // 10) :], 0),
         "half": painted(image, np.s_[half:], 0),
         "repeated half": painted(image, np.s_[half:], image[half]),
-        "stuck rows": painted(image, np.s_[half : half + 2 * tenth], image[half]),
+        "repeated rows": painted(image, np.s_[half : half + 2 * tenth], image[half]),
         "half twice": painted(image, np.s_[half : 2 * half], image[:half]),
         "hardly exposed": image // 12,
     }
@@ -53,7 +53,7 @@ def broken(image):
 
 @pytest.mark.parametrize("kind", ["board", "grain", "woven", "brushed", "printed"])
 def test_a_broken_frame_has_a_fault(kind):
-    pair = drawn(kind)
+    pair = synthetic_pair(kind)
     found = {name: frame_fault(pair.reference, target) for name, target in broken(pair.target).items()}
     assert [name for name, fault in found.items() if fault is None] == []
     assert "26 rows" not in found["black tenth"]  # 256 // 10 = 25
@@ -65,7 +65,7 @@ def test_a_broken_frame_has_a_fault(kind):
 def test_whole_frames_have_none(quality):
     for seed in range(12):
         for kind in ("board", "binary board", "grain", "woven", "unaligned"):
-            pair = drawn(kind, seed)
+            pair = synthetic_pair(kind, seed)
             target = pair.target if quality is None else jpeg(pair.target, quality)
             assert frame_fault(pair.reference, target) is None, (kind, seed)
 
@@ -74,14 +74,14 @@ def jpeg(image, quality):
     return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
 
 
-def test_a_band_is_still_seen_after_compression():
-    pair = drawn("grain", size=320)
+def test_a_band_is_found_after_compression():
+    pair = synthetic_pair("grain", size=320)
     assert "of one colour" in frame_fault(pair.reference, jpeg(broken(pair.target)["grey top"], 90))
 
 
 @pytest.mark.parametrize("fill", [0, 128, 255])
 def test_a_margin_that_both_have_is_none(fill):
-    pair = drawn("grain")
+    pair = synthetic_pair("grain")
     reference, target = (
         np.pad(one, ((40, 40), (0, 0), (0, 0)), constant_values=fill) for one in (pair.reference, pair.target)
     )
@@ -92,7 +92,7 @@ def test_a_margin_that_both_have_is_none(fill):
 def test_a_background_that_is_clipped_in_brighter_light_is_none():
     rng = np.random.default_rng(0)
     part = np.full((300, 300, 3), 245.0)
-    part[80:220] = drawn("woven").reference[:140, :256].repeat(2, axis=1)[:, :300]
+    part[80:220] = synthetic_pair("woven").reference[:140, :256].repeat(2, axis=1)[:, :300]
     reference, target = (
         np.clip(part * gain + rng.normal(0, 3, part.shape), 0, 255).astype(np.uint8) for gain in (1, 1.15)
     )
@@ -111,24 +111,24 @@ def test_a_drawing_without_noise_is_none():
 
 
 def test_an_image_enlarged_by_nearest_neighbour_is_none():
-    pair = drawn("grain")
+    pair = synthetic_pair("grain")
     assert frame_fault(pair.reference, pair.target.repeat(3, axis=0).repeat(3, axis=1)) is None
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 2), (8, 8), (40, 2000)])
-def test_images_of_any_shape_are_looked_at(shape):
+def test_images_of_any_shape_are_checked(shape):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     assert frame_fault(image, image) is None
 
 
 def test_light_that_changes_between_two_rows_is_a_seam():
-    pair = drawn("grain", size=320)
+    pair = synthetic_pair("grain", size=320)
     target = painted(pair.target, np.s_[160:], pair.target[160:] // 3)
     assert "seam at row 160" in frame_fault(pair.reference, target)
 
 
 def test_only_a_normal_answer_is_doubted():
-    pair = drawn("grain")
+    pair = synthetic_pair("grain")
     target = broken(pair.target)["black tenth"]
     doubted = doubt_normal(Location(confidence=0.1), pair.reference, target)
     assert not doubted.comparable
@@ -140,7 +140,7 @@ def test_only_a_normal_answer_is_doubted():
 
 @pytest.mark.parametrize("model", ["auto", "difference"])
 def test_a_broken_frame_is_not_normal_and_a_defect_in_it_is_found(model):
-    pair = drawn("printed", seed=0, size=320)
+    pair = synthetic_pair("printed", seed=0, size=320)
     locator = load_locator(model)
     target = painted(pair.target, np.s_[-32:], 0)
     location = locator.locate(Pair(pair.reference, target))
@@ -180,7 +180,7 @@ def is_refused_or_doubted(locator, reference, content):
 def test_a_file_with_a_zeroed_tail_is_never_normal(kind, how, share):
     """BMP and plain TIFF show a black band, which the frame is judged by; the decoders of the others tell."""
     for name in ("grain", "printed", "board"):
-        pair = drawn(name, size=320)
+        pair = synthetic_pair(name, size=320)
         content = zeroed(encoded(pair.target, kind, **how), share)
         try:
             pixels = read_image(content)
@@ -191,7 +191,7 @@ def test_a_file_with_a_zeroed_tail_is_never_normal(kind, how, share):
 
 @pytest.mark.parametrize("model", ["auto", "tiny", "features", "difference"])
 def test_nor_is_it_for_any_locator(model):
-    pair = drawn("grain", size=320)
+    pair = synthetic_pair("grain", size=320)
     locator = load_locator(model)
     for kind, how in (("BMP", {}), ("TIFF", {}), ("WebP", LOSSLESS)):
         assert is_refused_or_doubted(locator, pair.reference, zeroed(encoded(pair.target, kind, **how), 1 / 3))
@@ -199,7 +199,7 @@ def test_nor_is_it_for_any_locator(model):
 
 @pytest.mark.parametrize(("kind", "how"), [("BMP", {}), ("TIFF", {}), ("WebP", LOSSLESS), ("WebP", LOSSY)])
 def test_a_lower_part_that_is_black_in_both_is_normal(kind, how):
-    pair = drawn("grain", size=320)
+    pair = synthetic_pair("grain", size=320)
     reference, target = (painted(image, np.s_[200:], 0) for image in (pair.reference, pair.target))
     location = load_locator("auto").locate(Pair(encoded(reference, kind, **how), encoded(target, kind, **how)))
     assert location.anomalous is False

@@ -1,4 +1,4 @@
-"""The classical locator end to end: on drawn pairs with a known truth, at its limits, and on real boards if present."""
+"""The classical locator end to end: on synthetic pairs with a known truth, at its limits, and on real boards if present."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +19,14 @@ REAL = Path(__file__).parents[3] / "shared" / "data"
 FRESH = 1_000_000
 
 
-def drawn(index, *, anomalous, size=640):
+def synthetic_pair(index, *, anomalous, size=640):
     category = ("board", "grain", "printed", "board")[index % 4]
     return make_pair(np.random.default_rng(FRESH + index), category, anomalous=anomalous, size=size).as_pair(str(index))
 
 
 def test_defects_are_found():
     locator = DifferenceLocator(DifferenceOptions(margin=0))
-    pairs = [drawn(index, anomalous=True) for index in range(40)]
+    pairs = [synthetic_pair(index, anomalous=True) for index in range(40)]
     outcomes = list(locator.locate_many(pairs))
     overlaps = np.array([iou(o.boxes[:1], p.boxes).max(initial=0) for o, p in zip(outcomes, pairs, strict=True)])
     assert overlaps.mean() >= 0.5
@@ -34,13 +34,13 @@ def test_defects_are_found():
 
 
 def test_normal_pairs_under_nuisance_give_no_box():
-    outcomes = list(DifferenceLocator().locate_many(drawn(index, anomalous=False) for index in range(40)))
+    outcomes = list(DifferenceLocator().locate_many(synthetic_pair(index, anomalous=False) for index in range(40)))
     assert sum(o.anomalous for o in outcomes) <= 5  # calibrated to 5 %: 2 of 40, 5 is the 98 % quantile
     assert all(o.valid for o in outcomes)
 
 
 def test_the_answer_is_complete():
-    location = DifferenceLocator().locate(drawn(0, anomalous=True))
+    location = DifferenceLocator().locate(synthetic_pair(0, anomalous=True))
     assert location.model == "difference"
     assert location.seconds > 0
     assert location.anomalous
@@ -50,7 +50,7 @@ def test_the_answer_is_complete():
 
 
 def test_another_part_is_refused_and_said_so():
-    pair = Pair(drawn(0, anomalous=False).reference, drawn(3, anomalous=True).target)
+    pair = Pair(synthetic_pair(0, anomalous=False).reference, synthetic_pair(3, anomalous=True).target)
     refused = DifferenceLocator().locate(pair)
     assert not refused.valid
     assert not refused.anomalous
@@ -62,19 +62,19 @@ def test_another_part_is_refused_and_said_so():
     assert overlay.reasoning.startswith("The reference does not register with the target")
 
 
-def test_identical_pictures_are_normal():
-    picture = make_pair(np.random.default_rng(FRESH), "board").target
-    location = DifferenceLocator().locate(Pair(picture, picture))
+def test_identical_images_are_normal():
+    image = make_pair(np.random.default_rng(FRESH), "board").target
+    location = DifferenceLocator().locate(Pair(image, image))
     assert not location.anomalous
     assert location.confidence == 0.0
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (1, 300), (16, 16), (20, 3000)], ids=str)
 @pytest.mark.parametrize("fill", ["uniform", "noise"])
-def test_odd_pictures_are_answered(shape, fill):
+def test_images_of_odd_shapes_are_answered(shape, fill):
     rng = np.random.default_rng(0)
-    picture = np.full((*shape, 3), 128, np.uint8) if fill == "uniform" else rng.integers(0, 256, (*shape, 3), np.uint8)
-    location = DifferenceLocator().locate(Pair(picture, picture.copy()))
+    image = np.full((*shape, 3), 128, np.uint8) if fill == "uniform" else rng.integers(0, 256, (*shape, 3), np.uint8)
+    location = DifferenceLocator().locate(Pair(image, image.copy()))
     assert location.valid
     assert not location.anomalous
 
@@ -96,7 +96,7 @@ def test_a_colour_change_of_equal_brightness_is_found():
 
 
 def test_another_size_and_boxes_in_pixels_of_the_target():
-    pair = drawn(3, anomalous=True)
+    pair = synthetic_pair(3, anomalous=True)
     half = cv2.resize(pair.reference, (320, 320), interpolation=cv2.INTER_AREA)
     plain = DifferenceLocator().locate(pair)
     smaller_reference = DifferenceLocator().locate(replace(pair, reference=half))
@@ -106,14 +106,14 @@ def test_another_size_and_boxes_in_pixels_of_the_target():
 
 
 def test_the_margin_grows_boxes_and_stays_inside():
-    pair = drawn(0, anomalous=True)
+    pair = synthetic_pair(0, anomalous=True)
     tight = DifferenceLocator(DifferenceOptions(margin=0)).locate(pair).boxes[0]
     wide = DifferenceLocator(DifferenceOptions(margin=0.01)).locate(pair).boxes[0]
     assert wide == pytest.approx(np.clip(tight + np.array([-6.4, -6.4, 6.4, 6.4]), 0, 640))  # 1 % of 640
 
 
 def test_one_bad_pair_does_not_stop_a_stream(tmp_path):
-    good = drawn(0, anomalous=True)
+    good = synthetic_pair(0, anomalous=True)
     pairs = [good, Pair(tmp_path / "absent.png", good.target, id="bad"), good]
     first, bad, last = DifferenceLocator().locate_many(pairs)
     assert isinstance(first, Location)
@@ -123,7 +123,7 @@ def test_one_bad_pair_does_not_stop_a_stream(tmp_path):
 
 
 def test_a_stream_is_read_only_as_far_as_needed():
-    pair = drawn(1, anomalous=False)
+    pair = synthetic_pair(1, anomalous=False)
     taken = 0
 
     def endless():
@@ -140,7 +140,7 @@ def test_a_stream_is_read_only_as_far_as_needed():
 
 
 def test_threads_do_not_change_the_answer_and_opencv_keeps_its_own():
-    pairs = [drawn(index, anomalous=True) for index in range(6)]
+    pairs = [synthetic_pair(index, anomalous=True) for index in range(6)]
     before = cv2.getNumThreads()
     answers = [
         [o.to_dict() | {"seconds": 0} for o in DifferenceLocator(DifferenceOptions(workers=w)).locate_many(pairs)]
@@ -152,8 +152,10 @@ def test_threads_do_not_change_the_answer_and_opencv_keeps_its_own():
 
 def test_calibrate_holds_the_share_of_false_alarms():
     strict = DifferenceLocator(DifferenceOptions(threshold=0.0))  # boxes on whatever is left
-    fitted = strict.calibrate((drawn(1000 + index, anomalous=False, size=256) for index in range(60)), false_alarms=0.1)
-    fresh = [drawn(2000 + index, anomalous=False, size=256) for index in range(60)]
+    fitted = strict.calibrate(
+        (synthetic_pair(1000 + index, anomalous=False, size=256) for index in range(60)), false_alarms=0.1
+    )
+    fresh = [synthetic_pair(2000 + index, anomalous=False, size=256) for index in range(60)]
     alarms = sum(outcome.anomalous for outcome in fitted.locate_many(fresh))
     assert alarms <= 13  # 10 % of 60 is 6; the bound itself rests on 60 draws: 13 is about its 99 % quantile
     assert fitted.options.threshold > 0
@@ -161,11 +163,11 @@ def test_calibrate_holds_the_share_of_false_alarms():
 
 def test_calibrate_says_how_many_normals_it_needs():
     with pytest.raises(InputError, match="at least 19"):
-        DifferenceLocator().calibrate([drawn(1, anomalous=False)], false_alarms=0.05)
+        DifferenceLocator().calibrate([synthetic_pair(1, anomalous=False)], false_alarms=0.05)
 
 
 def test_calibrate_refuses_an_abnormal_pair_by_name():
-    normal = drawn(1, anomalous=False)
+    normal = synthetic_pair(1, anomalous=False)
     abnormal = Pair(normal.reference, normal.target, id="p7", anomalous=True)
     with pytest.raises(InputError, match="pair 'p7': labelled abnormal"):
         DifferenceLocator().calibrate([normal, abnormal], false_alarms=0.5)

@@ -1,6 +1,6 @@
-"""Answers stay what they were: those to a few drawn pairs, stored with the pinned versions, within what versions differ by.
+"""Answers to a few synthetic pairs stay those that were stored with the pinned versions, within the differences of versions.
 
-Red after a new release of OpenCV or NumPy: its answers moved farther than any from OpenCV 4.9 to 5.0 did
+Red after a new release of OpenCV or NumPy: its answers changed by more than any from OpenCV 4.9 to 5.0 did
 (docs/versions.md). Red after a change here: answers changed; `python tests/locators/golden.py` stores those that are meant.
 """
 
@@ -38,7 +38,7 @@ def test_the_stored_answers_are_those_of_every_verdict():
     assert {line["verdict"] for line in STORED[1:]} == {"normal", "anomalous", "not comparable"}
 
 
-def test_pairs_are_drawn_in_whole_numbers():
+def test_pairs_are_generated_in_whole_numbers():
     first, second = pairs(), pairs()
     for one, other in zip(first, second, strict=True):
         assert np.array_equal(one.reference, other.reference)

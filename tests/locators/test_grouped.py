@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from transformers import AutoModelForImageTextToText, GenerationConfig  # noqa: E402
 
 from differad.locators import grouped  # noqa: E402
-from differad.locators.grouped import attend_in_steps, can_group, decoding_groups, members_of, who_sees_what  # noqa: E402
+from differad.locators.grouped import attend_in_steps, can_group, decoding_groups, group_attention_mask, members_of  # noqa: E402
 from differad.locators.prefix import generate_whole  # noqa: E402
 from differad.locators.transformers_hooks import GroupCacheLayer, cache_input, with_capacity  # noqa: E402
 from differad.training.pictures import Batch, Pictures  # noqa: E402
@@ -146,11 +146,11 @@ def sees_the_pads(sees):
 @pytest.mark.parametrize("wrong", [sees_one_token_of_another, misses_one_token_of_the_prompt, sees_the_pads])
 def test_the_comparison_rejects_a_wrong_mask(model, prompts, answers, half, wrong, monkeypatch):
     def spoilt(*given):
-        sees = who_sees_what(*given)
+        sees = group_attention_mask(*given)
         wrong(sees)
         return sees
 
-    monkeypatch.setattr(grouped, "who_sees_what", spoilt)
+    monkeypatch.setattr(grouped, "group_attention_mask", spoilt)
     with pytest.raises(AssertionError, match="from float64"):
         compare(model, prompts, answers, half)
 
@@ -189,7 +189,7 @@ def test_the_model_gets_its_attention_back_whatever_happens(model, prompts):
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [3, 0, 1, 4, 2, 5]])
-def test_whole_groups_side_by_side_are_drawn_as_one_sequence(model, prompts, order, monkeypatch):
+def test_contiguous_whole_groups_are_decoded_as_one_sequence(model, prompts, order, monkeypatch):
     ids, mask, kinds, pictures = prompts
     rows = pictures.rows()
     patches = torch.cat([rows[row][0] for row in order])
@@ -208,7 +208,7 @@ def test_whole_groups_side_by_side_are_drawn_as_one_sequence(model, prompts, ord
 
 
 def test_a_member_sees_its_prompt_but_for_pads_and_its_own_tokens():
-    sees = who_sees_what(torch.tensor([[0, 1], [1, 1]]), 2, 2).int()
+    sees = group_attention_mask(torch.tensor([[0, 1], [1, 1]]), 2, 2).int()
     assert sees.tolist() == [
         [[0, 1, 1, 0, 1, 0], [0, 1, 0, 1, 0, 1]],
         [[1, 1, 1, 0, 1, 0], [1, 1, 0, 1, 0, 1]],
@@ -219,7 +219,7 @@ def test_a_member_sees_its_prompt_but_for_pads_and_its_own_tokens():
     ("of_row", "members"),
     [([0, 0, 1, 1], 2), ([0, 1], 1), ([0], 1), ([0, 1, 0, 1], None), ([0, 0, 1], None), ([0, 1, 1, 0], None)],
 )
-def test_groups_are_told_by_their_rows(of_row, members):
+def test_group_sizes_follow_from_the_rows(of_row, members):
     assert members_of(torch.tensor(of_row)) == members
 
 

@@ -11,18 +11,18 @@ from differad.synthesis.pairs import make_pair
 
 @pytest.fixture(scope="module")
 def pair():
-    drawn = make_pair(np.random.default_rng(5), "board", size=700)
-    return drawn.reference, drawn.target
+    synthetic = make_pair(np.random.default_rng(5), "board", size=700)
+    return synthetic.reference, synthetic.target
 
 
 def test_levels_go_from_one_size_to_the_images_own_and_map_points_alike(pair):
     matrix = np.array([[1.01, 0.02, 3.0], [-0.01, 0.99, -5.0], [1e-5, 0, 1]])
     reference, target = (cv2.resize(image, (1792, 1792)) for image in pair)
-    found = list(levels(reference, target, matrix))
-    assert [level.target.shape[0] for level in found] == [640, 1792]
-    assert found[-1].target is target
-    # A pixel's centre lies at its place among all pixels, less half a pixel.
-    small, corner = found[0], np.array([[[600.0, 100.0]]])
+    pyramid = list(levels(reference, target, matrix))
+    assert [level.target.shape[0] for level in pyramid] == [640, 1792]
+    assert pyramid[-1].target is target
+    # The centre of pixel x is at x + 0.5.
+    small, corner = pyramid[0], np.array([[[600.0, 100.0]]])
     assert small.share == pytest.approx(640 / 1792)
     at_small = cv2.perspectiveTransform((corner + 0.5) * small.share - 0.5, small.matrix)
     at_large = cv2.perspectiveTransform(corner, matrix)
@@ -59,21 +59,21 @@ def test_strips_give_what_the_whole_gives(pair, monkeypatch, workers):
     whole = residual(level, 2, workers=1)
     monkeypatch.setattr(levels_module, "STRIP_PIXELS", 1 << 16)
     strips = residual(level, 2, workers=workers)
-    assert np.array_equal(strips.field, whole.field)
-    # Light and displacement are enlarged strip by strip, at places rounded to a 32nd of a pixel of their maps: a few samples
+    assert np.array_equal(strips.flow, whole.flow)
+    # Illumination and flow are upsampled strip by strip, at positions rounded to a 32nd of a pixel of their maps: a few samples
     # round the other way, by one level, or more where edges are steep.
-    differ = strips.over.astype(int) - whole.over
+    differ = strips.difference.astype(int) - whole.difference
     assert np.mean(differ != 0) < 0.02
     assert np.abs(differ).mean() < 0.02
     assert strips.contrast == pytest.approx(whole.contrast, rel=1e-3)
     assert strips.spread == pytest.approx(whole.spread, rel=0.01)
 
 
-def test_a_displacement_found_at_one_level_is_where_the_next_starts(pair):
+def test_the_flow_of_one_level_initialises_the_next(pair):
     reference = cv2.resize(pair[0], (1280, 1280))
-    shift = np.array([[1.0, 0, 5.0], [0, 1, 0], [0, 0, 1]])  # further than one level may bend
+    shift = np.array([[1.0, 0, 5.0], [0, 1, 0], [0, 0, 1]])  # more than the flow of one level
     target = cv2.warpPerspective(reference, shift, (1280, 1280))
-    (_, _), (large, led) = residuals(levels(reference, target, np.eye(3)), 1, workers=1)
+    (_, _), (large, initialised) = residuals(levels(reference, target, np.eye(3)), 1, workers=1)
     alone = residual(large, 1, workers=1)
     inner = np.s_[100:1180, 100:1180]
-    assert led.over[inner].mean() < 0.8 * alone.over[inner].mean()
+    assert initialised.difference[inner].mean() < 0.8 * alone.difference[inner].mean()

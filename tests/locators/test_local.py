@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from local_pairs import MODEL_TYPES, SHORT, Checkpoint, cpu, line, located, pairs, picture
+from local_pairs import MODEL_TYPES, SHORT, Checkpoint, cpu, line, located, make_image, pairs
 from numpy.testing import assert_allclose
 from PIL import Image
 
@@ -38,7 +38,7 @@ BOXES = {
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_boxes_are_pixels_of_the_original_target(checkpoint: Checkpoint, model_type: str) -> None:
     folder = checkpoint(model_type)
-    location = LocalLocator(str(folder), cpu()).locate(Pair(picture(140, 140), picture(200, 100)))
+    location = LocalLocator(str(folder), cpu()).locate(Pair(make_image(140, 140), make_image(200, 100)))
     assert_allclose(location.boxes, BOXES[model_type])
     assert location.valid
     assert location.confidence is None
@@ -50,7 +50,7 @@ def test_boxes_are_pixels_of_the_original_target(checkpoint: Checkpoint, model_t
 
 def test_family_overrides_what_the_config_implies(checkpoint: Checkpoint) -> None:
     locator = LocalLocator(str(checkpoint("qwen2_vl")), cpu(family="qwen2.5-vl"))
-    assert_allclose(locator.locate(Pair(picture(140, 140), picture(200, 100))).boxes, BOXES["qwen2_5_vl"])
+    assert_allclose(locator.locate(Pair(make_image(140, 140), make_image(200, 100))).boxes, BOXES["qwen2_5_vl"])
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_a_batch_answers_like_one_pair_at_a_time(checkpoint: Checkpoint, model_t
     single = LocalLocator(folder, LocalOptions(**SHORT, batch_size=1, temperature=temperature))
     together = [located(outcome).answer for outcome in batched.locate_many(pairs())]
     assert together == [single.locate(pair).answer for pair in pairs()]
-    assert len(set(together)) >= 3, "the answers must depend on the pictures for this test to say anything"
+    assert len(set(together)) >= 3, "the answers must depend on the images for this test to say anything"
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("sizes", [False, True])
-def test_a_kept_prefix_changes_no_answer(
+def test_a_cached_prefix_changes_no_answer(
     checkpoint: Checkpoint, model_type: str, temperature: float, sizes: bool
 ) -> None:
     folder = str(checkpoint(model_type, None))
@@ -85,7 +85,7 @@ def test_a_kept_prefix_changes_no_answer(
     keeping = LocalLocator(folder, LocalOptions(**options))
     expected = [located(outcome).answer for outcome in whole.locate_many(line(9, sizes=sizes))]
     assert [located(outcome).answer for outcome in keeping.locate_many(line(9, sizes=sizes))] == expected
-    assert len(set(expected)) >= 3, "the answers must depend on the pictures for this test to say anything"
+    assert len(set(expected)) >= 3, "the answers must depend on the images for this test to say anything"
     assert len(keeping._prefixes) == 1
     assert len(whole._prefixes) == 0
 
@@ -94,8 +94,8 @@ def answer_logits(locator: LocalLocator, answer: Callable[..., Any]) -> Any:
     """Logits (C, B, V) of every answer token, for targets of two sizes at once, so that one has pads in its middle."""
     import torch
 
-    reference = picture(200, 100, seed=99)
-    batch = [locator._prepare(reference, picture(*size, seed=i)) for i, size in enumerate([(150, 150), (96, 200)])]
+    reference = make_image(200, 100, seed=99)
+    batch = [locator._prepare(reference, make_image(*size, seed=i)) for i, size in enumerate([(150, 150), (96, 200)])]
     seen: list[Any] = []
 
     def note(_ids: Any, logits: Any) -> Any:
@@ -108,7 +108,7 @@ def answer_logits(locator: LocalLocator, answer: Callable[..., Any]) -> Any:
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_logits_after_a_kept_prefix_are_those_of_the_whole_prompt(
+def test_logits_after_a_cached_prefix_equal_those_of_the_whole_prompt(
     checkpoint: Checkpoint, model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And those of a prefix that is slightly wrong are not: one position off, one key missing, a thousandth too large."""
@@ -173,13 +173,13 @@ def test_a_reference_is_encoded_once_from_its_second_sight_on(
     assert len(lengths) == 3
 
 
-def test_what_is_kept_is_bounded(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prefix_cache_is_bounded(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     locator = LocalLocator(str(checkpoint("qwen2_vl", None)), LocalOptions(**SHORT, remember_prefixes=2))
     lengths = encodings(locator, monkeypatch)
-    references = [picture(100, 100, seed=50 + i) for i in range(3)]
+    references = [make_image(100, 100, seed=50 + i) for i in range(3)]
     for _ in range(2):
         for reference in references:
-            list(locator.locate_many([Pair(reference, picture(64, 64, seed=i)) for i in range(2)]))
+            list(locator.locate_many([Pair(reference, make_image(64, 64, seed=i)) for i in range(2)]))
     assert len(locator._prefixes) == 2
     assert len(lengths) == 6, "the third pushes the first out, and so on"
 
@@ -188,8 +188,8 @@ def test_the_embedded_policy_as_a_checkpoint_keeps_no_prefix() -> None:
     """Its tokens of a reference depend on the target."""
     weights = Path(differad.__file__).parent / "weights" / "tiny"
     locator = LocalLocator(str(weights), cpu(workers=2))
-    reference = picture(128, 128)
-    outcomes = list(locator.locate_many([Pair(reference, picture(128, 128, seed=i)) for i in range(3)]))
+    reference = make_image(128, 128)
+    outcomes = list(locator.locate_many([Pair(reference, make_image(128, 128, seed=i)) for i in range(3)]))
     assert all(isinstance(outcome, Location) for outcome in outcomes)
     assert len(locator._prefixes) == 0
 
@@ -225,7 +225,7 @@ def test_a_constrained_model_gives_no_unreadable_answer(
 def test_a_model_that_answers_in_form_says_the_same_when_constrained(checkpoint: Checkpoint, model_type: str) -> None:
     folder = str(checkpoint(model_type))
     free, bound = (LocalLocator(folder, cpu(max_new_tokens=120, constrain=value)) for value in (False, True))
-    pair = Pair(picture(140, 140), picture(200, 100))
+    pair = Pair(make_image(140, 140), make_image(200, 100))
     assert bound.locate(pair).answer == free.locate(pair).answer
 
 
@@ -241,20 +241,20 @@ def test_noise_draws_from_the_softmax() -> None:
 
     from differad.locators.local import _GumbelNoise
 
-    chances, rows = torch.tensor([0.5, 0.3, 0.2]), 4000
-    scores = (2.0 * chances.log()).expand(rows, 3)  # at temperature 2 these logits have the chances above
-    drawn = _GumbelNoise(2.0, list(range(rows)))(None, scores).argmax(dim=1)
-    shares = torch.bincount(drawn, minlength=3) / rows
+    probabilities, rows = torch.tensor([0.5, 0.3, 0.2]), 4000
+    scores = (2.0 * probabilities.log()).expand(rows, 3)  # at temperature 2 these logits have the probabilities above
+    sampled = _GumbelNoise(2.0, list(range(rows)))(None, scores).argmax(dim=1)
+    shares = torch.bincount(sampled, minlength=3) / rows
     # Standard error of a share is at most sqrt(0.25 / 4000) = 0.008; four of them.
-    assert_allclose(shares, chances, atol=0.032)
+    assert_allclose(shares, probabilities, atol=0.032)
 
 
-def test_a_broken_picture_costs_its_pair_only(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_broken_image_fails_its_pair_only(checkpoint: Checkpoint, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    good = Pair(picture(140, 140), picture(200, 100))
-    thin = Pair(picture(140, 140), picture(5000, 20))
-    stream = [good, Pair(broken, picture(64, 64)), good, thin, good]
+    good = Pair(make_image(140, 140), make_image(200, 100))
+    thin = Pair(make_image(140, 140), make_image(5000, 20))
+    stream = [good, Pair(broken, make_image(64, 64)), good, thin, good]
     outcomes = list(LocalLocator(str(checkpoint("qwen2_vl")), cpu(batch_size=3)).locate_many(stream))
     assert [type(outcome) for outcome in outcomes] == [Location, ImageError, Location, ImageError, Location]
     for outcome in outcomes[::2]:
@@ -277,13 +277,13 @@ def test_the_resized_size_is_the_processors(checkpoint: Checkpoint, model_type: 
     own = ResizeRule.from_folder(folder)
     rule = ResizeRule(own.factor, limits.get("min_pixels", own.min_pixels), limits.get("max_pixels", own.max_pixels))
     for width, height in [(200, 100), (33, 900), (64, 64), (1000, 777), (56, 57)]:
-        prepared = locator._prepare(picture(100, 100), picture(width, height))
-        _, grids, _ = locator._look([prepared.target])
+        prepared = locator._prepare(make_image(100, 100), make_image(width, height))
+        _, grids, _ = locator._encode_images([prepared.target])
         rows, columns = (int(cells) * locator._image_processor.patch_size for cells in grids[0, 1:])
         assert prepared.frame.resized == rule.resized(width, height) == (columns, rows)
 
 
-def test_deep_pictures_of_a_pair_are_scaled_alike(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_16_bit_images_of_a_pair_are_scaled_alike(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """A reference that fills 12 bits and a target a quarter as bright: the target must not be brightened to match.
 
     At temperature 1 the draw is seeded by the pixels, so any other pixels give another answer.
@@ -308,7 +308,7 @@ def test_a_template_may_lie_in_a_file_of_its_own(checkpoint: Checkpoint, tmp_pat
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    location = LocalLocator(str(folder), cpu()).locate(Pair(picture(140, 140), picture(200, 100)))
+    location = LocalLocator(str(folder), cpu()).locate(Pair(make_image(140, 140), make_image(200, 100)))
     assert_allclose(location.boxes, BOXES["qwen2_vl"])
 
 
@@ -352,7 +352,7 @@ def text_only_template(folder: Path) -> None:
         (without("model.safetensors"), "weights cannot be loaded"),
         (without("preprocessor_config.json"), "image processor"),
         (without("chat_template.jinja"), "tokenizer cannot be loaded"),
-        (text_only_template, "lays out 0 pictures of 2"),
+        (text_only_template, "has 0 image slots; expected 2"),
         (of_type("bert"), "model type 'bert'"),
         (of_type("no_such_model"), "config.json cannot be loaded"),
         (pickled, "safetensors"),
@@ -509,21 +509,21 @@ def test_where_a_release_has_moved_the_cache_prompts_are_encoded_whole(
     monkeypatch.setattr(hooks, broken, wrong[broken])
     locator = LocalLocator(folder, LocalOptions(**SHORT))
     lengths = encodings(locator, monkeypatch)
-    answers, (told,) = answers_and_warnings(locator)
+    answers, (warning,) = answers_and_warnings(locator)
     assert answers == expected[0]
     assert lengths == []
-    assert told.startswith("remember_prefixes: prompts are encoded whole: with transformers 5.")
-    assert reason in told
-    assert answers_and_warnings(locator) == (answers, [])  # told once
+    assert warning.startswith("remember_prefixes: prompts are encoded whole: with transformers 5.")
+    assert reason in warning
+    assert answers_and_warnings(locator) == (answers, [])  # warned once
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_with_this_release_beginnings_of_prompts_are_kept(checkpoint: Checkpoint, model_type: str) -> None:
+def test_with_this_release_prefixes_are_cached(checkpoint: Checkpoint, model_type: str) -> None:
     import torch
 
     locator = LocalLocator(str(checkpoint(model_type, None)), LocalOptions(**SHORT))
     state = torch.get_rng_state()
-    _, told = answers_and_warnings(locator)
-    assert told == []
+    _, warning = answers_and_warnings(locator)
+    assert warning == []
     assert len(locator._prefixes) == 1
     assert torch.equal(torch.get_rng_state(), state)

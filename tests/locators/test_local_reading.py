@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from local_pairs import MODEL_TYPES, SHORT, Checkpoint, cpu, line, located, pairs, picture
+from local_pairs import MODEL_TYPES, SHORT, Checkpoint, cpu, line, located, make_image, pairs
 from PIL import Image
 
 from differad.core import Location, Pair
@@ -67,7 +67,7 @@ def test_images_read_meanwhile_change_no_answer(
     (tmp_path / "broken.png").write_bytes(b"no image")
     stream = written(line(9, sizes=True), tmp_path)
     stream.insert(4, Pair(stream[0].reference, tmp_path / "broken.png"))
-    stream.insert(8, Pair(picture(140, 140), picture(5000, 20)))
+    stream.insert(8, Pair(make_image(140, 140), make_image(5000, 20)))
     stream += [Pair(tmp_path / "broken.png", stream[0].target)] * 6  # a window of nothing but errors
     stream += stream[:2]
     folder = str(checkpoint(model_type, None))
@@ -88,7 +88,7 @@ def test_images_read_meanwhile_change_no_answer(
 def test_an_image_that_several_pairs_show_is_decoded_once(
     checkpoint: Checkpoint, tmp_path: Path, decoded: list[str]
 ) -> None:
-    stream = written([Pair(picture(64, 64), picture(64, 64, seed=1 + i)) for i in range(4)], tmp_path)
+    stream = written([Pair(make_image(64, 64), make_image(64, 64, seed=1 + i)) for i in range(4)], tmp_path)
     for workers in (0, 3):
         decoded.clear()
         locator = LocalLocator(str(checkpoint("qwen2_vl")), cpu(batch_size=2, workers=workers))
@@ -99,7 +99,7 @@ def test_an_image_that_several_pairs_show_is_decoded_once(
 def test_the_next_pairs_are_read_while_the_last_batch_is_answered(
     checkpoint: Checkpoint, tmp_path: Path, decoded: list[str]
 ) -> None:
-    stream = written([Pair(picture(64, 64, seed=i), picture(64, 64, seed=50 + i)) for i in range(12)], tmp_path)
+    stream = written([Pair(make_image(64, 64, seed=i), make_image(64, 64, seed=50 + i)) for i in range(12)], tmp_path)
     taken: list[Pair] = []
     locator = LocalLocator(str(checkpoint("qwen2_vl")), cpu(batch_size=2, workers=2))
     outcomes = locator.locate_many(taken.append(pair) or pair for pair in stream)
@@ -123,7 +123,7 @@ def answer_until(locator: LocalLocator, stream: list[Pair], stop: int) -> None:
 
 
 def test_a_caller_that_fails_leaves_no_thread(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    stream = written([Pair(picture(64, 64, seed=i), picture(64, 64, seed=50 + i)) for i in range(12)], tmp_path)
+    stream = written([Pair(make_image(64, 64, seed=i), make_image(64, 64, seed=50 + i)) for i in range(12)], tmp_path)
     locator = LocalLocator(str(checkpoint("qwen2_vl")), cpu(batch_size=2, workers=2))
     for stop in (1, 3, 5):
         with pytest.raises(ZeroDivisionError):

@@ -15,21 +15,21 @@ def image(request):
     return make_pair(np.random.default_rng(3), request.param, size=320).target
 
 
-def enlarged(image, factor, how=cv2.INTER_CUBIC):
+def upsample_rows(image, factor, how=cv2.INTER_CUBIC):
     return cv2.resize(image, None, fx=factor, fy=factor, interpolation=how)
 
 
 @pytest.mark.parametrize("factor", [1.25, 1.5, 2, 2.7, 3])
 def test_an_enlargement_by_nearest_neighbour_is_undone_to_the_bit(image, factor):
-    by_opencv = enlarged(image, factor, cv2.INTER_NEAREST)
+    by_opencv = upsample_rows(image, factor, cv2.INTER_NEAREST)
     by_pillow = np.asarray(Image.fromarray(image).resize(by_opencv.shape[1::-1], Image.Resampling.NEAREST))
     for large in (by_opencv, by_pillow):
         assert np.array_equal(without_repeats(large), image)
 
 
 def test_what_was_not_enlarged_comes_back_itself(image):
-    smooth = enlarged(image, 2)
-    spoilt = enlarged(image, 2, cv2.INTER_NEAREST)
+    smooth = upsample_rows(image, 2)
+    spoilt = upsample_rows(image, 2, cv2.INTER_NEAREST)
     spoilt[100:103:2, 50] ^= 255  # two samples that no enlargement explains
     plain = np.full((200, 200, 3), 80, np.uint8)
     for one in (image, smooth, spoilt, plain):
@@ -45,7 +45,7 @@ def test_a_strip_that_repeats_along_one_side_alone_is_not_an_enlargement():
 def test_an_enlargement_resolves_no_more_than_its_original(image, factor):
     # What interpolation adds is not told apart within a quarter, and an image as sharp as pixels allow shows its edges at up to
     # SHARP: it is left up to 0.65 / 0.25 times as large as it could be.
-    before, after = resolved_share(image), resolved_share(enlarged(image, factor)) * factor
+    before, after = resolved_share(image), resolved_share(upsample_rows(image, factor)) * factor
     assert after < 2.6
     assert before < 1 or after > 0.75
     if before < 1:
@@ -60,7 +60,7 @@ def test_a_blur_lowers_what_an_image_resolves():
 
 
 def test_images_come_to_the_coarser_resolution_of_the_two(image):
-    sharp, soft = enlarged(image, 2, cv2.INTER_NEAREST), cv2.GaussianBlur(enlarged(image, 2), (0, 0), 4)
+    sharp, soft = upsample_rows(image, 2, cv2.INTER_NEAREST), cv2.GaussianBlur(upsample_rows(image, 2), (0, 0), 4)
     reference, target = at_common_resolution(sharp, soft, 8192)
     assert reference.shape == target.shape
     assert max(target.shape) < 320
@@ -71,7 +71,7 @@ def test_images_come_to_the_coarser_resolution_of_the_two(image):
 
 
 def test_only_the_finer_one_is_shrunk_and_only_where_they_differ_plainly(image):
-    fine = enlarged(image, 2)
+    fine = upsample_rows(image, 2)
     assert matched(image, fine)[0] is image
     same = matched(image, image)
     assert same[0] is image

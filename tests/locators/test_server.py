@@ -23,12 +23,12 @@ from tiny_models import SPECIALS
 NAME = "Qwen2-VL-tiny"
 
 
-def picture(width: int = 200, height: int = 100, seed: int = 0) -> RGB:
+def make_image(width: int = 200, height: int = 100, seed: int = 0) -> RGB:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def pair() -> Pair:
-    return Pair(picture(140, 140), picture(200, 100))
+    return Pair(make_image(140, 140), make_image(200, 100))
 
 
 def images_of(question: dict[str, Any]) -> list[str]:
@@ -74,20 +74,20 @@ def plain(text: str) -> str:
 def test_local_and_served_say_the_same(
     checkpoint: Callable[..., Path], transformers_server: str, model_type: str
 ) -> None:
-    """The server is an independent reading of the same pictures and prompt: its processor is transformers' own."""
+    """The server processes the same images and prompt independently: its processor is transformers' own."""
     folder = str(checkpoint(model_type, None))
     served = ServerLocator(
         folder, transformers_server, ServerOptions(family="qwen2-vl", max_tokens=12, concurrency=2, retries=0)
     )
     local = LocalLocator(folder, LocalOptions(device="cpu", family="qwen2-vl", max_new_tokens=12))
-    stream = [Pair(picture(150, 90, i), picture(120 + 30 * i, 140, 9 + i)) for i in range(3)]
+    stream = [Pair(make_image(150, 90, i), make_image(120 + 30 * i, 140, 9 + i)) for i in range(3)]
     answers = []
     for there, here in zip(served.locate_many(stream), local.locate_many(stream), strict=True):
         assert isinstance(there, Location), there
         assert isinstance(here, Location), here
         assert plain(there.answer) == plain(here.answer)
         answers.append(plain(here.answer))
-    assert len(set(answers)) > 1, "the answers must depend on the pictures for this test to say anything"
+    assert len(set(answers)) > 1, "the answers must depend on the images for this test to say anything"
 
 
 def test_a_model_that_the_server_does_not_have(transformers_server: str, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_model_that_the_server_does_not_have(transformers_server: str, tmp_pat
         locator.locate(pair())
 
 
-def test_the_question_holds_two_pictures_and_the_prompt(desk: Desk) -> None:
+def test_the_request_holds_two_images_and_the_prompt(desk: Desk) -> None:
     ServerLocator(NAME, desk.url, ServerOptions(max_tokens=77, temperature=0.5, seed=3)).locate(pair())
     (question,) = desk.questions
     assert {key: question[key] for key in ("model", "max_tokens", "temperature", "seed")} == {
@@ -106,8 +106,8 @@ def test_the_question_holds_two_pictures_and_the_prompt(desk: Desk) -> None:
         "seed": 3,
     }
     reference, target = images_of(question)
-    assert_array_equal(decoded(reference), picture(140, 140))
-    assert_array_equal(decoded(target), picture(200, 100))
+    assert_array_equal(decoded(reference), make_image(140, 140))
+    assert_array_equal(decoded(target), make_image(200, 100))
     assert [message["role"] for message in question["messages"]] == ["system", "user"]
     assert "(x1,y1),(x2,y2)" in question["messages"][1]["content"][-1]["text"]
 
@@ -116,10 +116,10 @@ def test_the_question_holds_two_pictures_and_the_prompt(desk: Desk) -> None:
 def test_the_reference_goes_first_and_byte_identical(desk: Desk, tmp_path: Path, as_file: bool) -> None:
     """So that a server's own prefix cache hits: all before the target is the same bytes in every question."""
     path = tmp_path / "good.png"
-    Image.fromarray(picture(140, 140)).save(path)
+    Image.fromarray(make_image(140, 140)).save(path)
     locator = ServerLocator(NAME, desk.url, ServerOptions(concurrency=1))
-    references = [path if as_file else picture(140, 140) for _ in range(3)]
-    stream = [Pair(reference, picture(100 + 20 * i, 100, i)) for i, reference in enumerate(references)]
+    references = [path if as_file else make_image(140, 140) for _ in range(3)]
+    stream = [Pair(reference, make_image(100 + 20 * i, 100, i)) for i, reference in enumerate(references)]
     assert all(isinstance(outcome, Location) for outcome in locator.locate_many(stream))
     before = []
     for body, question in zip(desk.bodies, desk.questions, strict=True):
@@ -130,7 +130,7 @@ def test_the_reference_goes_first_and_byte_identical(desk: Desk, tmp_path: Path,
 
 
 def test_files_travel_as_they_are_where_the_pixels_stay_the_same(desk: Desk, tmp_path: Path) -> None:
-    image = Image.fromarray(picture())
+    image = Image.fromarray(make_image())
     turned = Image.Exif()
     turned[0x0112] = 6
     paths = {name: tmp_path / name for name in ("a.jpg", "b.png", "c.png", "d.jpg", "e.png", "f.png", "g.bmp")}
@@ -155,9 +155,9 @@ def test_a_file_that_changed_is_read_anew(desk: Desk, tmp_path: Path) -> None:
     path = tmp_path / "reference.png"
     locator = ServerLocator(NAME, desk.url)
     for seed in (1, 2):
-        Image.fromarray(picture(60, 40 + seed, seed)).save(path)
-        locator.locate(Pair(path, picture()))
-        assert_array_equal(decoded(images_of(desk.questions[-1])[0]), picture(60, 40 + seed, seed))
+        Image.fromarray(make_image(60, 40 + seed, seed)).save(path)
+        locator.locate(Pair(path, make_image()))
+        assert_array_equal(decoded(images_of(desk.questions[-1])[0]), make_image(60, 40 + seed, seed))
 
 
 def test_a_busy_server_is_asked_again_after_growing_waits(desk: Desk) -> None:
@@ -235,7 +235,7 @@ def test_reasoning_that_the_server_split_off_is_put_back(desk: Desk, key: str) -
 
 def numbered(count: int) -> list[Pair]:
     """Targets whose grey level is their number, which the desk gives back as the box's left edge in thousandths."""
-    return [Pair(picture(40, 40), np.full((100, 1000, 3), i, np.uint8), id=str(i)) for i in range(count)]
+    return [Pair(make_image(40, 40), np.full((100, 1000, 3), i, np.uint8), id=str(i)) for i in range(count)]
 
 
 def read_number(question: dict[str, Any]) -> int:
@@ -290,7 +290,7 @@ def test_one_bad_pair_costs_itself_only(desk: Desk, tmp_path: Path) -> None:
 
     desk.reply = reply
     stream = numbered(4)
-    stream[0] = Pair(tmp_path / "none.png", picture())
+    stream[0] = Pair(tmp_path / "none.png", make_image())
     outcomes = list(ServerLocator(NAME, desk.url, ServerOptions(concurrency=2)).locate_many(stream))
     assert [type(outcome) for outcome in outcomes] == [ImageError, Location, LocatorError, Location]
 

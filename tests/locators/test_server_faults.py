@@ -33,12 +33,12 @@ SECRETS = [KEY, PASSWORD, ADDRESS_PASSWORD, base64.b64encode(f"ann:{PASSWORD}".e
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
-def images(seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def make_pixels(seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
 
 def pair() -> Pair:
-    return Pair(images(0), images(1))
+    return Pair(make_pixels(0), make_pixels(1))
 
 
 def ask(desk: Desk, **options: Any) -> Location:
@@ -54,7 +54,7 @@ def manifest(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     for number in range(3):
-        Image.fromarray(images(number)).save(folder / f"{number}.png")
+        Image.fromarray(make_pixels(number)).save(folder / f"{number}.png")
     lines = [
         {"id": str(n), "category": "c", "reference": "0.png", "target": f"{n}.png", "boxes": [[1, 2, 30, 40]]}
         for n in (1, 2)
@@ -316,7 +316,7 @@ def test_ctrl_c_ends_a_run_while_a_name_is_looked_up(manifest: Path, command: st
     assert took < 3  # about a tenth of a second on an idle machine; the lookup takes 60
 
 
-def test_a_lookup_that_hangs_ends_at_the_deadline_and_a_name_that_is_none_is_said(
+def test_a_hanging_lookup_ends_at_the_deadline_and_an_unknown_name_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = socket.getaddrinfo

@@ -19,9 +19,9 @@ from differad.data.manifest import read_pairs
 from differad.errors import InputError, WriteError
 from differad.images import read_images
 from differad.locators.tiny.batched import BatchedEvidence
-from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, WIDTH, laid_on, steepest
+from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, WIDTH, aligned_difference, cell_maxima
 from differad.locators.tiny.known import INDEX, key_image, read_key
-from differad.locators.tiny.pairs import PairEvidence, resized
+from differad.locators.tiny.pairs import PairFeatureExtractor, resized
 from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
 from differad.training.data import AnswerConvention, build_rows
@@ -93,13 +93,13 @@ def test_a_batch_is_what_each_of_its_pairs_is_alone(manifest):
     images = [[resized(image, RULE) for image in read_images(p.reference, p.target)] for p in read_pairs(manifest)]
     shape = images[0][1].shape
     batch = [both for both in images if both[0].shape == both[1].shape == shape]
-    evidence, alone = BatchedEvidence(torch.device("cpu")), PairEvidence()
+    pair_features, alone = BatchedEvidence(torch.device("cpu")), PairFeatureExtractor()
     pixels_of = []
     for reference, target in batch:
-        pixels = laid_on(reference, target)
+        pixels = aligned_difference(reference, target)
         strides = [(shape[0] // side, shape[1] // side) for side in (8, 16)]
-        pixels_of.append(None if pixels is None else tuple(steepest(pixels, each) for each in strides))
-    rows = evidence([r for r, _ in batch], [t for _, t in batch], pixels_of).astype(np.float32)
+        pixels_of.append(None if pixels is None else tuple(cell_maxima(pixels, each) for each in strides))
+    rows = pair_features([r for r, _ in batch], [t for _, t in batch], pixels_of).astype(np.float32)
     assert_alike(dict(enumerate(rows)), {n: alone(*both) for n, both in enumerate(batch)})
 
 
@@ -108,7 +108,7 @@ def test_shapes_of_reference_and_target_may_differ():
     reference, target = (rng.integers(0, 256, (*shape, 3), np.uint8) for shape in ((128, 64), (64, 128)))
     rows = BatchedEvidence(torch.device("cpu"))([reference], [target], [None]).astype(np.float32)
     assert rows.shape == (1, 4, 8, 4 * (FINE + CELL_EXTRA) + COARSE + CELL_EXTRA)
-    assert_alike({0: rows[0]}, {0: PairEvidence()(reference, target, lay=False)})
+    assert_alike({0: rows[0]}, {0: PairFeatureExtractor()(reference, target, align=False)})
     assert (rows[..., FINE + DISTANCES - 1] == 0).all()  # no pixels were aligned
 
 
@@ -237,7 +237,7 @@ def test_a_broken_feature_file_in_training_is_named(manifest, tmp_path):
     processor.cache = tmp_path
     lost.write_bytes(b"")
     standing = torch.from_numpy(key_image(bytes.fromhex(lost.stem))).permute(2, 0, 1)
-    with pytest.raises(InputError, match=rf"{lost.name}: gone or not whole; expected the evidence of a pair"):
+    with pytest.raises(InputError, match=rf"{lost.name}: missing or incomplete; expected the features of a pair"):
         processor([standing, standing])
 
 

@@ -571,7 +571,7 @@ def test_the_line_comes_before_the_first_step(make_recipe, capfd):
 def test_a_model_without_image_positions_does_not_share(build, monkeypatch):
     trainer = build()
     monkeypatch.delattr(type(trainer.model.model), "get_rope_index")
-    with pytest.warns(UserWarning, match=r"Qwen2VLForConditionalGeneration tells no positions of pictures"):
+    with pytest.warns(UserWarning, match=r"Qwen2VLForConditionalGeneration gives no positions of images"):
         assert trainer._choose_scoring(trainer.model, []) is None
 
 

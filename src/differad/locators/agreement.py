@@ -1,9 +1,8 @@
-"""Whether two ways through a network give the same numbers but for rounding.
+"""Whether two ways to compute a network agree up to rounding.
 
-How much a network amplifies its roundings is not known beforehand, and two right ways differ in their roundings alone. So both
-are held against float64. The error of the one may be 4 times that of the other, for sums are added in another order, and one
-sum's rounding more: its terms times the unit in the last place (Higham, Accuracy and Stability of Numerical Algorithms, section
-3.1). Errors are root mean squares.
+How much a network amplifies rounding errors is not known beforehand, so both ways are compared with float64. The error of one may
+be 4 times that of the other, since sums are added in another order, plus the rounding of one sum: its number of terms times the
+unit in the last place (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). Errors are root mean squares.
 """
 
 from typing import Any
@@ -15,15 +14,15 @@ FACTOR = 4.0
 
 
 def sum_rounding(model: Any) -> float:
-    """What the longest sum of a language model may be off by in float32, for results of size 1."""
+    """The largest rounding error of a language model's longest sum in float32, for results of size 1."""
     text = model.config.get_text_config()
     return float(max(text.hidden_size, text.intermediate_size) * torch.finfo(torch.float32).eps)
 
 
-def disagreement(what: str, found: Tensor, other: Tensor, exact: Tensor, rounding: float) -> str | None:
-    """How far `found` is from `exact` where it is further than `other` and `rounding` allow, in words; None where it is not."""
-    error, allowed = size(found - exact), FACTOR * size(other - exact) + rounding
-    # Written so that what is not a number disagrees.
+def disagreement(what: str, tested: Tensor, other: Tensor, exact: Tensor, rounding: float) -> str | None:
+    """The error of `tested` against `exact`, in words, if it exceeds what `other` and `rounding` allow; else None."""
+    error, allowed = size(tested - exact), FACTOR * size(other - exact) + rounding
+    # Written so that NaN disagrees.
     return None if error <= allowed else f"{what} {error:.2g} off, {allowed:.2g} would be rounding"
 
 

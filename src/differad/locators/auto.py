@@ -1,8 +1,7 @@
 """`auto`, the embedded default: `features` where the reference can be aligned to the target, otherwise `tiny`.
 
-`features` is exact where the two can be aligned, since `difference` then draws its boxes, and sees several defects; for
-parts in another pose `tiny` was trained. Which of them answers depends on the registration alone. Knows nothing of how
-either works.
+If the two can be aligned, `features` is exact, since `difference` then gives its boxes, and it finds several defects. `tiny` was
+trained for parts in another pose. The choice depends on the registration alone. Knows nothing of how either works.
 """
 
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ from differad.locators.features import FUSED, FeaturesLocator, FeaturesOptions
 from differad.locators.tiny import WEIGHTS, TinyLocator, TinyOptions
 from differad.options import check_option, check_parts, option, replace_shared
 
-_DECIDING = ("features", "tiny")
+_PARTS = ("features", "tiny")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class AutoLocator(Embedded):
         self._take(options or AutoOptions())
 
     def compare(self, reference: RGB, target: RGB) -> Location:
-        """The answer of `features` where the images can be aligned, else that of `tiny`."""
+        """The answer of `features` if the images can be aligned, else that of `tiny`."""
         aligned = self._features.compare_aligned(reference, target)
         return self._tiny.compare(reference, target) if aligned is None else aligned
 
@@ -86,9 +85,9 @@ class AutoLocator(Embedded):
         return super(AutoLocator, shared).calibrate(normals, false_alarms)
 
     def _take(self, options: AutoOptions) -> None:
-        """Hand the options on to the two that answer."""
+        """Pass the options on to the two locators."""
         self.options = options
-        features, tiny = (replace_shared(options, name) for name in _DECIDING)
+        features, tiny = (replace_shared(options, name) for name in _PARTS)
         if options.threshold is not None:
             features, tiny = (replace(one, threshold=options.threshold) for one in (features, tiny))
         self._features = self._features.with_options(features)

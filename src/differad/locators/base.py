@@ -17,7 +17,7 @@ class Locator(Protocol):
 
     @property
     def name(self) -> str:
-        """What a result is labelled with, the value of `--model`."""
+        """The name in results: the value of `--model`."""
         ...
 
     def locate(self, pair: Pair) -> Location:
@@ -27,18 +27,18 @@ class Locator(Protocol):
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
         """Locate a stream of pairs in order, one outcome each, with bounded memory.
 
-        A pair that cannot be answered yields its error as a value, so that one bad pair never costs the others.
-        Batching and concurrency happen in here.
+        A pair that cannot be answered yields its error as a value, so that one bad pair never stops the others.
+        Batching and concurrency happen inside.
         """
         ...
 
 
 def attempt(locator: Locator, pair: Pair) -> Outcome:
-    """`locator.locate(pair)`, with a DifferadError returned as a value, and a lack of memory as one too."""
+    """`locator.locate(pair)`; a DifferadError is returned as a value, and so is a lack of memory."""
     try:
         return locator.locate(pair)
     except DifferadError as error:
-        # Whoever keeps the error as a value would keep the images of every frame that it came through.
+        # A stored error would keep alive the images of every stack frame in its traceback.
         error.__context__ = None
         return error.with_traceback(None)
     except MemoryError:
@@ -50,7 +50,7 @@ def locate_concurrently(
 ) -> Iterator[Outcome]:
     """Outcomes of `attempt` in the order of `pairs`, made by `workers` threads that run at most two pairs each ahead.
 
-    Where the stream is left early, by Ctrl-C too, it waits for the pairs in hand; `give_up` is called before, to end them sooner.
+    If the stream is left early, by Ctrl-C too, it waits for the running pairs; `give_up` is called first, to end them sooner.
     """
     waiting: deque[Future[Outcome]] = deque()
     pool = ThreadPoolExecutor(workers)

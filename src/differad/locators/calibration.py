@@ -1,25 +1,25 @@
 """Numbers of the `difference` locator, all found by benchmarks/calibrate_difference.py on synthetic pairs.
 
-That script prints each with the criterion that chose it; nothing here was fitted to a real picture.
+That script prints each with the criterion that chose it; no real image was used.
 """
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Registering:
-    """What decides between the motions that may lay a reference on a target; qualities are tile correlations."""
+class RegistrationConstants:
+    """Thresholds of the registration, as tile correlations: a motion is accepted, or good enough to stop the search."""
 
     accept: float = 0.62
     enough: float = 0.93
 
 
 @dataclass(frozen=True)
-class Comparing:
-    """What decides which differences count; `tolerance` and `gap` are pixels, `margin` a share of the longer side.
+class ComparisonConstants:
+    """Constants of the comparison and its logistic curve; `tolerance` and `gap` are pixels, `margin` a share of the longer side.
 
-    `core` was chosen by judgement: from 0 to 0.5 the boxes of drawn pairs are as good, and with 0.35 half as many move when the
-    images are resized (benchmarks/invariance.py).
+    `core` was chosen by judgement: from 0 to 0.5 the boxes of synthetic pairs are as good, and with 0.35 half as many move when
+    the images are resized (benchmarks/invariance.py).
     """
 
     tolerance: int = 1
@@ -38,5 +38,5 @@ class Comparing:
     threshold: float = 0.5
 
 
-REGISTERING = Registering()
-COMPARING = Comparing()
+REGISTRATION_CONSTANTS = RegistrationConstants()
+COMPARISON_CONSTANTS = ComparisonConstants()

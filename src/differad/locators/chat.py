@@ -1,4 +1,4 @@
-"""What every chat model shares as a locator: the pair's pictures going in, the answer's boxes coming out.
+"""The common parts of chat models as locators: images of a pair in, boxes of the answer out.
 
 Knows nothing of where the model runs; `local` and `server` do.
 """
@@ -13,14 +13,14 @@ from differad.core import Location
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's raw text for one pair, and the frame that its numbers count in."""
+    """A model's raw text for one pair, and the frame of its coordinates."""
 
     text: str
     frame: Frame
 
 
 def to_location(reply: Reply, answer_format: AnswerFormat, model: str, seconds: float) -> Location:
-    """The boxes, in pixels of the original target, that a reply names; `valid` is False where it cannot be read."""
+    """The boxes of a reply, in pixels of the original target; `valid` is False if it cannot be parsed."""
     answer = parse_answer(reply.text, answer_format, reply.frame)
     return Location(
         boxes=answer.boxes,
@@ -33,5 +33,5 @@ def to_location(reply: Reply, answer_format: AnswerFormat, model: str, seconds: 
 
 
 def user_content(text: str, first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:
-    """The content of the user's message: reference, target, question, in the order that the system text names."""
+    """The content of the user's message: reference, target, question, in the order of the system text."""
     return [first, second, {"type": "text", "text": text}]

@@ -1,8 +1,7 @@
-"""One question to a chat completions server, as text: deadlines, bounds, secrets, and requests that can be given up.
+"""Send one request to a chat completions server and return text: deadlines, size limits, secrets, cancellation.
 
-What is repeated, and after which waits, is the `openai` client's affair. Each try has a deadline for all of it, the
-answer's last byte included, and so have all tries together; a deadline needs asyncio, so requests run on an event loop in a
-thread of its own.
+The `openai` client decides what is repeated and after which waits. Each try has a deadline up to the last byte of the answer, and
+so have all tries together; a deadline needs asyncio, so requests run on an event loop in a thread of its own.
 
 Knows nothing of images, boxes or prompts.
 """
@@ -28,7 +27,7 @@ from differad.text import Secrets, printable, without_user_info
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-# Bytes of an answer, decompressed. One of 32,000 tokens is about 0.2 MB.
+# Limit of an answer in bytes, decompressed. 32,000 tokens are about 0.2 MB.
 MAX_ANSWER = 4 * 2**20
 _MAX_REDIRECTS = 5
 # zlib reads the header of gzip and of zlib itself.
@@ -37,7 +36,7 @@ _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
 class _Message(BaseModel):
     content: str | None = None
-    # Where a server splits it off: vLLM's former name and its present one.
+    # Reasoning that a server splits off: vLLM's former name and its present one.
     reasoning_content: str | None = None
     reasoning: str | None = None
 
@@ -47,47 +46,47 @@ class _Choice(BaseModel):
 
 
 class _Completion(BaseModel):
-    """What is read of a chat completion."""
+    """The fields of a chat completion that are read."""
 
     choices: Annotated[list[_Choice], Field(min_length=1)]
 
 
 class Requests:
-    """Requests under way, which may be given up all at once. Safe to use from several threads."""
+    """Requests in flight, which can be cancelled together. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._under_way: set[Future[bytes]] = set()
-        self._given_up = False
+        self._in_flight: set[Future[bytes]] = set()
+        self._is_cancelled = False
 
     def run(self, request: Coroutine[Any, Any, bytes], loop: asyncio.AbstractEventLoop) -> bytes:
-        """The outcome of `request` on `loop`. Raises CancelledError where it was given up, and what it raises."""
+        """The outcome of `request` on `loop`. Raises CancelledError if it was cancelled, and what it raises."""
         with self._lock:
-            if self._given_up:
+            if self._is_cancelled:
                 request.close()
                 raise CancelledError
             future = asyncio.run_coroutine_threadsafe(request, loop)
-            self._under_way.add(future)
+            self._in_flight.add(future)
         try:
             return future.result()
         finally:
-            future.cancel()  # where Ctrl-C ended the wait; else it is done
+            future.cancel()  # if Ctrl-C ended the wait; otherwise it is done
             with self._lock:
-                self._under_way.discard(future)
+                self._in_flight.discard(future)
 
     def give_up(self) -> None:
-        """Cancel all, and let none begin."""
+        """Cancel all requests and refuse new ones."""
         with self._lock:
-            self._given_up = True
-            for future in self._under_way:
+            self._is_cancelled = True
+            for future in self._in_flight:
                 future.cancel()
 
 
 class ChatClient:
-    """Asks the server at `base_url`, whose user and password, if any, are sent as basic authentication.
+    """Sends requests to the server at `base_url`; its user and password, if any, are sent as basic authentication.
 
     `key` is the bearer token. `timeout` bounds each of `retries` + 1 tries, `deadline` all of them and the waits between, in
-    seconds. Raises OptionError for an address that cannot be one, MissingExtraError.
+    seconds. Raises OptionError for an invalid address, MissingExtraError.
     """
 
     def __init__(self, base_url: str, key: str | None, timeout: float, retries: int, deadline: float) -> None:
@@ -108,7 +107,7 @@ class ChatClient:
         return self._secrets.hide(text)
 
     def ask(self, question: dict[str, Any], requests: Requests) -> str:
-        """The answer, reasoning that the server took out of it put back in front. Raises LocatorError, without a name."""
+        """The answer, with reasoning that the server split off in front. Raises LocatorError, without the locator's name."""
         from openai import OpenAIError
 
         session = self._open()
@@ -127,11 +126,11 @@ class ChatClient:
             problem = f"a reply that is no chat completion ({self._shown(problem)})"
             raise LocatorError(f"{problem}; is this address a chat completions server's /v1?") from None
         except (OpenAIError, ValueError) as error:
-            raise LocatorError(self._reason(error)) from None
+            raise LocatorError(self._failure_text(error)) from None
 
     def _open(self) -> "_Session":
         with self._lock:
-            # A process that was forked has no thread of its parent's.
+            # A forked process does not have its parent's threads.
             if self._session is None or self._session.process != os.getpid():
                 self._session = _Session(self._make_client())
                 weakref.finalize(self, self._session.stop).atexit = False
@@ -148,15 +147,15 @@ class ChatClient:
             http_client=_http_client(self._timeout, self._user_info),
         )
 
-    def _reason(self, error: Exception) -> str:
+    def _failure_text(self, error: Exception) -> str:
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
         tried = f"after {self._retries + 1} tries"
         if isinstance(error, APITimeoutError):
             return f"no answer within {self._timeout:g} s {tried}; raise timeout or lower concurrency"
         if isinstance(error, APIConnectionError):
-            said = self._shown(str(error.__cause__ or error))
-            return f"no connection {tried} ({said}); is the server up at this address?"
+            cause = self._shown(str(error.__cause__ or error))
+            return f"no connection {tried} ({cause}); is the server up at this address?"
         if not isinstance(error, APIStatusError):
             return f"a reply that cannot be read ({self._shown(str(error))}); see the server's log"
         status = error.status_code
@@ -168,7 +167,7 @@ class ChatClient:
         return f"status {status} ({self._shown(str(error.message))}); {hint}"
 
     def _shown(self, text: str) -> str:
-        """The server's words as they may stand in a message."""
+        """Text from the server, printable, without secrets and shortened."""
         return printable(self.hide(text))[:200]
 
 
@@ -193,28 +192,28 @@ def _serve(loop: asyncio.AbstractEventLoop, client: "AsyncOpenAI") -> None:
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop on which a name that is looked up keeps no process from ending: a lookup cannot be interrupted."""
+    """An event loop whose name lookups do not keep the process from ending: a lookup cannot be interrupted."""
 
     async def getaddrinfo(self, host: Any, port: Any, **how: Any) -> Any:
         """As `socket.getaddrinfo`, in a thread that ends with the process."""
-        found: asyncio.Future[Any] = self.create_future()
+        result: asyncio.Future[Any] = self.create_future()
 
         def look_up() -> None:
-            settle: Callable[[Any], None] = found.set_result
+            settle: Callable[[Any], None] = result.set_result
             outcome: object
             try:
                 outcome = socket.getaddrinfo(host, port, **how)
             except (OSError, UnicodeError) as error:
-                settle, outcome = found.set_exception, error
+                settle, outcome = result.set_exception, error
             with suppress(RuntimeError):  # the loop has ended
-                self.call_soon_threadsafe(lambda: None if found.done() else settle(outcome))
+                self.call_soon_threadsafe(lambda: None if result.done() else settle(outcome))
 
         threading.Thread(target=look_up, daemon=True, name="differad lookup").start()
-        return await found
+        return await result
 
 
 async def _create(client: "AsyncOpenAI", question: dict[str, Any], deadline: float) -> bytes:
-    """The body of the server's answer, as JSON says it. Raises TimeoutError."""
+    """The body of the server's answer, JSON. Raises TimeoutError."""
     async with asyncio.timeout(deadline):
         response = await client.chat.completions.with_raw_response.create(**question)
     body: bytes = response.http_response.content
@@ -222,7 +221,7 @@ async def _create(client: "AsyncOpenAI", question: dict[str, Any], deadline: flo
 
 
 def _read_completion(body: bytes) -> str:
-    """The text of the first choice. Raises ValidationError, ValueError where it is too long."""
+    """The text of the first choice. Raises ValidationError; ValueError if it is too long."""
     if len(body) > MAX_ANSWER:
         raise ValueError(f"longer than {MAX_ANSWER // 2**20} MB")
     message = _Completion.model_validate_json(body).choices[0].message
@@ -243,7 +242,7 @@ def _http_library() -> Any:
 
 
 def _http_client(timeout: float, user_info: tuple[str, str] | None) -> Any:
-    """An HTTP client that reads whole answers: within `timeout`, no more than MAX_ANSWER, no redirect to another origin."""
+    """An HTTP client that reads whole answers: within `timeout`, at most MAX_ANSWER bytes, no redirect to another origin."""
     from openai import DefaultAsyncHttpxClient
 
     library = _http_library()
@@ -260,7 +259,7 @@ def _http_client(timeout: float, user_info: tuple[str, str] | None) -> Any:
             response = await super().send(request, **how)
             for _ in range(_MAX_REDIRECTS):
                 following = response.next_request
-                if following is None or not _is_same_place(request, following):
+                if following is None or not _is_same_origin(request, following):
                     break
                 await response.aclose()
                 response = await super().send(following, **how)
@@ -272,19 +271,19 @@ def _http_client(timeout: float, user_info: tuple[str, str] | None) -> Any:
             headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in coded]
             return library.Response(response.status_code, headers=headers, content=content, request=response.request)
 
-    # Answers are short. What is compressed all the same is decompressed within the bound.
+    # Answers are short, so no compression is requested. A compressed answer is decompressed within the limit.
     return Client(timeout=timeout, auth=user_info, headers={"Accept-Encoding": "identity"})
 
 
-def _is_same_place(request: Any, following: Any) -> bool:
-    """Whether a redirect asks the same server the same question."""
-    here, there = request.url, following.url
-    same_origin = (here.scheme, here.host, here.port) == (there.scheme, there.host, there.port)
+def _is_same_origin(request: Any, following: Any) -> bool:
+    """Whether a redirect leads to the same server with the same method."""
+    old, new = request.url, following.url
+    same_origin = (old.scheme, old.host, old.port) == (new.scheme, new.host, new.port)
     return same_origin and request.method == following.method
 
 
 async def _read_bounded(response: Any) -> bytes:
-    """An answer's content, cut off soon after MAX_ANSWER; empty where it cannot be decompressed."""
+    """An answer's content, cut off soon after MAX_ANSWER; empty if it cannot be decompressed."""
     content, received = bytearray(), 0
     coding = response.headers.get("content-encoding", "").strip().lower()
     decoder = zlib.decompressobj(_GZIP_OR_ZLIB) if coding in ("gzip", "x-gzip", "deflate") else None
@@ -300,14 +299,14 @@ async def _read_bounded(response: Any) -> bytes:
 
 
 def _split_user_info(base_url: str) -> tuple[tuple[str, str] | None, str]:
-    """User and password of an address, None where it has none, and the address without them. Raises OptionError."""
+    """User and password of an address, or None, and the address without them. Raises OptionError."""
     try:
         parts = urlsplit(base_url)
     except ValueError:
         raise _no_address(base_url) from None
-    user_info, at, place = parts.netloc.rpartition("@")
+    user_info, at, host = parts.netloc.rpartition("@")
     user, _, password = user_info.partition(":")
-    address = parts._replace(netloc=place).geturl()
+    address = parts._replace(netloc=host).geturl()
     if "@" in address:  # the password holds a slash, which ends the host
         raise _no_address(base_url)
     return (unquote(user), unquote(password)) if at else None, address
@@ -320,7 +319,7 @@ def _no_address(text: str) -> OptionError:
 
 
 def _origin(address: str) -> str:
-    """Scheme, host and port of an address; empty where it has none."""
+    """Scheme, host and port of an address; empty if it has none."""
     parts = urlsplit(address)
-    place = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{place}" if place else ""
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}" if host else ""

@@ -1,8 +1,8 @@
-"""Loading a checkpoint's parts: config, tokenizer, image processor, weights, each refused in one line.
+"""Load the parts of a checkpoint: config, tokenizer, image processor, weights; errors are one line each.
 
 The stock processors of most models build a video processor too, which needs torchvision. Here the image processor and
-the tokenizer are loaded on their own, so a folder works as it was published, with or without torchvision, and reads the same
-in both; `processors` puts them together for models other than Qwen-VL's. No code and no pickle of a checkpoint is run.
+the tokenizer are loaded on their own, so a folder works as published, with or without torchvision, and with the same result;
+`processors` combines them for models other than Qwen-VL. No code and no pickle of a checkpoint is run.
 """
 
 import json
@@ -16,7 +16,7 @@ from differad.answers.formats import TINY_MODEL_TYPE
 from differad.answers.resize import ResizeRule
 from differad.errors import MissingExtraError, OptionError
 
-# Stock processors that lay out image tokens alike, from the grid of Qwen2-VL's image processor.
+# Stock processors that build image tokens alike, from the grid of Qwen2-VL's image processor.
 _QWEN_PROCESSORS = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FEATURE = "a local checkpoint"
@@ -54,7 +54,7 @@ def is_hub_id(name: str) -> bool:
 
 @contextmanager
 def loading(source: str, what: str, remedy: str) -> Iterator[None]:
-    """Errors of the loaders, whose texts run over many lines, as one OptionError, and little else from them."""
+    """Turn errors of the loaders, which have many lines, into an OptionError; suppress most of their output."""
     from safetensors import SafetensorError
 
     from differad.locators.library_output import quiet_loading
@@ -70,11 +70,11 @@ def loading(source: str, what: str, remedy: str) -> Iterator[None]:
 
 
 def _missing_package(reason: str) -> str | None:
-    """What transformers says is not installed."""
+    """The package that, by an error of transformers, is not installed."""
     if "Torchvision library" in reason or ("torchvision" in reason and "not" in reason):
         return "torchvision"
-    found = re.search(r"pip install ([\w-]+)`", reason)
-    return found[1] if found else None
+    match = re.search(r"pip install ([\w-]+)`", reason)
+    return match[1] if match else None
 
 
 def load_config(source: str) -> Any:
@@ -82,7 +82,7 @@ def load_config(source: str) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    import differad.locators.tiny.model  # noqa: F401 - makes the Auto classes know it
+    import differad.locators.tiny.model  # noqa: F401 - registers it with the Auto classes
 
     remedy = "expected a vision-language checkpoint's folder, or a hub id that this machine can reach"
     with loading(source, "config.json", remedy):
@@ -96,14 +96,14 @@ def load_config(source: str) -> Any:
 
 
 def is_qwen(config: Any) -> bool:
-    """Whether image tokens are laid out from the grid of Qwen2-VL's image processor."""
+    """Whether image tokens are built from the grid of Qwen2-VL's image processor."""
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
     return config.model_type == TINY_MODEL_TYPE or PROCESSOR_MAPPING_NAMES.get(config.model_type) in _QWEN_PROCESSORS
 
 
 def template_options(template: str) -> dict[str, Any]:
-    """What a chat template is told: one that opens or closes a thought by itself is not to, for the prompt asks for one."""
+    """Options of a chat template: it must not open or close a thought by itself, since the prompt asks for one."""
     return {"enable_thinking": False} if "enable_thinking" in template else {}
 
 
@@ -123,7 +123,7 @@ def load_tokenizer(source: str) -> Any:
 
 
 def _processor_template(source: str) -> str:
-    """The chat template that older checkpoints keep in a file of its own. Raises OSError where there is none."""
+    """The chat template that older checkpoints have in a separate file. Raises OSError if there is none."""
     from transformers.utils import cached_file
 
     path = cached_file(source, "chat_template.json")
@@ -133,26 +133,25 @@ def _processor_template(source: str) -> str:
 def load_image_processor(source: str, min_pixels: int | None = None, max_pixels: int | None = None) -> Any:
     """Qwen2-VL's image processor; areas in pixels, None keeps the checkpoint's own. Raises OptionError."""
     processor = open_image_processor(source)
-    own = ResizeRule.from_settings(processor.to_dict())
-    low = own.min_pixels if min_pixels is None else min_pixels
-    high = own.max_pixels if max_pixels is None else max_pixels
-    ResizeRule(own.factor, low, high)
+    rule = ResizeRule.from_settings(processor.to_dict())
+    low = rule.min_pixels if min_pixels is None else min_pixels
+    high = rule.max_pixels if max_pixels is None else max_pixels
+    ResizeRule(rule.factor, low, high)
     processor.size = type(processor.size)(shortest_edge=low, longest_edge=high)
     return processor
 
 
 def open_image_processor(source: str) -> Any:
-    """The image processor of any checkpoint as it is saved. Raises OptionError."""
+    """The image processor of any checkpoint as saved. Raises OptionError."""
     from transformers import AutoImageProcessor
 
     with loading(source, "the image processor", "copy preprocessor_config.json from the published checkpoint"):
-        # Pillow's resize where there is one: torchvision's differs by grey levels, and answers would depend on what is
-        # installed.
+        # Pillow's resize if available: torchvision's differs by some grey levels, and answers would depend on what is installed.
         return AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
 
 
 def load_model(source: str, dtype: str, device: Any) -> Any:
-    """The model on a device, set to answer; `dtype` auto is the one it was saved in. Raises OptionError."""
+    """The model on a device, in eval mode; `dtype` auto is the one it was saved in. Raises OptionError."""
     from transformers import AutoModelForImageTextToText
 
     with loading(source, "the weights", "expected complete safetensors files; convert pickled weights first"):
@@ -168,7 +167,7 @@ def load_model(source: str, dtype: str, device: Any) -> Any:
 
 
 def choose_device(name: str) -> Any:
-    """The torch device of a name; auto takes an accelerator where there is one. Raises OptionError."""
+    """The torch device of a name; auto takes an accelerator if there is one. Raises OptionError."""
     import torch
 
     if name == "auto":
@@ -179,6 +178,6 @@ def choose_device(name: str) -> Any:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
         raise OptionError(
-            f"option device={name!r}: not usable here ({reason[:120]}); expected cpu, cuda or mps"
+            f"option device={name!r}: not usable on this machine ({reason[:120]}); expected cpu, cuda or mps"
         ) from None
     return device

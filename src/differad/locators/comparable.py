@@ -1,7 +1,6 @@
-"""Whether two images can be compared at all: "normal" is never the answer where there was nothing to see.
+"""Whether two images can be compared at all: an image that shows nothing is never "normal".
 
-Cheap looks at the pixels only: a shutter that stayed shut, light that fills every pixel, a frame that broke off. Knows nothing of
-any locator.
+Cheap checks of the pixels only: black images, over-exposed images, incomplete frames. Knows nothing of any locator.
 """
 
 from dataclasses import replace
@@ -13,14 +12,14 @@ from differad.core import Location
 from differad.images import RGB
 from differad.locators.broken_frames import frame_fault
 
-# Samples this near to either end of the scale hold no structure beyond read noise (of 256 levels) ...
+# Values this near to either end of the scale (of 256 levels) hold no structure beyond read noise ...
 _END_LEVELS = 5
-# ... and an image that has nothing else on all but a thousandth of its area shows nothing: a dead pixel is no part.
+# ... and an image with such values on all but a thousandth of its area shows nothing: a dead pixel is no part.
 _END_SHARE = 0.999
 
 
 def visibility_fault(image: RGB) -> str | None:
-    """Why nothing can be seen in an image (H, W, 3); None where something can."""
+    """Why an image (H, W, 3) shows nothing, as a predicate; None if it shows something."""
     # Shape (256, 1) before OpenCV 5, (256,) since.
     counts = np.stack([np.ravel(cv2.calcHist([image], [i], None, [256], [0, 256])) for i in range(3)])
     total = image.shape[0] * image.shape[1]
@@ -32,7 +31,7 @@ def visibility_fault(image: RGB) -> str | None:
 
 
 def why_incomparable(reference: RGB, target: RGB) -> str | None:
-    """Why the target (H, W, 3) cannot be compared with the reference (H', W', 3); None where it can be tried."""
+    """Why the target (H, W, 3) cannot be compared with the reference (H', W', 3); None if a comparison can be tried."""
     fault = visibility_fault(target)
     if fault is None or visibility_fault(reference) is not None:
         return None
@@ -40,7 +39,7 @@ def why_incomparable(reference: RGB, target: RGB) -> str | None:
 
 
 def doubt_normal(location: Location, reference: RGB, target: RGB) -> Location:
-    """The location, or "not comparable" where it says normal of images in which nothing can be seen, or of a broken frame."""
+    """The location, or "not comparable" in place of "normal" if an image shows nothing or the target is an incomplete frame."""
     if location.anomalous or not location.valid:
         return location
     faults = [(name, visibility_fault(image)) for name, image in (("reference", reference), ("target", target))]

@@ -1,4 +1,4 @@
-"""Two pictures that lie on each other, compared: light equalised, range envelopes, noise, groups of what is left.
+"""Compare two aligned images: normalise illumination, take range envelopes, measure noise, group the differences.
 
 Pure functions on arrays. Knows nothing of registration, options or probabilities.
 """
@@ -16,34 +16,34 @@ from differad.images import RGB
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-# Both pictures are softened by this before they are compared: single noisy pixels and JPEG ripples are no difference.
-_SOFTEN = 0.8
-# Light is fitted at an eighth of the size, over windows of a third of the longer side, with gains of at most 2.
-_LIGHT_SHRINK, _LIGHT_WINDOW, _LIGHT_GAIN = 8, 3, 2.0
-# A small pixel is far off from three robust deviations on, but not for less than 10 grey levels.
-_LIGHT_OFF, _LIGHT_LEAST_OFF = 3.0, 10.0
-# Variance (grey levels squared) under which a window is flat and only its offset is fitted.
-_FLAT = 25.0
-# Bending: windows of a fifth of the longer side, at most 3 pixels; residuals beyond 40 levels pull no harder, and where
-# edges are weaker than a level per pixel (squared, mean over the window) nothing bends.
-_BEND_WINDOW, _BEND_REACH, _BEND_CLIP, _BEND_RIDGE = 5, 3.0, 40.0, 1.0
-# It is fitted at no more than this side: windows so wide place it to a small part of a pixel.
-_BEND_SIDE = 1024
+# Blur of both images before the comparison, in pixels: single noisy pixels and JPEG ripples are no difference.
+_BLUR_SIGMA = 0.8
+# Illumination is fitted at an eighth of the size, over windows of a third of the longer side, with gains of at most 2.
+_ILLUMINATION_SHRINK, _ILLUMINATION_WINDOW, _MAX_GAIN = 8, 3, 2.0
+# A pixel of the shrunk image is an outlier of the fit from three robust deviations on, and from 10 grey levels on.
+_OUTLIER_DEVIATIONS, _MIN_OUTLIER = 3.0, 10.0
+# Variance (grey levels squared) below which a window is flat: only its offset is fitted.
+_FLAT_VARIANCE = 25.0
+# Flow: windows of a fifth of the longer side, at most 3 pixels. Residuals are clipped to 40 levels. The ridge keeps the flow at
+# 0 where edges are weaker than a level per pixel (squared, mean over the window).
+_FLOW_WINDOW, _MAX_FLOW, _FLOW_CLIP, _FLOW_RIDGE = 5, 3.0, 40.0, 1.0
+# The flow is estimated at no more than this side: windows this wide give it to a small part of a pixel.
+_FLOW_SIDE = 1024
 
-# Pixels are edges from this share of the steepest step on, and from this many grey levels; of a tile's this quantile is noise,
-# what lies above may be defect, and so is all of the tiles beyond those that hold most edges. There are so many tiles each way.
-_EDGE_SHARE, _EDGE_LEAST, _EDGE_QUANTILE, _EDGE_MOST, _EDGE_TILES = 0.25, 10.0, 0.98, 2 / 3, 8
+# Pixels are edges from a quarter of the largest gradient on, and from 10 grey levels on. The 98 % quantile of a tile's edges is
+# noise, above it may be defect. So may be all tiles beyond those that hold two thirds of the edges. There are 8 x 8 tiles.
+_EDGE_SHARE, _MIN_EDGE, _EDGE_QUANTILE, _EDGE_MAJORITY, _EDGE_TILES = 0.25, 10.0, 0.98, 2 / 3, 8
 _EDGE_SAMPLES = 500_000
-# Standard deviations of a normal distribution by the median of absolute values.
+# Standard deviation of a normal distribution divided by its median absolute value.
 _DEVIATION = 1.4826
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Neighbouring differences.
+    """A group of neighbouring differences.
 
-    `box` (4,) encloses the stronger ones in pixels; `mean` is their mean over the low threshold, in units of noise;
-    `thickness` is the radius in pixels of the largest disc that fits inside; `at_edges` is the share of them that lie on edges.
+    `box` (4,) encloses the stronger ones, in pixels. `mean` is the mean of those above the low threshold, in units of noise.
+    `thickness` is the radius in pixels of the largest disc that fits inside. `at_edges` is the share on edges.
     """
 
     box: NDArray[np.float64]
@@ -53,21 +53,21 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class Light:
-    """What makes the reference as bright as the target: a gain and an offset for each place, both (h, w) or (h, w, 3)."""
+class Illumination:
+    """Gain and offset of each pixel that make the reference as bright as the target, both (h, w) or (h, w, 3)."""
 
     gain: Image
     offset: Image
 
-    def on(self, there: Image | RGB, height: int, top: int = 0, depth: int = cv2.CV_32F) -> Any:
-        """Rows of the reference (h, W[, 3]), the first of them `top` of `height`, in the target's light, in OpenCV's `depth`."""
-        gain, offset = (enlarged(part, there.shape[:2], height, top) for part in (self.gain, self.offset))
-        return cv2.add(cv2.multiply(there, gain, dtype=cv2.CV_32F), offset, dtype=depth)
+    def apply(self, reference: Image | RGB, height: int, top: int = 0, depth: int = cv2.CV_32F) -> Any:
+        """Rows of the reference (h, W[, 3]), from row `top` of `height` on, in the target's illumination and OpenCV's `depth`."""
+        gain, offset = (upsample_rows(part, reference.shape[:2], height, top) for part in (self.gain, self.offset))
+        return cv2.add(cv2.multiply(reference, gain, dtype=cv2.CV_32F), offset, dtype=depth)
 
 
-def flat(reference: RGB, target: RGB) -> tuple[RGB, RGB]:
-    """The images (H, W) where both of them are grey, which costs a third, else themselves, (H, W, 3)."""
-    # A few rows decide for nearly all that are not.
+def squeeze_grey(reference: RGB, target: RGB) -> tuple[RGB, RGB]:
+    """The images as (H, W) if both are grey, which takes a third of the time; else unchanged, (H, W, 3)."""
+    # A few rows suffice for nearly all images that are not grey.
     for step in (64, 1):
         rows = [image[::step] for image in (reference, target)]
         if any((r[..., 0] != r[..., 1]).any() or (r[..., 0] != r[..., 2]).any() for r in rows):
@@ -75,13 +75,13 @@ def flat(reference: RGB, target: RGB) -> tuple[RGB, RGB]:
     return np.ascontiguousarray(reference[..., 0]), np.ascontiguousarray(target[..., 0])
 
 
-def soften(image: RGB) -> RGB:
-    """The image (H, W) or (H, W, 3) lightly blurred."""
-    return np.asarray(cv2.GaussianBlur(image, (0, 0), _SOFTEN), dtype=np.uint8)
+def gaussian_blur(image: RGB) -> RGB:
+    """The image (H, W) or (H, W, 3), blurred a little."""
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), _BLUR_SIGMA), dtype=np.uint8)
 
 
-def enlarged(small: Image, shape: tuple[int, ...], height: int, top: int = 0) -> Image:
-    """Rows from `top` on, of `shape` (h, W), of a map (h', w'[, C]) that is stretched to (`height`, W)."""
+def upsample_rows(small: Image, shape: tuple[int, ...], height: int, top: int = 0) -> Image:
+    """Rows of `shape` (h, W), from `top` on, of a map (h', w'[, C]) resized to (`height`, W)."""
     rows, width = shape
     if rows == height:
         return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR))
@@ -91,26 +91,26 @@ def enlarged(small: Image, shape: tuple[int, ...], height: int, top: int = 0) ->
     return np.asarray(cv2.warpAffine(small, back, (width, rows), flags=how, borderMode=cv2.BORDER_REPLICATE))
 
 
-def fit_light(there: Image | RGB, here: Image | RGB, covered: Mask) -> Light:
-    """The light that makes `there` most like `here`, both (H, W[, 3]): fitted over windows far wider than a defect.
+def fit_illumination(reference: Image | RGB, target: Image | RGB, covered: Mask) -> Illumination:
+    """The illumination that makes `reference` most like `target`, both (H, W[, 3]): fitted over windows far wider than a defect.
 
-    He, Sun, Tang, "Guided image filtering" (2013), with the reference as the guide, weighted by what it covers. Fitted
-    twice: what the first fit leaves far off has no say in the second, or a large defect would cast a halo around itself.
+    He, Sun, Tang, "Guided image filtering" (2013), with the reference as the guide, weighted by `covered` (H, W). Fitted
+    twice: the second fit leaves out the outliers of the first, since a large defect would have a halo otherwise.
     """
-    height, width = here.shape[:2]
-    small = max(1, width // _LIGHT_SHRINK), max(1, height // _LIGHT_SHRINK)
-    guide, seen, weight = (_small(p, small).astype(np.float32) for p in (there, here, _shown(covered)))
+    height, width = target.shape[:2]
+    small = max(1, width // _ILLUMINATION_SHRINK), max(1, height // _ILLUMINATION_SHRINK)
+    guide, values, weight = (_shrunk(p, small).astype(np.float32) for p in (reference, target, _as_bytes(covered)))
     weight /= 255
-    gain, offset = _fit_light(guide, seen, weight)
-    off = np.abs(seen - gain * guide - offset)
-    off = off if off.ndim == 2 else off.max(axis=2)
-    bound = max(_LIGHT_LEAST_OFF, _LIGHT_OFF * robust_deviation(off[weight > 0]))
-    return Light(*_fit_light(guide, seen, weight * (off < bound)))
+    gain, offset = _fit_gain_and_offset(guide, values, weight)
+    error = np.abs(values - gain * guide - offset)
+    error = error if error.ndim == 2 else error.max(axis=2)
+    bound = max(_MIN_OUTLIER, _OUTLIER_DEVIATIONS * robust_deviation(error[weight > 0]))
+    return Illumination(*_fit_gain_and_offset(guide, values, weight * (error < bound)))
 
 
-def _fit_light(guide: Image, seen: Image, weight: Image) -> tuple[Image, Image]:
-    """Gain and offset at each pixel that make `guide` most like `seen` over the window around it."""
-    window = max(3, max(guide.shape[:2]) // _LIGHT_WINDOW)
+def _fit_gain_and_offset(guide: Image, values: Image, weight: Image) -> tuple[Image, Image]:
+    """Gain and offset at each pixel that make `guide` most like `values` over the window around it."""
+    window = max(3, max(guide.shape[:2]) // _ILLUMINATION_WINDOW)
     weight = weight if guide.ndim == 2 else weight[..., None]
 
     def total(p: Image) -> Image:
@@ -118,67 +118,71 @@ def _fit_light(guide: Image, seen: Image, weight: Image) -> tuple[Image, Image]:
         return np.asarray(summed if summed.ndim == p.ndim else summed[..., None])
 
     share = np.maximum(total(weight), 1e-6)
-    guide_mean, seen_mean = total(weight * guide) / share, total(weight * seen) / share
+    guide_mean, values_mean = total(weight * guide) / share, total(weight * values) / share
     spread = total(weight * guide * guide) / share - guide_mean**2
-    shared = total(weight * guide * seen) / share - guide_mean * seen_mean
-    gain = np.clip((shared + _FLAT) / (spread + _FLAT), 1 / _LIGHT_GAIN, _LIGHT_GAIN).astype(np.float32)
-    return gain, np.asarray(seen_mean - gain * guide_mean, dtype=np.float32)
+    shared = total(weight * guide * values) / share - guide_mean * values_mean
+    gain = np.clip((shared + _FLAT_VARIANCE) / (spread + _FLAT_VARIANCE), 1 / _MAX_GAIN, _MAX_GAIN).astype(np.float32)
+    return gain, np.asarray(values_mean - gain * guide_mean, dtype=np.float32)
 
 
-def bend(there: Image | RGB, here: Image | RGB, covered: Mask, light: Light, start: Image | None = None) -> Image:
-    """The smooth displacement (h, w, 2), in pixels of `here` (H, W[, 3]), that still separates the two after registration.
+def estimate_flow(
+    reference: Image | RGB, target: Image | RGB, covered: Mask, illumination: Illumination, start: Image | None = None
+) -> Image:
+    """The smooth flow (h, w, 2), in pixels of `target` (H, W[, 3]), that remains between the two after registration.
 
     Lucas and Kanade's least squares over wide windows, twice, at half the size or less. Only edges of the reference count, over
-    windows several times a defect: what the target has and the reference has not pulls at nothing. It departs from
-    `start`, the displacement of the same two images at another size, by at most _BEND_REACH pixels.
+    windows several times as wide as a defect: a defect, which the reference does not have, has no effect. The flow differs from
+    `start`, the flow of the same two images at another size, by at most _MAX_FLOW pixels.
     """
-    height, width = here.shape[:2]
-    shrink = max(2.0, max(height, width) / _BEND_SIDE)
+    height, width = target.shape[:2]
+    shrink = max(2.0, max(height, width) / _FLOW_SIDE)
     small = max(1, int(width / shrink)), max(1, int(height / shrink))
-    lit = light.on(_small(there, small).astype(np.float32), small[1])
-    source, sink, weight = (channel_mean(_small(p, small).astype(np.float32)) for p in (lit, here, _shown(covered)))
+    lit = illumination.apply(_shrunk(reference, small).astype(np.float32), small[1])
+    source, sink, weight = (
+        channel_mean(_shrunk(p, small).astype(np.float32)) for p in (lit, target, _as_bytes(covered))
+    )
     weight /= 255
-    window = max(3, round(max(small) / _BEND_WINDOW / math.sqrt(2)))
+    window = max(3, round(max(small) / _FLOW_WINDOW / math.sqrt(2)))
     first = np.zeros((*source.shape, 2), np.float32)
     if start is not None:
-        first = enlarged(start, source.shape, small[1]) / np.float32(shrink)
-    field = first
+        first = upsample_rows(start, source.shape, small[1]) / np.float32(shrink)
+    flow = first
     for _ in range(2):
-        moved = displace(source, field)
+        moved = warp_by_flow(source, flow)
         dx, dy = (cv2.Sobel(moved, cv2.CV_32F, i, 1 - i, scale=1 / 8) for i in (1, 0))
-        off = np.clip(sink - moved, -_BEND_CLIP, _BEND_CLIP)
-        # Twice a box: a box alone has negative frequencies, by which repeated steps would run away.
+        error = np.clip(sink - moved, -_FLOW_CLIP, _FLOW_CLIP)
+        # Two box filters: the response of one is negative at some frequencies, where repeated steps would diverge.
         sums = [
             cv2.blur(cv2.blur(weight * a * b, (window, window)), (window, window))
-            for a, b in ((dx, dx), (dy, dy), (dx, dy), (dx, off), (dy, off))
+            for a, b in ((dx, dx), (dy, dy), (dx, dy), (dx, error), (dy, error))
         ]
         xx, yy, xy, xo, yo = sums
-        xx, yy = xx + _BEND_RIDGE, yy + _BEND_RIDGE
+        xx, yy = xx + _FLOW_RIDGE, yy + _FLOW_RIDGE
         scale = 1 / (xx * yy - xy * xy)
-        field = field + np.stack([(yy * xo - xy * yo) * scale, (xx * yo - xy * xo) * scale], axis=-1)
-        field = np.clip(field, first - _BEND_REACH / shrink, first + _BEND_REACH / shrink)
-    return np.asarray(shrink * field, dtype=np.float32)
+        flow = flow + np.stack([(yy * xo - xy * yo) * scale, (xx * yo - xy * xo) * scale], axis=-1)
+        flow = np.clip(flow, first - _MAX_FLOW / shrink, first + _MAX_FLOW / shrink)
+    return np.asarray(shrink * flow, dtype=np.float32)
 
 
-def displace(image: NDArray[Any], field: Image) -> NDArray[Any]:
-    """`image` (H, W[, 3]) read at each pixel plus `field` (H, W, 2)."""
-    places = field + _grid(field.shape[:2])
-    return np.asarray(cv2.remap(image, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+def warp_by_flow(image: NDArray[Any], flow: Image) -> NDArray[Any]:
+    """`image` (H, W[, 3]) sampled at each pixel plus `flow` (H, W, 2)."""
+    positions = flow + _pixel_grid(flow.shape[:2])
+    return np.asarray(cv2.remap(image, positions, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
 
-def _grid(shape: tuple[int, ...]) -> Image:
-    """The place (H, W, 2) of each pixel: x, y."""
+def _pixel_grid(shape: tuple[int, ...]) -> Image:
+    """The coordinates (H, W, 2) of each pixel: x, y."""
     rows, columns = shape
     across = np.broadcast_to(np.arange(columns, dtype=np.float32), shape)
     down = np.broadcast_to(np.arange(rows, dtype=np.float32)[:, None], shape)
     return np.asarray(cv2.merge([across, down]))
 
 
-def _shown(covered: Mask) -> RGB:
+def _as_bytes(covered: Mask) -> RGB:
     return covered.view(np.uint8) * np.uint8(255)
 
 
-def _small(image: Image | RGB, size: tuple[int, int]) -> Image:
+def _shrunk(image: Image | RGB, size: tuple[int, int]) -> Image:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
 
@@ -187,25 +191,25 @@ def channel_mean(image: Image | RGB) -> Image:
     return np.asarray(image if image.ndim == 2 else cv2.transform(image, np.full((1, 3), 1 / 3, np.float32)))
 
 
-def excess(here: RGB, there: RGB, tolerance: int) -> RGB:
-    """How far (H, W) either image leaves the other's range within `tolerance` pixels; the largest of the channels.
+def tolerance_difference(target: RGB, reference: RGB, tolerance: int) -> RGB:
+    """How far (H, W) either image is outside the other's range within `tolerance` pixels; the maximum over the channels.
 
-    One direction finds what was added, the other what is missing, however thin it was.
+    One direction finds what was added, the other what is missing, however thin it is.
     """
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * tolerance + 1, 2 * tolerance + 1))
-    # Subtraction stops at 0: what lies within the other's range is no difference.
-    over = cv2.subtract(here, cv2.dilate(there, disc))
-    cv2.max(over, cv2.subtract(cv2.erode(there, disc), here), over)
-    cv2.max(over, cv2.subtract(there, cv2.dilate(here, disc)), over)
-    cv2.max(over, cv2.subtract(cv2.erode(here, disc), there), over)
-    if over.ndim == 2:
-        return np.asarray(over)
-    red, green, blue = cv2.split(over)
+    # Subtraction saturates at 0: values within the other image's range are no difference.
+    difference = cv2.subtract(target, cv2.dilate(reference, disc))
+    cv2.max(difference, cv2.subtract(cv2.erode(reference, disc), target), difference)
+    cv2.max(difference, cv2.subtract(reference, cv2.dilate(target, disc)), difference)
+    cv2.max(difference, cv2.subtract(cv2.erode(target, disc), reference), difference)
+    if difference.ndim == 2:
+        return np.asarray(difference)
+    red, green, blue = cv2.split(difference)
     return np.asarray(cv2.max(cv2.max(red, green), blue))
 
 
-def inside(covered: Mask, reach: int) -> Mask:
-    """Pixels whose whole neighbourhood the reference covers: nearer the rim an edge may have come in from outside."""
+def erode_mask(covered: Mask, reach: int) -> Mask:
+    """Pixels whose whole neighbourhood the reference covers: nearer to the border an edge may come from outside."""
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     eroded = cv2.erode(covered.view(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     return np.asarray(eroded.view(np.bool_))
@@ -214,7 +218,7 @@ def inside(covered: Mask, reach: int) -> Mask:
 def robust_deviation(values: NDArray[Any]) -> float:
     """The standard deviation of normally distributed values about 0, by their median; 0 of none.
 
-    Whole numbers stand for all that rounds to them, or the median would move in steps.
+    An integer stands for all values that round to it: otherwise the median would move in steps.
     """
     if not values.size:
         return 0.0
@@ -225,88 +229,88 @@ def robust_deviation(values: NDArray[Any]) -> float:
     return _DEVIATION * float(np.interp(0.5, [0.0, *shares], [0.0, *(np.arange(len(shares)) + 0.5)]))
 
 
-def steepness(there: RGB) -> RGB:
-    """Range (H, W) of grey levels within 3 x 3 pixels of (H, W[, 3])."""
-    return np.asarray(cv2.morphologyEx(channel_mean(there), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
+def morphological_gradient(image: RGB) -> RGB:
+    """Range (H, W) of grey levels within 3 x 3 pixels of an image (H, W[, 3])."""
+    return np.asarray(cv2.morphologyEx(channel_mean(image), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)))
 
 
-def edge_mask(steep: RGB) -> Mask:
-    """Where `steep` (H, W) is an edge beside the steepest of the image."""
-    return np.asarray(steep > max(_EDGE_LEAST, _EDGE_SHARE * float(steep.max(initial=0))))
+def edge_mask(gradient: RGB) -> Mask:
+    """Pixels (H, W) where `gradient` (H, W) is an edge, relative to the largest gradient of the image."""
+    return np.asarray(gradient > max(_MIN_EDGE, _EDGE_SHARE * float(gradient.max(initial=0))))
 
 
-def edge_noise(over: RGB, at_edges: Mask) -> float:
-    """What moved and ragged edges leave in this pair, in grey levels: a high quantile of `over` at edges, 0 without edges.
+def edge_noise(difference: RGB, at_edges: Mask) -> float:
+    """The noise of moved and ragged edges, in grey levels: a high quantile of `difference` (H, W) at edges, 0 without edges.
 
-    It is taken tile by tile, and two thirds of the edges lie in tiles with no more: a large defect fills few tiles, so that it
-    does not pass for the noise that hides it.
+    The quantile is taken in each tile; two thirds of the edges are in tiles at or below the result. A large defect fills few
+    tiles, so that it does not count as noise.
     """
-    places = np.flatnonzero(at_edges)
-    if not places.size:
+    positions = np.flatnonzero(at_edges)
+    if not positions.size:
         return 0.0
-    # Some hundred thousand of them tell the quantile within a thousandth.
-    places = places[:: max(1, places.size // _EDGE_SAMPLES)]
-    height, width = over.shape
-    ys, xs = np.divmod(places, width)
+    # Some hundred thousand values give the quantile to a thousandth.
+    positions = positions[:: max(1, positions.size // _EDGE_SAMPLES)]
+    height, width = difference.shape
+    ys, xs = np.divmod(positions, width)
     tiles = ys * _EDGE_TILES // height * _EDGE_TILES + xs * _EDGE_TILES // width
     order = np.argsort(tiles, kind="stable")
-    parts = np.split(over.ravel()[places][order], np.flatnonzero(np.diff(tiles[order])) + 1)
-    found = np.array([np.quantile(part, _EDGE_QUANTILE) for part in parts])
-    rising = np.argsort(found)
-    reached = np.cumsum(np.array([len(part) for part in parts])[rising]) >= _EDGE_MOST * len(places)
-    return float(found[rising][reached.argmax()])
+    parts = np.split(difference.ravel()[positions][order], np.flatnonzero(np.diff(tiles[order])) + 1)
+    quantiles = np.array([np.quantile(part, _EDGE_QUANTILE) for part in parts])
+    rising = np.argsort(quantiles)
+    reached = np.cumsum(np.array([len(part) for part in parts])[rising]) >= _EDGE_MAJORITY * len(positions)
+    return float(quantiles[rising][reached.argmax()])
 
 
 def group(
-    over: RGB | Image, unit: float, at_edges: Mask, *, low: float, high: float, core: float, grow: int, gap: int
+    difference: RGB | Image, unit: float, at_edges: Mask, *, low: float, high: float, core: float, grow: int, gap: int
 ) -> list[Group]:
     """Connected regions (H, W) over `low` units that reach `high` somewhere, grown by `grow`, joined over gaps of `gap` pixels.
 
-    The envelope takes `tolerance` pixels off every region; growing by as much gives them back. `at_edges` (H, W) marks edges.
-    A box encloses what reaches a share `core` of the group's strongest difference: faint noise that a gap joins to a defect at
-    one size of the images, and not at another, does not move it.
+    `tolerance_difference` shrinks every region by its tolerance; `grow` restores that. `at_edges` (H, W) marks edges. A box
+    encloses the pixels with at least a share `core` of the group's largest difference: faint noise that the gap joins to a defect
+    at one size of the images, and not at another, does not move it.
     """
-    weak = (over > low * unit).view(np.uint8)
+    weak = (difference > low * unit).view(np.uint8)
     x, y, width, height = cv2.boundingRect(weak)
     if not width:
         return []
-    # What is far from anything need not be searched; the rim leaves room to grow.
-    rim = max(grow, gap) + 1
-    left, top = max(0, x - rim), max(0, y - rim)
-    part = np.s_[top : y + height + rim, left : x + width + rim]
-    sides = np.array(over.shape[1::-1] * 2)
-    weak, over, at_edges = weak[part], over[part], at_edges[part]
+    # Only the bounding box of all differences is searched, with a border to grow into.
+    border = max(grow, gap) + 1
+    left, top = max(0, x - border), max(0, y - border)
+    part = np.s_[top : y + height + border, left : x + width + border]
+    sides = np.array(difference.shape[1::-1] * 2)
+    weak, difference, at_edges = weak[part], difference[part], at_edges[part]
     depth = cv2.distanceTransform(weak, cv2.DIST_L2, 3)
     wide = cv2.dilate(weak, np.ones((2 * grow + 1, 2 * grow + 1), np.uint8))
     joined = cv2.dilate(wide, np.ones((gap + 1, gap + 1), np.uint8)) if gap else wide
     count, labels = cv2.connectedComponents(joined, connectivity=8)
     labels[wide == 0] = 0
     groups = []
-    for label, place in enumerate(_slices(labels, count), start=1):
-        own = (labels[place] == label) & (weak[place] > 0)
-        values = over[place][own] / unit
+    for label, window in enumerate(_label_slices(labels, count), start=1):
+        member = (labels[window] == label) & (weak[window] > 0)
+        values = difference[window][member] / unit
         if values.size and values.max() >= high:
-            strong = own & (over[place] >= core * float(values.max()) * unit)
-            corner = np.array([place[1].start + left, place[0].start + top] * 2)
-            box = np.clip(_enclosing(strong, grow) + corner, 0, sides)
-            thickness, share = float(depth[place][own].max()), float(at_edges[place][own].mean())
+            strong = member & (difference[window] >= core * float(values.max()) * unit)
+            corner = np.array([window[1].start + left, window[0].start + top] * 2)
+            box = np.clip(_bounding_box(strong, grow) + corner, 0, sides)
+            thickness, share = float(depth[window][member].max()), float(at_edges[window][member].mean())
             groups.append(Group(box, float(values.mean()), thickness, share))
     return groups
 
 
-def _enclosing(mask: Mask, grow: int) -> NDArray[np.float64]:
-    """The box (4,) around what (h, w) `mask` marks, `grow` pixels off on each side."""
+def _bounding_box(mask: Mask, grow: int) -> NDArray[np.float64]:
+    """The box (4,) around the pixels of `mask` (h, w), grown by `grow` pixels on each side."""
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return np.array([xs[0] - grow, ys[0] - grow, xs[-1] + 1 + grow, ys[-1] + 1 + grow], np.float64)
 
 
-def _slices(labels: NDArray[np.int32], count: int) -> list[tuple[slice, slice]]:
-    """Rows and columns that each label 1 .. count - 1 spans."""
+def _label_slices(labels: NDArray[np.int32], count: int) -> list[tuple[slice, slice]]:
+    """Row and column slices of each label 1 .. count - 1."""
     ys, xs = np.nonzero(labels)
-    own = labels[ys, xs]
+    marked = labels[ys, xs]
     low = np.full((count, 2), np.iinfo(np.int64).max)
     high = np.zeros((count, 2), np.int64)
     for axis, values in enumerate((ys, xs)):
-        np.minimum.at(low[:, axis], own, values)
-        np.maximum.at(high[:, axis], own, values + 1)
+        np.minimum.at(low[:, axis], marked, values)
+        np.maximum.at(high[:, axis], marked, values + 1)
     return [(slice(a[0], b[0]), slice(a[1], b[1])) for a, b in zip(low[1:].tolist(), high[1:].tolist(), strict=True)]

@@ -1,7 +1,7 @@
-"""What the embedded locators do alike: read a pair, refuse what cannot be compared, answer a stream on several threads,
-take a threshold from normal pairs, name a bad pair.
+"""The common base of the embedded locators: read a pair, refuse what cannot be compared, answer a stream on several threads,
+set a threshold from normal pairs, name the pair in errors.
 
-Knows nothing of how any of them looks at a pair.
+Knows nothing of how any of them compares a pair.
 """
 
 import copy
@@ -46,46 +46,46 @@ class Embedded:
         return replace(location, model=self.name, seconds=time.perf_counter() - start)
 
     def _compare_bare(self, reference: RGB, target: RGB) -> Location:
-        """As `compare`, of the images without repeated rows or plain margins; boxes in pixels of the target as it is given."""
-        given = target.shape
+        """As `compare`, for the images without repeated rows and plain margins; boxes in pixels of the full target."""
+        full_shape = target.shape
         reference, target = without_repeats(reference), without_repeats(target)
-        back = stretch(target.shape, given)
+        to_full = stretch(target.shape, full_shape)
         reference, target, corner = common_margins(reference, target)
         location = self._compare_whole(reference, target)
-        if target.shape == given:
+        if target.shape == full_shape:
             return location
-        return replace(location, boxes=(location.boxes + np.array(corner * 2)) * back)
+        return replace(location, boxes=(location.boxes + np.array(corner * 2)) * to_full)
 
     def _compare_whole(self, reference: RGB, target: RGB) -> Location:
-        """As `compare`, but normal only of a whole frame; of a broken one what is left is compared once more."""
+        """As `compare`, but normal only for a complete frame; of an incomplete one the intact rest is compared."""
         location = self._compare_alike(reference, target)
         doubted = doubt_normal(location, reference, target)
         rest = None if doubted is location else beside_band(reference, target)
         if rest is None:
             return doubted
-        there, here, (x, y) = rest
-        found = self._compare_alike(there, here)
-        if not found.anomalous:
+        rest_reference, rest_target, (x, y) = rest
+        partial = self._compare_alike(rest_reference, rest_target)
+        if not partial.anomalous:
             return doubted
         return replace(
-            found, boxes=found.boxes + np.array([x, y, x, y]), reasoning=f"{doubted.reasoning} {found.reasoning}"
+            partial, boxes=partial.boxes + np.array([x, y, x, y]), reasoning=f"{doubted.reasoning} {partial.reasoning}"
         )
 
     def _compare_alike(self, reference: RGB, target: RGB) -> Location:
-        """As `compare`, of images that show as much detail; boxes in pixels of the target as it is given here."""
-        given = target.shape
+        """As `compare`, after both images are brought to one resolution; boxes in pixels of this target."""
+        full_shape = target.shape
         reference, target = matched(reference, target)
         location = self.compare(reference, target)
-        if target.shape == given:
+        if target.shape == full_shape:
             return location
-        return replace(location, boxes=location.boxes * stretch(target.shape, given))
+        return replace(location, boxes=location.boxes * stretch(target.shape, full_shape))
 
     def compare(self, reference: RGB, target: RGB) -> Location:
         """Where the target (H, W, 3) is abnormal, without `model` and `seconds`, which `locate` fills in."""
         raise NotImplementedError
 
     def with_options(self, options: Any) -> Self:
-        """This locator with other options, sharing what it has loaded and what it remembers."""
+        """This locator with other options, sharing what it has loaded and its caches."""
         other = copy.copy(self)
         other.options = options
         return other
@@ -106,7 +106,7 @@ class Embedded:
 
 @contextmanager
 def _naming(pair: Pair) -> Iterator[None]:
-    """Images that OpenCV cannot compare, or memory does not suffice for, cost their pair only. Raises LocatorError, naming it."""
+    """Turn errors of OpenCV and a lack of memory into a LocatorError that names the pair."""
     try:
         yield
     except (cv2.error, MemoryError, RuntimeError) as error:

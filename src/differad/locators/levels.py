@@ -1,8 +1,8 @@
-"""A reference and a target compared at several sizes: large and faint defects show at the small ones, specks at the large.
+"""Compare a reference and a target at several sizes: small sizes show large and faint defects, large sizes show specks.
 
-The smallest level has one size for all images that are larger, so that a resized image is compared at the same size again. The
-smooth displacement found at one level is where the next starts from, and large levels are compared in strips, so that memory
-stays bounded. Knows nothing of probabilities or boxes.
+The smallest level has one size for all larger images, so that a resized image is compared at that size again. The flow found at
+one level initialises the next. Large levels are compared in strips, so that memory stays bounded. Knows nothing of probabilities
+or boxes.
 """
 
 import math
@@ -17,41 +17,41 @@ from numpy.typing import NDArray
 
 from differad.images import RGB
 from differad.locators.comparison import (
+    Illumination,
     Image,
-    Light,
     Mask,
-    bend,
-    displace,
     edge_mask,
     edge_noise,
-    enlarged,
-    excess,
-    fit_light,
-    inside,
+    erode_mask,
+    estimate_flow,
+    fit_illumination,
+    gaussian_blur,
+    morphological_gradient,
     robust_deviation,
-    soften,
-    steepness,
+    tolerance_difference,
+    upsample_rows,
+    warp_by_flow,
 )
 from differad.locators.registration import Matrix, resizing, warp
 from differad.locators.resolution import shrink
 from differad.locators.threads import one_thread_each, usable_cores
 
-# The longer side, in pixels, of the smallest level; images that are larger by no more than a little have no other.
+# The longer side, in pixels, of the smallest level. Images up to 1.1 times as large have this level alone.
 SMALLEST, _LITTLE = 640, 1.1
-# Small images are enlarged by no more than this.
-_LARGEST_STEP = 2.5
-# Strips hold about this many pixels ...
+# Small images are enlarged by at most this factor.
+_MAX_ENLARGEMENT = 2.5
+# Pixels per strip, about ...
 STRIP_PIXELS = 1 << 19
-# ... and as many rows more at each end as blurring and bending look beyond it.
-_SOFTEN_REACH = 4
-# Values from which a median is taken.
+# ... plus the rows at each end that the blur reads (flow and tolerance add theirs).
+_BLUR_RADIUS = 4
+# Number of values, about, whose median is the noise.
 _NOISE_SAMPLES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """The two images at one size. `matrix` (3, 3) maps reference pixels to target pixels, `share` is the level's size by the
-    largest one's. Images are (H, W) where both are grey, else (H, W, 3).
+    """The two images at one size. `matrix` (3, 3) maps reference pixels to target pixels; `share` is the level's size divided
+    by the largest level's. Images are (H, W) if both are grey, else (H, W, 3).
     """
 
     reference: RGB
@@ -62,46 +62,49 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """What is left at one level: how far each target pixel is off, (H, W), in grey levels, and the pair's own noise.
+    """The residual at one level: the difference of each target pixel (H, W), in grey levels, and the noise of the pair.
 
-    `spread` is that of plain areas, `edges` what is usual along edges, which `at_edges` (H, W) marks, `contrast` the reference's
-    standard deviation; `field` is the displacement that was found.
+    `spread` is the noise of plain areas, `edges` the noise along edges, which `at_edges` (H, W) marks, and `contrast` the
+    standard deviation of the reference. `flow` (h, w, 2) is the estimated displacement.
     """
 
-    over: RGB
+    difference: RGB
     at_edges: Mask
     spread: float
     edges: float
     contrast: float
-    field: Image
+    flow: Image
 
 
 def levels(reference: RGB, target: RGB, matrix: Matrix) -> Iterator[Level]:
-    """The images at each level, smallest first: from a longer side of 640 pixels to their own in even steps of about two.
+    """The images at each level, smallest first: from a longer side of 640 pixels to their own size, in even steps of about two.
 
-    Smaller images are enlarged to that, 2.5 times at most.
+    Smaller images are enlarged to 640 pixels, by at most 2.5.
     """
     larger = max(target.shape[:2]) / SMALLEST
     whole = Level(reference, target, matrix, 1.0)
     if larger < 1:
-        yield _resized(whole, min(_LARGEST_STEP, 1 / larger))
+        yield _resized(whole, min(_MAX_ENLARGEMENT, 1 / larger))
         return
     steps = max(round(math.log2(larger)), int(larger > _LITTLE))
-    found = [whole]
+    pyramid = [whole]
     for _ in range(steps):
-        smaller = _resized(found[-1], larger ** (-1 / steps))
-        # A strip keeps the width that it needs.
-        if smaller.share < found[-1].share:
-            found.append(smaller)
-    yield from reversed(found)
+        smaller = _resized(pyramid[-1], larger ** (-1 / steps))
+        # A thin image is not shrunk below the width that it needs.
+        if smaller.share < pyramid[-1].share:
+            pyramid.append(smaller)
+    yield from reversed(pyramid)
 
 
 def _resized(level: Level, step: float) -> Level:
     """The same images with sides `step` times as long."""
     reference, target = (_resize(image, step) for image in (level.reference, level.target))
-    there, here = resizing(level.reference.shape, reference.shape), resizing(level.target.shape, target.shape)
+    of_reference, of_target = (
+        resizing(level.reference.shape, reference.shape),
+        resizing(level.target.shape, target.shape),
+    )
     share = level.share * max(target.shape[:2]) / max(level.target.shape[:2])
-    return Level(reference, target, here @ level.matrix @ np.linalg.inv(there), share)
+    return Level(reference, target, of_target @ level.matrix @ np.linalg.inv(of_reference), share)
 
 
 def _resize(image: RGB, step: float) -> RGB:
@@ -112,63 +115,77 @@ def _resize(image: RGB, step: float) -> RGB:
 
 
 def residuals(each: Iterable[Level], tolerance: int, workers: int = 0) -> Iterator[tuple[Level, Residual]]:
-    """Each level, smallest first, with what differs at it; the displacement found at one is where the next starts from."""
+    """Each level, smallest first, with its residual; the flow of one level initialises the next."""
     start, before = None, 1.0
-    for one in each:
-        found = residual(one, tolerance, None if start is None else start * np.float32(one.share / before), workers)
-        yield one, found
-        start, before = found.field, one.share
+    for level in each:
+        result = residual(
+            level, tolerance, None if start is None else start * np.float32(level.share / before), workers
+        )
+        yield level, result
+        start, before = result.flow, level.share
 
 
 def residual(level: Level, tolerance: int, start: Image | None = None, workers: int = 0) -> Residual:
-    """What differs at a level; `start` is the displacement (h, w, 2) found at the level before."""
+    """The residual of a level; `start` is the flow (h, w, 2) of the level before, in pixels of this one."""
     moved, covered = warp(level.reference, level.matrix, level.target.shape[:2])
-    light = fit_light(moved, level.target, covered)
-    field = bend(moved, level.target, covered, light, start)
+    illumination = fit_illumination(moved, level.target, covered)
+    flow = estimate_flow(moved, level.target, covered, illumination, start)
     height, count = level.target.shape[0], _rows(level.target)
     rows = [(top, min(top + count, height)) for top in range(0, height, count)]
 
     def compare(span: tuple[int, int]) -> "_Strip":
-        return _strip(moved, level.target, covered, light, field, tolerance, span)
+        return _strip(moved, level.target, covered, illumination, flow, tolerance, span)
 
     strips = list(_map(compare, rows, workers or usable_cores()))
-    over, steep = (np.concatenate([getattr(s, name) for s in strips]) for name in ("over", "steep"))
-    over[~inside(covered, tolerance + 1)] = 0
-    spread = robust_deviation(np.concatenate([s.off for s in strips]))
-    at_edges = edge_mask(steep)
-    return Residual(over, at_edges, spread, edge_noise(over, at_edges & covered), _deviation(strips), field)
+    difference, gradient = (np.concatenate([getattr(s, name) for s in strips]) for name in ("difference", "gradient"))
+    difference[~erode_mask(covered, tolerance + 1)] = 0
+    spread = robust_deviation(np.concatenate([s.residuals for s in strips]))
+    at_edges = edge_mask(gradient)
+    return Residual(difference, at_edges, spread, edge_noise(difference, at_edges & covered), _deviation(strips), flow)
 
 
 @dataclass(frozen=True, eq=False)
 class _Strip:
-    """What one strip gives: `over` and `steep` (h, W), a sample of residuals, and the sums (3,) of the aligned reference's
-    samples: their number, they, and their squares."""
+    """The result of one strip: `difference` and `gradient` (h, W), a sample of residuals, and sums (3,) over the samples of the
+    aligned reference: their number, their values and their squares."""
 
-    over: RGB
-    steep: RGB
-    off: NDArray[np.int16]
+    difference: RGB
+    gradient: RGB
+    residuals: NDArray[np.int16]
     sums: NDArray[np.float64]
 
 
 def _strip(
-    moved: RGB, target: RGB, covered: Mask, light: Light, field: Image, tolerance: int, span: tuple[int, int]
+    moved: RGB,
+    target: RGB,
+    covered: Mask,
+    illumination: Illumination,
+    flow: Image,
+    tolerance: int,
+    span: tuple[int, int],
 ) -> _Strip:
     height, width = target.shape[:2]
     top, bottom = span
-    reach = _SOFTEN_REACH + tolerance + 1 + math.ceil(float(np.abs(field[..., 1]).max()))
+    reach = _BLUR_RADIUS + tolerance + 1 + math.ceil(float(np.abs(flow[..., 1]).max()))
     first, last = max(0, top - reach), min(height, bottom + reach)
-    here, there = soften(target[first:last]), soften(moved[first:last])
-    there = displace(there, enlarged(field, there.shape[:2], height, first))
-    there = light.on(there, height, first, cv2.CV_8U)
-    own = np.s_[top - first : bottom - first]
-    over, steep = excess(here, there, tolerance)[own], steepness(there)[own]
-    here, there = here[own], there[own]
+    target_rows, aligned = gaussian_blur(target[first:last]), gaussian_blur(moved[first:last])
+    aligned = warp_by_flow(aligned, upsample_rows(flow, aligned.shape[:2], height, first))
+    aligned = illumination.apply(aligned, height, first, cv2.CV_8U)
+    inner = np.s_[top - first : bottom - first]
+    difference, gradient = (
+        tolerance_difference(target_rows, aligned, tolerance)[inner],
+        morphological_gradient(aligned)[inner],
+    )
+    target_rows, aligned = target_rows[inner], aligned[inner]
     every = max(1, height * width // _NOISE_SAMPLES)
     shown = covered[top:bottom:2, ::every]
-    off = np.subtract(here[::2, ::every], there[::2, ::every], dtype=np.int16)[shown]
-    mean, deviation = (values.ravel() for values in cv2.meanStdDev(there))
+    residuals = np.subtract(target_rows[::2, ::every], aligned[::2, ::every], dtype=np.int16)[shown]
+    mean, deviation = (values.ravel() for values in cv2.meanStdDev(aligned))
     return _Strip(
-        over, steep, off, there.shape[0] * width * np.array([len(mean), mean.sum(), (mean**2 + deviation**2).sum()])
+        difference,
+        gradient,
+        residuals,
+        aligned.shape[0] * width * np.array([len(mean), mean.sum(), (mean**2 + deviation**2).sum()]),
     )
 
 
@@ -179,7 +196,7 @@ def _deviation(strips: list[_Strip]) -> float:
 
 
 def _rows(image: RGB) -> int:
-    """Rows of a strip: an even number, since every other row is sampled."""
+    """Rows per strip: an even number, since every second row is sampled."""
     return max(64, int(STRIP_PIXELS // image.shape[1] // 2 * 2))
 
 

@@ -1,4 +1,4 @@
-"""What transformers and the hub's client write to stderr while a checkpoint is loaded: bars, and each failed try at the hub.
+"""Control what transformers and the hub's client write to stderr while a checkpoint loads: progress bars, and failed tries.
 
 Imports transformers, so it is imported where a checkpoint is loaded.
 """
@@ -17,11 +17,11 @@ from differad.progress import is_quiet, is_verbose
 
 @contextmanager
 def without_bars(*, downloads: bool = False) -> Iterator[None]:
-    """Meanwhile no bars of transformers, nor of the hub but where `downloads` from it are to be shown."""
+    """Within the context, no progress bars of transformers, and of the hub only with `downloads`."""
     of_hub = not are_progress_bars_disabled()
     of_transformers = transformers_logging.is_progress_bar_enabled()
     with warnings.catch_warnings():
-        # The hub's environment variable has the last word, and says so.
+        # The hub's environment variable takes precedence, with a warning.
         warnings.filterwarnings("ignore", message="Cannot (dis|en)able progress bars")
         _show_bars(of_transformers=False, of_hub=downloads and of_hub)
         try:
@@ -32,7 +32,7 @@ def without_bars(*, downloads: bool = False) -> Iterator[None]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Meanwhile bars are shown on terminals alone and not with `-q`; tries at the hub, which our own error sums up, with `-v`."""
+    """Within the context, bars show only on terminals without `-q`; failed tries, which our error summarises, only with `-v`."""
     is_watched = sys.stderr.isatty() and not is_quiet()
     with nullcontext() if is_watched else without_bars(), nullcontext() if is_verbose() else _without_retries():
         yield
@@ -56,6 +56,6 @@ def _is_no_retry(record: logging.LogRecord) -> bool:
 
 
 def _show_bars(*, of_transformers: bool, of_hub: bool) -> None:
-    # The hub's last: transformers switches them together with its own.
+    # The hub's last: transformers switches both.
     (transformers_logging.enable_progress_bar if of_transformers else transformers_logging.disable_progress_bar)()
     (enable_progress_bars if of_hub else disable_progress_bars)()

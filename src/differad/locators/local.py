@@ -1,7 +1,7 @@
 """A local or hub checkpoint of any class that transformers' `AutoModelForImageTextToText` knows.
 
-Qwen-VL's image tokens are laid out here, from the image processor's grid; other models' inputs are made by their own processor
-(processors.py). Where targets are held against one reference, the prompt up to that reference is encoded once (prefix.py).
+Image tokens of Qwen-VL are built here, from the image processor's grid; other models' inputs are built by their own processor
+(processors.py). If several targets share one reference, the prompt up to that reference is encoded once (prefix.py).
 
 Images are read and prepared in threads (reading.py). Knows nothing of how a box is written; `answers` does.
 """
@@ -42,44 +42,44 @@ from differad.locators.remembered import Remembered
 from differad.options import check_at_least, check_option, option
 
 if TYPE_CHECKING:
-    from differad.locators.constrain import Spelling
+    from differad.locators.constrain import TokenTexts
     from differad.locators.prefix import Prefix
 
-# Batches that are read at once, from which pairs that go together are picked.
+# Batches that are read together; pairs with the same reference are grouped within them.
 READ_AHEAD = 2
-# Bytes of patches that may be prepared ahead for the pairs of READ_AHEAD batches.
+# Limit in bytes of patches that are prepared ahead for READ_AHEAD batches.
 _PATCH_BYTES = 2 << 30
-# References of whose sight a note is kept: one that comes again, even pair by pair, is worth keeping encoded.
-_SEEN = 64
+# Number of recent references: one that comes again, even pair by pair, is worth caching.
+_MAX_RECENT = 64
 
 
 @dataclass(frozen=True)
 class LocalOptions:
     """How a checkpoint is run; the defaults give the same answer every time."""
 
-    device: str = option("auto", "cpu, cuda, cuda:1, mps; auto takes an accelerator where there is one")
+    device: str = option("auto", "cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "the numbers that it computes in; auto takes those it was saved in"
+        "auto", "the type that it computes in; auto takes the type it was saved in"
     )
     batch_size: int = option(4, "pairs that are answered at once")
     max_new_tokens: int = option(512, "an answer is cut off after this many tokens")
-    temperature: float = option(0.0, "0 takes the likeliest token, above it tokens are drawn")
-    seed: int = option(0, "of the draw; a pair gets the same answer whatever its batch")
+    temperature: float = option(0.0, "0 takes the likeliest token, above 0 tokens are sampled")
+    seed: int = option(0, "of the sampling; a pair gets the same answer whatever its batch")
     min_pixels: int | None = option(
         None, "smaller images are enlarged to this area in pixels; none: the checkpoint's own"
     )
     max_pixels: int | None = option(None, "larger images are shrunk to this area in pixels; none: the checkpoint's own")
     family: str | None = option(None, "the answer format; none: what the checkpoint's config implies")
     remember_prefixes: int = option(
-        4, "references whose encoded part of the prompt is kept, for targets to come; 0 encodes every prompt whole"
+        4, "references whose encoded part of the prompt is cached for later targets; 0 encodes every prompt whole"
     )
     workers: int = option(
         0,
-        "threads that read images while the model answers; 0: some beside an accelerator, none beside a model on the CPU",
+        "threads that read images while the model answers; 0: several with an accelerator, none with a model on the CPU",
     )
     constrain: bool = option(
         False,
-        "let the answer part hold nothing but a box of the family's format or the zero box, so that all can be read",
+        "restrict the answer part to a box of the family's format or the zero box, so that every answer can be parsed",
     )
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class LocalOptions:
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """What the image processor makes of images: values (P, D) and grids (M, 3), tensors on the CPU."""
+    """Output of the image processor: values (P, D) and grids (M, 3), tensors on the CPU."""
 
     values: Any
     grids: Any
@@ -107,9 +107,9 @@ class Patches:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """One pair, read: what its reference is known by, how large both images are to the model, the target's frame.
+    """One pair, read: its images, the key of its reference, the area of both images in the model, the target's frame.
 
-    Patches of its images where they were made ahead.
+    Patches of its images if they were computed ahead.
     """
 
     reference: RGB
@@ -124,23 +124,23 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Pairs that are answered at once, by their places in the stream; `shares`: they show one reference."""
+    """Pairs that are answered at once, by their index in the window; `shares`: they have one reference."""
 
     items: dict[int, Prepared]
     shares: bool
 
 
 class LocalLocator:
-    """Asks a checkpoint about pairs, in batches. Loading happens here, so a wrong checkpoint is refused at once."""
+    """Runs a checkpoint on pairs, in batches. It is loaded here, so a wrong checkpoint is refused at once."""
 
     def __init__(self, checkpoint: str, options: LocalOptions | None = None) -> None:
         self.name = str(checkpoint)
         self.options = options or LocalOptions()
-        source = resolve(self.name)  # first: a folder that is no checkpoint does not become one by installing anything
+        source = resolve(self.name)  # first: installing packages does not make a folder a checkpoint
         require_packages()
         self.weights = (Path(source),) if Path(source).is_dir() else ()
         self._config = load_config(source)
-        # The commit of one from the hub.
+        # The commit of a hub checkpoint.
         self.revision = getattr(self._config, "_commit_hash", None)
         self._format = answer_format(self.options.family or family_of(self._config.model_type))
         self._device = choose_device(self.options.device)
@@ -158,32 +158,32 @@ class LocalLocator:
         self._set_up(load_model(source, self.options.dtype, self._device))
 
     def _set_up(self, model: Any) -> None:
-        """What follows from the parts that are loaded."""
+        """Set up what depends on the loaded parts."""
         if self._rule is None and self._format.space == "resized":
             raise OptionError(
                 f"{self.name}: family {self._format.family!r} answers in pixels of the resized image, which the processor of "
-                f"model type {self._config.model_type!r} does not tell; pass another --family"
+                f"model type {self._config.model_type!r} does not return; pass another --family"
             )
         self._model = model
         if self._processor is None:
             self._image_token = str(self._tokenizer.convert_ids_to_tokens(self._config.image_token_id))
         self._prompt = self._render_prompt()
         self._prefixes: Remembered[bytes, Prefix] = Remembered(self.options.remember_prefixes)
-        self._seen: Remembered[bytes, bool] = Remembered(_SEEN)
-        self._spelling: Spelling | None = None
+        self._recent_references: Remembered[bytes, bool] = Remembered(_MAX_RECENT)
+        self._token_texts: TokenTexts | None = None
         # The embedded policy's tokens of a reference depend on the target.
         self._one_by_one = self._processor is None and self._config.model_type != TINY_MODEL_TYPE
-        # None until a reference comes again.
-        self._keeps: bool | None = None if self._one_by_one and self.options.remember_prefixes > 0 else False
+        # None until a reference comes a second time.
+        self._caches_prefixes: bool | None = None if self._one_by_one and self.options.remember_prefixes > 0 else False
         # None until a prompt is encoded whole on a GPU.
         self._records: bool | None = None if self._one_by_one and str(self._device).startswith("cuda") else False
 
-    def _can_keep(self) -> bool:
-        if self._keeps is None:
-            from differad.locators.prefix_trial import can_keep
+    def _can_cache_prefixes(self) -> bool:
+        if self._caches_prefixes is None:
+            from differad.locators.prefix_trial import can_cache_prefixes
 
-            self._keeps = can_keep(self._model)
-        return self._keeps
+            self._caches_prefixes = can_cache_prefixes(self._model)
+        return self._caches_prefixes
 
     def _can_record(self) -> bool:
         if self._records is None:
@@ -200,11 +200,10 @@ class LocalLocator:
         return outcome
 
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
-        """Locate a stream in order; READ_AHEAD batches are read at once, and sorted by reference and by size.
+        """Locate a stream in order; READ_AHEAD batches are read together, and sorted by reference and size.
 
-        With `workers`, or beside an accelerator, the next ones are taken from the stream, and read, while the last of these is
-        answered. Seconds of a pair are its even share of its batch's and of what reading was waited for: what is read
-        meanwhile adds nothing.
+        With `workers`, or with an accelerator, the next ones are taken from the stream and read while the last of these is
+        answered. The seconds of a pair are its equal share of its batch's time and of the time spent waiting for reading.
         """
         stream = PairStream(pairs, READ_AHEAD * self.options.batch_size)
         threads, ahead = reading_threads(self.options.workers, str(self._device))
@@ -216,76 +215,78 @@ class LocalLocator:
                 waited = (time.perf_counter() - start) / count
                 outcomes: dict[int, Outcome] = dict(errors)
                 batches = deque(self._batches(items))
-                del items  # images go once their batch is answered
+                del items  # images are freed once their batch is answered
                 following = None
-                for place in range(count):
-                    while place not in outcomes:
+                for index in range(count):
+                    while index not in outcomes:
                         if ahead and len(batches) == 1:
                             following = reader.start(stream.take_early(), ahead=True)
                         outcomes |= self._outcomes(batches.popleft(), waited)
-                    yield outcomes.pop(place)
+                    yield outcomes.pop(index)
                 window = following or reader.start(stream.take())
 
     def _collect(self, window: Window[Prepared]) -> tuple[dict[int, DifferadError], dict[int, Prepared]]:
-        """Errors and pairs of a window by their places; waits for them."""
+        """Errors and pairs of a window by their index; waits for them."""
         return window.collect()
 
     def _outcomes(self, batch: _Batch, reading: float) -> dict[int, Outcome]:
-        """Answers by their places; `reading` are the seconds a pair that reading was waited for."""
+        """Outcomes by index; `reading` is the time per pair in seconds spent waiting for reading."""
         start = time.perf_counter()
         answers = self._answer(list(batch.items.values()), batch.shares)
         share = reading + (time.perf_counter() - start) / len(answers)
         return {
-            place: doubt_normal(self._decide(answer, share), item.reference, item.target)
+            index: doubt_normal(self._decide(answer, share), item.reference, item.target)
             if isinstance(answer, Reply)
             else answer
-            for (place, item), answer in zip(batch.items.items(), answers, strict=True)
+            for (index, item), answer in zip(batch.items.items(), answers, strict=True)
         }
 
     def _batches(self, window: dict[int, Prepared]) -> list[_Batch]:
-        """Pairs whose reference is shown again by itself, and all others; each by size, so that few pads are needed."""
+        """Batches of pairs with one repeated reference, and batches of all others; each sorted by size, to save padding."""
         groups: dict[bytes | None, list[int]] = {}
-        shown = Counter(item.key for item in window.values())
-        # Fewer would be answered in small batches, which costs more than the reference that they save.
+        counts = Counter(item.key for item in window.values())
+        # Fewer pairs would make small batches, which cost more than encoding the reference.
         enough = min(self.options.batch_size, len(window)) / 2
-        for place, item in window.items():
-            count = shown[item.key]
-            again = (count > 1 or item.key in self._seen) and count >= enough and self._can_keep()
-            groups.setdefault(item.key if again else None, []).append(place)
-        for key in shown:
-            self._seen.keep(key, True)
+        for index, item in window.items():
+            count = counts[item.key]
+            again = (
+                (count > 1 or item.key in self._recent_references) and count >= enough and self._can_cache_prefixes()
+            )
+            groups.setdefault(item.key if again else None, []).append(index)
+        for key in counts:
+            self._recent_references.keep(key, True)
         size, batches = self.options.batch_size, []
-        for shared, places in groups.items():
-            places.sort(key=lambda place: window[place].area)
-            for begin in range(0, len(places), size):
-                chosen = places[begin : begin + size]
-                batches.append(_Batch({place: window[place] for place in chosen}, shared is not None))
+        for shared, indices in groups.items():
+            indices.sort(key=lambda index: window[index].area)
+            for begin in range(0, len(indices), size):
+                chosen = indices[begin : begin + size]
+                batches.append(_Batch({index: window[index] for index in chosen}, shared is not None))
         return sorted(batches, key=lambda batch: min(batch.items))
 
     def _decide(self, reply: Reply, seconds: float) -> Location:
-        """What a reply says, as it says it."""
+        """The location that a reply states."""
         return to_location(reply, self._format, self.name, seconds)
 
     def _make_ready(self, reference: RGB, target: RGB, *, key: bytes, once: ComputeOnce, ahead: bool) -> Prepared:
-        """A pair read, in several threads at once; `ahead`: with patches, where those of a window fit into _PATCH_BYTES."""
+        """Prepare a pair, in several threads at once; `ahead`: with patches, if those of a window fit into _PATCH_BYTES."""
         item = self._prepare(reference, target, key)
         share = _PATCH_BYTES // (READ_AHEAD * self.options.batch_size)
         if not (ahead and self._one_by_one and item.area * self._bytes_a_pixel() <= share):
             return item
-        # A reference whose part of the prompt is kept is not looked at again.
-        known = key in self._prefixes
+        # A reference with a cached prefix needs no patches.
+        cached = key in self._prefixes
         return replace(
             item,
-            reference_patches=None if known else once.get(("patches", key), lambda: self._patches([reference])),
+            reference_patches=None if cached else once.get(("patches", key), lambda: self._patches([reference])),
             target_patches=self._patches([target]),
         )
 
     def _bytes_a_pixel(self) -> int:
-        """Bytes of float32 patches: three channels, each frame."""
+        """Bytes of float32 patches per pixel: three channels, each frame."""
         return 4 * 3 * int(self._image_processor.temporal_patch_size)
 
     def _prepare(self, reference: RGB, target: RGB, key: bytes | None = None) -> Prepared:
-        sizes = [(picture.shape[1], picture.shape[0]) for picture in (reference, target)]
+        sizes = [(image.shape[1], image.shape[0]) for image in (reference, target)]
         if self._rule is not None:
             sizes = [self._rule.resized(*size) for size in sizes]
         frame = Frame(target.shape[1], target.shape[0], resized=None if self._rule is None else sizes[1])
@@ -312,13 +313,13 @@ class LocalLocator:
         )
         if text.count(self._image_token) != 2:
             raise OptionError(
-                f"{self.name}: its chat template lays out {text.count(self._image_token)} pictures of 2; "
+                f"{self.name}: its chat template has {text.count(self._image_token)} image slots; expected 2; "
                 "copy the chat template of a published checkpoint of its family into the folder"
             )
         return text
 
     def _answer(self, batch: list[Prepared], shares: bool) -> list[Reply | DifferadError]:
-        """One outcome each; a batch that does not fit into memory, or that holds what is refused, is halved until it does."""
+        """One outcome each; a batch that does not fit into memory, or that holds a refused image, is halved repeatedly."""
         import torch
 
         try:
@@ -333,7 +334,7 @@ class LocalLocator:
         return self._answer(batch[:half], shares) + self._answer(batch[half:], shares)
 
     def _generate(self, batch: list[Prepared], shares: bool) -> Sequence[Reply]:
-        """One reply each; `shares`: all show one reference, whose part of the prompt is to be kept."""
+        """One reply each; `shares`: all have one reference, whose part of the prompt is cached."""
         import torch
 
         processors = [*self._noise([item.seed for item in batch]), *self._constraint([item.frame for item in batch])]
@@ -345,7 +346,7 @@ class LocalLocator:
         """New tokens (B, C) after prompts that are encoded whole."""
         from differad.locators.transformers_hooks import without_balance
 
-        inputs = self._laid_out(batch) if self._processor is None else self._processed(batch)
+        inputs = self._qwen_inputs(batch) if self._processor is None else self._processed(batch)
         if self._can_record():
             from differad.locators.prefix import generate_whole
 
@@ -356,8 +357,8 @@ class LocalLocator:
         return output[:, inputs["input_ids"].shape[1] :]
 
     def _processed(self, batch: list[Prepared]) -> dict[str, Any]:
-        """The model's inputs as its own processor makes them."""
-        found = self._processor(
+        """The model's inputs from its own processor."""
+        inputs = self._processor(
             text=[self._prompt] * len(batch),
             images=[[item.reference, item.target] for item in batch],
             padding=True,
@@ -366,12 +367,12 @@ class LocalLocator:
         )
         return {
             name: value.to(self._device, self._model.dtype if value.is_floating_point() else None)
-            for name, value in found.items()
+            for name, value in inputs.items()
         }
 
-    def _laid_out(self, batch: list[Prepared]) -> dict[str, Any]:
-        """The model's inputs, image tokens laid out from the images' grids."""
-        patches, grids, counts = self._look(
+    def _qwen_inputs(self, batch: list[Prepared]) -> dict[str, Any]:
+        """The model's inputs, with image tokens built from the images' grids."""
+        patches, grids, counts = self._encode_images(
             [image for item in batch for image in (item.reference, item.target)],
             [each for item in batch for each in (item.reference_patches, item.target_patches)],
         )
@@ -391,11 +392,13 @@ class LocalLocator:
         }
 
     def _after_prefix(self, batch: list[Prepared], processors: list[Any]) -> Any:
-        """New tokens (B, C) after prompts whose beginning, up to the reference, is encoded once and kept."""
+        """New tokens (B, C) after prompts whose prefix, up to the reference, is encoded once and cached."""
         from differad.locators.prefix import generate_after
 
         prefix = self._prefix(batch[0])
-        patches, grids, counts = self._look([item.target for item in batch], [item.target_patches for item in batch])
+        patches, grids, counts = self._encode_images(
+            [item.target for item in batch], [item.target_patches for item in batch]
+        )
         _, between, after = self._prompt.split(self._image_token)
         ids, mask, types = self._encode([between + self._image_token * count + after for count in counts])
         return generate_after(self._model, prefix, ids, mask, types, patches, grids, self._generation(), processors)
@@ -406,37 +409,37 @@ class LocalLocator:
     def _encode_prefix(self, item: Prepared) -> "Prefix":
         from differad.locators.prefix import encode_prefix
 
-        patches, grids, counts = self._look([item.reference], [item.reference_patches])
+        patches, grids, counts = self._encode_images([item.reference], [item.reference_patches])
         ids, _, types = self._encode([self._prompt.split(self._image_token)[0] + self._image_token * counts[0]])
         return encode_prefix(self._model, ids, types, patches, grids)
 
-    def _look(self, images: list[RGB], ready: Sequence[Patches | None] = ()) -> tuple[Any, Any, list[int]]:
-        """Patches (P, D) and grids (M, 3) of images, on the device, and how many tokens each takes; some may be made already."""
+    def _encode_images(self, images: list[RGB], ready: Sequence[Patches | None] = ()) -> tuple[Any, Any, list[int]]:
+        """Patches (P, D) and grids (M, 3) of images, on the device, and the token count of each; `ready` patches are used."""
         import torch
 
         if any(ready):
-            made = [each or self._patches([image]) for image, each in zip(images, ready, strict=True)]
+            patch_sets = [each or self._patches([image]) for image, each in zip(images, ready, strict=True)]
         else:
-            made = [self._patches(images)]
-        counts = [int(grid.prod()) // self._image_processor.merge_size**2 for each in made for grid in each.grids]
-        values = [each.values.to(self._device) for each in made]
+            patch_sets = [self._patches(images)]
+        counts = [int(grid.prod()) // self._image_processor.merge_size**2 for each in patch_sets for grid in each.grids]
+        values = [each.values.to(self._device) for each in patch_sets]
         patches = values[0] if len(values) == 1 else torch.cat(values)
-        return patches.to(self._model.dtype), torch.cat([each.grids for each in made]).to(self._device), counts
+        return patches.to(self._model.dtype), torch.cat([each.grids for each in patch_sets]).to(self._device), counts
 
     def _patches(self, images: list[RGB]) -> Patches:
-        found = self._image_processor(images=images, return_tensors="pt", input_data_format="channels_last")
-        return Patches(found["pixel_values"], found["image_grid_thw"])
+        processed = self._image_processor(images=images, return_tensors="pt", input_data_format="channels_last")
+        return Patches(processed["pixel_values"], processed["image_grid_thw"])
 
     def _encode(self, texts: list[str]) -> tuple[Any, Any, Any]:
-        """Tokens, mask and types (1 for a picture's), each (B, L), on the device; pads stand on the left."""
-        found = self._tokenizer(
+        """Tokens, mask and types (1 for image tokens), each (B, L), on the device, padded on the left."""
+        encoded = self._tokenizer(
             texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
         ).to(self._device)
-        ids = found["input_ids"]
-        return ids, found["attention_mask"], (ids == self._config.image_token_id).int()
+        ids = encoded["input_ids"]
+        return ids, encoded["attention_mask"], (ids == self._config.image_token_id).int()
 
     def _generation(self) -> Any:
-        """The likeliest token at each step: a checkpoint's own sampling and repetition penalties bend coordinates."""
+        """Greedy decoding: a checkpoint's own sampling and repetition penalties distort coordinates."""
         from transformers import GenerationConfig
 
         return GenerationConfig(
@@ -455,13 +458,13 @@ class LocalLocator:
     def _constraint(self, frames: list[Frame]) -> list[Any]:
         if not self.options.constrain:
             return []
-        from differad.locators.constrain import Constraint, Spelling
+        from differad.locators.constrain import Constraint, TokenTexts
 
         grammars = [AnswerGrammar(self._format, frame) for frame in frames]
-        if self._spelling is None:
+        if self._token_texts is None:
             size = self._model.config.get_text_config().vocab_size
-            self._spelling = Spelling(self._tokenizer, size, grammars[0].letters)
-        return [Constraint(self._spelling, grammars, sorted(self._end_ids()), self.options.max_new_tokens)]
+            self._token_texts = TokenTexts(self._tokenizer, size, grammars[0].letters)
+        return [Constraint(self._token_texts, grammars, sorted(self._end_ids()), self.options.max_new_tokens)]
 
     def _end_ids(self) -> set[int]:
         ends = self._model.generation_config.eos_token_id
@@ -469,16 +472,16 @@ class LocalLocator:
         return {int(end) for end in (*listed, self._tokenizer.eos_token_id) if end is not None}
 
     def _decode(self, row: list[int]) -> str:
-        """Text up to the end token; special tokens stay, for `<think>` and the box tokens may be among them."""
+        """Text up to the end token; special tokens stay, since `<think>` and box tokens may be among them."""
         ends = self._end_ids()
-        stop = next((place for place, token in enumerate(row) if token in ends), len(row))
+        stop = next((index for index, token in enumerate(row) if token in ends), len(row))
         return str(self._tokenizer.decode(row[:stop], skip_special_tokens=False))
 
 
 class _GumbelNoise:
-    """Turns the likeliest token into a draw at a temperature: argmax(l / T + g) with Gumbel g is a draw from softmax(l / T).
+    """Turns greedy decoding into sampling at a temperature: argmax(l / T + g) with Gumbel g is a sample from softmax(l / T).
 
-    One generator per row, seeded by its pair, so that neither the batch nor the order of pairs moves an answer.
+    One generator per row, seeded by its pair, so that an answer depends neither on the batch nor on the order of pairs.
     """
 
     def __init__(self, temperature: float, seeds: list[int]) -> None:

@@ -1,7 +1,7 @@
-"""A model of the family at hand in miniature, and prompts with two images each for it: what a probe of a release runs on.
+"""A miniature of a model, and prompts with two images each, for tests of a transformers release before a run.
 
-The configuration is the run's own with its sizes cut: kinds of layers, of attention and of position codes stay, so that the
-miniature runs through the same code. Weights are random and large, so that every token and every pixel moves what comes out.
+The configuration is the model's own with smaller sizes: types of layers, attention and position encoding stay, so that the
+miniature runs the same code. Weights are random and large, so that every token and every pixel changes the output.
 
 Knows nothing of trainers or losses.
 """
@@ -22,12 +22,12 @@ from differad.locators.tiny.processor import REFERENCE_GRID
 from differad.locators.transformers_hooks import takes_masks, text_attention
 
 PAD, WORDS, VOCABULARY = 0, 40, 64
-_HEADS, _LAYERS, _WIDE = 2, 2, 32
-# Sizes of text and vision by the names that configurations give them, where they have them.
+_HEADS, _LAYERS, _WIDTH_SMALL = 2, 2, 32
+# Sizes of text and vision by their names in configurations, where these have them.
 _TEXT = {
-    "intermediate_size": _WIDE,
-    "moe_intermediate_size": _WIDE,
-    "shared_expert_intermediate_size": _WIDE,
+    "intermediate_size": _WIDTH_SMALL,
+    "moe_intermediate_size": _WIDTH_SMALL,
+    "shared_expert_intermediate_size": _WIDTH_SMALL,
     "num_experts": 4,
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
@@ -36,15 +36,15 @@ _TEXT = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
     "vocab_size": VOCABULARY,
-    # Fewer tokens than a prompt has, so that a window slides and an index chooses.
+    # Fewer tokens than a prompt has, so that the window and the index take effect.
     "sliding_window": 8,
     "indexer_compress_ratio": 4,
     "indexer_budget": 8,
 }
-_VISION = {"num_heads": _HEADS, "num_attention_heads": _HEADS, "intermediate_size": _WIDE}
+_VISION = {"num_heads": _HEADS, "num_attention_heads": _HEADS, "intermediate_size": _WIDTH_SMALL}
 _DEPTHS = ("depth", "num_hidden_layers")
 _VISION_WIDTHS = ("embed_dim", "hidden_size")
-# Numbers of layers; each list keeps as many entries as fit.
+# Lists of layer indices.
 _VISION_LAYERS = ("fullatt_block_indexes", "deepstack_visual_indexes")
 
 
@@ -53,27 +53,27 @@ def build_miniature(model: Any) -> Any:
     torch.manual_seed(0)
     attention = text_attention(model) if takes_masks(model) else "sdpa"
     small = AutoModelForImageTextToText.from_config(
-        _cut(model.config), dtype=torch.float32, attn_implementation=attention
+        _with_small_sizes(model.config), dtype=torch.float32, attn_implementation=attention
     )
     with torch.no_grad():
         for weight in small.parameters():
             if weight.dim() > 1:
                 weight.normal_(0.0, 2.0 / weight[0].numel() ** 0.5)
-    small.generation_config = GenerationConfig()  # while it trains, a run's configuration may say that no cache is used
+    small.generation_config = GenerationConfig()  # during training, a model's configuration may disable the cache
     return small.to(model.device).train()
 
 
 def in_double(model: Any) -> Any:
     """A copy of a miniature that computes in float64, on the CPU: not every accelerator has such numbers."""
     precise = copy.deepcopy(model).cpu().double()
-    precise.set_attn_implementation("sdpa")  # eager masks a pad by the least number there is, and overflows in float64
+    precise.set_attn_implementation("sdpa")  # eager masks padding by the least float, and overflows in float64
     precise.set_experts_implementation("eager")  # grouped products have no float64
     return precise
 
 
 @contextmanager
 def same_random_state(device: torch.device) -> Iterator[None]:
-    """Give back the random numbers of the CPU and of `device` that are taken meanwhile: what comes later draws as without."""
+    """Restore the random state of the CPU and of `device` after the context, so that later random numbers are unaffected."""
     accelerator = None if device.type == "cpu" else getattr(torch, device.type)
     state = None if accelerator is None else accelerator.get_rng_state()
     with torch.random.fork_rng(devices=[]):
@@ -84,7 +84,7 @@ def same_random_state(device: torch.device) -> Iterator[None]:
                 accelerator.set_rng_state(state)
 
 
-def _cut(config: Any) -> Any:
+def _with_small_sizes(config: Any) -> Any:
     """A copy of a model's configuration with small sizes and a vocabulary of its own."""
     config = copy.deepcopy(config)
     text, vision = config.get_text_config(), config.vision_config
@@ -104,8 +104,8 @@ def _cut(config: Any) -> Any:
             "num_key_value_heads": 1 if shares > 1 else _HEADS,
         },
     )
-    _set(vision, {**_VISION, **dict.fromkeys(_DEPTHS, _LAYERS), **dict.fromkeys(_VISION_WIDTHS, _WIDE)})
-    # Where the tower has a width apart, `hidden_size` is the text's.
+    _set(vision, {**_VISION, **dict.fromkeys(_DEPTHS, _LAYERS), **dict.fromkeys(_VISION_WIDTHS, _WIDTH_SMALL)})
+    # If the tower has no separate output width, `hidden_size` is the text's.
     _set(vision, {"out_hidden_size": hidden} if hasattr(vision, "out_hidden_size") else {"hidden_size": hidden})
     for name in _VISION_LAYERS:
         if getattr(vision, name, None):
@@ -121,15 +121,15 @@ def _set(config: Any, sizes: dict[str, Any]) -> None:
 
 
 def _name_tokens(config: Any, text: Any) -> None:
-    """Give special tokens ids of the small vocabulary, each its own; words are those below WORDS."""
+    """Give each special token its own id of the small vocabulary; ids below WORDS are words."""
     ids = iter(range(WORDS, VOCABULARY))
-    given: dict[str, int] = {}
+    assigned: dict[str, int] = {}
     for part in (config, text):
         for name, value in part.to_dict().items():
             if name.endswith("_token_id") and value is not None:
-                if name not in given:
-                    given[name] = PAD if name == "pad_token_id" else next(ids)
-                setattr(part, name, given[name])
+                if name not in assigned:
+                    assigned[name] = PAD if name == "pad_token_id" else next(ids)
+                setattr(part, name, assigned[name])
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,12 +147,12 @@ class Sample:
 
     @property
     def kinds(self) -> list[list[int]]:
-        """1 where a token stands for a part of an image."""
+        """1 for image tokens."""
         return [[int(token == self.image_token) for token in row] for row in self.prompts]
 
 
 def draw_sample(model: Any, members: int, random: torch.Generator, distinct: int = 2) -> Sample:
-    """Prompts for a miniature: some distinct ones, each longer than the one before, `members` rows each, side by side."""
+    """Random prompts for a miniature: `distinct` ones, each longer than the one before, `members` contiguous rows each."""
     prompts, patches, grids = [], [], []
     merge = model.config.vision_config.spatial_merge_size
     token = model.config.image_token_id
@@ -180,11 +180,11 @@ def _grids(model: Any, merge: int, number: int) -> Tensor:
 
 
 def _width(model: Any) -> int:
-    """Numbers of a patch."""
+    """Numbers per patch."""
     vision = model.config.vision_config
     return WIDTH if _compares(model) else vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
 
 
 def _compares(model: Any) -> bool:
-    """Whether it is the embedded policy, whose tower takes evidence in place of pixels."""
+    """Whether it is the embedded policy, whose tower takes pair features in place of pixels."""
     return bool(model.config.model_type == TINY_MODEL_TYPE)

@@ -1,17 +1,17 @@
-"""From odds to chances and back, for every locator's curve. Knows nothing of what a chance speaks of."""
+"""Probabilities and logits, for the logistic curve of every locator. Knows nothing of what is probable."""
 
 import math
 
-# Chances nearer to 0 or 1 than this, and logits beyond the other, say no more.
-SURE, FAR = 1e-6, 30.0
+# Probabilities are clipped to [1e-6, 1 - 1e-6], logits to [-30, 30].
+MIN_PROBABILITY, MAX_LOGIT = 1e-6, 30.0
 
 
-def logistic(value: float) -> float:
-    """The chance whose logarithm of odds is `value`."""
-    return 1 / (1 + math.exp(-min(max(value, -FAR), FAR)))
+def sigmoid(value: float) -> float:
+    """The probability with the logit `value`."""
+    return 1 / (1 + math.exp(-min(max(value, -MAX_LOGIT), MAX_LOGIT)))
 
 
-def logit(chance: float) -> float:
-    """The logarithm of the odds of a chance, for chances short of certainty."""
-    chance = min(max(float(chance), SURE), 1 - SURE)
-    return math.log(chance / (1 - chance))
+def logit(probability: float) -> float:
+    """The logit of a probability, clipped short of certainty."""
+    probability = min(max(float(probability), MIN_PROBABILITY), 1 - MIN_PROBABILITY)
+    return math.log(probability / (1 - probability))

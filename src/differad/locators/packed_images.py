@@ -1,7 +1,7 @@
-"""Patches that a processor packs end to end over all prompts, laid out one row a prompt, and back.
+"""Split patches that a processor packs end to end over all prompts into one row per prompt, and pack them again.
 
-MiniCPM-V's processor gives one strip of patches (1, 3, P, W) and the size of each slice (S, 2) in patches. A trainer that takes
-rows of a batch apart cannot tell whose patches they are; it can where every prompt has a row of its own. The model reads strips.
+MiniCPM-V's processor gives one strip of patches (1, 3, P, W) and the size of each slice (S, 2) in patches. A trainer that splits
+a batch into rows cannot tell whose patches they are, unless every prompt has its own row. The model reads strips.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 STRIP, SIZES = "pixel_values", "target_sizes"
-# The name under which TRL takes apart, row by row, what comes beside the pixels.
+# An input name that TRL splits row by row beside the pixels.
 ROW_SIZES = "pixel_attention_mask"
 
 
@@ -28,7 +28,7 @@ def into_rows(strips: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
 
 
 def into_strip(inputs: dict[str, Any]) -> dict[str, Any]:
-    """A model's inputs with the rows of `into_rows` as one strip; inputs without images, and strips, as they are."""
+    """A model's inputs with the rows of `into_rows` as one strip; inputs without images, and strips, are returned unchanged."""
     if ROW_SIZES not in inputs:
         return inputs
     rows, row_sizes = inputs[STRIP], inputs[ROW_SIZES]
@@ -40,5 +40,5 @@ def into_strip(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_rows(model: Any) -> None:
-    """Let a model's forward pass take rows, too."""
+    """Let a model's forward pass take rows as well as strips."""
     model.register_forward_pre_hook(lambda _, args, inputs: (args, into_strip(inputs)), with_kwargs=True)

@@ -1,9 +1,9 @@
-"""The beginning of a prompt, system text and reference, encoded once for all targets that are held against it.
+"""Prefix caching: the beginning of a prompt, system text and reference, is encoded once for all targets that share it.
 
-Its keys and values are kept; a target, the question and the answer run against them. Attention sees the same keys in the same
-places as in a prompt that is encoded whole, so that logits equal those up to rounding. Also why a model may not allow it.
+Its keys and values are cached; target, question and answer run against them. Attention has the same keys at the same positions as
+for a prompt that is encoded whole, so that logits are equal up to rounding. Also: the reasons why a model does not allow it.
 
-Knows nothing of pictures, of texts or of boxes. Raises nothing of its own.
+Knows nothing of images, texts or boxes. Raises nothing of its own.
 """
 
 from contextlib import ExitStack
@@ -21,7 +21,7 @@ from differad.locators.grouped import decoding_groups
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """An encoded beginning: its tokens (1, L), their types (1, L), its pictures' grids (M, 3), keys and values of each layer."""
+    """An encoded prefix: its tokens (1, L), their types (1, L), its images' grids (M, 3), keys and values of each layer."""
 
     ids: Tensor
     types: Tensor
@@ -30,12 +30,12 @@ class Prefix:
 
 
 def obstacle(model: Any, *, cached: bool = True, learns: bool = False) -> str | None:
-    """Why prompts of a model cannot be shared, in words; None where they can.
+    """Why prefixes of a model cannot be shared, in words; None if they can.
 
-    `cached`: a cache is to carry them. `learns`: the pass is differentiated.
+    `cached`: a cache is to hold them. `learns`: the pass is differentiated.
     """
     if not hasattr(getattr(model, "model", None), "get_rope_index"):
-        return f"{type(model).__name__} tells no positions of pictures (get_rope_index)"
+        return f"{type(model).__name__} gives no positions of images (get_rope_index)"
     if not hasattr(model.model, "visual") or "mm_encoder_outputs" not in signature(type(model).forward).parameters:
         return f"{type(model).__name__} takes no image features (mm_encoder_outputs)"
     if not hooks.can_repeat(hooks.empty_cache(model)):
@@ -47,17 +47,17 @@ def obstacle(model: Any, *, cached: bool = True, learns: bool = False) -> str | 
         and model.training
         and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     ):
-        return "gradient checkpointing throws the prompt's cache away before the answers have read it"
+        return "gradient checkpointing drops the prompt's cache before the answers use it"
     return None
 
 
 def keeps_all(model: Any) -> bool:
-    """Whether a model's cache holds every token: layers that slide a window forget the prefix as the text grows."""
+    """Whether a model's cache holds every token: layers with a sliding window drop the prefix as the text grows."""
     return hooks.holds_all(hooks.empty_cache(model))
 
 
 def encode_prefix(model: Any, ids: Tensor, types: Tensor, patches: Tensor, grids: Tensor) -> Prefix:
-    """Encode tokens (1, L), of types (1, L), that show pictures of patches (P, D) and grids (M, 3)."""
+    """Encode tokens (1, L), of types (1, L), that contain images of patches (P, D) and grids (M, 3)."""
     cache = hooks.empty_cache(model)
     model(
         input_ids=ids,
@@ -82,9 +82,9 @@ def generate_after(
     config: GenerationConfig,
     processors: list[Any],
 ) -> Tensor:
-    """As `generate` for rows (B, T) that stand behind one prefix; returns the new tokens (B, C).
+    """As `generate` for rows (B, T) after one prefix; returns the new tokens (B, C).
 
-    Each row shows one picture, of `grids` (B, 3); pads stand left of a row, that is between it and the prefix.
+    Each row has one image, of `grids` (B, 3). Rows are padded on the left, that is between the prefix and the row.
     """
     rows, length = len(ids), prefix.ids.shape[1]
     full_ids = torch.cat([prefix.ids.expand(rows, -1), ids], dim=1)
@@ -96,13 +96,13 @@ def generate_after(
         attention_mask=full_mask,
     )
     cache = hooks.empty_cache(model)
-    everyone = torch.zeros(rows, dtype=torch.long, device=ids.device)
+    one_prompt = torch.zeros(rows, dtype=torch.long, device=ids.device)
     for number, states in enumerate(prefix.layers):
         cache.update(*states, number)
     if records(model, cache):
-        cache.reorder_cache(everyone)
+        cache.reorder_cache(one_prompt)
     else:
-        hooks.with_capacity(cache, everyone, ids.shape[1] + int(config.max_new_tokens or 0))
+        hooks.with_capacity(cache, one_prompt, ids.shape[1] + int(config.max_new_tokens or 0))
     model(
         input_ids=ids[:, :-1],
         attention_mask=full_mask[:, :-1],
@@ -121,9 +121,9 @@ def generate_after(
 def generate_whole(
     model: Any, inputs: dict[str, Tensor], config: GenerationConfig, processors: list[Any], *, fixed: bool | None = None
 ) -> Tensor:
-    """As `generate(**inputs)`, pads on the left of prompts (B, L); returns the new tokens (B, C). Steps are recorded on a GPU.
+    """As `generate(**inputs)` for prompts (B, L) padded on the left; returns the new tokens (B, C). Steps are recorded on a GPU.
 
-    `fixed`: in buffers of one size wherever it runs, as a recorded step needs them.
+    `fixed`: use buffers of fixed size on every device, as a recorded step needs them.
     """
     ids, mask, types = (inputs[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids"))
     cache = hooks.empty_cache(model)
@@ -142,7 +142,7 @@ def generate_whole(
 
 
 def records(model: Any, cache: DynamicCache) -> bool:
-    """Whether steps of decoding are recorded: on a GPU, for a model whose attention can be replaced and whose cache holds all."""
+    """Whether decoding steps are recorded: on a GPU, if the attention can be replaced and the cache holds every token."""
     return bool(model.device.type == "cuda") and hooks.holds_all(cache) and hooks.takes_masks(model)
 
 
@@ -157,14 +157,14 @@ def _decode(
     *,
     fixed: bool | None = None,
 ) -> Tensor:
-    """New tokens (B, C) behind prompts (B, L), of which `cache` holds all tokens but the last."""
+    """New tokens (B, C) after prompts (B, L), of which `cache` holds all tokens but the last."""
     hooks.set_rope_deltas(model, deltas)
     with ExitStack() as stack:
         if fixed or records(model, cache):
-            room = int(config.max_new_tokens or 0)
+            capacity = int(config.max_new_tokens or 0)
             # Each row is a group of its own.
-            stack.enter_context(decoding_groups(model, cache, mask[:, :-1], 1, room, fixed=True))
-        found: Tensor = model.generate(
+            stack.enter_context(decoding_groups(model, cache, mask[:, :-1], 1, capacity, fixed=True))
+        output: Tensor = model.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=config,
@@ -172,4 +172,4 @@ def _decode(
             **hooks.cache_input(model, cache),
             **hooks.without_balance(model),
         )
-    return found[:, ids.shape[1] :]
+    return output[:, ids.shape[1] :]

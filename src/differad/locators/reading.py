@@ -1,6 +1,6 @@
-"""The images of a stream's pairs, decoded and prepared in threads: those to come while a model answers those at hand.
+"""Decode and prepare the images of a stream of pairs in threads: the next ones while a model answers the current ones.
 
-Knows nothing of models: what is made of the two images of a pair is the caller's.
+Knows nothing of models: the caller prepares the two images of a pair.
 """
 
 import threading
@@ -19,14 +19,14 @@ from differad.images import RGB, ImageSource, decode_image, digest
 from differad.locators.threads import usable_cores
 from differad.scaling import Decoded, to_rgb
 
-# Threads that read beside an accelerator, where the user does not say: more would slow the thread that drives it.
-_MOST_READERS = 8
+# Default number of reading threads with an accelerator: more would slow the thread that drives it.
+_MAX_READERS = 8
 Item = TypeVar("Item")
 ItemMade = TypeVar("ItemMade", covariant=True)
 
 
 class Prepare(Protocol[ItemMade]):
-    """What is made of two images, (H, W, 3) each; `key` is the reference's digest, `once` computes what pairs share."""
+    """Prepares two images, (H, W, 3) each; `key` is the reference's digest, `once` computes what pairs share."""
 
     def __call__(self, reference: RGB, target: RGB, *, key: bytes, once: "ComputeOnce") -> ItemMade:
         """May raise DifferadError. Runs in several threads at once."""
@@ -34,21 +34,21 @@ class Prepare(Protocol[ItemMade]):
 
 
 def reading_threads(workers: int, device: str) -> tuple[int, bool]:
-    """Threads that read, and whether they do so while a model on `device` answers; 0 workers: as many as suit it.
+    """Number of reading threads, and whether they read while a model on `device` answers; 0 workers: a default for the device.
 
-    A model on the CPU takes the cores itself, so that reading waits for it. There are never more threads than usable cores, nor
-    than OMP_NUM_THREADS or the caller leaves torch.
+    A model on the CPU needs the cores itself, so that reading waits for it. The default never exceeds the usable cores, nor the
+    threads that OMP_NUM_THREADS or the caller allows torch.
     """
     import torch
 
     if workers:
         return workers, True
     allowed = min(usable_cores(), torch.get_num_threads())
-    return (allowed, False) if device.startswith("cpu") else (min(allowed, _MOST_READERS), True)
+    return (allowed, False) if device.startswith("cpu") else (min(allowed, _MAX_READERS), True)
 
 
 class ComputeOnce:
-    """Values by their keys, each computed by the first thread that asks; others wait for it. Errors are kept like values."""
+    """Values by key, each computed by the first thread that asks; others wait for it. Errors are stored like values."""
 
     def __init__(self) -> None:
         self._futures: dict[Hashable, Future[Any]] = {}
@@ -82,16 +82,16 @@ class PairStream:
         return list(islice(self._pairs, self._size))
 
     def take_early(self) -> list[Pair]:
-        """As `take`, before the pairs until now are answered: where the stream fails, none, and the next `take` raises."""
+        """As `take`, but before the current pairs are answered: if the stream fails, returns none, and the next `take` raises."""
         try:
             return self.take()
-        except Exception as error:  # noqa: BLE001 - raised in its place
+        except Exception as error:  # noqa: BLE001 - raised by the next `take`
             self._error = error
             return []
 
 
 class PairReader(Generic[Item]):
-    """Reads pairs window by window, in at most `threads` threads, which are there until the context ends."""
+    """Reads pairs window by window, in at most `threads` threads, which live until the context ends."""
 
     def __init__(self, prepare: Prepare[Item], threads: int) -> None:
         self._prepare, self._threads = prepare, threads
@@ -106,17 +106,17 @@ class PairReader(Generic[Item]):
         self._pool.shutdown(cancel_futures=True)
 
     def start(self, pairs: Sequence[Pair], *, ahead: bool = False) -> "Window[Item]":
-        """Begin to read pairs; `ahead`: the caller does something else meanwhile."""
+        """Start reading pairs; `ahead`: the caller works in parallel."""
         in_threads = ahead or (self._threads > 1 and len(pairs) > 1)
         return Window(pairs, self._prepare, self._pool if in_threads else None)
 
 
 class Window(Generic[Item]):
-    """Pairs that are being read. An image that several of them show is decoded once."""
+    """Pairs that are being read. An image that several of them share is decoded once."""
 
     def __init__(self, pairs: Sequence[Pair], prepare: Prepare[Item], pool: ThreadPoolExecutor | None) -> None:
         self._prepare, self._once = prepare, ComputeOnce()
-        self._shown = Counter(_key(source) for pair in pairs for source in (pair.reference, pair.target))
+        self._uses = Counter(_key(source) for pair in pairs for source in (pair.reference, pair.target))
         self._tasks: list[Callable[[], Item | DifferadError]] = [
             partial(self._read, pair) if pool is None else pool.submit(self._read, pair).result for pair in pairs
         ]
@@ -125,36 +125,36 @@ class Window(Generic[Item]):
         return len(self._tasks)
 
     def collect(self) -> tuple[dict[int, DifferadError], dict[int, Item]]:
-        """Errors of pairs that cannot be read, and what was made of the others, by their places. Waits; to be called once."""
+        """Errors of pairs that cannot be read, and the prepared items of the others, by index. Waits; call it once."""
         errors: dict[int, DifferadError] = {}
         items: dict[int, Item] = {}
-        for place, task in enumerate(self._tasks):
+        for index, task in enumerate(self._tasks):
             item = task()
             if isinstance(item, DifferadError):
-                errors[place] = item
+                errors[index] = item
             else:
-                items[place] = item
-        self._tasks, self._once = [], ComputeOnce()  # images are held by those who need them
+                items[index] = item
+        self._tasks, self._once = [], ComputeOnce()  # release the images
         return errors, items
 
     def _read(self, pair: Pair) -> Item | DifferadError:
         try:
             images = [self._decode(pair.reference), self._decode(pair.target)]
-            reference, target, key = self._shown_as(pair.reference, images)
+            reference, target, key = self._as_rgb(pair.reference, images)
             return self._prepare(reference, target, key=key, once=self._once)
         except DifferadError as error:
             return error
 
     def _decode(self, source: ImageSource) -> Decoded:
         key = _key(source)
-        if self._shown[key] == 1:  # what nobody else needs is not held
+        if self._uses[key] == 1:  # images of one pair only are not stored
             return decode_image(source)
         decoded: Decoded = self._once.get(("decoded", key), lambda: decode_image(source))
         return decoded
 
-    def _shown_as(self, source: ImageSource, images: list[Decoded]) -> tuple[RGB, RGB, bytes]:
+    def _as_rgb(self, source: ImageSource, images: list[Decoded]) -> tuple[RGB, RGB, bytes]:
         """The reference and the target as RGB, and the reference's digest."""
-        if not all(image.is_plain for image in images) or self._shown[_key(source)] == 1:
+        if not all(image.is_plain for image in images) or self._uses[_key(source)] == 1:
             reference, target = to_rgb(images)
             key = digest(reference)
         else:
@@ -168,8 +168,8 @@ def _with_digest(image: Decoded) -> tuple[RGB, bytes]:
     return rgb, digest(rgb)
 
 
-class _Same:
-    """An array or a PIL image as a key: by identity. Held, so that no other takes its place."""
+class _ByIdentity:
+    """An array or a PIL image as a key, by identity. It is referenced, so that its id is not reused."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -178,8 +178,8 @@ class _Same:
         return id(self._value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self._value is other._value
+        return isinstance(other, _ByIdentity) and self._value is other._value
 
 
 def _key(source: ImageSource) -> Hashable:
-    return str(source) if isinstance(source, str | Path) else _Same(source)
+    return str(source) if isinstance(source, str | Path) else _ByIdentity(source)

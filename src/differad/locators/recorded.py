@@ -1,8 +1,8 @@
-"""A step of decoding recorded as a CUDA graph: the GPU is given the kernels of a token once, and repeats them by itself.
+"""A decoding step recorded as a CUDA graph: the kernels of a token are launched once and replayed by the GPU.
 
-A token of a group is so little work that Python takes longer to launch its kernels than a GPU takes to run them (docs/gpu.md).
-Only the language model's layers are recorded; embedding, sampling and stopping stay `generate`'s. What cannot be recorded
-(experts that are chosen on the host) runs as it always did.
+Python takes longer to launch the kernels of one token of a group than a GPU takes to run them (docs/gpu.md). Only the language
+model's layers are recorded; embedding, sampling and stopping stay in `generate`. A step that cannot be recorded (experts that are
+chosen on the host) runs kernel by kernel.
 
 Knows nothing of prompts, masks or trainers. Raises nothing of its own.
 """
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MOVING = ("inputs_embeds", "position_ids")
+_STEP_INPUTS = ("inputs_embeds", "position_ids")
 
 
 class RecordedStep:
-    """Stands in for a decoder's `forward` on single tokens.
+    """Replaces a decoder's `forward` for single tokens.
 
     `before` and `after` run on the device with each step, `rewind` undoes the steps so far. Without `record` nothing is recorded.
     """
@@ -35,9 +35,9 @@ class RecordedStep:
     ) -> None:
         self._forward, self._before, self._after, self._rewind = forward, before, after, rewind
         self._record = record
-        # What autocast turns into another precision it keeps until its outermost context ends. A recorded step may read that only
-        # where such a context is about all steps.
-        self._reads_kept = torch.is_autocast_enabled("cuda")
+        # Autocast caches cast weights until its outermost context ends. A recorded step may read that cache only if such a
+        # context surrounds all steps.
+        self._uses_autocast_cache = torch.is_autocast_enabled("cuda")
         self._inputs: dict[str, Any] = {}
         self._graph: Any = None
         self._output: Any = None
@@ -45,11 +45,11 @@ class RecordedStep:
     def __call__(self, *_: Any, **inputs: Any) -> Any:
         """The decoder's output for one more token of each row; it is overwritten by the next call."""
         if not self._inputs:
-            # A mask for rows of tokens says nothing to an attention of groups, and its making asks the device.
-            self._inputs = {**inputs, "attention_mask": None} | {name: inputs[name].clone() for name in _MOVING}
+            # The grouped attention ignores a mask for rows of tokens, and building one would synchronise with the device.
+            self._inputs = {**inputs, "attention_mask": None} | {name: inputs[name].clone() for name in _STEP_INPUTS}
             if self._record:
                 self._graph = self._try_to_record()
-        for name in _MOVING:
+        for name in _STEP_INPUTS:
             self._inputs[name].copy_(inputs[name])
         if self._graph is None:
             self._output = self._step()
@@ -64,22 +64,22 @@ class RecordedStep:
         return output
 
     def _try_to_record(self) -> Any:
-        """The graph of a step; None where a step cannot be recorded."""
+        """The graph of a step; None if it cannot be recorded."""
         graph: Any = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-        with torch.cuda.stream(stream), torch.autocast("cuda", dtype, enabled, cache_enabled=self._reads_kept):
-            self._step()  # libraries make what they need at their first call, which cannot be recorded
+        with torch.cuda.stream(stream), torch.autocast("cuda", dtype, enabled, cache_enabled=self._uses_autocast_cache):
+            self._step()  # libraries initialise at their first call, which cannot be recorded
             self._rewind()
             try:
-                # Not by `torch.cuda.graph`, which empties the allocator's cache each time.
+                # Not with `torch.cuda.graph`, which empties the allocator's cache each time.
                 graph.capture_begin(capture_error_mode="thread_local")
                 try:
                     self._output = self._step()
                 finally:
                     graph.capture_end()
-            except RuntimeError as error:  # what asks the device for a number cannot be recorded
+            except RuntimeError as error:  # a step that reads a number from the device cannot be recorded
                 warnings.warn(f"decoding goes kernel by kernel: {_line(error)}", RuntimeWarning, stacklevel=2)
                 graph = None
         torch.cuda.current_stream().wait_stream(stream)
@@ -92,8 +92,8 @@ def _line(error: Exception) -> str:
 
 @contextmanager
 def stepping(decoder: Any, step: RecordedStep, taken: Callable[[], None]) -> Iterator[None]:
-    """Meanwhile a decoder takes single tokens by `step`; `taken` is called after each."""
-    stock, own = decoder.forward, vars(decoder).get("forward")
+    """Within the context, a decoder runs single tokens by `step`; `taken` is called after each."""
+    stock, instance_forward = decoder.forward, vars(decoder).get("forward")
 
     def forward(*inputs: Any, **named: Any) -> Any:
         embeds: Tensor = named["inputs_embeds"]
@@ -108,5 +108,5 @@ def stepping(decoder: Any, step: RecordedStep, taken: Callable[[], None]) -> Ite
         yield
     finally:
         del decoder.forward
-        if own is not None:
-            decoder.forward = own
+        if instance_forward is not None:
+            decoder.forward = instance_forward

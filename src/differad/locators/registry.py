@@ -1,6 +1,6 @@
-"""From a `--model` value to a locator: the one place that knows all kinds.
+"""From a `--model` value to a locator: the only module that knows all kinds.
 
-Knows nothing of how any of them works; each comes with a dataclass of options, checked here.
+Knows nothing of how they work; each has a dataclass of options, checked here.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ _EMBEDDED: dict[str, Callable[[Any], Locator]] = {
     "features": FeaturesLocator,
     "tiny": TinyLocator,
 }
-# Those whose policy may be one of one's own: NAME@FOLDER.
+# Locators that take another policy: NAME@FOLDER.
 _WITH_POLICY: dict[str, Callable[[Any, Path], Locator]] = {
     "auto": lambda options, folder: AutoLocator(options, folder=folder),
     "tiny": lambda options, folder: TinyLocator(options, folder=folder),
@@ -37,13 +37,13 @@ SERVER_SCHEME = "openai:"
 
 # What `--model` accepts, with the options that `-o key=value` sets; `differad models` prints it.
 KINDS: dict[str, tuple[type, str]] = {
-    "auto": (AutoOptions, "features where the reference can be aligned to the target, tiny elsewhere; no download"),
+    "auto": (AutoOptions, "features if the reference can be aligned to the target, otherwise tiny; no download"),
     "difference": (DifferenceOptions, "classical: register, compare, threshold; no training, no download"),
     "features": (FeaturesOptions, "frozen backbone, distance to the nearest patch; no training, no download"),
     "tiny": (TinyOptions, "the embedded policy, a small Qwen2-VL on the same backbone; no training, no download"),
     "tiny@FOLDER": (
         TinyOptions,
-        "an embedded policy of one's own, as `train` leaves it (FOLDER alone will do); auto@FOLDER puts it into auto",
+        "an embedded policy of your own, as `train` writes it (FOLDER alone will do); auto@FOLDER uses it in auto",
     ),
     "FOLDER or HUB/ID": (LocalOptions, "a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint run by transformers"),
     "openai:NAME@http://HOST:PORT/v1": (ServerOptions, "any OpenAI-compatible server: vLLM, SGLang, a cloud"),
@@ -52,7 +52,7 @@ KINDS: dict[str, tuple[type, str]] = {
 Options = TypeVar("Options")
 
 
-# The embedded locators by their names, so that a type checker knows their options and `calibrate`.
+# Overloads for the names of embedded locators, so that a type checker knows their options and `calibrate`.
 @overload
 def load_locator(model: Literal["auto"] | None = None, *, family: None = None, **options: Any) -> AutoLocator: ...
 @overload
@@ -70,9 +70,9 @@ def load_locator(model: str | Path | None = None, *, family: str | None = None, 
     `family` overrides the answer format that a checkpoint's config implies. `options` are the fields of the kind's own
     options dataclass. Options of its parts are named PART.NAME (`**{"difference.tolerance": 3}`) or come as a mapping
     (`difference={"tolerance": 3}`). The embedded locators have `options`, `with_options` and `calibrate` besides: a type
-    checker knows it where the name is written out, else `isinstance(locator, Embedded)` tells. Raises OptionError for an
-    unknown model, family or option, InputError for weights that cannot be read, MissingExtraError where the kind needs packages
-    that are not installed.
+    checker knows it for a literal name, otherwise check `isinstance(locator, Embedded)`. Raises OptionError for an
+    unknown model, family or option, InputError for weights that cannot be read, MissingExtraError if packages that it needs
+    are not installed.
     """
     name = DEFAULT_MODEL if model is None else str(model)
     if name in _EMBEDDED:
@@ -84,9 +84,9 @@ def load_locator(model: str | Path | None = None, *, family: str | None = None, 
         return ServerLocator(served_name, base_url, server)
     if "://" in name:
         raise OptionError(f"model {without_user_info(name)!r}: expected openai:NAME@http://HOST:PORT/v1 for a server")
-    kind, at, place = name.partition("@")
+    kind, at, policy_folder = name.partition("@")
     if at and kind in _EMBEDDED:
-        return _with_policy(kind, place, family, options)
+        return _with_policy(kind, policy_folder, family, options)
     folder = _folder(name)
     if holds_policy(folder):
         return _with_policy("tiny", name, family, options)
@@ -109,7 +109,7 @@ def _with_policy(kind: str, folder: str, family: str | None, options: Mapping[st
 def _folder(text: str) -> Path:
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # "~name" of nobody here
+    except RuntimeError:  # "~name" of an unknown user
         return Path(text)
 
 
@@ -123,47 +123,47 @@ def build_options(kind: type[Options], values: Mapping[str, Any], model: str) ->
 
     Raises OptionError.
     """
-    own, of_parts = _by_part(kind, values, model)
-    known = {*(option.name for option in list_options(kind)), *parts_of(kind)}
-    for name in (*own, *(f"{part}.{name}" for part, inner in of_parts.items() for name in inner)):
-        if name not in known:
-            raise OptionError(f"option {name!r}: {model} has none of that name; {_what_there_is(kind, name)}")
+    own_values, of_parts = _by_part(kind, values, model)
+    valid_names = {*(option.name for option in list_options(kind)), *parts_of(kind)}
+    for name in (*own_values, *(f"{part}.{name}" for part, inner in of_parts.items() for name in inner)):
+        if name not in valid_names:
+            raise OptionError(f"option {name!r}: {model} has none of that name; {_known_options(kind, name)}")
     for part, inner in of_parts.items():
-        default = own.get(part, parts_of(kind)[part])
+        default = own_values.get(part, parts_of(kind)[part])
         start = {field.name: getattr(default, field.name) for field in fields(default)}
-        own[part] = _validated(type(default), {**start, **inner}, model, part)
-    return _validated(kind, own, model)
+        own_values[part] = _validated(type(default), {**start, **inner}, model, part)
+    return _validated(kind, own_values, model)
 
 
 def _by_part(kind: type, values: Mapping[str, Any], model: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The values of the whole's own options (a part's dataclass among them), and for each part those of its options."""
-    own: dict[str, Any] = {}
+    """The values of the locator's own options (dataclasses of parts included), and of the options of each part."""
+    own_values: dict[str, Any] = {}
     of_parts: dict[str, dict[str, Any]] = {}
     parts = parts_of(kind)
     for name, value in values.items():
         part, dot, inner = name.partition(".")
         if part not in parts or (not dot and isinstance(value, type(parts[part]))):
-            own[name] = value
+            own_values[name] = value
         elif dot:
             of_parts.setdefault(part, {})[inner] = value
         elif isinstance(value, Mapping):
             of_parts[part] = {**value, **of_parts.get(part, {})}
         else:
             raise OptionError(f"option {name}={value!r} of {model}: expected an option of it, as in {part}.NAME=VALUE")
-    return own, of_parts
+    return own_values, of_parts
 
 
-def _what_there_is(kind: type, name: str) -> str:
-    """The options that an unknown `name` may have been meant for."""
+def _known_options(kind: type, name: str) -> str:
+    """The options that an unknown `name` may stand for."""
     part, _, inner = name.partition(".")
-    known = sorted(option.name for option in list_options(kind))
+    valid_names = sorted(option.name for option in list_options(kind))
     parts = parts_of(kind)
-    if inner in known and part in parts:
+    if inner in valid_names and part in parts:
         return f"{inner} is set for the whole"
     if part in parts:
-        return f"of {part} it takes {', '.join(one for one in known if one.startswith(f'{part}.'))}"
-    own = f"it takes {', '.join(one for one in known if '.' not in one)}"
-    return f"{own}, and PART.NAME for options of {', '.join(parts)}" if parts else own
+        return f"of {part} it takes {', '.join(one for one in valid_names if one.startswith(f'{part}.'))}"
+    own_options = f"it takes {', '.join(one for one in valid_names if '.' not in one)}"
+    return f"{own_options}, and PART.NAME for options of {', '.join(parts)}" if parts else own_options
 
 
 def _validated(kind: type[Options], values: Mapping[str, Any], model: str, part: str = "") -> Options:

@@ -1,4 +1,4 @@
-"""The last few things that were worked out, by what they were worked out from: a line shows one good part for hours.
+"""A thread-safe cache of the values used last: an inspection line shows one normal sample for hours.
 
 Knows nothing of what it holds.
 """
@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 
 
 class Remembered(Generic[Key, Value]):
-    """At most `most` values; what was not used for longest goes first. Safe to use from several threads."""
+    """At most `most` values; the least recently used one is dropped first. Safe to use from several threads."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -21,11 +21,11 @@ class Remembered(Generic[Key, Value]):
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Remembered[Key, Value]":
-        # Copies of a locator or a processor share it: a lock cannot be copied, and nothing would be gained.
+        # Copies of a locator or a processor share the cache: a lock cannot be copied, and a second cache would gain nothing.
         return self
 
     def __reduce__(self) -> tuple[type[Self], tuple[int]]:
-        # Another process gets an empty one: values are worked out there once more, and a lock cannot be sent.
+        # Another process gets an empty cache and computes its values again: a lock cannot be pickled.
         return type(self), (self.most,)
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class Remembered(Generic[Key, Value]):
         return key in self._values
 
     def get(self, key: Key) -> Value | None:
-        """The value, which counts as used now; None where it is not, or no longer, known."""
+        """The value, marked as used; None if it is not cached."""
         with self._lock:
             if key not in self._values:
                 return None
@@ -43,15 +43,15 @@ class Remembered(Generic[Key, Value]):
             return self._values[key]
 
     def recall(self, key: Key, make: Callable[[], Value]) -> Value:
-        """The value, made and kept where it is not known; two threads that ask at once may both make it."""
-        known = self.get(key)
-        if known is None:
-            known = make()
-            self.keep(key, known)
-        return known
+        """The value, computed by `make` and cached if it is missing; two threads that ask at once may both compute it."""
+        value = self.get(key)
+        if value is None:
+            value = make()
+            self.keep(key, value)
+        return value
 
     def keep(self, key: Key, value: Value) -> None:
-        """Remember a value, as used now."""
+        """Cache a value, marked as used."""
         with self._lock:
             self._values[key] = value
             self._values.move_to_end(key)

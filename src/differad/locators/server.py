@@ -1,10 +1,10 @@
-"""Any server that speaks OpenAI's chat completions: vLLM, SGLang, `transformers serve`, a cloud.
+"""Any server with OpenAI's chat completions API: vLLM, SGLang, `transformers serve`, a cloud.
 
-Both pictures travel once per question, inside it, as data URLs: the file's own bytes where the server would decode the
-same pixels from them, else a PNG. `chat_client` sends it.
+Each request holds both images as data URLs: the file's own bytes if the server would decode the same pixels from them, else a
+PNG. `chat_client` sends it.
 
-Knows nothing of how a box is written; `answers` does. A server does not tell how it resized a picture, so families that
-answer in resized pixels need the settings of their image processor in a folder.
+Knows nothing of how a box is written; `answers` does. A server does not return the size to which it resized an image, so families
+that answer in resized pixels need a folder with the settings of their image processor.
 """
 
 import base64
@@ -35,7 +35,7 @@ from differad.locators.remembered import Remembered
 from differad.options import check_at_least, option
 from differad.text import without_user_info
 
-# How the names of published checkpoints begin, owner left out, in lower case; the longest that fits counts.
+# Prefixes of the names of published checkpoints, without the owner, in lower case; the longest match counts.
 FAMILY_PREFIXES: dict[str, str] = {
     "qwen-vl": "qwen-vl",
     "qwen2-vl": "qwen2-vl",
@@ -65,22 +65,22 @@ FAMILY_PREFIXES: dict[str, str] = {
 }
 _ADDRESS = re.compile(r"openai:(?P<name>.+?)@(?P<url>https?://[^/\s?#]+[^\s?#]*)")
 _MIMES = {"JPEG": "image/jpeg", "PNG": "image/png"}
-_KEPT_IMAGES = 8
-# A server that is silent for so many whole tries will not answer the next one either; failures that come at once take no time.
-_TRIES_WORTH = 3
+_CACHED_IMAGES = 8
+# The default deadline in tries: a server that is silent for three whole tries will not answer the next one either.
+_DEADLINE_TRIES = 3
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a server is asked."""
+    """How requests are sent to a server."""
 
-    concurrency: int = option(8, "requests under way at once")
-    timeout: float = option(120.0, "seconds for a request and its whole answer, until it is given up and repeated")
+    concurrency: int = option(8, "requests in flight at once")
+    timeout: float = option(120.0, "seconds for a request and its whole answer, before it is cancelled and repeated")
     deadline: float | None = option(None, "seconds for a request with all its repetitions; none: three times timeout")
     retries: int = option(4, "repetitions of a failed request, after waits that double from half a second to eight")
     max_tokens: int = option(1024, "an answer is cut off after this many tokens")
     temperature: float = option(0.0, "0 takes the likeliest token")
-    seed: int | None = option(None, "of the server's draw, where it honours one; none: not sent")
+    seed: int | None = option(None, "of the server's sampling, if it supports one; none: not sent")
     api_key_env: str = option("OPENAI_API_KEY", "environment variable that holds the key; unset: the key is 'none'")
     processor: str | None = option(
         None, "folder with the model's preprocessor_config.json, for families that answer in resized pixels"
@@ -107,7 +107,7 @@ def parse_server(value: str) -> tuple[str, str]:
 
 
 def family_of_name(name: str) -> str:
-    """The family that a served model's name implies, by `FAMILY_PREFIXES`. Raises OptionError where it implies none."""
+    """The family that a served model's name implies, by `FAMILY_PREFIXES`. Raises OptionError if it implies none."""
     last = name.rsplit("/", 1)[-1].lower()
     fitting = [prefix for prefix in FAMILY_PREFIXES if last.startswith(prefix)]
     if not fitting:
@@ -118,7 +118,7 @@ def family_of_name(name: str) -> str:
 
 
 class ServerLocator:
-    """Asks a served model about pairs, several at once. Safe to use from several threads."""
+    """Runs a served model on pairs, several at once. Safe to use from several threads."""
 
     def __init__(self, name: str, base_url: str, options: ServerOptions | None = None) -> None:
         self.options = options or ServerOptions()
@@ -128,27 +128,27 @@ class ServerLocator:
         self.weights = (Path(self.options.processor),) if self.options.processor else ()
         key = _key(self.options.api_key_env)
         timeout, deadline = self.options.timeout, self.options.deadline
-        self._client = ChatClient(base_url, key, timeout, self.options.retries, deadline or _TRIES_WORTH * timeout)
+        self._client = ChatClient(base_url, key, timeout, self.options.retries, deadline or _DEADLINE_TRIES * timeout)
         self._requests = Requests()
         self.name = f"openai:{name}@{self._client.address}"
-        self._files = _FileUrls(_KEPT_IMAGES)
+        self._files = _FileUrls(_CACHED_IMAGES)
 
     def locate(self, pair: Pair) -> Location:
-        """Where the target is abnormal. Raises ImageError; LocatorError when no answer came after all repetitions."""
+        """Where the target is abnormal. Raises ImageError; LocatorError if there is no answer after all repetitions."""
         start = time.perf_counter()
         reference, target = read_images(pair.reference, pair.target)
         height, width = target.shape[:2]
         frame = Frame(width, height, resized=self._rule.resized(width, height) if self._rule else None)
-        text = self._ask(self._url(pair.reference, reference), self._url(pair.target, target))
+        text = self._request(self._url(pair.reference, reference), self._url(pair.target, target))
         location = to_location(Reply(text, frame), self._format, self.name, time.perf_counter() - start)
-        hide = self._client.hide  # a server may repeat what it was sent
+        hide = self._client.hide  # a server may repeat secrets that it received
         location = replace(location, answer=hide(location.answer), reasoning=hide(location.reasoning))
         return doubt_normal(location, reference, target)
 
     def locate_many(self, pairs: Iterable[Pair]) -> Iterator[Outcome]:
         """Locate a stream in order; at most two pairs per allowed request are read ahead.
 
-        Where the stream is left early, requests under way are given up.
+        If the stream is left early, requests in flight are cancelled.
         """
         stream = copy.copy(self)
         stream._requests = Requests()
@@ -158,8 +158,8 @@ class ServerLocator:
         url = self._files.get(Path(source)) if isinstance(source, str | Path) else None
         return url or _png_url(pixels)
 
-    def _ask(self, reference: str, target: str) -> str:
-        question: dict[str, Any] = {
+    def _request(self, reference: str, target: str) -> str:
+        request: dict[str, Any] = {
             "model": self._served,
             "max_tokens": self.options.max_tokens,
             "temperature": self.options.temperature,
@@ -169,31 +169,31 @@ class ServerLocator:
             ],
         }
         if self.options.seed is not None:
-            question["seed"] = self.options.seed
+            request["seed"] = self.options.seed
         try:
-            return self._client.ask(question, self._requests)
+            return self._client.ask(request, self._requests)
         except LocatorError as error:
             raise LocatorError(f"{self.name}: {error}") from None
 
 
 class _FileUrls:
-    """Data URLs of files that can go as they are, the last few kept: a reference is often shared by many targets."""
+    """Data URLs of files that can be sent as they are; the last few are cached, since many targets share a reference."""
 
     def __init__(self, size: int) -> None:
-        # Empty for a file that cannot go as it is.
-        self._kept: Remembered[tuple[str, int, int], str] = Remembered(size)
+        # Empty for a file that cannot be sent as it is.
+        self._cache: Remembered[tuple[str, int, int], str] = Remembered(size)
 
     def get(self, path: Path) -> str | None:
-        """The file's bytes as a data URL; None where a server could decode other pixels from them than we do."""
+        """The file's bytes as a data URL; None if a server could decode other pixels from them than we do."""
         try:
             return self._get(path)
-        except (OSError, ImageError):  # gone or no longer readable since its pixels were read: these are sent instead
+        except (OSError, ImageError):  # removed or unreadable since its pixels were read: the pixels are sent instead
             return None
 
     def _get(self, path: Path) -> str | None:
         status = path.stat()
         key = (str(path), status.st_mtime_ns, status.st_size)
-        return self._kept.recall(key, lambda: _file_url(path) or "") or None
+        return self._cache.recall(key, lambda: _file_url(path) or "") or None
 
 
 def _file_url(path: Path) -> str | None:
@@ -216,12 +216,12 @@ def _image(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _resize_rule(spoken: AnswerFormat, processor: str | None) -> ResizeRule | None:
+def _resize_rule(family_format: AnswerFormat, processor: str | None) -> ResizeRule | None:
     if processor is not None:
         return ResizeRule.from_folder(processor)
-    if spoken.space == "resized":
+    if family_format.space == "resized":
         raise OptionError(
-            f"family {spoken.family!r} answers in pixels of the picture as the server resized it; pass -o processor=FOLDER "
+            f"family {family_format.family!r} answers in pixels of the image as resized by the server; pass -o processor=FOLDER "
             "with the model's preprocessor_config.json"
         )
     return None
@@ -232,6 +232,6 @@ def _key(variable: str) -> str | None:
     key = os.environ.get(variable)
     if key and not (key.isascii() and key.isprintable()):
         raise OptionError(
-            f"environment variable {variable}: line ends or letters beyond ASCII in its value; expected the key alone"
+            f"environment variable {variable}: its value contains line ends or non-ASCII characters; expected the key alone"
         )
     return key

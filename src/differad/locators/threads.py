@@ -1,4 +1,4 @@
-"""How many cores there are, and libraries kept from taking all of them in each of several workers."""
+"""The number of usable cores, and limits on the threads of libraries in workers."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def usable_cores() -> int:
 
 @contextmanager
 def one_thread_each(workers: int) -> Iterator[None]:
-    """OpenCV's and BLAS's own threads off while several workers run: they would fight over the cores."""
+    """Switch off the threads of OpenCV and BLAS while several workers run: they would compete for the cores."""
     if workers == 1:
         yield
         return
@@ -31,12 +31,12 @@ def one_thread_each(workers: int) -> Iterator[None]:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """BLAS's own threads off: for products of a few hundred rows they cost more than they save."""
+    """Switch off the threads of BLAS: for products of a few hundred rows they cost more than they save."""
     with _libraries().limit(limits=1, user_api="blas"):
         yield
 
 
 @cache
 def _libraries() -> ThreadpoolController:
-    # Looking for them takes milliseconds; NumPy's is loaded by the time that anything is located.
+    # Finding them takes milliseconds; NumPy's BLAS is loaded before anything is located.
     return ThreadpoolController()

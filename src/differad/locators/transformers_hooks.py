@@ -1,8 +1,8 @@
-"""All that differad knows of the inside of transformers: cache layers, how a model takes a cache, how its attention is replaced.
+"""The only module that uses internals of transformers: cache layers, how a model takes a cache, how its attention is replaced.
 
-Written for transformers 5.18 to 5.24. Everything else calls its documented API. A release that moves any of this is noticed
-before it is relied on: training compares the shared way with the repeated one at the start of each run (`training/probe.py`),
-and a locator that cannot keep the beginning of a prompt encodes prompts whole.
+Written for transformers 5.18 to 5.24. Everything else calls its documented API. A release that changes any of this is detected
+before use: training compares shared with repeated prompts at the start of each run (`training/probe.py`), and a locator that
+cannot cache prefixes encodes prompts whole.
 
 Knows nothing of images, prompts or answers. Raises nothing of its own.
 """
@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-# What one layer holds of one row: keys and values, or the states of its convolution and of its recurrence, where it has one.
+# The state of one row in one layer: keys and values, or the states of its convolution and, if it has one, of its recurrence.
 LayerStates = tuple[Tensor | None, ...]
 # Attentions that take any mask, by their names in a model's configuration.
 _MASKED = ("sdpa", "eager")
@@ -30,15 +30,15 @@ def empty_cache(model: Any) -> DynamicCache:
 
 
 def cache_input(model: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
-    """A cache under the name by which a model's forward and `generate` take it: `cache` since 5.24."""
+    """A cache under the argument name of a model's forward and `generate`: `cache` since 5.24."""
     name = "cache" if "cache" in signature(type(model).forward).parameters else "past_key_values"
     return {name: cache}
 
 
 def without_balance(model: Any) -> dict[str, bool]:
-    """What keeps a model of experts from weighing how it used them, as a cold start leaves its configuration.
+    """Arguments that switch off the router's balance loss, which a cold start leaves on in the configuration.
 
-    It does so by a mask of as many tokens as it is given, so that behind a cache, where the mask has more, it raises.
+    That loss expects a mask of as many tokens as the input, so that it raises with a cache, where the mask has more.
     """
     return (
         {"output_router_logits": False} if "output_router_logits" in signature(type(model).forward).parameters else {}
@@ -46,12 +46,12 @@ def without_balance(model: Any) -> dict[str, bool]:
 
 
 def holds_all(cache: DynamicCache) -> bool:
-    """Whether a cache holds every token: layers that slide a window forget the prompt as the text grows."""
+    """Whether a cache holds every token: layers with a sliding window drop the prompt as the text grows."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def can_repeat(cache: DynamicCache) -> bool:
-    """Whether every layer of a cache can give each of its rows several times, states of recurrent layers too."""
+    """Whether every layer of a cache can repeat its rows, including states of recurrent layers."""
     return all(callable(getattr(layer, "reorder_cache", None)) for layer in cache.layers)
 
 
@@ -61,7 +61,7 @@ def can_keep(cache: DynamicCache) -> bool:
 
 
 def _holds_state(layer: Any) -> bool:
-    """Whether it is a layer of linear attention or of a short convolution, which keeps no token."""
+    """Whether it is a layer of linear attention or of a short convolution, which stores no tokens."""
     alone = hasattr(layer, "update_recurrent_state") and not hasattr(layer, "update")
     return alone and getattr(layer, "number_of_states", 1) == 1
 
@@ -77,22 +77,22 @@ def dtype_of_keys(cache: DynamicCache) -> torch.dtype:
 
 
 def row_states(cache: DynamicCache, row: int, begin: int) -> list[LayerStates]:
-    """What each layer of a cache that `can_keep` holds of one row, without its first `begin` tokens, which are pads.
+    """The state of one row in each layer of a cache that `can_keep`, without its first `begin` tokens, which are pads.
 
-    Keys and values (1, heads, tokens, size), or states, which pads leave as they are.
+    Keys and values (1, heads, tokens, size), or states, which pads do not change.
     """
-    found: list[LayerStates] = []
+    states_by_layer: list[LayerStates] = []
     for layer in cache.layers:
-        if _holds_state(layer):  # copied: a step of decoding writes into them
+        if _holds_state(layer):  # copied: a decoding step writes into them
             states = (layer.conv_states[0], layer.recurrent_states[0])
-            found.append(tuple(None if each is None else each[row, None].clone() for each in states))
+            states_by_layer.append(tuple(None if each is None else each[row, None].clone() for each in states))
         else:
-            found.append((layer.keys[row, None, :, begin:], layer.values[row, None, :, begin:]))
-    return found
+            states_by_layer.append((layer.keys[row, None, :, begin:], layer.values[row, None, :, begin:]))
+    return states_by_layer
 
 
 def join_states(model: Any, rows: list[list[LayerStates]], width: int) -> DynamicCache:
-    """A model's cache of what `row_states` gave for rows, pads before those that have fewer than `width` tokens."""
+    """A model's cache from the `row_states` of rows; rows of fewer than `width` tokens are padded on the left."""
     cache = empty_cache(model)
     for layer, parts in zip(cache.layers, zip(*rows, strict=True), strict=True):
         first, second = zip(*parts, strict=True)
@@ -106,23 +106,23 @@ def join_states(model: Any, rows: list[list[LayerStates]], width: int) -> Dynami
 
 
 def _padded(states: Tensor, width: int) -> Tensor:
-    """States (1, heads, L, size) with zeros before them, `width` tokens in all; what stands behind a pad is masked."""
+    """States (1, heads, L, size) with zeros before them, `width` tokens in all; padded tokens are masked."""
     return functional.pad(states, (0, 0, width - states.shape[2], 0))
 
 
 def with_capacity(cache: DynamicCache, of_row: Tensor, capacity: int) -> None:
-    """Give every row the cache of its prompt `of_row` (B,), with room for `capacity` tokens more; for use without gradients."""
+    """Give every row the cache of its prompt `of_row` (B,), and allocate `capacity` more tokens; for use without gradients."""
     for number, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
             cache.layers[number] = PreallocatedCacheLayer(layer.keys, layer.values, of_row, capacity)
-        else:  # a sliding window forgets as it grows, a state does not grow
+        else:  # a sliding window drops tokens, a state does not grow
             layer.reorder_cache(of_row)
 
 
 def with_groups(cache: DynamicCache, members: int, capacity: int) -> None:
     """Turn a cache of U prompts into one of U groups of `members` rows, `capacity` tokens each at most.
 
-    Keys and values of a prompt stand once; a state, which every token changes, is each row's own.
+    Keys and values of a prompt are stored once; a state, which every token changes, is stored for each row.
     """
     for number, layer in enumerate(cache.layers):
         if _holds_state(layer):
@@ -133,7 +133,7 @@ def with_groups(cache: DynamicCache, members: int, capacity: int) -> None:
 
 
 def with_fixed_groups(cache: DynamicCache, members: int, capacity: int) -> "Steps":
-    """As `with_groups`, in buffers that never change their size; returns what says which of their columns are written."""
+    """As `with_groups`, in buffers of fixed size; returns the `Steps` that track the written columns."""
     states = keys_and_values(cache)
     prompt = int(states[0][0].shape[2])
     steps = Steps(prompt, members, capacity, states[0][0].device)
@@ -142,7 +142,7 @@ def with_fixed_groups(cache: DynamicCache, members: int, capacity: int) -> "Step
 
 
 def set_rope_deltas(model: Any, deltas: Tensor) -> None:
-    """Tell a model what a row's next position is beyond its length, (B, 1), before it generates from a cache."""
+    """Set the offset (B, 1) of each row's next position to its length, before a model generates from a cache."""
     model.model.rope_deltas = deltas
 
 
@@ -158,7 +158,7 @@ def takes_masks(model: Any) -> bool:
 
 @contextmanager
 def replaced_attention(model: Any, name: str, attention: Callable[..., Any]) -> Iterator[None]:
-    """Meanwhile a model's text attention is `attention`, called as transformers calls those of `AttentionInterface`."""
+    """Within the context, a model's text attention is `attention`, with the signature of `AttentionInterface`."""
     AttentionInterface.register(name, attention)
     config = model.config.get_text_config()
     stock = config._attn_implementation
@@ -170,7 +170,7 @@ def replaced_attention(model: Any, name: str, attention: Callable[..., Any]) -> 
 
 
 class PreallocatedCacheLayer(DynamicLayer):
-    """A layer of a cache with room for tokens to come: the stock one copies all that came before at every token."""
+    """A cache layer with preallocated capacity: the stock one copies all previous tokens at every token."""
 
     def __init__(self, keys: Tensor, values: Tensor, of_row: Tensor, capacity: int) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class PreallocatedCacheLayer(DynamicLayer):
         self._show(keys.shape[2])
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, heads, tokens, size) with the new ones behind them; without gradients."""
+        """Keys and values (B, heads, tokens, size) with the new ones appended; without gradients."""
         begin = self.keys.shape[2]
         end = begin + key_states.shape[2]
         if end > self._buffers[0].shape[2]:
@@ -195,7 +195,7 @@ class PreallocatedCacheLayer(DynamicLayer):
 
 
 class GroupCacheLayer(DynamicLayer):
-    """A layer of a cache: keys and values (U, heads, P, size) of prompts, then those of all members, step by step."""
+    """A cache layer: keys and values (U, heads, P, size) of prompts, then those of all members, step by step."""
 
     def __init__(self, keys: Tensor, values: Tensor, members: int, capacity: int) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ class GroupCacheLayer(DynamicLayer):
         self._buffers = [functional.pad(states, (0, 0, 0, capacity * members)) for states in (keys, values)]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values (U, heads, S, size) with one more token of each row (U * members, heads, 1, size) behind them."""
+        """Keys and values (U, heads, S, size) with one more token of each row (U * members, heads, 1, size) appended."""
         begin, self._end = self._end, self._end + self._members
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, begin : self._end] = states.unflatten(0, (-1, self._members))[..., 0, :].transpose(1, 2)
@@ -213,29 +213,29 @@ class GroupCacheLayer(DynamicLayer):
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
-        """Tokens of a row: its prompt's and its own."""
+        """Number of tokens of a row: those of its prompt and its own."""
         return self._prompt + (self._end - self._prompt) // self._members
 
 
 class Steps:
     """The columns of a cache of fixed size: those of U prompts (0 to `prompt`), then `members` columns for each step.
 
-    `index` (members,) are the columns of the step at hand, on the device, for a recorded step cannot be told another number.
+    `index` (members,) holds the columns of the current step, on the device, since a recorded step cannot take another number.
     """
 
     def __init__(self, prompt: int, members: int, capacity: int, device: torch.device) -> None:
         self.prompt, self.members = prompt, members
-        # Kernels take masks whose rows begin at a multiple of 16 bytes.
+        # Kernels need mask rows that begin at a multiple of 16 bytes.
         self.columns = -(-(prompt + members * capacity) // 8) * 8
         self.index = torch.arange(prompt, prompt + members, device=device)
         self.taken = 0
 
     def advance(self) -> None:
-        """On the device: go on to the columns of the next step."""
+        """On the device: advance to the columns of the next step."""
         self.index += self.members
 
     def count(self) -> None:
-        """On the host: one more step is taken."""
+        """On the host: count one more step."""
         self.taken += 1
 
     def rewind(self) -> None:
@@ -245,7 +245,7 @@ class Steps:
 
 
 class FixedGroupCacheLayer(DynamicLayer):
-    """As `GroupCacheLayer`; keys and values always have all columns, and a mask has to hide those that are not written."""
+    """As `GroupCacheLayer`; keys and values always have all columns; a mask has to hide the unwritten ones."""
 
     def __init__(self, keys: Tensor, values: Tensor, steps: Steps) -> None:
         super().__init__()
@@ -262,12 +262,12 @@ class FixedGroupCacheLayer(DynamicLayer):
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
-        """Tokens of a row: its prompt's and its own."""
+        """Number of tokens of a row: those of its prompt and its own."""
         return self._steps.prompt + self._steps.taken
 
 
 def _extended(states: Tensor, capacity: int) -> Tensor:
-    """States (B, heads, tokens, size) with room behind them."""
+    """States (B, heads, tokens, size) with capacity for more tokens."""
     rows, heads, length, size = states.shape
     buffer = states.new_empty(rows, heads, length + capacity, size)
     buffer[:, :, :length] = states

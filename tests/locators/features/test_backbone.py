@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from differad.errors import InputError, MissingExtraError
-from differad.locators.features.backbone import Backbone, fit
+from differad.locators.features.backbone import Backbone, resize_to_area
 from differad.locators.features.efficientnet import MEAN, OUTPUTS, SCALE, blocks
 from differad.locators.features.weights import BACKBONE, read_safetensors
 from differad.synthesis.pairs import make_pair
@@ -23,9 +23,9 @@ RUNTIMES = [
 LONGEST_SUM = max(convolution.weight_shape[1] for block in blocks() for convolution in block.convolutions)
 
 
-def picture(height=96, width=160):
-    drawn = make_pair(np.random.default_rng(1), "grain", size=448).target
-    return np.ascontiguousarray(drawn[:height, :width])
+def make_image(height=96, width=160):
+    generated = make_pair(np.random.default_rng(1), "grain", size=448).target
+    return np.ascontiguousarray(generated[:height, :width])
 
 
 def test_the_file_is_the_one_that_the_model_card_names():
@@ -91,7 +91,7 @@ def in_torch(pixels, dtype=np.float32):
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("shape", [(96, 160), (32, 32), (448, 64)], ids=str)
 def test_every_runtime_agrees_with_torch(runtime, shape):
-    seen = picture(*shape)
+    seen = make_image(*shape)
     outputs = Backbone(runtime).maps(seen)
     exact = in_torch(seen, np.float64)
     for output, other, true, (_, stride, channels) in zip(outputs, in_torch(seen), exact, OUTPUTS, strict=True):
@@ -100,7 +100,7 @@ def test_every_runtime_agrees_with_torch(runtime, shape):
 
 
 def shifted_by_a_quarter(pixels):
-    """The picture moved a quarter of a pixel to the right."""
+    """The image shifted by a quarter of a pixel to the right."""
     left = np.roll(pixels, 1, axis=1).astype(float)
     return np.clip(np.rint(0.75 * pixels + 0.25 * left), 0, 255).astype(np.uint8)
 
@@ -111,7 +111,7 @@ def shifted_by_a_quarter(pixels):
 )
 def test_the_comparison_rejects_what_is_slightly_wrong(wrong):
     """Channels swapped, upside down, a quarter of a pixel off, the lowest bit lost."""
-    seen = picture()
+    seen = make_image()
     outputs = Backbone("opencv").maps(np.ascontiguousarray(wrong(seen)))
     for output, other, true in zip(outputs, in_torch(seen), in_torch(seen, np.float64), strict=True):
         with pytest.raises(AssertionError, match="from float64"):
@@ -119,14 +119,14 @@ def test_the_comparison_rejects_what_is_slightly_wrong(wrong):
 
 
 def test_patches_have_length_one():
-    for patches in Backbone("opencv").patches(picture()):
+    for patches in Backbone("opencv").patches(make_image()):
         # A sum of C squares is off by C eps, its root by half of that, the quotient by one eps more.
         assert_rounded(np.linalg.norm(patches, axis=-1), np.ones(patches.shape[:2]), terms=patches.shape[-1])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 900), (2000, 1500), (448, 448)], ids=str)
 def test_fitted_sides_are_multiples_of_16_of_about_the_same_area(shape):
-    fitted = fit(np.zeros((*shape, 3), np.uint8), 448)
+    fitted = resize_to_area(np.zeros((*shape, 3), np.uint8), 448)
     height, width = fitted.shape[:2]
     assert height % 16 == width % 16 == 0
     assert min(height, width) >= 32

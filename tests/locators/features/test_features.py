@@ -1,4 +1,4 @@
-"""The `features` locator end to end: on drawn pairs with a known truth, at its limits, and on real pairs if present."""
+"""The `features` locator end to end: on synthetic pairs with a known truth, at its limits, and on real pairs if present."""
 
 from pathlib import Path
 
@@ -76,20 +76,20 @@ def test_the_answer_is_complete_and_repeatable():
     assert "not aligned" in first.reasoning
 
 
-def test_identical_pictures_are_normal():
-    picture = unaligned(0).target
+def test_identical_images_are_normal():
+    image = unaligned(0).target
     for fuse in (True, False):
-        location = FeaturesLocator(FeaturesOptions(fuse=fuse)).locate(Pair(picture, picture))
+        location = FeaturesLocator(FeaturesOptions(fuse=fuse)).locate(Pair(image, image))
         assert not location.anomalous
         assert location.confidence < 0.5
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (1, 300), (16, 16), (20, 3000)], ids=str)
 @pytest.mark.parametrize("fill", ["uniform", "noise"])
-def test_odd_pictures_are_answered(shape, fill):
+def test_images_of_odd_shapes_are_answered(shape, fill):
     rng = np.random.default_rng(0)
-    picture = np.full((*shape, 3), 128, np.uint8) if fill == "uniform" else rng.integers(0, 256, (*shape, 3), np.uint8)
-    location = FeaturesLocator(FeaturesOptions(fuse=False)).locate(Pair(picture, picture.copy()))
+    image = np.full((*shape, 3), 128, np.uint8) if fill == "uniform" else rng.integers(0, 256, (*shape, 3), np.uint8)
+    location = FeaturesLocator(FeaturesOptions(fuse=False)).locate(Pair(image, image.copy()))
     assert location.valid
     assert not location.anomalous
 

@@ -8,7 +8,7 @@ AREA = 128 * 128
 
 @pytest.fixture(scope="session")
 def untaught(tmp_path_factory):
-    """The folder of a policy with random weights, which sees pictures at about 128 x 128 pixels."""
+    """The folder of a policy with random weights, which sees images at about 128 x 128 pixels."""
     for package in ("torch", "transformers"):
         pytest.importorskip(package, reason="the local extra is not installed")
     pytest.importorskip("yaml", reason="the train extra is not installed")

@@ -14,9 +14,9 @@ from differad.locators.tiny.evidence import (
     REACHES,
     WIDTH,
     ReferenceFeatures,
-    _rarity,
-    evidence,
-    laid_on,
+    _self_distance,
+    aligned_difference,
+    pair_features,
     reference_features,
 )
 from differad.synthesis.normals import NORMALS
@@ -28,13 +28,13 @@ CLOSE = float(distance_rounding(COARSE))
 
 
 def unit(rng, *shape):
-    drawn = rng.normal(size=shape).astype(np.float32)
-    return drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
+    generated = rng.normal(size=shape).astype(np.float32)
+    return generated / np.linalg.norm(generated, axis=-1, keepdims=True)
 
 
-def picture(height, width, seed=0):
-    drawn = NORMALS["machined"](np.random.default_rng(seed), 160)
-    return np.ascontiguousarray(np.clip(drawn[:height, :width], 0, 255).astype(np.uint8))
+def make_image(height, width, seed=0):
+    generated = NORMALS["machined"](np.random.default_rng(seed), 160)
+    return np.ascontiguousarray(np.clip(generated[:height, :width], 0, 255).astype(np.uint8))
 
 
 def apart(one, other):
@@ -48,12 +48,12 @@ def assert_same_distances(found, expected):
 
 
 def within(place, count, others, reach):
-    """Which of `others` places lie within `reach` of a place, as shares of the side; the nearest always."""
+    """Mask of the `others` positions within `reach` of a position, as shares of the side; the nearest always counts."""
     away = np.abs((place + 0.5) / count - (np.arange(others) + 0.5) / others)
     return (away <= reach) | (away <= away.min() + 1e-12)
 
 
-def rarity_by_hand(patches):
+def self_distance_by_hand(patches):
     rows, columns, _ = patches.shape
     found = np.empty((rows, columns))
     for y in range(rows):
@@ -64,8 +64,8 @@ def rarity_by_hand(patches):
     return found
 
 
-def cells_by_hand(target, patches, rarity):
-    """All but what is missing, (h, w, C + CELL_EXTRA), of one stride of a pair that does not lie on each other."""
+def cells_by_hand(target, patches, self_distance):
+    """All features but `missing`, (h, w, C + CELL_EXTRA), of one stride of an unaligned pair."""
     height, width, channels = target.shape
     rows, columns, _ = patches.shape
     found = np.zeros((height, width, channels + CELL_EXTRA))
@@ -81,16 +81,17 @@ def cells_by_hand(target, patches, rarity):
             beside = windows[0] if channels == FINE else away
             other = patches[np.unravel_index(beside.argmin(), away.shape)]
             found[y, x, :channels] = 16 * (target[y, x] - other) ** 2
-            distances = [away.min(), windows[0].min(), windows[1].min(), rarity[nearest]]
+            distances = [away.min(), windows[0].min(), windows[1].min(), self_distance[nearest]]
             found[y, x, channels : channels + MISSING] = distances
-    found[..., channels + DISTANCES : -1] = np.quantile(rarity, QUANTILES)
+    found[..., channels + DISTANCES : -1] = np.quantile(self_distance, QUANTILES)
     return found
 
 
 def by_hand(target, reference):
     """Rows of evidence: the four fine cells of a patch, row by row, then its coarse one."""
     fine, coarse = (
-        cells_by_hand(own, patches, rarity_by_hand(patches)) for own, patches in zip(target, reference, strict=True)
+        cells_by_hand(own, patches, self_distance_by_hand(patches))
+        for own, patches in zip(target, reference, strict=True)
     )
     rows = []
     for y in range(coarse.shape[0]):
@@ -110,10 +111,10 @@ MISSING_AT.append(4 * (FINE + CELL_EXTRA) + COARSE + MISSING)
 @pytest.mark.parametrize(
     ("target", "reference"), [((64, 64), (64, 64)), ((64, 96), (80, 48)), ((32, 160), (96, 32))], ids=str
 )
-def test_evidence_is_what_a_plain_search_finds(target, reference):
+def test_pair_features_equal_those_of_a_plain_search(target, reference):
     backbone = Backbone()
-    target, reference = picture(*target), picture(*reference, seed=1)
-    found = evidence(backbone.patches(target), reference_features(backbone, reference))
+    target, reference = make_image(*target), make_image(*reference, seed=1)
+    found = pair_features(backbone.patches(target), reference_features(backbone, reference))
     assert found.shape == (target.shape[0] // 16, target.shape[1] // 16, WIDTH)
     assert found.dtype == np.float32
     expected = by_hand(backbone.patches(target), backbone.patches(reference))
@@ -139,8 +140,10 @@ def missing_by_hand(target, patches):
 @pytest.mark.parametrize(("target", "reference"), [((64, 64), (64, 64)), ((64, 96), (80, 48))], ids=str)
 def test_what_is_missing_is_what_a_plain_search_finds(target, reference):
     backbone = Backbone()
-    target, reference = backbone.patches(picture(*target)), backbone.patches(picture(*reference, seed=1))
-    found = evidence(target, [ReferenceFeatures(each, rarity_by_hand(each).astype(np.float32)) for each in reference])
+    target, reference = backbone.patches(make_image(*target)), backbone.patches(make_image(*reference, seed=1))
+    found = pair_features(
+        target, [ReferenceFeatures(each, self_distance_by_hand(each).astype(np.float32)) for each in reference]
+    )
     for own, patches, seen, channels in zip(target, reference, cells(found), (FINE, COARSE), strict=True):
         away = missing_by_hand(own, patches)
         expected = cv2.resize(away, own.shape[1::-1])  # the reference's places, brought to the target's
@@ -149,12 +152,12 @@ def test_what_is_missing_is_what_a_plain_search_finds(target, reference):
 
 
 def maps(rng, height, width):
-    """Random patches of both strides for a picture of height x width patches of 16."""
+    """Random patches of both strides for an image of height x width patches of 16."""
     return [unit(rng, 2 * height, 2 * width, FINE), unit(rng, height, width, COARSE)]
 
 
 def referenced(patches):
-    return [ReferenceFeatures(each, rarity_by_hand(each).astype(np.float32)) for each in patches]
+    return [ReferenceFeatures(each, self_distance_by_hand(each).astype(np.float32)) for each in patches]
 
 
 def cells(found):
@@ -164,9 +167,9 @@ def cells(found):
     return fine.transpose(0, 2, 1, 3, 4).reshape(2 * height, 2 * width, -1), found[..., 4 * (FINE + CELL_EXTRA) :]
 
 
-def test_identical_pictures_are_at_no_distance():
+def test_identical_images_have_distance_zero():
     patches = maps(np.random.default_rng(0), 4, 5)
-    for own, channels in zip(cells(evidence(patches, referenced(patches))), (FINE, COARSE), strict=True):
+    for own, channels in zip(cells(pair_features(patches, referenced(patches))), (FINE, COARSE), strict=True):
         assert own[..., :channels].max() < CLOSE
         assert own[..., channels : channels + NARROW + 1].max() < CLOSE
         assert own[..., channels + MISSING].max() < CLOSE
@@ -177,12 +180,12 @@ def test_a_patch_that_moved_is_near_in_the_whole_and_far_in_the_windows():
     target = [each.copy() for each in reference]
     for each in target:
         each[0, 0] = each[-1, -1]
-    for own, channels in zip(cells(evidence(target, referenced(reference))), (FINE, COARSE), strict=True):
+    for own, channels in zip(cells(pair_features(target, referenced(reference))), (FINE, COARSE), strict=True):
         whole, window, narrow = own[0, 0, channels : channels + 3]
         assert whole < CLOSE
         assert window > 0.5  # random directions of 40 dimensions and more are about sqrt(2) apart
         assert narrow >= window
-    fine, coarse = cells(evidence(target, referenced(reference)))
+    fine, coarse = cells(pair_features(target, referenced(reference)))
     assert fine[0, 0, :FINE].sum() > 16 * 0.5**2  # held against the window, sum of squares over 16 channels' gain
     assert coarse[0, 0, :COARSE].sum() < CLOSE  # held against the whole
 
@@ -193,7 +196,7 @@ def test_what_is_missing_shows_where_it_was():
     reference = [each.copy() for each in target]
     for each in reference:
         each[2, 1] = unit(np.random.default_rng(4), each.shape[2])
-    for own, channels in zip(cells(evidence(target, referenced(reference))), (FINE, COARSE), strict=True):
+    for own, channels in zip(cells(pair_features(target, referenced(reference))), (FINE, COARSE), strict=True):
         assert own[..., channels + WHOLE].max() < CLOSE
         missing = own[..., channels + MISSING].copy()
         assert missing[2, 1] > 0.5
@@ -206,47 +209,50 @@ def test_what_repeats_is_less_rare():
     unique = maps(rng, 6, 6)
     motif = [unit(rng, 4, 4, FINE), unit(rng, 2, 2, COARSE)]
     repeating = [np.tile(each, (3, 3, 1)) for each in motif]
-    for patches, least, most in ((unique, 0.5, 2.0), (repeating, 0.0, CLOSE)):  # the motif's copy lies a third off
-        for own, channels in zip(cells(evidence(patches, referenced(patches))), (FINE, COARSE), strict=True):
+    # The motif's copy is a third of the side away.
+    for patches, least, most in ((unique, 0.5, 2.0), (repeating, 0.0, CLOSE)):
+        for own, channels in zip(cells(pair_features(patches, referenced(patches))), (FINE, COARSE), strict=True):
             said = np.concatenate([own[..., [channels + RARITY]], own[..., channels + DISTANCES : -1]], axis=-1)
             assert least <= said.min() <= said.max() <= most
 
 
-def test_rarity_does_not_count_its_own_surroundings():
-    """Smooth patches are all near their neighbours: rarity looks beyond 0.06 of the sides, here one place of 20."""
+def test_self_distance_leaves_out_the_surroundings():
+    """Smooth patches are all near their neighbours: self-distance leaves out 0.06 of the sides, here one position of 20."""
     angle = np.linspace(0, np.pi / 2, 20)
     line = np.zeros((20, FINE), np.float32)
     line[:, 0], line[:, 1] = np.cos(angle), np.sin(angle)
     patches = np.repeat(line[None], 20, axis=0)  # columns differ, rows do not
-    by_rows = rarity_by_hand(patches)
+    by_rows = self_distance_by_hand(patches)
     assert by_rows.max() < CLOSE  # the same column two rows off
-    assert_same_distances(_rarity(patches), by_rows)
+    assert_same_distances(_self_distance(patches), by_rows)
     alone = patches[:1]  # a single row: two columns off is the nearest that counts
     chord = 2 * np.sin((angle[2] - angle[0]) / 2)
-    assert_same_distances(_rarity(alone), np.full((1, 20), chord))
+    assert_same_distances(_self_distance(alone), np.full((1, 20), chord))
 
 
-def test_pixels_that_differ_on_their_place_are_told_by_their_cell():
+def test_pixel_differences_are_in_their_cell():
     patches = maps(np.random.default_rng(7), 2, 4)
     pixels = np.zeros((32, 64), np.float32)
     pixels[9, 30], pixels[31, 63] = 4.0, np.e - 1
-    found = cells(evidence(patches, referenced(patches), pixels))
+    found = cells(pair_features(patches, referenced(patches), pixels))
     for own, channels, where in zip(found, (FINE, COARSE), ({(1, 3), (3, 7)}, {(0, 1), (1, 3)}), strict=True):
         seen = own[..., channels + PIXELS]
         assert {tuple(place) for place in np.argwhere(seen > 0)} == where
         assert sorted(seen[seen > 0]) == pytest.approx([0.7, 0.7 * np.log(5)])
         assert (own[..., -1] == 1).all()
-    for own, channels in zip(cells(evidence(patches, referenced(patches))), (FINE, COARSE), strict=True):
+    for own, channels in zip(cells(pair_features(patches, referenced(patches))), (FINE, COARSE), strict=True):
         assert not own[..., channels + PIXELS].any()
         assert not own[..., -1].any()
 
 
-def test_a_reference_is_laid_on_where_it_lies_and_not_elsewhere():
-    part = picture(160, 160)
+def test_a_reference_is_aligned_if_it_shows_the_same_part():
+    part = make_image(160, 160)
     damaged = np.roll(part, 3, axis=1)
     damaged[60:80, 90:110] = 255 - damaged[60:80, 90:110]
-    pixels = laid_on(part, damaged)
+    pixels = aligned_difference(part, damaged)
     assert pixels.shape == (160, 160)
     assert pixels[62:78, 92:108].mean() > 3  # the units of noise from which difference takes note
     assert np.median(pixels) < 1
-    assert laid_on(part, np.asarray(NORMALS["lettered"](np.random.default_rng(0), 160), dtype=np.uint8)) is None
+    assert (
+        aligned_difference(part, np.asarray(NORMALS["lettered"](np.random.default_rng(0), 160), dtype=np.uint8)) is None
+    )

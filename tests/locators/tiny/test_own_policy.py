@@ -17,7 +17,13 @@ from differad.evaluation.identity import describe_run
 from differad.locators import load_locator
 from differad.locators.features.weights import read_safetensors
 from differad.locators.tiny import WEIGHTS, TinyLocator, TinyOptions
-from differad.locators.tiny.calibration import DECIDING, DECISION, Deciding, read_deciding, write_deciding
+from differad.locators.tiny.calibration import (
+    DECISION,
+    DECISION_CONSTANTS,
+    DecisionConstants,
+    read_decision_constants,
+    write_decision_constants,
+)
 from differad.locators.tiny.network import Policy, expected_shapes
 from differad.synthesis.draw import PairGenerator, SynthesisOptions
 from differad.synthesis.unaligned import draw_unaligned
@@ -41,7 +47,7 @@ def spoilt(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def drawn():
+def synthetic_pairs():
     generator = PairGenerator(SynthesisOptions(seed=5, size=224, siblings=0.5))
     return [generator.generate(number).as_pair(str(number)) for number in range(3)]
 
@@ -61,11 +67,11 @@ def raw(weights):
 
 
 @pytest.mark.parametrize("spelling", ["{}", "tiny@{}", "tiny@{}/"])
-def test_the_shipped_weights_answer_alike_from_a_folder(folder, drawn, spelling):
+def test_the_shipped_weights_answer_alike_from_a_folder(folder, synthetic_pairs, spelling):
     shipped, own = load_locator("tiny"), load_locator(spelling.format(folder))
     assert isinstance(own, TinyLocator)
     assert own.name == f"tiny@{folder}"
-    for pair in drawn:
+    for pair in synthetic_pairs:
         expected, found = shipped.locate(pair), own.locate(pair)
         assert np.array_equal(found.boxes, expected.boxes)
         assert np.array_equal(found.scores, expected.scores)
@@ -74,17 +80,17 @@ def test_the_shipped_weights_answer_alike_from_a_folder(folder, drawn, spelling)
         assert found.model == own.name
 
 
-def test_another_process_takes_it_from_its_folder(folder, drawn):
+def test_another_process_takes_it_from_its_folder(folder, synthetic_pairs):
     own = load_locator(folder, workers=1)
     again = pickle.loads(pickle.dumps(own))
     assert (again.name, again.options) == (own.name, own.options)
-    assert again.locate(drawn[0]).answer == own.locate(drawn[0]).answer
+    assert again.locate(synthetic_pairs[0]).answer == own.locate(synthetic_pairs[0]).answer
 
 
 def test_auto_takes_a_policy_of_ones_own_where_nothing_can_be_aligned(spoilt):
     """Other numbers in its decision.json show that it is the one in the folder that answers."""
     apart = draw_unaligned(np.random.default_rng(7), True, 224).as_pair()
-    write_deciding(spoilt, Deciding(bias=-2.0, threshold=0.25))
+    write_decision_constants(spoilt, DecisionConstants(bias=-2.0, threshold=0.25))
     auto = load_locator(f"auto@{spoilt}")
     found, expected = auto.locate(apart), load_locator(spoilt).locate(apart)
     assert (found.confidence, found.answer, found.threshold) == (expected.confidence, expected.answer, 0.25)
@@ -93,11 +99,11 @@ def test_auto_takes_a_policy_of_ones_own_where_nothing_can_be_aligned(spoilt):
     assert spoilt in auto.weights
 
 
-def test_options_are_those_of_tiny(folder, drawn):
+def test_options_are_those_of_tiny(folder, synthetic_pairs):
     own = load_locator(folder, threshold=1.0, closer="false", workers=1)
     assert own.options == TinyOptions(threshold=1.0, closer=False, workers=1)
-    assert not own.locate(drawn[0]).anomalous
-    assert own.with_options(TinyOptions()).options.threshold == DECIDING.threshold
+    assert not own.locate(synthetic_pairs[0]).anomalous
+    assert own.with_options(TinyOptions()).options.threshold == DECISION_CONSTANTS.threshold
     assert load_locator(f"auto@{folder}", **{"tiny.threshold": 0.9}).options.tiny.threshold == 0.9
     with pytest.raises(OptionError, match=r"option 'device': tiny@.* has none of that name; it takes closer, margin"):
         load_locator(folder, device="cpu")
@@ -188,7 +194,7 @@ def change(path, *names, value=None):
         (("model_type",), "qwen2_vl", r"model type 'qwen2_vl'; expected an embedded policy .*--model"),
         (("vision_config",), None, r"config\.json: .*no 'vision_config'"),
         (("vision_config", "depth"), None, r"config\.json: .*no 'depth'"),
-        (("vision_config", "depth"), "three", r"config\.json: not that of an embedded policy"),
+        (("vision_config", "depth"), "three", r"config\.json: not a file of an embedded policy"),
         (("vision_config", "depth"), 4, r"safetensors: 6 weights are missing, model\.visual\.blocks\.3"),
         (("vision_config", "embed_dim"), 64, r"fine\.weight has the shape \(32, 56, 1, 1\).* expects \(64, 56, 1, 1\)"),
         (("text_config", "num_hidden_layers"), 5, r"12 weights are missing, model\.language_model\.layers\.4"),
@@ -197,7 +203,7 @@ def change(path, *names, value=None):
         (("text_config", "rope_parameters"), None, r"no 'rope_parameters'"),
         (("text_config", "rope_parameters", "mrope_section"), [1, 2, 3], r"mrope_section \[1, 2, 3\] for heads of 32"),
         (("vision_start_token_id",), None, r"no 'vision_start_token_id'"),
-        (("vision_config",), [], r"config\.json: not that of an embedded policy"),
+        (("vision_config",), [], r"config\.json: not a file of an embedded policy"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(spoilt, names, value, message):
@@ -223,7 +229,7 @@ def test_an_image_processor_of_another_model_is_refused(spoilt, name, value, mes
 def test_a_tokenizer_of_another_model_is_refused(spoilt):
     path = spoilt / "tokenizer.json"
     path.write_text(json.dumps({"model": {"vocab": {"a": 0}}, "added_tokens": []}))
-    with pytest.raises(OptionError, match=r"tokenizer\.json: not that of an embedded policy \(no '<\|im_start\|>'\)"):
+    with pytest.raises(OptionError, match=r"tokenizer\.json: not a file of an embedded policy \(no '<\|im_start\|>'\)"):
         load_locator(spoilt)
     path.write_text("[]")
     with pytest.raises(OptionError, match=r"tokenizer\.json: holds list"):
@@ -244,7 +250,9 @@ def test_weights_that_are_no_numbers_are_refused(spoilt):
     weights = read_safetensors(spoilt / "model.safetensors")
     name = "model.visual.changed.bias"
     write_safetensors(spoilt / "model.safetensors", raw({**weights, name: np.full(1, np.nan, np.float32)}))
-    with pytest.raises(OptionError, match=r"changed\.bias holds what is no number; take an earlier checkpoint"):
+    with pytest.raises(
+        OptionError, match=r"changed\.bias holds values that are not finite; take an earlier checkpoint"
+    ):
         load_locator(spoilt)
 
 
@@ -300,23 +308,23 @@ def test_weights_in_half_precision_are_read(spoilt, kind):
     Policy(spoilt)
 
 
-def test_numbers_of_the_decision_stand_in_the_folder(spoilt, drawn):
-    own = Deciding(bias=-1.0, answer=0.5, peak=0.25, threshold=0.6)
-    assert read_deciding(spoilt) == DECIDING
-    assert write_deciding(spoilt, own) == spoilt / DECISION
-    assert read_deciding(spoilt) == own
-    located = load_locator(spoilt).locate(drawn[0])
-    expected = TinyLocator(folder=spoilt, deciding=own).locate(drawn[0])
+def test_numbers_of_the_decision_stand_in_the_folder(spoilt, synthetic_pairs):
+    own = DecisionConstants(bias=-1.0, answer=0.5, peak=0.25, threshold=0.6)
+    assert read_decision_constants(spoilt) == DECISION_CONSTANTS
+    assert write_decision_constants(spoilt, own) == spoilt / DECISION
+    assert read_decision_constants(spoilt) == own
+    located = load_locator(spoilt).locate(synthetic_pairs[0])
+    expected = TinyLocator(folder=spoilt, deciding=own).locate(synthetic_pairs[0])
     assert (located.confidence, located.threshold) == (expected.confidence, 0.6)
-    assert located.confidence != load_locator("tiny").locate(drawn[0]).confidence
+    assert located.confidence != load_locator("tiny").locate(synthetic_pairs[0]).confidence
     # What the command line sets goes before it.
-    assert load_locator(spoilt, threshold=0.2).locate(drawn[0]).threshold == 0.2
+    assert load_locator(spoilt, threshold=0.2).locate(synthetic_pairs[0]).threshold == 0.2
     assert load_locator(f"auto@{spoilt}", workers=1).name == f"auto@{spoilt}"
 
 
 def test_a_threshold_alone_leaves_the_shipped_curve(spoilt):
     (spoilt / DECISION).write_text('{"threshold": 0.7}')
-    assert read_deciding(spoilt) == replace(DECIDING, threshold=0.7)
+    assert read_decision_constants(spoilt) == replace(DECISION_CONSTANTS, threshold=0.7)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The image processor: where evidence lies in its rows, what it keeps, how it is saved and loaded."""
+"""The image processor: the order of its rows, its caches, how it is saved and loaded."""
 
 import json
 
@@ -12,14 +12,14 @@ from PIL import Image
 
 from differad.locators.checkpoints import load_image_processor
 from differad.locators.features.backbone import Backbone
-from differad.locators.tiny.evidence import CELL_EXTRA, FINE, WIDTH, evidence, reference_features
+from differad.locators.tiny.evidence import CELL_EXTRA, FINE, WIDTH, pair_features, reference_features
 from differad.locators.tiny.model import TinyConfig, unfold
 from differad.locators.tiny.processor import MERGE, REFERENCE_GRID, EvidenceProcessor, to_rows
 
 AREA = {"shortest_edge": 128 * 128, "longest_edge": 128 * 128}
 
 
-def picture(height, width, seed=0):
+def make_image(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -27,8 +27,8 @@ def processor(**settings):
     return EvidenceProcessor(size=AREA, **settings)
 
 
-def processed(own, *pictures):
-    return own(images=list(pictures), return_tensors="pt", input_data_format="channels_last")
+def processed(own, *images):
+    return own(images=list(images), return_tensors="pt", input_data_format="channels_last")
 
 
 def test_rows_go_block_by_block():
@@ -39,7 +39,7 @@ def test_rows_go_block_by_block():
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (8, 4), (12, 8)])
-def test_the_model_unfolds_what_was_laid_in_rows(grid):
+def test_the_model_unfolds_the_rows_into_maps(grid):
     """A number for each patch and for each of its cells comes back at its place on both maps."""
     height, width = grid
     found = np.zeros((height, width, WIDTH), np.float32)
@@ -55,22 +55,22 @@ def test_the_model_unfolds_what_was_laid_in_rows(grid):
         assert each[0].sum() == each[0, number].sum()
 
 
-def test_a_target_s_rows_are_its_evidence_and_a_reference_s_are_empty():
-    reference, target = picture(128, 128), picture(64, 256, seed=1)
+def test_a_target_s_rows_are_its_pair_features_and_a_reference_s_are_zero():
+    reference, target = make_image(128, 128), make_image(64, 256, seed=1)
     batch = processed(processor(), reference, target)
     assert batch["image_grid_thw"].tolist() == [list(REFERENCE_GRID), [1, 4, 16]]
     count = int(np.prod(REFERENCE_GRID))
     assert batch["pixel_values"].shape == (count + 4 * 16, WIDTH)
     assert not batch["pixel_values"][:count].any()
     own = Backbone()
-    expected = to_rows(evidence(own.patches(target), reference_features(own, reference)))
+    expected = to_rows(pair_features(own.patches(target), reference_features(own, reference)))
     np.testing.assert_array_equal(batch["pixel_values"][count:].numpy(), expected)
 
 
 @pytest.mark.parametrize(
     ("shape", "grid"),
     [
-        # A square of 128 x 128 pixels, whatever the picture's size: 8 x 8 patches of 16.
+        # A square of 128 x 128 pixels, whatever the image's size: 8 x 8 patches of 16.
         ((128, 128), (8, 8)),
         ((50, 50), (8, 8)),
         ((700, 700), (8, 8)),
@@ -80,23 +80,28 @@ def test_a_target_s_rows_are_its_evidence_and_a_reference_s_are_empty():
     ],
 )
 def test_sides_are_whole_tokens(shape, grid):
-    batch = processed(processor(), picture(90, 90), picture(*shape, seed=1))
+    batch = processed(processor(), make_image(90, 90), make_image(*shape, seed=1))
     assert batch["image_grid_thw"][1].tolist() == [1, *grid]
     tokens = batch["image_grid_thw"].prod(dim=1) // MERGE**2
     assert tokens.tolist() == [4, grid[0] * grid[1] // 16]
 
 
 def test_several_pairs_stand_one_after_another():
-    pictures = [picture(100, 100), picture(60, 200, seed=1), picture(128, 128, seed=2), picture(128, 128, seed=3)]
+    images = [
+        make_image(100, 100),
+        make_image(60, 200, seed=1),
+        make_image(128, 128, seed=2),
+        make_image(128, 128, seed=3),
+    ]
     own = processor()
-    together = processed(own, *pictures)
-    first, second = (processed(own, *pictures[start : start + 2]) for start in (0, 2))
+    together = processed(own, *images)
+    first, second = (processed(own, *images[start : start + 2]) for start in (0, 2))
     for name in ("pixel_values", "image_grid_thw"):
         assert torch.equal(together[name], torch.cat([first[name], second[name]]))
 
 
-def test_grey_and_transparent_pictures_are_taken_as_colour():
-    grey = Image.fromarray(picture(128, 128)[..., 0])
+def test_grey_and_transparent_images_are_converted_to_rgb():
+    grey = Image.fromarray(make_image(128, 128)[..., 0])
     own = processor()
     as_colour = own(images=[grey.convert("RGB"), grey.convert("RGB")], return_tensors="pt")
     as_it_is = own(images=[grey, grey.convert("RGBA")], return_tensors="pt")
@@ -104,17 +109,17 @@ def test_grey_and_transparent_pictures_are_taken_as_colour():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_picture_without_a_partner_is_refused(count):
-    with pytest.raises(ValueError, match=f"{count} pictures: expected pairs"):
-        processed(processor(), *[picture(64, 64)] * count)
+def test_an_odd_number_of_images_is_refused(count):
+    with pytest.raises(ValueError, match=f"{count} images: expected pairs"):
+        processed(processor(), *[make_image(64, 64)] * count)
 
 
 def test_the_cache_gives_the_same_numbers_and_outlives_a_kill(tmp_path):
-    pair = picture(128, 128), picture(128, 128, seed=1)
+    pair = make_image(128, 128), make_image(128, 128, seed=1)
     plain = processed(processor(), *pair)["pixel_values"]
     results = []
     for _ in range(2):
-        own = processor()  # another process remembers nothing
+        own = processor()  # another process has an empty cache
         own.cache = tmp_path / "evidence" / "deep"
         results.append(processed(own, *pair)["pixel_values"])
         (kept,) = own.cache.glob("*.npy")
@@ -130,22 +135,22 @@ def test_the_cache_gives_the_same_numbers_and_outlives_a_kill(tmp_path):
     assert processed(own, *pair)["pixel_values"][64:].unique().tolist() == [3.0]
 
 
-def test_what_is_kept_goes_by_content_and_order(tmp_path):
+def test_the_cache_key_is_content_and_order(tmp_path):
     own = processor()
     own.cache = tmp_path
-    one, other = picture(128, 128), picture(128, 128, seed=1)
+    one, other = make_image(128, 128), make_image(128, 128, seed=1)
     for pair in ((one, other), (other, one), (one.copy(), other.copy())):
         processed(own, *pair)
     assert len(list(tmp_path.glob("*.npy"))) == 2
 
 
-def test_only_the_last_pairs_are_remembered():
+def test_only_the_last_pairs_are_cached():
     own = processor()
     small = EvidenceProcessor(size={"shortest_edge": 64 * 64, "longest_edge": 64 * 64})
     for seed in range(70):
-        processed(small, picture(64, 64, seed=seed), picture(64, 64, seed=1))
+        processed(small, make_image(64, 64, seed=seed), make_image(64, 64, seed=1))
     assert len(small._pairs) == 64
-    assert len(small._evidence._remembered) == 8
+    assert len(small._pair_features._reference_cache) == 8
     assert not own._pairs  # each processor its own
 
 
@@ -156,11 +161,11 @@ def test_it_is_loaded_as_a_checkpoint_s_own(tmp_path):
     TinyConfig().save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert settings["image_processor_type"] == "EvidenceProcessor"
-    assert not {"cache", "_evidence", "_pairs"} & settings.keys()
+    assert not {"cache", "_pair_features", "_pairs"} & settings.keys()
     loaded = load_image_processor(str(tmp_path))
     assert isinstance(loaded, EvidenceProcessor)
     assert loaded.cache is None
-    pair = picture(100, 300), picture(90, 200, seed=1)
+    pair = make_image(100, 300), make_image(90, 200, seed=1)
     for name, values in processed(own, *pair).items():
         torch.testing.assert_close(processed(loaded, *pair)[name], values, rtol=2**-10, atol=1e-6)
     smaller = load_image_processor(str(tmp_path), min_pixels=64 * 64, max_pixels=64 * 64)

@@ -14,11 +14,11 @@ def test_the_shipped_policy_finds_plain_defects_and_leaves_most_good_parts_alone
     generator = PairGenerator(
         SynthesisOptions(seed=77, size=256, categories=("wood", "perforated"), grades=("easy",), siblings=0.5)
     )
-    drawn = [generator.generate(number) for number in range(24)]
+    synthetic_pairs = [generator.generate(number) for number in range(24)]
     locator = load_locator("tiny")
-    locations = list(locator.locate_many([pair.as_pair(str(number)) for number, pair in enumerate(drawn)]))
+    locations = list(locator.locate_many([pair.as_pair(str(number)) for number, pair in enumerate(synthetic_pairs)]))
     overlaps, alarms = [], []
-    for pair, location in zip(drawn, locations, strict=True):
+    for pair, location in zip(synthetic_pairs, locations, strict=True):
         assert location.valid
         assert 0 <= location.confidence <= 1
         if len(pair.boxes):

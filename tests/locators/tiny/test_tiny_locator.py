@@ -1,4 +1,4 @@
-"""The embedded policy as a locator: a box for every target, how sure it is, and a threshold of one's own."""
+"""The embedded policy as a locator: a box for every target, its probability, and a custom threshold."""
 
 import math
 from dataclasses import fields
@@ -13,26 +13,27 @@ from differad.boxes import grow
 from differad.core import Location, Pair
 from differad.errors import ImageError, InputError, OptionError
 from differad.locators.tiny import TinyLocator, TinyOptions
-from differad.locators.tiny.calibration import Deciding
-from differad.locators.tiny.locator import CLOSER, around, describe
+from differad.locators.tiny.calibration import DecisionConstants
+from differad.locators.tiny.locator import CROP_SHARES, summary, window_around
 
-# Over the map too, so that the policy's doubt is not all there is.
-DECIDING = Deciding(bias=0.3, answer=0.5, peak=0.7)
+# With a weight for the map too, so that the decision depends on both scores.
+DECISION_CONSTANTS = DecisionConstants(bias=0.3, answer=0.5, peak=0.7)
 SIZES = ((200, 100), (96, 200), (150, 150), (64, 64), (300, 90))
 
 
-def picture(width, height, seed=0):
+def make_image(width, height, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def pairs():
-    """Of sizes that differ; some are too small for closer looks."""
+    """Of sizes that differ; some are too small for crops."""
     return [
-        Pair(picture(*size, seed=i), picture(*SIZES[-1 - i], seed=10 + i), id=str(i)) for i, size in enumerate(SIZES)
+        Pair(make_image(*size, seed=i), make_image(*SIZES[-1 - i], seed=10 + i), id=str(i))
+        for i, size in enumerate(SIZES)
     ]
 
 
-def locator(folder, deciding=DECIDING, **options):
+def locator(folder, deciding=DECISION_CONSTANTS, **options):
     return TinyLocator(TinyOptions(**options), folder=folder, deciding=deciding)
 
 
@@ -74,93 +75,101 @@ def test_a_stream_answers_like_one_pair_at_a_time(untaught, workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_middle_of_three_boxes_counts(untaught, monkeypatch, workers):
-    """Two closer looks, each at what lies about the first box; sides and doubts are worked out by hand."""
+def test_the_box_is_the_median_of_three(untaught, monkeypatch, workers):
+    """Two crops around the first box; their sides and the scores are computed by hand."""
     own = locator(untaught, threshold=0.0, margin=0.0, workers=workers)
-    ask, replies = own._ask, {}
+    run_policy, replies = own._run_policy, {}
 
-    def remember(reference, target, pool, **how):
-        replies[target.shape] = ask(reference, target, pool, **how)
+    def record(reference, target, pool, **how):
+        replies[target.shape] = run_policy(reference, target, pool, **how)
         return replies[target.shape]
 
-    monkeypatch.setattr(own, "_ask", remember)
-    reference, target = picture(300, 200), picture(300, 200, seed=1)
+    monkeypatch.setattr(own, "_run_policy", record)
+    reference, target = make_image(300, 200), make_image(300, 200, seed=1)
     location = own.locate(Pair(reference, target))
     first = replies.pop((200, 300, 3))
     boxes = [parse_answer(first.text, FORMATS["qwen2-vl"], first.frame).boxes[0]]
-    assert len(replies) == len(CLOSER)
-    for share in CLOSER:
-        x1, y1, x2, y2 = (round(v) for v in np.multiply(around(boxes[0] / [300, 200, 300, 200], share), [300, 200] * 2))
+    assert len(replies) == len(CROP_SHARES)
+    for share in CROP_SHARES:
+        x1, y1, x2, y2 = (
+            round(v) for v in np.multiply(window_around(boxes[0] / [300, 200, 300, 200], share), [300, 200] * 2)
+        )
         reply = replies[(y2 - y1, x2 - x1, 3)]
-        assert reply.text == ask(reference[y1:y2, x1:x2], target[y1:y2, x1:x2], None, lay=False).text
+        assert reply.text == run_policy(reference[y1:y2, x1:x2], target[y1:y2, x1:x2], None, align=False).text
         boxes.append(parse_answer(reply.text, FORMATS["qwen2-vl"], reply.frame).boxes[0] + [x1, y1, x1, y1])
     # Thousandths are whole numbers: half of one, of a side, may be lost to rounding, here twice.
     assert_allclose(location.boxes, np.sort(boxes, axis=0)[1][None], atol=0.31)
-    odds, peak = ((getattr(first, n) + sum(getattr(r, n) for r in replies.values()) / 2) / 2 for n in ("odds", "peak"))
+    box_logit, peak = (
+        (getattr(first, n) + sum(getattr(r, n) for r in replies.values()) / 2) / 2 for n in ("box_logit", "peak")
+    )
     logit = math.log(location.confidence / (1 - location.confidence))
-    assert logit == pytest.approx(0.3 + 0.5 * odds + 0.7 * peak, abs=1e-4)
+    assert logit == pytest.approx(0.3 + 0.5 * box_logit + 0.7 * peak, abs=1e-4)
 
 
-@pytest.mark.parametrize("laid", [True, False])
-def test_what_cannot_be_laid_on_as_a_whole_is_not_tried_in_part(untaught, monkeypatch, laid):
+@pytest.mark.parametrize("aligned", [True, False])
+def test_crops_are_registered_only_if_the_whole_images_are_aligned(untaught, monkeypatch, aligned):
     own, tried = locator(untaught, workers=1), []
-    ask = own._ask
-    monkeypatch.setattr(own, "_ask", lambda *given, **how: tried.append(how.get("lay", True)) or ask(*given, **how))
-    smooth = np.kron(picture(20, 20), np.ones((12, 12, 1), np.uint8))
-    own.locate(Pair(smooth, smooth.copy() if laid else np.kron(picture(20, 20, 1), np.ones((12, 12, 1), np.uint8))))
-    assert tried == [True, laid, laid]
+    run_policy = own._run_policy
+    monkeypatch.setattr(
+        own, "_run_policy", lambda *given, **how: tried.append(how.get("align", True)) or run_policy(*given, **how)
+    )
+    smooth = np.kron(make_image(20, 20), np.ones((12, 12, 1), np.uint8))
+    own.locate(
+        Pair(smooth, smooth.copy() if aligned else np.kron(make_image(20, 20, 1), np.ones((12, 12, 1), np.uint8)))
+    )
+    assert tried == [True, aligned, aligned]
 
 
-def test_without_closer_looks_the_first_one_counts(untaught):
-    pair = Pair(picture(300, 200), picture(300, 200, seed=1))
+def test_without_crops_the_first_pass_counts(untaught):
+    pair = Pair(make_image(300, 200), make_image(300, 200, seed=1))
     plain = locator(untaught, threshold=0.0, closer=False, margin=0.0)
-    first = plain._ask(pair.reference, pair.target, None)
+    first = plain._run_policy(pair.reference, pair.target, None)
     assert plain.locate(pair).answer == first.text
     looser = locator(untaught, threshold=0.0, closer=False, margin=0.05).locate(pair)
     # Thousandths are whole numbers: half of one, of a side, may be lost to rounding.
     assert_allclose(looser.boxes, grow(plain.locate(pair).boxes, 0.05, 300, 200), atol=0.16)
 
 
-@pytest.mark.parametrize(("side", "looks"), [(96, 3), (64, 2), (40, 1)])
-def test_no_window_is_smaller_than_two_patches(untaught, monkeypatch, side, looks):
+@pytest.mark.parametrize(("side", "passes"), [(96, 3), (64, 2), (40, 1)])
+def test_no_window_is_smaller_than_two_patches(untaught, monkeypatch, side, passes):
     """32 pixels are 0.4 of 80 and 0.65 of 50."""
-    own, seen = locator(untaught), []
-    ask = own._ask
-    monkeypatch.setattr(own, "_ask", lambda *given, **how: seen.append(0) or ask(*given, **how))
-    own.locate(Pair(picture(side, side), picture(side, side, seed=1)))
-    assert len(seen) == looks
+    own, calls = locator(untaught), []
+    run_policy = own._run_policy
+    monkeypatch.setattr(own, "_run_policy", lambda *given, **how: calls.append(0) or run_policy(*given, **how))
+    own.locate(Pair(make_image(side, side), make_image(side, side, seed=1)))
+    assert len(calls) == passes
 
 
 def test_the_confidence_is_the_logistic_curve_over_doubt_and_peak(untaught):
-    """Answer alone, map alone and both: log odds of the third are the sum of the first two's and the bias."""
+    """Answer alone, map alone and both: the logit of the third is the sum of the first two's and the bias."""
 
-    def odds(**deciding):
-        chance = locator(untaught, Deciding(**deciding)).locate(pairs()[0]).confidence
-        return math.log(chance / (1 - chance))
+    def box_logit(**deciding):
+        probability = locator(untaught, DecisionConstants(**deciding)).locate(pairs()[0]).confidence
+        return math.log(probability / (1 - probability))
 
-    answer, peak = odds(bias=0.0, answer=1.0, peak=0.0), odds(bias=0.0, answer=0.0, peak=1.0)
-    assert odds(bias=0.3, answer=0.5, peak=0.7) == pytest.approx(0.3 + 0.5 * answer + 0.7 * peak, abs=1e-3)
+    answer, peak = box_logit(bias=0.0, answer=1.0, peak=0.0), box_logit(bias=0.0, answer=0.0, peak=1.0)
+    assert box_logit(bias=0.3, answer=0.5, peak=0.7) == pytest.approx(0.3 + 0.5 * answer + 0.7 * peak, abs=1e-3)
 
 
 def test_calibrate_bounds_false_alarms_and_refuses_too_few(untaught):
-    normals = [Pair(picture(80, 80, seed=seed), picture(80, 80, seed=100 + seed)) for seed in range(19)]
+    normals = [Pair(make_image(80, 80, seed=seed), make_image(80, 80, seed=100 + seed)) for seed in range(19)]
     own = locator(untaught)
     strict = own.calibrate(normals, 0.05)  # (19 + 1) * 0.95 = 19: above the largest of 19
     found = list(strict.locate_many(normals))
     assert not any(outcome.anomalous for outcome in found)
     assert strict.options.threshold == math.nextafter(max(outcome.confidence for outcome in found), 1.0)
-    assert own.options.threshold == DECIDING.threshold  # the one that was asked stays as it is
+    assert own.options.threshold == DECISION_CONSTANTS.threshold  # the one that was asked stays as it is
     with pytest.raises(InputError, match=r"18 normal pairs with a confidence: .* at least 19"):
         own.calibrate(normals[:18], 0.05)
     with pytest.raises(OptionError, match=r"false_alarms=1\.5"):
         own.calibrate(normals, 1.5)
 
 
-def test_a_broken_picture_costs_its_pair_only(untaught, tmp_path):
+def test_a_broken_image_fails_its_pair_only(untaught, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     good = pairs()[0]
-    thin = Pair(picture(140, 140), picture(5000, 20))
+    thin = Pair(make_image(140, 140), make_image(5000, 20))
     own = locator(untaught, workers=2, threshold=0.0)
     outcomes = list(own.locate_many([good, Pair(broken, good.target), good, thin, good]))
     assert [type(outcome) for outcome in outcomes] == [Location, ImageError, Location, ImageError, Location]
@@ -190,6 +199,6 @@ def test_every_option_says_what_it_does():
 
 def test_a_sentence_says_where_how_large_and_how_sure():
     # Middle (30, 20) of 120 x 80: a quarter each way; 20 x 10 of 9600 pixels are 2.1 %.
-    said = describe(np.array([[20.0, 15, 40, 25]]), Frame(120, 80), 0.876)
-    assert "25% of its width and 25% of its height, over 2.1% of the picture (abnormal with 88%)" in said
-    assert "(abnormal with 12%)" in describe(np.empty((0, 4)), Frame(120, 80), 0.12)
+    said = summary(np.array([[20.0, 15, 40, 25]]), Frame(120, 80), 0.876)
+    assert "25% of its width and 25% of its height, over 2.1% of the image (abnormal with 88%)" in said
+    assert "(abnormal with 12%)" in summary(np.empty((0, 4)), Frame(120, 80), 0.12)

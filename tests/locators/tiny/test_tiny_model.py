@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, WIDTH
-from differad.locators.tiny.model import TinyPolicy, _with_standing, dense_loss, waves
+from differad.locators.tiny.model import TinyPolicy, _append_standardised, dense_loss, waves
 from differad.locators.tiny.processor import MERGE, REFERENCE_GRID
 from differad.locators.tiny.proposals import PROPOSALS, proposals
 from tolerance import assert_as_near, assert_rounded, rounding
@@ -68,7 +68,7 @@ def test_a_reference_s_rows_say_nothing(policy):
 def test_proposals_are_boxes_around_the_peaks():
     """12 x 20 cells: a square of logit 3 with a rim of -1, and a lower one of logit 1."""
     logits = np.full((12, 20), -8.0, np.float32)
-    logits[2:8, 3:9] = -1.0  # chance 0.27, above 0.2 of the peak's 0.95, not above 0.5
+    logits[2:8, 3:9] = -1.0  # probability 0.27, above 0.2 of the peak's 0.95, not above 0.5
     logits[3:7, 4:8] = 3.0
     logits[9:11, 14:19] = 1.0
     found = proposals(logits)
@@ -89,26 +89,26 @@ def test_a_flat_map_proposes_all_of_it(level):
     assert found[0, :4].tolist() == [0, 0, 1, 1]
 
 
-def test_distances_stand_out_of_their_own_picture():
+def test_distances_are_standardised_per_image():
     cells = torch.randn(2, FINE + CELL_EXTRA, 6, 4)
-    found = _with_standing(cells, FINE)
+    found = _append_standardised(cells, FINE)
     assert found.shape == (2, FINE + CELL_EXTRA + DISTANCES, 6, 4)
     assert torch.equal(found[:, : FINE + CELL_EXTRA], cells)
     one = cells[1, FINE + 2].double()
     expected = (one - one.mean()) / (one.std() + 0.02) / 4
     assert_rounded(found[1, FINE + CELL_EXTRA + 2], expected, terms=one.numel())
-    assert _with_standing(torch.ones(1, COARSE + CELL_EXTRA, 4, 4), COARSE)[:, -DISTANCES:].abs().max() == 0
+    assert _append_standardised(torch.ones(1, COARSE + CELL_EXTRA, 4, 4), COARSE)[:, -DISTANCES:].abs().max() == 0
 
 
-def test_near_values_look_alike():
+def test_near_values_have_similar_features():
     first, near, far = waves(torch.tensor([0.5, 0.501, 0.7]))
     assert first.shape == (16,)  # 8 frequencies, sine and cosine
     assert torch.linalg.norm(first - near) < torch.linalg.norm(first - far) / 2
 
 
 def bce(logit, truth):
-    chance = 1 / (1 + math.exp(-logit))
-    return -truth * math.log(chance) - (1 - truth) * math.log(1 - chance)
+    probability = 1 / (1 + math.exp(-logit))
+    return -truth * math.log(probability) - (1 - truth) * math.log(1 - probability)
 
 
 def test_the_dense_loss_by_hand():
@@ -118,15 +118,15 @@ def test_the_dense_loss_by_hand():
     coverage = torch.zeros(2 * (64 + 16), 4)
     coverage[64, 0] = 1 / 16  # the first target's first cell: half of an eighth, so half changed
     coverage[64 + 5, 3] = 0.9  # more than an eighth: changed
-    coverage[:64] = 1.0  # rows of a reference are not looked at
-    chance = 1 / (1 + math.exp(-0.5))
+    coverage[:64] = 1.0  # rows of a reference are ignored
+    probability = 1 / (1 + math.exp(-0.5))
     text = (62 * bce(0.5, 0) + bce(0.5, 0.5) + bce(0.5, 1)) / 64
-    overlap = (2 * 1.5 * chance + 1) / (64 * chance + 1.5 + 1)
+    overlap = (2 * 1.5 * probability + 1) / (64 * probability + 1.5 + 1)
     expected = (text + 0.2 * (1 - overlap) + bce(-2.0, 0)) / 2
     assert float(dense_loss(logits, coverage, grids)) == pytest.approx(expected, rel=rounding(64, 1.0))
 
 
-def test_the_dense_loss_looks_at_the_marked_cell():
+def test_the_dense_loss_depends_on_the_marked_cell():
     """The map that is right where it counts, a cell of the second token's last patch, has the least loss."""
     grids = torch.tensor([REFERENCE_GRID, (1, 4, 8)])
     coverage = torch.zeros(64 + 32, 4)

@@ -1,17 +1,17 @@
 """Numbers of the `features` locator, all found by benchmarks/calibrate_features.py on synthetic pairs.
 
-That script prints each with the criterion that chose it; nothing here was fitted to a real picture.
+That script prints each with the criterion that chose it; no real image was used.
 """
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """What makes a map out of distances; lengths are shares of the sides, `smooth` is in patches of 8 pixels.
+class ScoringConstants:
+    """Constants that turn distances into a map; lengths are shares of the sides, `smooth` is in patches of 8 pixels.
 
-    `window` and `own` weigh the search around the same place and the one in the target alone; distances are taken to be `edge`
-    larger at the border, which fades inwards.
+    `window` is the weight of the search around the same position, `own` that of the search in the target itself. Distances are
+    assumed to be larger by a share `edge` at the border; this decays inwards over `fade`.
     """
 
     side: int = 448
@@ -24,8 +24,8 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class Deciding:
-    """What makes boxes and probabilities out of a map, alone and beside `difference`; `gap` is in patches of 8 pixels."""
+class DecisionConstants:
+    """Constants that turn a map into boxes and probabilities, alone and with `difference`; `gap` is in patches of 8 pixels."""
 
     cut: float = 0.65
     gap: float = 2.0
@@ -38,5 +38,5 @@ class Deciding:
     threshold: float = 0.5
 
 
-SCORING = Scoring()
-DECIDING = Deciding()
+SCORING_CONSTANTS = ScoringConstants()
+DECISION_CONSTANTS = DecisionConstants()

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 up to stride 16, as a list of convolutions: which there are, and their ONNX graph.
+"""EfficientNet-Lite0 up to stride 16, as a list of convolutions and as an ONNX graph.
 
 Source of the architecture: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite (Apache-2.0).
 Batch normalisation is folded into the convolutions, so each has a weight and a bias. Strided convolutions pad as
-TensorFlow's SAME does for even sides: nothing before, one more after. Knows nothing of where weights come from.
+TensorFlow's SAME does for even sides: one row and column more after than before. Knows nothing of where weights come from.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ MULTIPLE = 16
 
 @dataclass(frozen=True)
 class Convolution:
-    """One convolution (weight (out, in / groups, kernel, kernel), bias (out,)), clipped to [0, 6] after it or not."""
+    """One convolution (weight (out, in / groups, kernel, kernel), bias (out,)), and ReLU6 after it if `clipped`."""
 
     name: str
     channels_in: int
@@ -52,7 +52,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Block:
-    """Convolutions in a row; `residual` says that the input is added to what comes out."""
+    """A sequence of convolutions; with `residual` the input is added to the output."""
 
     name: str
     convolutions: tuple[Convolution, ...]
@@ -71,10 +71,10 @@ def blocks() -> Iterator[Block]:
 
 
 def _inverted_residual(name: str, channels: int, out: int, kernel: int, stride: int, expansion: int) -> Block:
-    wide = channels * expansion
-    expand = (Convolution(f"{name}.expand", channels, wide),) if expansion > 1 else ()
-    depthwise = Convolution(f"{name}.depthwise", wide, wide, kernel, stride, depthwise=True)
-    project = Convolution(f"{name}.project", wide, out, clipped=False)
+    expanded = channels * expansion
+    expand = (Convolution(f"{name}.expand", channels, expanded),) if expansion > 1 else ()
+    depthwise = Convolution(f"{name}.depthwise", expanded, expanded, kernel, stride, depthwise=True)
+    project = Convolution(f"{name}.project", expanded, out, clipped=False)
     return Block(name, (*expand, depthwise, project), residual=stride == 1 and channels == out)
 
 
@@ -84,14 +84,14 @@ def to_onnx(weights: Weights) -> bytes:
     tensors: dict[str, NDArray[np.float32]] = {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
     current = "pixels"
     for block in blocks():
-        entered = current
+        block_input = current
         for convolution in block.convolutions:
             nodes += _convolve(convolution, current)
             current = nodes[-1].output
             for part in ("weight", "bias"):
                 tensors[f"{convolution.name}.{part}"] = weights[f"{convolution.name}.{part}"]
         if block.residual:
-            nodes.append(Node("Add", [current, entered], f"{block.name}.sum"))
+            nodes.append(Node("Add", [current, block_input], f"{block.name}.sum"))
             current = nodes[-1].output
         nodes.append(Node("Identity", [current], block.name)) if block.name in _OUTPUT_NAMES else None
     inputs: dict[str, tuple[int | str, ...]] = {"pixels": ("n", 3, "height", "width")}

@@ -1,10 +1,10 @@
 """`features`: distance of every target patch to the nearest reference patch, on a frozen backbone, without training.
 
-The reference need not lie on the target: another good part will do. Where `difference` can lay it on, that locator gives the
-boxes, being exact to a pixel, and both decide how likely each is a defect; where it refuses, the map of distances does alone.
+The reference need not be aligned with the target: another normal sample will do. If `difference` can align it, that locator gives
+the boxes, exact to a pixel, and both decide how likely each is a defect; otherwise the map of distances decides alone.
 Every constant was calibrated on synthetic pairs (`calibration`).
 
-Knows nothing of materials or defect classes; looks at a picture whole, so that specks are found by `difference` only.
+Knows nothing of materials or defect classes. Its map covers the whole image at once, so that only `difference` finds specks.
 """
 
 import math
@@ -22,25 +22,30 @@ from differad.core import Location, Pair
 from differad.images import RGB, ImageSource, digest, read_images
 from differad.locators.difference import Candidate, Comparison, DifferenceLocator, DifferenceOptions
 from differad.locators.embedded import Embedded
-from differad.locators.features.backbone import Backbone, Features, fit
-from differad.locators.features.calibration import DECIDING, SCORING, Deciding, Scoring
+from differad.locators.features.backbone import Backbone, Features, resize_to_area
+from differad.locators.features.calibration import (
+    DECISION_CONSTANTS,
+    SCORING_CONSTANTS,
+    DecisionConstants,
+    ScoringConstants,
+)
 from differad.locators.features.efficientnet import MULTIPLE
-from differad.locators.features.nearest import distances, scored, solitude
+from differad.locators.features.nearest import combine_distances, distances, self_distance
 from differad.locators.features.regions import Map, Region, regions
 from differad.locators.features.weights import BACKBONE
-from differad.locators.odds import SURE, logistic, logit
+from differad.locators.odds import MIN_PROBABILITY, logit, sigmoid
 from differad.locators.remembered import Remembered
 from differad.locators.threads import usable_cores
 from differad.options import check_option, check_parts, option, replace_shared
 
-# References remembered: a line shows one good part beside thousands of others. Under 1 MB each.
-_REMEMBERED = 8
-# Candidates of levels with a longer side than this are looked up in a crop of the other side, both in pixels of their level, but
-# no more than so many: each takes as long as the whole images.
-_WHOLE, _CROP, _CROPS = 960, 640, 3
+# References whose features are cached: a line compares one normal sample with thousands of others. Under 1 MB each.
+_CACHED_REFERENCES = 8
+# The peak of a candidate is taken in a crop of 640 pixels if its level's longer side is above 960, both in pixels of that level,
+# for at most 3 candidates: each crop takes as long as the whole images.
+_MAX_WHOLE, _CROP_SIDE, _MAX_CROPS = 960, 640, 3
 
 
-# `difference` as a part: every group that it finds is a box; how likely each is a defect is decided here.
+# `difference` as a part: every group that it finds is a box; its probability is computed here.
 FUSED = DifferenceOptions(threshold=0.0)
 
 
@@ -51,7 +56,7 @@ class FeaturesOptions:
     Options of `difference` start from `FUSED`, as in `FeaturesOptions(difference=replace(FUSED, tolerance=3))`.
     """
 
-    threshold: float = option(DECIDING.threshold, "a region counts as a defect from this probability on")
+    threshold: float = option(DECISION_CONSTANTS.threshold, "a region counts as a defect from this probability on")
     max_boxes: int = option(5, "at most this many boxes, best first")
     fuse: bool = option(True, "where the reference can be aligned to the target, let `difference` draw the boxes")
     runtime: Literal["auto", "opencv", "onnxruntime"] = option(
@@ -66,15 +71,15 @@ class FeaturesOptions:
         check_parts(self)
         check_option("threshold", self.threshold, 0 <= self.threshold <= 1, "a probability in [0, 1]")
         check_option("max_boxes", self.max_boxes, self.max_boxes >= 1, "at least 1")
-        known = ("auto", "opencv", "onnxruntime")
-        check_option("runtime", self.runtime, self.runtime in known, "auto, opencv or onnxruntime")
+        valid = ("auto", "opencv", "onnxruntime")
+        check_option("runtime", self.runtime, self.runtime in valid, "auto, opencv or onnxruntime")
         check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
 class FeaturesLocator(Embedded):
     """Compares patches with the nearest patch of the reference; needs no training and no download.
 
-    `references` are further good parts, compared with beside each pair's own; a patch counts by the nearest of all.
+    `references` are further normal samples beside each pair's own; a patch is compared with the nearest of all.
     """
 
     name = "features"
@@ -85,25 +90,25 @@ class FeaturesLocator(Embedded):
         options: FeaturesOptions | None = None,
         *,
         references: Sequence[ImageSource] = (),
-        scoring: Scoring = SCORING,
-        deciding: Deciding = DECIDING,
+        scoring: ScoringConstants = SCORING_CONSTANTS,
+        deciding: DecisionConstants = DECISION_CONSTANTS,
     ) -> None:
         self.options = options or FeaturesOptions()
         self.scoring = scoring
         self.deciding = deciding
         self._backbone = Backbone(self.options.runtime)
         self._difference = DifferenceLocator(replace_shared(self.options, "difference"))
-        self._further = [self._patches(pixels) for pixels in read_images(*references)]
-        self._remembered: Remembered[bytes, list[Features]] = Remembered(_REMEMBERED)
+        self._extra_references = [self._patches(pixels) for pixels in read_images(*references)]
+        self._reference_cache: Remembered[bytes, list[Features]] = Remembered(_CACHED_REFERENCES)
 
     def with_options(self, options: FeaturesOptions) -> Self:
         """This locator with other options, sharing what it has loaded and, with the same runtime, its cache."""
         other = super().with_options(options)
         other._difference = self._difference.with_options(replace_shared(options, "difference"))
         if options.runtime != self.options.runtime:
-            # Another runtime's features are the same only within rounding.
+            # Features of another runtime are equal only within rounding.
             other._backbone = Backbone(options.runtime)
-            other._remembered = Remembered(_REMEMBERED)
+            other._reference_cache = Remembered(_CACHED_REFERENCES)
         return other
 
     def compare(self, reference: RGB, target: RGB) -> Location:
@@ -111,145 +116,151 @@ class FeaturesLocator(Embedded):
         with ThreadPoolExecutor(self.options.workers or usable_cores()) as pool:
             difference = pool.submit(self._difference.align, reference, target) if self.options.fuse else None
             score = self._score(reference, target, pool)
-            found = difference.result() if difference else None
-        return self._decide(found, score, (target.shape[1], target.shape[0]))
+            comparison = difference.result() if difference else None
+        return self._decide(comparison, score, (target.shape[1], target.shape[0]))
 
     def compare_aligned(self, reference: RGB, target: RGB) -> Location | None:
-        """As `compare` where the reference can be aligned to the target, None where it cannot."""
-        found = self._difference.align(reference, target)
-        if not self._is_answer(found):
+        """As `compare` if the reference can be aligned to the target, else None."""
+        comparison = self._difference.align(reference, target)
+        if not self._is_answer(comparison):
             return None
         score, size = self.score(reference, target), (target.shape[1], target.shape[0])
-        return self._decide(found if self.options.fuse else None, score, size)
+        return self._decide(comparison if self.options.fuse else None, score, size)
 
     def anomaly_map(self, pair: Pair) -> NDArray[np.float32]:
         """How far each target pixel is from the reference, (H, W), 0 the same and about 1 unrelated. Raises ImageError.
 
-        Of features alone; the map of `difference` has its own unit and exists for pairs that register only.
+        From features alone; the map of `difference` has another unit and exists only for pairs that register.
         """
         reference, target = read_images(pair.reference, pair.target)
         score = self.score(reference, target)
         return np.asarray(cv2.resize(score, (target.shape[1], target.shape[0])), dtype=np.float32)
 
     def score(self, reference: RGB, target: RGB) -> Map:
-        """The same map at 8 pixels of the resized target a cell, (h, w)."""
+        """The same map (h, w) in cells of 8 pixels of the resized target."""
         with ThreadPoolExecutor(self.options.workers or usable_cores()) as pool:
             return self._score(reference, target, pool)
 
     def _score(self, reference: RGB, target: RGB, pool: ThreadPoolExecutor) -> Map:
-        own = pool.submit(self._patches, target)
-        banks = [self._reference(reference), *self._further]
-        return self._map(own.result(), banks, pool)
+        patches = pool.submit(self._patches, target)
+        banks = [self._reference(reference), *self._extra_references]
+        return self._map(patches.result(), banks, pool)
 
     def _map(self, target: list[Features], banks: Sequence[list[Features]], pool: ThreadPoolExecutor) -> Map:
         s = self.scoring
         strides = [
-            (patches, [bank[stride] for bank in banks], pool.submit(solitude, patches, s.reach))
+            (patches, [bank[stride] for bank in banks], pool.submit(self_distance, patches, s.reach))
             for stride, patches in enumerate(target)
         ]
-        found = [(*distances(patches, own, s.reach), alone.result()) for patches, own, alone in strides]
-        return np.asarray(cv2.GaussianBlur(scored(found, s), (0, 0), s.smooth))
+        by_stride = [(*distances(patches, bank, s.reach), to_itself.result()) for patches, bank, to_itself in strides]
+        return np.asarray(cv2.GaussianBlur(combine_distances(by_stride, s), (0, 0), s.smooth))
 
-    def _reference(self, picture: RGB) -> list[Features]:
+    def _reference(self, image: RGB) -> list[Features]:
         """The reference's features, computed once for the same pixels."""
-        return self._remembered.recall(digest(picture), lambda: self._patches(picture))
+        return self._reference_cache.recall(digest(image), lambda: self._patches(image))
 
-    def _patches(self, picture: RGB) -> list[Features]:
-        return self._backbone.patches(fit(picture, self.scoring.side))
+    def _patches(self, image: RGB) -> list[Features]:
+        return self._backbone.patches(resize_to_area(image, self.scoring.side))
 
-    def _is_answer(self, found: Comparison) -> bool:
-        return found.registration.accepted or self.options.difference.on_refusal == "overlay"
+    def _is_answer(self, comparison: Comparison) -> bool:
+        return comparison.registration.accepted or self.options.difference.on_refusal == "overlay"
 
-    def _decide(self, found: Comparison | None, score: Map, size: tuple[int, int]) -> Location:
-        return self._fused(found, score, size) if found and self._is_answer(found) else self._alone(score, size)
+    def _decide(self, comparison: Comparison | None, score: Map, size: tuple[int, int]) -> Location:
+        return (
+            self._fused_answer(comparison, score, size)
+            if comparison and self._is_answer(comparison)
+            else self._map_answer(score, size)
+        )
 
-    def _alone(self, score: Map, size: tuple[int, int]) -> Location:
+    def _map_answer(self, score: Map, size: tuple[int, int]) -> Location:
         """The answer of the map alone."""
         d = self.deciding
-        found = regions(score, size, cut=d.cut, gap=d.gap, most=self.options.max_boxes)
-        chances = np.array([self._chance(region) for region in found])
-        message = (
-            f"The reference was not aligned; patches were compared with the nearest of it (peak {found[0].peak:.2f})."
-        )
-        return self._answer(np.array([region.box for region in found]), chances, message)
+        found_regions = regions(score, size, cut=d.cut, gap=d.gap, max_regions=self.options.max_boxes)
+        probabilities = np.array([self._probability(region) for region in found_regions])
+        peak = found_regions[0].peak
+        message = f"The reference was not aligned; patches were compared with the nearest of it (peak {peak:.2f})."
+        return self._answer(np.array([region.box for region in found_regions]), probabilities, message)
 
-    def _chance(self, region: Region) -> float:
+    def _probability(self, region: Region) -> float:
         d = self.deciding
-        peak, contrast = evidence(region)
-        return logistic(d.bias + d.peak * peak + d.contrast * contrast)
+        peak, contrast = region_features(region)
+        return sigmoid(d.bias + d.peak * peak + d.contrast * contrast)
 
-    def _fused(self, found: Comparison, score: Map, size: tuple[int, int]) -> Location:
-        """The answer where the reference can be aligned: boxes of `difference`, probabilities of both."""
+    def _fused_answer(self, comparison: Comparison, score: Map, size: tuple[int, int]) -> Location:
+        """The answer for an aligned reference: boxes of `difference`, probabilities of both."""
         d = self.deciding
-        least, most = self.options.difference.threshold, self.options.difference.max_boxes
-        found = replace(found, candidates=[one for one in found.candidates if one.probability >= least][:most])
-        boxes, peaks = self._difference.boxes(found, size), self.peaks(found, score)
+        least, max_boxes = self.options.difference.threshold, self.options.difference.max_boxes
+        candidates = [one for one in comparison.candidates if one.probability >= least][:max_boxes]
+        comparison = replace(comparison, candidates=candidates)
+        boxes, peaks = self._difference.boxes(comparison, size), self.peaks(comparison, score)
         probabilities = [
-            logistic(d.fused_bias + d.fused_difference * logit(one.probability) + d.fused_peak * math.log(peak))
-            for one, peak in zip(found.candidates, peaks, strict=True)
+            sigmoid(d.fused_bias + d.fused_difference * logit(one.probability) + d.fused_peak * math.log(peak))
+            for one, peak in zip(candidates, peaks, strict=True)
         ]
-        return self._answer(boxes, np.array(probabilities), found.described)
+        return self._answer(boxes, np.array(probabilities), comparison.alignment_text)
 
-    def peaks(self, found: Comparison, score: Map) -> list[float]:
+    def peaks(self, comparison: Comparison, score: Map) -> list[float]:
         """The highest value of a map within each candidate's box.
 
-        Of the whole images' map (h, w), `score`; the likeliest candidates of levels too large for it are looked up in the map
-        of a crop at their level's size.
+        `score` (h, w) is the map of the whole images. For the likeliest candidates of larger levels the map of a crop at their
+        level's size is computed.
         """
-        height, width = found.target.shape[:2]
+        height, width = comparison.target.shape[:2]
         result = []
-        for number, one in enumerate(found.candidates):
-            if number < _CROPS and one.share * max(height, width) > _WHOLE:
-                result.append(self._peak_in_crop(found, one))
+        for number, one in enumerate(comparison.candidates):
+            if number < _MAX_CROPS and one.share * max(height, width) > _MAX_WHOLE:
+                result.append(self._peak_in_crop(comparison, one))
             else:
                 result.append(peak_within(score, one.box, (width, height)))
         return result
 
-    def _peak_in_crop(self, found: Comparison, candidate: Candidate) -> float:
-        height, width = found.target.shape[:2]
-        left, top, right, bottom = _window(candidate.box, round(_CROP / candidate.share), (width, height))
-        target = found.target[top:bottom, left:right]
-        there = np.linalg.inv(found.registration.matrix)
+    def _peak_in_crop(self, comparison: Comparison, candidate: Candidate) -> float:
+        height, width = comparison.target.shape[:2]
+        left, top, right, bottom = _window(candidate.box, round(_CROP_SIDE / candidate.share), (width, height))
+        target = comparison.target[top:bottom, left:right]
+        to_reference = np.linalg.inv(comparison.registration.matrix)
         corners = np.array([[[left, top], [right, top], [right, bottom], [left, bottom]]], np.float64)
-        moved = cv2.perspectiveTransform(corners, there)[0]
+        moved = cv2.perspectiveTransform(corners, to_reference)[0]
         low, high = np.floor(moved.min(axis=0)).astype(int), np.ceil(moved.max(axis=0)).astype(int)
-        low, high = np.maximum(low, 0), np.minimum(high, found.reference.shape[1::-1])
+        low, high = np.maximum(low, 0), np.minimum(high, comparison.reference.shape[1::-1])
         if (high - low < 2 * MULTIPLE).any():
-            # The reference does not show this place.
+            # The reference does not show this region.
             return 1.0
-        reference = found.reference[low[1] : high[1], low[0] : high[0]]
+        reference = comparison.reference[low[1] : high[1], low[0] : high[0]]
         with ThreadPoolExecutor(self.options.workers or usable_cores()) as pool:
             score = self._map(self._patches(_rgb(target)), [self._patches(_rgb(reference))], pool)
         return peak_within(score, candidate.box - [left, top, left, top], (right - left, bottom - top))
 
-    def _answer(self, boxes: Boxes, chances: NDArray[np.float64], told: str) -> Location:
-        order = np.argsort(-chances, kind="stable")
-        kept = order[chances[order] >= self.options.threshold][: self.options.max_boxes]
-        found = f"{len(kept)} region(s) differ." if len(kept) else "Nothing differs beyond noise."
+    def _answer(self, boxes: Boxes, probabilities: NDArray[np.float64], message: str) -> Location:
+        order = np.argsort(-probabilities, kind="stable")
+        kept = order[probabilities[order] >= self.options.threshold][: self.options.max_boxes]
+        counted = f"{len(kept)} region(s) differ." if len(kept) else "Nothing differs beyond noise."
         return Location(
             boxes=boxes[kept],
-            scores=chances[kept],
-            confidence=float(chances.max(initial=0.0)),
-            reasoning=f"{told} {found}",
+            scores=probabilities[kept],
+            confidence=float(probabilities.max(initial=0.0)),
+            reasoning=f"{message} {counted}",
             threshold=self.options.threshold,
         )
 
 
-def evidence(region: Region) -> tuple[float, float]:
-    """What the chance of a region is computed from: logarithms of its peak and of how far that stands out of the map."""
-    return math.log(max(region.peak, SURE)), math.log(max(region.peak, SURE) / max(region.usual, SURE))
+def region_features(region: Region) -> tuple[float, float]:
+    """The inputs of a region's logistic curve: log peak, and log of the peak's ratio to the background."""
+    return math.log(max(region.peak, MIN_PROBABILITY)), math.log(
+        max(region.peak, MIN_PROBABILITY) / max(region.background, MIN_PROBABILITY)
+    )
 
 
 def peak_within(score: Map, box: NDArray[np.float64], size: tuple[int, int]) -> float:
-    """The highest value of (h, w) `score` within a box (4,) of a picture of (width, height)."""
+    """The highest value of `score` (h, w) within a box (4,) of an image of (width, height)."""
     x, y = score.shape[1] / size[0], score.shape[0] / size[1]
     left, top = int(box[0] * x), int(box[1] * y)
     right, bottom = max(left + 1, math.ceil(box[2] * x)), max(top + 1, math.ceil(box[3] * y))
-    return max(SURE, float(score[top:bottom, left:right].max(initial=0.0)))
+    return max(MIN_PROBABILITY, float(score[top:bottom, left:right].max(initial=0.0)))
 
 
 def _window(box: NDArray[np.float64], side: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A square of `side` pixels around a box (4,), larger where twice the box is, within (width, height): x1, y1, x2, y2."""
+    """A square of `side` pixels around a box (4,), or twice the box if that is larger, within (width, height): x1, y1, x2, y2."""
     sides = np.minimum(np.maximum(side, 2 * (box[2:] - box[:2])), size).round()
     low = np.clip((box[:2] + box[2:] - sides) / 2, 0, size - sides).round()
     return int(low[0]), int(low[1]), int(low[0] + sides[0]), int(low[1] + sides[1])

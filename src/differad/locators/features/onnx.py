@@ -1,4 +1,4 @@
-"""The few messages of an ONNX file that a feed-forward convolutional network needs, written straight to bytes.
+"""Write the few ONNX messages that a feed-forward convolutional network needs, straight to bytes.
 
 OpenCV reads networks from ONNX only; writing one takes a page, so that neither the `onnx` package nor a second copy of
 the weights has to be shipped. Field numbers: https://github.com/onnx/onnx/blob/v1.16.0/onnx/onnx.proto (Apache-2.0).
@@ -22,7 +22,7 @@ Attribute = int | Sequence[int]
 
 @dataclass(frozen=True)
 class Node:
-    """One operation: the names of what it takes and of the one thing it gives, and integer attributes."""
+    """One operation: the names of its inputs and of its one output, and integer attributes."""
 
     operator: str
     inputs: Sequence[str]
@@ -36,7 +36,7 @@ def encode(
     inputs: Mapping[str, Sequence[int | str]],
     outputs: Mapping[str, Sequence[int | str]],
 ) -> bytes:
-    """An ONNX model as bytes. `inputs` and `outputs` map names to shapes, a word standing for a free dimension."""
+    """An ONNX model as bytes. `inputs` and `outputs` map names to shapes; a string is a free dimension."""
     graph = b"".join(
         [
             *(_message(1, _node(node)) for node in nodes),
@@ -77,16 +77,16 @@ def _value(name: str, shape: Sequence[int | str]) -> bytes:
     return _text(1, name) + _message(2, _message(1, _number(1, _FLOAT) + _message(2, sides)))
 
 
-def _number(place: int, value: int) -> bytes:
-    return _varint(place << 3 | _VARINT) + _varint(value)
+def _number(field_number: int, value: int) -> bytes:
+    return _varint(field_number << 3 | _VARINT) + _varint(value)
 
 
-def _text(place: int, value: str) -> bytes:
-    return _message(place, value.encode())
+def _text(field_number: int, value: str) -> bytes:
+    return _message(field_number, value.encode())
 
 
-def _message(place: int, body: bytes) -> bytes:
-    return _varint(place << 3 | _BYTES) + _varint(len(body)) + body
+def _message(field_number: int, body: bytes) -> bytes:
+    return _varint(field_number << 3 | _BYTES) + _varint(len(body)) + body
 
 
 def _varint(value: int) -> bytes:

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from differad.errors import InputError, shortened
 
-# The folder that is shipped inside the package.
+# Shipped inside the package.
 BACKBONE = Path(__file__).parents[2] / "weights" / "efficientnet_lite0" / "model.safetensors"
 _LENGTH_BYTES = 8
-_AGAIN = "install differad again"
+_REINSTALL = "install differad again"
 
 
-def read_safetensors(path: Path, remedy: str = _AGAIN) -> dict[str, NDArray[np.float32]]:
-    """Every tensor of a file by name, as float32. Raises InputError, which ends with the remedy, where one cannot be read."""
+def read_safetensors(path: Path, remedy: str = _REINSTALL) -> dict[str, NDArray[np.float32]]:
+    """Every tensor of a file by name, as float32. Raises InputError, ending with `remedy`, for an unreadable one."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -36,7 +36,7 @@ def read_safetensors(path: Path, remedy: str = _AGAIN) -> dict[str, NDArray[np.f
     for name, entry in header.items():
         try:
             begin, end = (start + offset for offset in entry["data_offsets"])
-            tensors[name] = _NUMBERS[entry["dtype"]](content[begin:end]).reshape(entry["shape"])
+            tensors[name] = _READERS[entry["dtype"]](content[begin:end]).reshape(entry["shape"])
         except (KeyError, TypeError, ValueError):
             kind = entry.get("dtype") if isinstance(entry, dict) else shortened(entry)
             raise InputError(
@@ -46,11 +46,11 @@ def read_safetensors(path: Path, remedy: str = _AGAIN) -> dict[str, NDArray[np.f
 
 
 def _bfloat16(content: bytes) -> NDArray[np.float32]:
-    """The upper halves of float32 numbers."""
+    """bfloat16 numbers: the upper halves of float32 numbers."""
     return (np.frombuffer(content, "<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-_NUMBERS: dict[str, Callable[[bytes], NDArray[np.float32]]] = {
+_READERS: dict[str, Callable[[bytes], NDArray[np.float32]]] = {
     "F32": lambda content: np.frombuffer(content, "<f4"),
     "F16": lambda content: np.frombuffer(content, "<f2").astype(np.float32),
     "BF16": _bfloat16,

@@ -1,6 +1,6 @@
-"""Evidence of pairs on disk, a file each; one that is empty, cut off or of another shape counts as missing.
+"""Pair features on disk, one file per pair; a file that is empty, cut off or of another shape counts as missing.
 
-Nothing is brought to the disk at once: what a power cut takes is computed anew. Needs neither torch nor transformers.
+Files are written without sync: what a power cut loses is computed again. Needs neither torch nor transformers.
 """
 
 import re
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from differad.errors import InputError
 from differad.files import make_folder, write_bytes
-from differad.locators.tiny.evidence import WIDTH, Evidence
+from differad.locators.tiny.evidence import WIDTH, PairFeatures
 
 # The header that `numpy.save` gives such an array, https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 _HEADER = re.compile(
@@ -20,17 +20,17 @@ _HEADER = re.compile(
     re.DOTALL,
 )
 _LONGEST_HEADER = 256
-_BYTES = 2  # of a number in half precision
+_BYTES = 2  # per number, in half precision
 
 
 def evidence_file(cache: Path, key: bytes) -> Path:
-    """Where the evidence of a pair is kept; `key` is the `digest` of its two images as `resized` gives them."""
+    """The file of a pair's features; `key` is the `digest` of its two images as `resized` returns them."""
     return cache / f"{key.hex()}.npy"
 
 
-def write_evidence(cache: Path, key: bytes, found: Evidence) -> NDArray[np.float16]:
-    """Keep the evidence of a pair, in half precision, which is given back. Raises WriteError."""
-    half = np.ascontiguousarray(found, dtype="<f2")
+def write_evidence(cache: Path, key: bytes, features: PairFeatures) -> NDArray[np.float16]:
+    """Write the features of a pair in half precision and return them so. Raises WriteError."""
+    half = np.ascontiguousarray(features, dtype="<f2")
     content = BytesIO()
     np.save(content, half)
     make_folder(cache)
@@ -38,19 +38,19 @@ def write_evidence(cache: Path, key: bytes, found: Evidence) -> NDArray[np.float
     return half
 
 
-def has_evidence(cache: Path, key: bytes, grid: tuple[int, int]) -> bool:
-    """Whether the evidence (*grid, WIDTH) of a pair is there, whole; its numbers are not read. Raises InputError."""
+def has_pair_features(cache: Path, key: bytes, grid: tuple[int, int]) -> bool:
+    """Whether the features (*grid, WIDTH) of a pair are cached and complete; their numbers are not read. Raises InputError."""
     return _open(evidence_file(cache, key), grid, read=False) is not None
 
 
-def read_evidence(cache: Path, key: bytes, grid: tuple[int, int] | None = None) -> Evidence | None:
-    """The evidence (h, w, WIDTH) of a pair, None where it is not there, not whole or not (*grid, WIDTH). Raises InputError."""
+def read_pair_features(cache: Path, key: bytes, grid: tuple[int, int] | None = None) -> PairFeatures | None:
+    """The features (h, w, WIDTH) of a pair; None if missing, incomplete or not (*grid, WIDTH). Raises InputError."""
     half = _open(evidence_file(cache, key), grid, read=True)
     return None if half is None else half.astype(np.float32)
 
 
 def _open(path: Path, grid: tuple[int, int] | None, *, read: bool) -> NDArray[np.float16] | None:
-    """The array (h, w, WIDTH) of a file, (0, 0, WIDTH) where it is not to be read; None for a file that is none."""
+    """The array (h, w, WIDTH) of a file, (0, 0, WIDTH) without `read`; None for a file that holds no such array."""
     try:
         with path.open("rb") as file:
             header = _HEADER.match(file.read(_LONGEST_HEADER))
@@ -64,8 +64,8 @@ def _open(path: Path, grid: tuple[int, int] | None, *, read: bool) -> NDArray[np
                 return np.empty((0, 0, WIDTH), np.float16)
             file.seek(header.end())
             content = file.read(size)
-    except (FileNotFoundError, NotADirectoryError):  # who writes it says what is wrong with the folder
+    except (FileNotFoundError, NotADirectoryError):  # writing reports what is wrong with the folder
         return None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected the evidence of a pair") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected the features of a pair") from None
     return np.frombuffer(content, "<f2").reshape(height, width, WIDTH) if len(content) == size else None

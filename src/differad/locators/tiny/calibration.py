@@ -1,6 +1,6 @@
 """Numbers of the `tiny` locator's decision, found by benchmarks/calibrate_tiny.py on synthetic pairs.
 
-That script prints each with the criterion that chose it; nothing here was fitted to a real image. A policy of one's own may
+That script prints each with the criterion that chose it; nothing here was fitted to a real image. Another policy may
 have other numbers in `decision.json` of its folder.
 """
 
@@ -17,8 +17,8 @@ DECISION = "decision.json"
 
 
 @dataclass(frozen=True)
-class Deciding:
-    """The logistic curve over the odds of a box in the policy's answer and the highest logit of its map."""
+class DecisionConstants:
+    """The logistic curve over the logit of a box in the policy's answer and the highest logit of its map."""
 
     bias: float = -0.476
     answer: float = 0.678
@@ -26,11 +26,11 @@ class Deciding:
     threshold: float = 0.378
 
 
-DECIDING = Deciding()
+DECISION_CONSTANTS = DecisionConstants()
 
 
-def read_deciding(folder: Path) -> Deciding:
-    """The numbers in `decision.json` of a policy's folder; those that it does not name are the shipped ones.
+def read_decision_constants(folder: Path) -> DecisionConstants:
+    """The numbers in `decision.json` of a policy's folder; missing ones are the shipped ones.
 
     Raises OptionError naming the file and the number.
     """
@@ -38,23 +38,23 @@ def read_deciding(folder: Path) -> Deciding:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return DECIDING
+        return DECISION_CONSTANTS
     except (OSError, ValueError) as error:
-        raise OptionError(f"{path}: cannot be read as JSON ({error}); mend it, or remove it") from None
+        raise OptionError(f"{path}: cannot be read as JSON ({error}); fix it, or remove it") from None
     if not isinstance(values, dict):
         raise OptionError(f"{path}: holds {shortened(values)}; expected an object of {_names()}")
-    return replace(DECIDING, **{name: _number(path, name, value) for name, value in values.items()})
+    return replace(DECISION_CONSTANTS, **{name: _number(path, name, value) for name, value in values.items()})
 
 
-def write_deciding(folder: Path, deciding: Deciding) -> Path:
-    """Write the numbers to `decision.json` of a policy's folder; gives back the file. Raises WriteError."""
+def write_decision_constants(folder: Path, deciding: DecisionConstants) -> Path:
+    """Write the numbers to `decision.json` of a policy's folder and return its path. Raises WriteError."""
     path = folder / DECISION
     write_text(path, json.dumps(asdict(deciding), indent=1) + "\n")
     return path
 
 
 def _number(path: Path, name: str, value: Any) -> float:
-    if name not in (field.name for field in fields(Deciding)):
+    if name not in (field.name for field in fields(DecisionConstants)):
         raise OptionError(f"{path}: {name!r} is none of its numbers; expected {_names()}")
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or (name == "threshold" and not 0 <= value <= 1):
@@ -64,4 +64,4 @@ def _number(path: Path, name: str, value: Any) -> float:
 
 
 def _names() -> str:
-    return ", ".join(field.name for field in fields(Deciding))
+    return ", ".join(field.name for field in fields(DecisionConstants))

@@ -1,6 +1,6 @@
-"""The folder of an embedded policy: what it must hold, read and checked before anything is computed.
+"""Read and check the folder of an embedded policy before anything is computed.
 
-Every error is one line that names the file and what is missing. Needs neither torch nor transformers; knows nothing of how the
+Every error is one line with the file and what is missing. Needs neither torch nor transformers; knows nothing of how the
 policy computes.
 """
 
@@ -43,13 +43,13 @@ def holds_policy(folder: Path) -> bool:
 
 
 def result_below(folder: Path) -> Path | None:
-    """The policy or checkpoint that a training run left below its own folder, where `folder` itself is none."""
+    """The policy or checkpoint below a training run's `folder`; None if `folder` is one itself or there is none."""
     below = folder / _RESULT
     return below if _holds(below / CONFIG) and not _holds(folder / CONFIG) else None
 
 
 def read_policy(folder: Path) -> PolicyFiles:
-    """All that the policy in `folder` is made of, checked. Raises OptionError, InputError."""
+    """The files of the policy in `folder`, checked. Raises OptionError, InputError."""
     settings = _settings(folder)
     missing = [name for name in (WEIGHTS_FILE, TOKENIZER) if not _holds(folder / name)]
     if not any(_holds(folder / name) for name in PROCESSORS):
@@ -70,22 +70,22 @@ def _settings(folder: Path) -> dict[str, Any]:
     model_type = settings.get("model_type")
     if model_type != TINY_MODEL_TYPE:
         raise OptionError(
-            f"{folder}: model type {model_type!r}; expected an embedded policy ({TINY_MODEL_TYPE!r}), other checkpoints go "
-            f"by their folder alone: --model {folder}"
+            f"{folder}: model type {model_type!r}; expected an embedded policy ({TINY_MODEL_TYPE!r}), for other checkpoints "
+            f"pass the folder alone: --model {folder}"
         )
     return settings
 
 
 def _tokens(path: Path) -> dict[str, int]:
-    spelling = _read_json(path)
+    tokenizer = _read_json(path)
     try:
-        return {**spelling["model"]["vocab"], **{each["content"]: each["id"] for each in spelling["added_tokens"]}}
+        return {**tokenizer["model"]["vocab"], **{each["content"]: each["id"] for each in tokenizer["added_tokens"]}}
     except (KeyError, TypeError):
         raise OptionError(f"{path}: no tokens in it; expected the tokenizer of an embedded policy") from None
 
 
 def _holds(path: Path) -> bool:
-    """Whether there is a file or folder; one that this user may not look into counts as none."""
+    """Whether a file or folder exists; one without permission to access counts as missing."""
     try:
         return path.exists()
     except OSError:
@@ -94,9 +94,9 @@ def _holds(path: Path) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OptionError(f"{path}: cannot be read as JSON ({error}); copy it from the checkpoint") from None
-    if not isinstance(found, dict):
-        raise OptionError(f"{path}: holds {type(found).__name__}; expected the object of a checkpoint")
-    return found
+    if not isinstance(content, dict):
+        raise OptionError(f"{path}: holds {type(content).__name__}; expected the object of a checkpoint")
+    return content

@@ -1,7 +1,6 @@
-"""The few layers that the embedded policy is made of, in NumPy: forward only, float32, channels last.
+"""The few layers of the embedded policy in NumPy: forward only, float32, channels last.
 
-Each takes its weights as PyTorch stores them and gives what PyTorch's layer of that name does, to rounding. Knows nothing
-of the policy.
+Each takes its weights as PyTorch stores them and equals PyTorch's layer of that name up to rounding. Knows nothing of the policy.
 """
 
 import cv2
@@ -9,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
-# Added to variances by PyTorch's norms unless told.
+# PyTorch's default epsilon of norms.
 _EPSILON = 1e-5
 # Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.26: the error function to 1.5e-7.
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
@@ -18,26 +17,26 @@ _ERF_SLOPE = 0.3275911
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """(..., in) to (..., out)."""
-    found = x @ weight.T
-    return found if bias is None else found + bias
+    product = x @ weight.T
+    return product if bias is None else product + bias
 
 
 def conv(x: Array, weight: Array, bias: Array, *, stride: int = 1, padding: int = 0, dilation: int = 1) -> Array:
-    """(H, W, in) to (H', W', out) by a kernel (out, in, k, k); one product for each of its places."""
+    """(H, W, in) to (H', W', out) by a kernel (out, in, k, k); one product for each kernel position."""
     outs, ins, size, _ = weight.shape
     padded = np.pad(x, ((padding, padding), (padding, padding), (0, 0)))
     height, width = ((side - dilation * (size - 1) - 1) // stride + 1 for side in padded.shape[:2])
-    found = np.tile(bias, (height * width, 1))
+    result = np.tile(bias, (height * width, 1))
     for dy in range(size):
         for dx in range(size):
             rows = padded[dilation * dy :: stride][:height]
-            seen = rows[:, dilation * dx :: stride][:, :width]
-            found += seen.reshape(-1, ins) @ weight[:, :, dy, dx].T
-    return found.reshape(height, width, outs)
+            window = rows[:, dilation * dx :: stride][:, :width]
+            result += window.reshape(-1, ins) @ weight[:, :, dy, dx].T
+    return result.reshape(height, width, outs)
 
 
 def gelu(x: Array) -> Array:
-    """Exact GELU, with the error function written out: NumPy has none."""
+    """Exact GELU with a polynomial for the error function, which NumPy lacks."""
     scaled = np.abs(x) * np.float32(2**-0.5)
     t = 1 / (1 + np.float32(_ERF_SLOPE) * scaled)
     series = np.zeros_like(t)
@@ -48,12 +47,12 @@ def gelu(x: Array) -> Array:
 
 
 def silu(x: Array) -> Array:
-    """x times its logistic."""
+    """x times its sigmoid."""
     return np.asarray(x / (1 + np.exp(-x)), dtype=np.float32)
 
 
 def group_norm(x: Array, weight: Array, bias: Array, groups: int) -> Array:
-    """(H, W, C) normalised over places and the channels of each of `groups`."""
+    """(H, W, C) normalised over positions and the channels of each of `groups`."""
     parts = x.reshape(*x.shape[:2], groups, -1)
     mean, spread = parts.mean(axis=(0, 1, 3), keepdims=True), parts.var(axis=(0, 1, 3), keepdims=True)
     return np.asarray(((parts - mean) / np.sqrt(spread + _EPSILON)).reshape(x.shape) * weight + bias, np.float32)
@@ -72,10 +71,10 @@ def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
 
 def softmax(x: Array) -> Array:
     """Over the last axis."""
-    risen = np.exp(x - x.max(axis=-1, keepdims=True))
-    return np.asarray(risen / risen.sum(axis=-1, keepdims=True), np.float32)
+    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), np.float32)
 
 
-def twice(x: Array) -> Array:
-    """(H, W, C) at twice the size, between places by lines, as PyTorch's `interpolate` does without aligned corners."""
+def upsample_twice(x: Array) -> Array:
+    """(H, W, C) at twice the size, bilinear, as PyTorch's `interpolate` with `align_corners=False`."""
     return np.asarray(cv2.resize(x, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR), np.float32)

@@ -1,4 +1,4 @@
-"""What of a pair's evidence is worked out on a core, in a process of its own: reading, resizing, the search for a motion.
+"""The part of pair features that worker processes compute on the CPU: reading, resizing, registration.
 
 Knows neither torch nor transformers, so that a process starts quickly.
 """
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from differad.answers.resize import ResizeRule
 from differad.images import RGB, ImageSource, digest, read_images
 from differad.locators.threads import one_blas_thread
-from differad.locators.tiny.cache import has_evidence, write_evidence
-from differad.locators.tiny.evidence import PATCH, laid_on, steepest
-from differad.locators.tiny.known import describe
-from differad.locators.tiny.pairs import PairEvidence, resized
+from differad.locators.tiny.cache import has_pair_features, write_evidence
+from differad.locators.tiny.evidence import PATCH, aligned_difference, cell_maxima
+from differad.locators.tiny.known import file_signature
+from differad.locators.tiny.pairs import PairFeatureExtractor, resized
 
 # Strides of the backbone in pixels.
 _STRIDES = (8, 16)
@@ -31,7 +31,7 @@ _STRIDES = (8, 16)
 
 @dataclass(frozen=True)
 class Task:
-    """A pair whose evidence is to be kept in `cache`; `whole` says that it is computed here, to its end."""
+    """A pair whose features go into `cache`; with `whole` the worker computes all of them."""
 
     reference: ImageSource
     target: ImageSource
@@ -42,7 +42,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Two resized images, and how far pixels differ at both strides where they could be aligned."""
+    """Two resized images, and the pixel differences at both strides, or None if they could not be aligned."""
 
     reference: RGB
     target: RGB
@@ -51,8 +51,8 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of a task: the key of its evidence, whether it was there before, what is left to compute, and what the
-    pair's files are called in the index of known ones."""
+    """The outcome of a task: the key of its features, whether they were cached before, what is left to compute, and the
+    signature of the pair's files in the index."""
 
     key: bytes
     kept: bool
@@ -61,27 +61,28 @@ class Outcome:
 
 
 def prepare(task: Task) -> Outcome:
-    """A pair made ready, or its evidence computed. Raises ImageError, WriteError."""
-    described = describe(task.reference, task.target, list(astuple(task.rule)))  # first: a file may change meanwhile
+    """Prepare a pair, or compute its features. Raises ImageError, WriteError."""
+    # First: a file may change in between.
+    signature = file_signature(task.reference, task.target, list(astuple(task.rule)))
     reference, target = (resized(image, task.rule) for image in read_images(task.reference, task.target))
     key = digest(reference, target)
-    if has_evidence(task.cache, key, (target.shape[0] // PATCH, target.shape[1] // PATCH)):
-        return Outcome(key, True, None, described)
+    if has_pair_features(task.cache, key, (target.shape[0] // PATCH, target.shape[1] // PATCH)):
+        return Outcome(key, True, None, signature)
     if task.whole:
         with one_blas_thread():
-            write_evidence(task.cache, key, _evidence()(reference, target))
-        return Outcome(key, False, None, described)
-    pixels = laid_on(reference, target)
+            write_evidence(task.cache, key, _pair_features()(reference, target))
+        return Outcome(key, False, None, signature)
+    pixels = aligned_difference(reference, target)
     if pixels is None:
-        return Outcome(key, False, Prepared(reference, target, None), described)
-    fine, coarse = (steepest(pixels, (target.shape[0] // s, target.shape[1] // s)) for s in _STRIDES)
-    return Outcome(key, False, Prepared(reference, target, (fine, coarse)), described)
+        return Outcome(key, False, Prepared(reference, target, None), signature)
+    fine, coarse = (cell_maxima(pixels, (target.shape[0] // s, target.shape[1] // s)) for s in _STRIDES)
+    return Outcome(key, False, Prepared(reference, target, (fine, coarse)), signature)
 
 
 @contextmanager
 def own_processes(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that use one core each, and end when this one does, however it ends."""
-    # Spawned: a fork would copy the locks of whatever threads the caller runs.
+    """A pool of processes that use one core each and end with this process, however it ends."""
+    # Spawned: a fork would copy the locks of the caller's threads.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start)
     try:
         yield pool
@@ -90,8 +91,8 @@ def own_processes(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 @cache
-def _evidence() -> PairEvidence:
-    return PairEvidence()
+def _pair_features() -> PairFeatureExtractor:
+    return PairFeatureExtractor()
 
 
 def _start() -> None:
