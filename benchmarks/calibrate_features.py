@@ -38,7 +38,7 @@ from differad.locators.features.nearest import combine_distances, distances, sel
 from differad.locators.features.regions import regions
 from differad.locators.odds import logit
 from differad.synthesis.pairs import SyntheticPair
-from differad.synthesis.unaligned import draw_unaligned
+from differad.synthesis.unaligned import generate_unaligned
 
 # Seeds of the unaligned pairs start here, far from those of other programs.
 FIRST = 20_000
@@ -86,7 +86,7 @@ def distances_of(pair: SyntheticPair, scoring: ScoringConstants) -> list[tuple[n
 def alone_of(seed: int) -> tuple[dict[str, tuple[tuple[float, float], float]], bool, str, np.ndarray]:
     """Of pair `seed`: the highest region's features and IoU by setting, whether it is abnormal, its surface, its border."""
     cv2.setNumThreads(1)
-    pair = draw_unaligned(np.random.default_rng(FIRST + seed), seed % 2 == 0)
+    pair = generate_unaligned(np.random.default_rng(FIRST + seed), seed % 2 == 0)
     found = {
         side: distances_of(pair, replace(SCORING_CONSTANTS, side=side))
         for side in (SCORING_CONSTANTS.side, *CHANGES["side"])

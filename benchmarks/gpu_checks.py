@@ -186,7 +186,9 @@ def attention_rows(context: Context) -> Iterator[Row]:
     repeats = shape.heads // shape.kv_heads
     device, dtype = context.device, torch.bfloat16
     columns = -(-(prompt + GROUP_SIZE * answer) // 8) * 8
-    allowed = group_attention_mask(torch.ones(1, prompt, device=device), GROUP_SIZE, answer).repeat(1, repeats, 1)[:, None]
+    allowed = group_attention_mask(torch.ones(1, prompt, device=device), GROUP_SIZE, answer).repeat(1, repeats, 1)[
+        :, None
+    ]
     allowed = functional.pad(allowed, (0, columns - allowed.shape[-1]))
     step = torch.randn(1, shape.kv_heads, repeats * GROUP_SIZE, shape.head, device=device, dtype=dtype)
     keys = torch.randn(1, shape.kv_heads, columns, shape.head, device=device, dtype=dtype)

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast
 
 from differad.training.recipe import Scratch
-from differad.training.scratch import build_scratch, token_ids
+from differad.training.scratch import build_small_qwen2_vl, token_ids
 
 # Pixels per side of one image token.
 TOKEN = 32
@@ -71,7 +71,7 @@ def write_checkpoint(folder: Path, shape: Shape, dtype: torch.dtype, device: tor
 def build_model(folder: Path, shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
     """The model on `device`; `folder` gets its checkpoint without the weights."""
     small = Scratch(hidden_size=64, layers=1, heads=2, vision_depth=1, vision_size=32, vocabulary=900)
-    build_scratch(folder, small, 0)
+    build_small_qwen2_vl(folder, small, 0)
     (folder / "model.safetensors").unlink()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     settings = json.loads((folder / "preprocessor_config.json").read_text())

@@ -27,9 +27,9 @@ from differad.core import Pair
 from differad.data.manifest import read_pairs
 from differad.images import read_images
 from differad.locators.threads import usable_cores
-from differad.locators.tiny.batched import BatchedEvidence
+from differad.locators.tiny.batched import BatchedPairFeatures
 from differad.locators.tiny.evidence import AREA, PATCH
-from differad.locators.tiny.known import write_known
+from differad.locators.tiny.known import append_to_index
 from differad.locators.tiny.pairs import resized
 from differad.locators.tiny.preparing import Task, own_processes, prepare
 from differad.synthesis.draw import SynthesisOptions
@@ -113,7 +113,7 @@ def _evidence_on_device(context: Any, sizes: Sizes, pairs: Sequence[Pair], rule:
     alike = [both for both in images if both[0].shape == both[1].shape == shape]
     images = [alike[number % len(alike)] for number in range(sizes.evidence_batch)]
     pixels = np.ones((shape[0] // 8, shape[1] // 8), np.float32), np.ones((shape[0] // 16, shape[1] // 16), np.float32)
-    evidence = BatchedEvidence(context.device)
+    evidence = BatchedPairFeatures(context.device)
     context.reset_peak()
     seconds = context.seconds(
         lambda: evidence([r for r, _ in images], [t for _, t in images], [pixels] * len(images)),
@@ -144,7 +144,7 @@ def _evidence_on_cores(
             outcomes = list(pool.map(prepare, [replace(task, cache=cache) for task in tasks]))
             seconds = time.perf_counter() - start
             if whole:  # training below uses these
-                write_known(cache, [(each.described, each.key) for each in outcomes if each.described])
+                append_to_index(cache, [(each.described, each.key) for each in outcomes if each.described])
             yield {"what": what, "cores": cores, "seconds": seconds, "pairs_per_s": len(pairs) / seconds}
 
 

@@ -34,7 +34,7 @@ from trl import GRPOTrainer
 from differad.training.policy import PairProcessor, open_checkpoint
 from differad.training.recipe import RlRecipe, Scratch
 from differad.training.rl import DifficultyAwareTrainer, build_trainer, make_rewards
-from differad.training.scratch import build_scratch, text_settings, token_ids
+from differad.training.scratch import build_small_qwen2_vl, text_settings, token_ids
 from part_clock import PartClock
 
 SIDES = ("stock", "shared")
@@ -128,8 +128,8 @@ def write_pairs(folder: Path, side: int, count: int) -> Path:
 
 
 def write_checkpoint(folder: Path, case: Case) -> Path:
-    """The case's checkpoint with random weights and the tokenizer of `build_scratch`."""
-    build_scratch(folder, case.scratch, 0)
+    """The case's checkpoint with random weights and the tokenizer of `build_small_qwen2_vl`."""
+    build_small_qwen2_vl(folder, case.scratch, 0)
     if case.family == "qwen2_vl":
         return folder
     tokenizer, sizes = PreTrainedTokenizerFast.from_pretrained(folder), case.scratch

@@ -23,7 +23,7 @@ from PIL import Image
 
 from differad.core import Pair
 from differad.locators.local import LocalLocator, LocalOptions
-from differad.training.scratch import build_scratch
+from differad.training.scratch import build_small_qwen2_vl
 from grpo_speed import ANSWER, SCRATCH, Clock, added_memory, write_page
 
 SIDES = {"plain generate": 0, "cached prefix": 4}
@@ -76,7 +76,7 @@ def measure(case: Case, threads: int) -> tuple[dict[str, dict[str, float]], int]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pairs = write_targets(folder, 28 * round(case.tokens**0.5), case.targets + 2)
-        build_scratch(folder / "model", SCRATCH, 0)
+        build_small_qwen2_vl(folder / "model", SCRATCH, 0)
         locators = {side: make_locator(folder / "model", side, case.batch) for side in SIDES}
         for locator in locators.values():  # warms up, and is the first sight of the reference
             list(locator.locate_many(pairs[:2]))
@@ -104,7 +104,7 @@ def memory_of(side: str, batch: int, threads: int) -> float:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pairs = write_targets(folder, 448, 3 * batch)
-        build_scratch(folder / "model", SCRATCH, 0)
+        build_small_qwen2_vl(folder / "model", SCRATCH, 0)
         locator = make_locator(folder / "model", side, batch)
         return added_memory(lambda: list(locator.locate_many(pairs)))
 

@@ -29,7 +29,7 @@ from differad.data.manifest import read_pairs
 from differad.images import read_images
 from differad.synthesis.pairs import make_pair
 from differad.synthesis.textures import TEXTURES
-from differad.synthesis.unaligned import draw_unaligned
+from differad.synthesis.unaligned import generate_unaligned
 
 Image = NDArray[np.generic]
 HOLDS = 0.7
@@ -154,7 +154,7 @@ def synthetic_pair(number: int) -> Pair:
     turn, kind = number // len(KINDS), KINDS[number % len(KINDS)]
     rng = np.random.default_rng(70_000 + number)
     if kind == "unaligned":
-        return draw_unaligned(rng, turn % 2 == 0).as_pair()
+        return generate_unaligned(rng, turn % 2 == 0).as_pair()
     return make_pair(rng, kind, anomalous=turn % 2 == 0, size=SIZES[turn // 2 % len(SIZES)]).as_pair()
 
 

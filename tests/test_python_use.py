@@ -20,7 +20,7 @@ from differad.cli.main import run
 from differad.data.stamps import image_name
 from differad.evaluation.run import locate_to_file
 from differad.images import image_size, read_image
-from differad.locators import Embedded
+from differad.locators import EmbeddedLocator
 from differad.locators.features import FeaturesLocator
 
 ROOT = Path(__file__).parents[1]
@@ -38,14 +38,14 @@ def test_every_error_is_at_hand():
 
 STRICT = """
 from differad import DifferadError, Location, Locator, Pair, load_locator, read_pairs
-from differad.locators import Embedded
+from differad.locators import EmbeddedLocator
 
 locator = load_locator("difference")
 stricter = locator.calibrate(read_pairs("normal.jsonl"), false_alarms=0.02)
 print(stricter.options.threshold, load_locator().calibrate([]).options)
 named: str = input()
 other: Locator = load_locator(named)
-if isinstance(other, Embedded):
+if isinstance(other, EmbeddedLocator):
     print(other.options.threshold, other.calibrate([]).name)
 location: Location = load_locator("tiny", closer=False).locate(Pair(b"uploaded", "test.png"))
 verdict: bool | None = location.anomalous
@@ -197,7 +197,7 @@ def test_an_embedded_locator_can_be_sent(model):
     sent = pickle.dumps(locator)
     assert len(sent) < 20_000  # weights are read again from their files, caches are left behind
     arrived = pickle.loads(sent)
-    assert isinstance(arrived, Embedded)
+    assert isinstance(arrived, EmbeddedLocator)
     assert arrived.options == locator.options
     assert arrived.locate(PAIR) == before
 

@@ -68,11 +68,11 @@ def _ready() -> dict[str, Any]:
 
 
 def _evidence(order: dict[str, Any]) -> dict[str, Any]:
-    from differad.training.evidence import compute_evidence
+    from differad.training.evidence import compute_pair_features
     from differad.training.recipe import load_any_recipe
 
     recipe = load_any_recipe(order["recipe"], order["overrides"])
-    found = compute_evidence(
+    found = compute_pair_features(
         recipe, workers=order["workers"], minutes=order["minutes"], device=order["device"]
     ).to_dict()
     return found | {"peak_gib": _peak_gib()}

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from differad.data.build import BuildOptions, build
-from differad.data.locks import sole_run
-from differad.data.output_folder import MARKER, claim_folder
+from differad.data.locks import exclusive_run
+from differad.data.output_folder import MARKER, create_output_folder
 from differad.data.pairing import Pairing
 from differad.errors import InputError, ManifestError
 from miniatures import mvtec
@@ -31,9 +31,9 @@ build("mvtec", {root!r}, {out!r}, BuildOptions(Pairing("random"), files="copy"),
 HOLD = """
 import sys, time
 from pathlib import Path
-from differad.data.locks import sole_run
+from differad.data.locks import exclusive_run
 
-with sole_run(Path(sys.argv[1])):
+with exclusive_run(Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(600)
 """
@@ -115,7 +115,7 @@ def test_a_build_that_fails_leaves_nothing(root, tmp_path):
 
 def test_an_interrupted_build_leaves_nothing(tmp_path):
     def build_until_interrupted():
-        with claim_folder(tmp_path / "out") as folder:
+        with create_output_folder(tmp_path / "out") as folder:
             folder.record(folder.path / "a" / "b.txt")
             (folder.path / "a").mkdir()
             (folder.path / "a" / "b.txt").write_text("")
@@ -129,13 +129,13 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
 def test_a_lock_of_a_killed_run_is_free(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "in\n"
-    with pytest.raises(InputError, match="another run writes to it"), sole_run(tmp_path):
+    with pytest.raises(InputError, match="another run writes to it"), exclusive_run(tmp_path):
         pass
     kill(process)
     process.stdout.close()
     assert len(list(tmp_path.iterdir())) == 1  # the lock file that the kill left
     begin = time.monotonic()
-    with sole_run(tmp_path):
+    with exclusive_run(tmp_path):
         pass
     assert time.monotonic() - begin < 5
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from differad.locators.auto import AutoLocator, AutoOptions
 from differad.locators.features import FUSED, FeaturesOptions
 from differad.synthesis.camera import Nuisance
 from differad.synthesis.pairs import make_pair
-from differad.synthesis.unaligned import draw_unaligned
+from differad.synthesis.unaligned import generate_unaligned
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def aligned():
 
 @pytest.fixture(scope="module")
 def apart():
-    return draw_unaligned(np.random.default_rng(7), True, 224).as_pair()
+    return generate_unaligned(np.random.default_rng(7), True, 224).as_pair()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_stream_answers_like_one_pair_at_a_time_and_survives_a_broken_image(au
 
 def test_calibrate_bounds_false_alarms_over_both_and_refuses_too_few(auto):
     normals = [make_pair(np.random.default_rng(seed), "board", anomalous=False).as_pair() for seed in range(5)]
-    normals += [draw_unaligned(np.random.default_rng(seed), False, 160).as_pair() for seed in range(4)]
+    normals += [generate_unaligned(np.random.default_rng(seed), False, 160).as_pair() for seed in range(4)]
     strict = auto.calibrate(normals, 0.1)  # (9 + 1) * 0.9 = 9: above the largest of 9
     assert not any(outcome.anomalous for outcome in strict.locate_many(normals))
     assert strict.options.threshold > max(outcome.confidence for outcome in auto.locate_many(normals))

@@ -14,17 +14,17 @@ from differad.errors import ImageError
 from differad.images import read_image
 from differad.locators.broken_frames import frame_fault
 from differad.locators.comparable import doubt_normal
-from differad.synthesis.boards import draw_style
+from differad.synthesis.boards import sample_style
 from differad.synthesis.pairs import make_pair
-from differad.synthesis.unaligned import draw_unaligned
+from differad.synthesis.unaligned import generate_unaligned
 
 
 def synthetic_pair(kind, seed=0, size=256):
     rng = np.random.default_rng(seed)
     if kind == "unaligned":
-        return draw_unaligned(rng, anomalous=False)
+        return generate_unaligned(rng, anomalous=False)
     if kind == "binary board":
-        return make_pair(rng, "board", anomalous=False, size=size, style=replace(draw_style(rng), binary=True))
+        return make_pair(rng, "board", anomalous=False, size=size, style=replace(sample_style(rng), binary=True))
     return make_pair(rng, kind, anomalous=False, size=size)
 
 

@@ -10,7 +10,13 @@ torch = pytest.importorskip("torch")
 from transformers import AutoModelForImageTextToText, GenerationConfig  # noqa: E402
 
 from differad.locators import grouped  # noqa: E402
-from differad.locators.grouped import attend_in_steps, can_group, decoding_groups, group_attention_mask, members_of  # noqa: E402
+from differad.locators.grouped import (  # noqa: E402
+    attend_in_steps,
+    can_group,
+    completions_per_prompt,
+    decoding_groups,
+    group_attention_mask,
+)
 from differad.locators.prefix import generate_whole  # noqa: E402
 from differad.locators.transformers_hooks import GroupCacheLayer, cache_input, with_capacity  # noqa: E402
 from differad.training.pictures import Batch, Pictures  # noqa: E402
@@ -73,7 +79,7 @@ def apart_logits(model, prompts, tokens):
     ids, mask, kinds, pictures = prompts
     known = find_prompts(ids, mask, pictures.rows())
     cache = encode_prompts(model, Batch(ids, mask, kinds, pictures), known)
-    with_capacity(cache, known.of_row, STEPS)
+    with_capacity(cache, known.prompt_index, STEPS)
     return logits_of(model, ids, mask, cache, tokens), cache
 
 
@@ -216,11 +222,11 @@ def test_a_member_sees_its_prompt_but_for_pads_and_its_own_tokens():
 
 
 @pytest.mark.parametrize(
-    ("of_row", "members"),
+    ("prompt_index", "members"),
     [([0, 0, 1, 1], 2), ([0, 1], 1), ([0], 1), ([0, 1, 0, 1], None), ([0, 0, 1], None), ([0, 1, 1, 0], None)],
 )
-def test_group_sizes_follow_from_the_rows(of_row, members):
-    assert members_of(torch.tensor(of_row)) == members
+def test_group_sizes_follow_from_the_rows(prompt_index, members):
+    assert completions_per_prompt(torch.tensor(prompt_index)) == members
 
 
 def test_whole_prompts_are_answered_by_fixed_steps_as_by_generate(model, prompts):

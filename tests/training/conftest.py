@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from differad.training.recipe import RlRecipe, Scratch, SftRecipe, load_recipe
-from differad.training.scratch import build_scratch
+from differad.training.scratch import build_small_qwen2_vl
 
 SIDE = 56
 # Box of each pair's target; the second and the fourth are normal.
@@ -61,7 +61,7 @@ def broken_pairs(pairs, tmp_path):
 def start(tmp_path_factory):
     """A randomly initialised checkpoint, 0.2 million weights."""
     scratch = Scratch(hidden_size=32, layers=2, heads=2, vision_depth=1, vision_size=32, vocabulary=1000)
-    return build_scratch(tmp_path_factory.mktemp("start"), scratch, seed=0)
+    return build_small_qwen2_vl(tmp_path_factory.mktemp("start"), scratch, seed=0)
 
 
 @pytest.fixture

@@ -18,14 +18,14 @@ from differad.cli.main import run
 from differad.data.manifest import read_pairs
 from differad.errors import InputError, WriteError
 from differad.images import read_images
-from differad.locators.tiny.batched import BatchedEvidence
+from differad.locators.tiny.batched import BatchedPairFeatures
 from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, WIDTH, aligned_difference, cell_maxima
 from differad.locators.tiny.known import INDEX, key_image, read_key
 from differad.locators.tiny.pairs import PairFeatureExtractor, resized
 from differad.synthesis.draw import SynthesisOptions
 from differad.synthesis.run import synthesize
 from differad.training.data import AnswerConvention, build_rows
-from differad.training.evidence import compute_evidence
+from differad.training.evidence import compute_pair_features
 from differad.training.policy import open_checkpoint
 from differad.training.recipe import SftRecipe
 from differad.training.sft import build_trainer
@@ -82,10 +82,10 @@ def assert_alike(found, expected):
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])
 def test_files_are_those_that_training_writes(manifest, expected, tmp_path, device):
     folder = tmp_path / "evidence"
-    found = compute_evidence(recipe(manifest, folder), workers=2, device=device)
+    found = compute_pair_features(recipe(manifest, folder), workers=2, device=device)
     assert (found.pairs, found.computed, found.kept) == (8, 8, 0)
     assert_alike(stored(folder), expected)
-    again = compute_evidence(recipe(manifest, folder), workers=2, device=device)
+    again = compute_pair_features(recipe(manifest, folder), workers=2, device=device)
     assert (again.computed, again.kept) == (0, 8)
 
 
@@ -93,7 +93,7 @@ def test_a_batch_is_what_each_of_its_pairs_is_alone(manifest):
     images = [[resized(image, RULE) for image in read_images(p.reference, p.target)] for p in read_pairs(manifest)]
     shape = images[0][1].shape
     batch = [both for both in images if both[0].shape == both[1].shape == shape]
-    pair_features, alone = BatchedEvidence(torch.device("cpu")), PairFeatureExtractor()
+    pair_features, alone = BatchedPairFeatures(torch.device("cpu")), PairFeatureExtractor()
     pixels_of = []
     for reference, target in batch:
         pixels = aligned_difference(reference, target)
@@ -106,7 +106,7 @@ def test_a_batch_is_what_each_of_its_pairs_is_alone(manifest):
 def test_shapes_of_reference_and_target_may_differ():
     rng = np.random.default_rng(0)
     reference, target = (rng.integers(0, 256, (*shape, 3), np.uint8) for shape in ((128, 64), (64, 128)))
-    rows = BatchedEvidence(torch.device("cpu"))([reference], [target], [None]).astype(np.float32)
+    rows = BatchedPairFeatures(torch.device("cpu"))([reference], [target], [None]).astype(np.float32)
     assert rows.shape == (1, 4, 8, 4 * (FINE + CELL_EXTRA) + COARSE + CELL_EXTRA)
     assert_alike({0: rows[0]}, {0: PairFeatureExtractor()(reference, target, align=False)})
     assert (rows[..., FINE + DISTANCES - 1] == 0).all()  # no pixels were aligned
@@ -124,7 +124,7 @@ def test_training_sees_the_same_without_opening_an_image(manifest, tmp_path):
     own = recipe(manifest, tmp_path / "evidence")
     as_read = collated(own, 8)
     assert len(stored(tmp_path / "evidence")) == 8
-    found = compute_evidence(own, workers=1, device="cpu")
+    found = compute_pair_features(own, workers=1, device="cpu")
     assert (found.computed, found.kept) == (0, 8)
     rows = list(build_rows(read_pairs(manifest), own.data, open_checkpoint(own.model, own.out, 0).convention))
     assert all(row["evidence"] for row in rows)
@@ -138,7 +138,7 @@ def test_a_changed_file_is_not_in_the_index(manifest, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(Path(manifest).parent, folder)
     own = recipe(folder / "pairs.jsonl", tmp_path / "evidence")
-    compute_evidence(own, workers=1, device="cpu")
+    compute_pair_features(own, workers=1, device="cpu")
     convention = open_checkpoint(own.model, own.out, 0).convention
     pairs = list(read_pairs(folder / "pairs.jsonl"))
     os.utime(pairs[0].target, ns=(1, 1))  # another file in its place
@@ -151,7 +151,7 @@ def test_a_changed_file_is_not_in_the_index(manifest, tmp_path):
 
 def test_a_line_that_was_cut_off_is_passed_over(manifest, tmp_path):
     own = recipe(manifest, tmp_path / "evidence")
-    compute_evidence(own, workers=1, device="cpu")
+    compute_pair_features(own, workers=1, device="cpu")
     index = tmp_path / "evidence" / INDEX
     index.write_text(index.read_text() + '["[[64, 163')
     rows = list(build_rows(read_pairs(manifest), own.data, open_checkpoint(own.model, own.out, 0).convention))
@@ -167,14 +167,14 @@ def test_no_image_is_taken_for_a_key():
 
 def test_time_that_is_up_leaves_the_rest(manifest, tmp_path):
     folder = tmp_path / "evidence"
-    found = compute_evidence(recipe(manifest, folder), workers=1, minutes=1e-6, device="cpu")
+    found = compute_pair_features(recipe(manifest, folder), workers=1, minutes=1e-6, device="cpu")
     # Four tasks were under way for the only worker.
     assert found.computed == len(stored(folder)) == 4
 
 
 def test_batches_beyond_the_time_limit_are_left_out_of_files_and_index(manifest, tmp_path):
     folder = tmp_path / "evidence"
-    found = compute_evidence(recipe(manifest, folder), workers=1, minutes=1e-6, device="cpu:0")
+    found = compute_pair_features(recipe(manifest, folder), workers=1, minutes=1e-6, device="cpu:0")
     assert found.computed == len(stored(folder)) == 0  # four pairs were prepared, too few for a batch
     assert (folder / INDEX).read_text() == ""
 
@@ -212,7 +212,7 @@ def broken(content, kind):
 @pytest.mark.parametrize("kind", ["empty", "cut", "zeros", "flat", "small", "wide"])
 def test_an_incomplete_feature_file_is_computed_again(manifest, tmp_path, kind):
     own = recipe(manifest, tmp_path)
-    compute_evidence(own, workers=1, device="cpu")
+    compute_pair_features(own, workers=1, device="cpu")
     whole = {path.name: path.read_bytes() for path in tmp_path.glob("*.npy")}
     spoilt = sorted(whole)[:3]
     for name in spoilt:
@@ -224,14 +224,14 @@ def test_an_incomplete_feature_file_is_computed_again(manifest, tmp_path, kind):
     assert as_trained(manifest, tmp_path).keys() == whole.keys()
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.npy")} == whole
     (tmp_path / spoilt[0]).write_bytes(broken(whole[spoilt[0]], kind))
-    summary = compute_evidence(own, workers=1, device="cpu")
+    summary = compute_pair_features(own, workers=1, device="cpu")
     assert (summary.computed, summary.kept) == (1, len(rows) - 1)
     assert (tmp_path / spoilt[0]).read_bytes() == whole[spoilt[0]]
 
 
 def test_a_broken_feature_file_in_training_is_named(manifest, tmp_path):
     own = recipe(manifest, tmp_path)
-    compute_evidence(own, workers=1, device="cpu")
+    compute_pair_features(own, workers=1, device="cpu")
     lost = sorted(tmp_path.glob("*.npy"))[0]
     processor = open_checkpoint(own.model, own.out, 0).processor.image_processor
     processor.cache = tmp_path
@@ -245,4 +245,4 @@ def test_unwritable_features_give_one_line(manifest, tmp_path):
     own = recipe(manifest, tmp_path / "evidence")
     (tmp_path / "evidence").write_text("a file")
     with pytest.raises(WriteError, match=r"evidence: cannot be made a folder \(File exists\); choose another place"):
-        compute_evidence(own, workers=1, device="cpu")
+        compute_pair_features(own, workers=1, device="cpu")

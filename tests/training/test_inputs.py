@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from differad.data.locks import sole_run
+from differad.data.locks import exclusive_run
 from differad.data.manifest import read_pairs, write_pairs
 from differad.errors import InputError, ManifestError, OptionError
 from differad.training.inputs import INPUTS, read_inputs
@@ -98,7 +98,7 @@ def test_a_run_that_is_gone_on_with(recipe, tmp_path):
     repaint(tmp_path / "data" / "1_test.png")
     with pytest.raises(OptionError, match=r"1_test\.png has changed"):
         sft.train_sft(recipe, resume=True)
-    with sole_run(recipe.out), pytest.raises(InputError, match="run: another run writes to it"):
+    with exclusive_run(recipe.out), pytest.raises(InputError, match="run: another run writes to it"):
         sft.train_sft(recipe, resume=True)
     (tmp_path / "data" / "pairs.jsonl").unlink()
     with pytest.raises(ManifestError, match=r"pairs\.jsonl: no such file"):

@@ -15,7 +15,7 @@ from differad.errors import InputError, OptionError
 from differad.evaluation.metrics import pair_iou
 from differad.locators.chat import Reply, to_location
 from differad.rewards import dclr
-from differad.training.audit import audit, draw_audit
+from differad.training.audit import audit, plot_audit
 from differad.training.localization import DEFAULT_VARIANT, VARIANTS, guarded, localize
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "published_rewards.json").read_text())["rewards"]
@@ -211,6 +211,6 @@ def test_the_audit():
 
 
 def test_the_audits_plot():
-    plot = draw_audit()
+    plot = plot_audit()
     assert plot.dtype == np.uint8
     assert plot.shape[1] == len(VARIANTS) * plot.shape[0]

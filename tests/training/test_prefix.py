@@ -89,11 +89,11 @@ def shared(model, full, mask, types, pictures):
 def test_prompts_with_different_images_are_different(model):
     full, mask, _, pictures = batch(model)
     prompt, seen = full[:, :-ANSWER], mask[:, :-ANSWER]
-    assert find_prompts(prompt, seen, pictures.rows()).of_row.tolist() == [0, 0, 0, 1, 1, 1]
+    assert find_prompts(prompt, seen, pictures.rows()).prompt_index.tolist() == [0, 0, 0, 1, 1, 1]
     other = pictures.patches.clone()
     other[0] += 1  # only the first row's image
     changed = find_prompts(prompt, seen, Pictures(other, pictures.grids, pictures.counts).rows())
-    assert changed.of_row.tolist() == [0, 1, 1, 2, 2, 2]
+    assert changed.prompt_index.tolist() == [0, 1, 1, 2, 2, 2]
     assert changed.first.tolist() == [0, 1, 3]
     assert changed.shared
 
@@ -166,12 +166,12 @@ def test_consecutive_rows_keep_their_images(model):
 def test_a_preallocated_cache_equals_the_stock_one():
     random = torch.Generator().manual_seed(0)
     first = torch.randn(2, 1, 3, 4, generator=random)
-    of_row = torch.tensor([0, 0, 1])
+    prompt_index = torch.tensor([0, 0, 1])
     preallocated, stock = DynamicCache(), DynamicCache()
     for cache in (preallocated, stock):
         cache.update(first, -first, 0)
-    with_capacity(preallocated, of_row, 2)
-    stock.batch_select_indices(of_row)
+    with_capacity(preallocated, prompt_index, 2)
+    stock.batch_select_indices(prompt_index)
     for _ in range(5):  # beyond its capacity
         fresh = torch.randn(3, 1, 1, 4, generator=random)
         found, expected = preallocated.update(fresh, 2 * fresh, 0), stock.update(fresh, 2 * fresh, 0)

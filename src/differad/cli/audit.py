@@ -9,7 +9,7 @@ from rich.table import Table
 
 from differad.cli.options import AsJson, print_json
 from differad.images import check_drawn, check_ending, write_drawn
-from differad.training.audit import audit, draw_audit
+from differad.training.audit import audit, plot_audit
 from differad.training.localization import DEFAULT_VARIANT
 
 
@@ -32,7 +32,7 @@ def audit_command(
     else:
         _print(figures)
     if save is not None:
-        write_drawn(save, draw_audit())
+        write_drawn(save, plot_audit())
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -11,12 +11,14 @@ import typer
 from differad.boxes import Boxes, as_boxes
 from differad.cli.options import AsJson, print_json
 from differad.cli.output import say
-from differad.data.exchange.registry import EXCHANGES, export_pairs, import_pairs
+from differad.data.exchange.registry import ANNOTATION_FORMATS, export_pairs, import_pairs
 from differad.data.exchange.shared import URL_PREFIX, Predictions, Scores
 from differad.errors import InputWarning, ManifestError
 from differad.evaluation.predictions import Prediction, PredictionIndex
 
-Format = Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(EXCHANGES)}.", show_default=False)]
+Format = Annotated[
+    str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(ANNOTATION_FORMATS)}.", show_default=False)
+]
 Manifest = Annotated[Path, typer.Argument(metavar="PAIRS", help="The pairs.jsonl.", show_default=False)]
 Root = Annotated[
     Path | None, typer.Option("--root", help="Folder that image names are relative to; left out: that of PAIRS.")

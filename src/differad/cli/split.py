@@ -10,15 +10,17 @@ from differad.cli.options import AsJson, print_json
 from differad.cli.output import say
 from differad.core import Pair
 from differad.data.build import write_manifest
-from differad.data.hashing import MAX_RADIUS
+from differad.data.hashing import MAX_HASH_RADIUS
 from differad.data.manifest import read_pairs
-from differad.data.output_folder import claim_folder
+from differad.data.output_folder import create_output_folder
 from differad.data.splits import Leak, find_leaks, split_by_category, split_by_instance
 from differad.errors import ManifestError, OptionError
 
 Radius = Annotated[
     int,
-    typer.Option("--radius", min=0, max=MAX_RADIUS, help="Bits of 64 in which hashes of near-duplicates may differ."),
+    typer.Option(
+        "--radius", min=0, max=MAX_HASH_RADIUS, help="Bits of 64 in which hashes of near-duplicates may differ."
+    ),
 ]
 SharedReferences = Annotated[
     bool, typer.Option("--shared-references", help="Check targets only: a reference may be on both sides.")
@@ -39,7 +41,7 @@ def split_command(
         typer.Option("--share", metavar="SIDE=SHARE", help="by instance: a side; left out: train=0.8 test=0.2."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="by instance: seed of the assignment.")] = 0,
-    radius: Radius = MAX_RADIUS,
+    radius: Radius = MAX_HASH_RADIUS,
     shared_references: SharedReferences = False,
     force: Force = False,
     as_json: AsJson = False,
@@ -52,7 +54,7 @@ def split_command(
     """
     all_pairs = list(read_pairs(pairs))
     sides = _sides(all_pairs, by, held_out, share, seed, radius, references=not shared_references)
-    with claim_folder(out, force=force) as folder:
+    with create_output_folder(out, force=force) as folder:
         folder.record(*(out / f"{name}.jsonl" for name in sides))
         summary = {name: _write(out / f"{name}.jsonl", side) for name, side in sides.items()}
     if as_json:
@@ -88,7 +90,7 @@ def _sides(
 def check_leaks_command(
     train: Annotated[Path, typer.Argument(metavar="TRAIN", help="A pairs.jsonl.", show_default=False)],
     test: Annotated[Path, typer.Argument(metavar="TEST", help="The other pairs.jsonl.", show_default=False)],
-    radius: Radius = MAX_RADIUS,
+    radius: Radius = MAX_HASH_RADIUS,
     shared_references: SharedReferences = False,
     as_json: AsJson = False,
 ) -> None:

@@ -69,11 +69,13 @@ def evidence_command(
     check_at_least("workers", workers, 1)
     check_option("minutes", minutes, minutes is None or minutes > 0, "more than 0")
     try:
-        from differad.training.evidence import compute_evidence
+        from differad.training.evidence import compute_pair_features
         from differad.training.recipe import load_any_recipe
     except ModuleNotFoundError as error:
         raise _missing(error) from None
-    result = compute_evidence(load_any_recipe(recipe, overrides or ()), workers=workers, minutes=minutes, device=device)
+    result = compute_pair_features(
+        load_any_recipe(recipe, overrides or ()), workers=workers, minutes=minutes, device=device
+    )
     if as_json:
         print_json(result.to_dict())
         return

@@ -15,7 +15,7 @@ from differad.boxes import Boxes
 from differad.core import Pair
 from differad.data.copies import FileComparer
 from differad.data.manifest import write_pairs
-from differad.data.output_folder import OutputFolder, claim_folder
+from differad.data.output_folder import OutputFolder, create_output_folder
 from differad.data.pairing import Embed, Match, Pairing, choose_targets, match_samples
 from differad.data.placing import FILES, FileStore, check_sample, clip_sample_boxes, read_union, relative, sample_boxes
 from differad.data.sources.registry import find_source
@@ -92,7 +92,7 @@ def build(
     `out` and starts over. `finish` is called before the folder counts as finished. Raises OptionError, InputError if
     `out` is in use, and ManifestError or ImageError on the first invalid sample unless `skip_bad` lists it.
     """
-    with claim_folder(out, force=force) as folder:
+    with create_output_folder(out, force=force) as folder:
         folder.record(*(folder.path / name for name in RESULTS))
         built = _build_into(folder, source, Path(root), options or BuildOptions(), embed, progress)
         if finish is not None:

@@ -70,7 +70,7 @@ def list_parts(good: Path, targets: Sequence[Path]) -> Folder:
     return Folder(references, ids, folder_name(top))
 
 
-def pair_parts(folder: Folder, fixed: Mapping[str, Path], *, progress: bool = True) -> list[Pair]:
+def pair_with_nearest(folder: Folder, fixed: Mapping[str, Path], *, progress: bool = True) -> list[Pair]:
     """A pair for each target with the most similar normal image, in the order of the targets.
 
     `fixed` are references that are already chosen, by target id. Warns of normal images that cannot be read. Raises

@@ -26,7 +26,7 @@ from differad.images import RGB
 BITS = 64
 _PIECES = 4
 _PIECE_BITS = BITS // _PIECES
-MAX_RADIUS = _PIECES - 1
+MAX_HASH_RADIUS = _PIECES - 1
 # A step between cells counts above this many grey levels of 255; in plain areas noise alone would set a bit.
 # With 4, copies as below never differ in more than 2 bits on 25 synthetic images of each kind; with 2, in up to 6.
 _MIN_STEP = 4
@@ -73,13 +73,13 @@ def distance(a: int, b: int) -> int:
     return (a ^ b).bit_count()
 
 
-def near_duplicates(fingerprints: Sequence[Fingerprint], radius: int = MAX_RADIUS) -> Iterator[tuple[int, int]]:
+def near_duplicates(fingerprints: Sequence[Fingerprint], radius: int = MAX_HASH_RADIUS) -> Iterator[tuple[int, int]]:
     """Index pairs (i < j) of fingerprints within `radius` bits whose thumbnails are the same up to noise.
 
     Each pair comes once. Raises OptionError for a radius that four pieces cannot guarantee.
     """
-    if not 0 <= radius <= MAX_RADIUS:
-        raise OptionError(f"radius={radius!r}: expected 0 to {MAX_RADIUS} bits of 64")
+    if not 0 <= radius <= MAX_HASH_RADIUS:
+        raise OptionError(f"radius={radius!r}: expected 0 to {MAX_HASH_RADIUS} bits of 64")
     if not fingerprints:
         return
     hashes = np.array([entry.hash for entry in fingerprints], dtype=np.uint64)

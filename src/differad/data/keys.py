@@ -41,7 +41,7 @@ def closest_key(name: str, known_keys: Iterable[str]) -> str | None:
     )
 
 
-class SlipFinder:
+class KeyTypoWarner:
     """Warns, once per key of a file, of unknown keys that resemble a field of `kind`."""
 
     def __init__(self, kind: type[BaseModel]) -> None:

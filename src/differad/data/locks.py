@@ -19,7 +19,7 @@ LOCK = ".differad.lock"
 
 
 @contextmanager
-def sole_run(out: Path) -> Iterator[None]:
+def exclusive_run(out: Path) -> Iterator[None]:
     """Hold an exclusive lock on `out`, an existing folder or a file.
 
     The lock file is in the folder, or beside the file, and is removed at the end. Raises InputError if another run holds the
@@ -48,7 +48,7 @@ def as_worker(file: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def be_worker(file: Path) -> None:
+def hold_worker_lock(file: Path) -> None:
     """Make `wait_for_workers` wait until this process ends."""
     _lock_shared(file)
 

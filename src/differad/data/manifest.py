@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from differad.boxes import as_boxes, to_list
 from differad.core import Pair
-from differad.data.keys import SlipFinder, closest_key
+from differad.data.keys import KeyTypoWarner, closest_key
 from differad.data.masks import boxes_from_mask, read_mask
 from differad.errors import ImageError, ManifestError, shortened
 from differad.files import is_pipe_or_device, make_folder, write_lines
@@ -75,7 +75,7 @@ def read_pairs(path: str | Path) -> Iterator[Pair]:
     """
     path = Path(path)
     ids: set[str] = set()
-    typos = SlipFinder(PairRecord)
+    typos = KeyTypoWarner(PairRecord)
     for number, line in numbered_lines(path):
         record = parse_line(PairRecord, line, f"{path}:{number}")
         typos.check(record, f"{path}:{number}")

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from differad.data.locks import LOCK, sole_run
+from differad.data.locks import LOCK, exclusive_run
 from differad.data.sources.sample import MARKER, is_storable
 from differad.errors import InputError, WriteError
 from differad.files import AppendFile, leftovers, make_folder, sync_files, write_errors
@@ -75,7 +75,7 @@ class OutputFolder:
 
 
 @contextmanager
-def claim_folder(out: str | Path, *, force: bool = False, work: str = "build") -> Iterator[OutputFolder]:
+def create_output_folder(out: str | Path, *, force: bool = False, work: str = "build") -> Iterator[OutputFolder]:
     """Make the folder `out`, or use it if it is empty; nothing is ever overwritten. `work` names the task, in a word.
 
     `force` first removes the files of a killed task of the same name. If the block raises, its files are removed. Raises
@@ -85,7 +85,7 @@ def claim_folder(out: str | Path, *, force: bool = False, work: str = "build") -
     if not is_storable(str(out)):
         raise InputError(f"--out {str(out)!r}: not UTF-8; a manifest could not name it, so choose another folder")
     make_folder(out)
-    with sole_run(out):
+    with exclusive_run(out):
         folder = _create(out, force, work)
         try:
             yield folder

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from differad.core import Pair
 from differad.data.build import MANIFEST, RESULTS, BuildOptions, make_pairs, read_samples, write_manifest
 from differad.data.card import files_of, make_card, write_card
-from differad.data.output_folder import OutputFolder, claim_folder
+from differad.data.output_folder import OutputFolder, create_output_folder
 from differad.data.pairing import Embed, Pairing
 from differad.data.placing import FileStore
 from differad.data.sheet import write_sheet
@@ -128,7 +128,7 @@ class CategoryResult:
 
 
 @dataclass
-class BuiltRecipe:
+class RecipeResult:
     """The pairs, the result for each category, and a message for each sample left out."""
 
     pairs: list[Pair]
@@ -179,7 +179,7 @@ def build_recipe(
     checksums: bool = False,
     progress: bool = True,
     force: bool = False,
-) -> BuiltRecipe:
+) -> RecipeResult:
     """Build the categories that are present below `root`/SOURCE, or below `roots[SOURCE]`, into the new folder `out`.
 
     Writes pairs.jsonl, card.json, card.md and sheet.html. The recipe's pairing, categories and groups replace those in
@@ -188,7 +188,7 @@ def build_recipe(
     """
     options = options or BuildOptions()
     folders = _source_folders(recipe, Path(root), roots or {})
-    with claim_folder(out, force=force) as folder:
+    with create_output_folder(out, force=force) as folder:
         folder.record(*(folder.path / name for name in RESULTS))
         return _build_into(folder, recipe, root, folders, options, embed, checksums=checksums, progress=progress)
 
@@ -203,11 +203,11 @@ def _build_into(
     *,
     checksums: bool,
     progress: bool,
-) -> BuiltRecipe:
+) -> RecipeResult:
     out = folder.path
     problems = ProblemList()
     report = problems if options.skip_bad else refuse
-    built = BuiltRecipe(
+    built = RecipeResult(
         [], [_absent_result(entry, folders[entry.source]) for entry in recipe.categories], problems.messages
     )
     builder = _RecipeBuilder(recipe, options, folder, report, embed, progress)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from differad.core import Pair
-from differad.data.hashing import MAX_RADIUS, Fingerprint, fingerprint_file, groups, near_duplicates
+from differad.data.hashing import MAX_HASH_RADIUS, Fingerprint, fingerprint_file, groups, near_duplicates
 from differad.errors import ManifestError, OptionError
 from differad.progress import track
 
@@ -70,7 +70,7 @@ def split_by_instance(
     shares: Mapping[str, float],
     seed: int = 0,
     *,
-    radius: int = MAX_RADIUS,
+    radius: int = MAX_HASH_RADIUS,
     references: bool = True,
     progress: bool = False,
 ) -> dict[str, list[Pair]]:
@@ -102,7 +102,7 @@ def split_by_instance(
 
 
 def instance_groups(
-    pairs: Sequence[Pair], *, radius: int = MAX_RADIUS, references: bool = True, progress: bool = False
+    pairs: Sequence[Pair], *, radius: int = MAX_HASH_RADIUS, references: bool = True, progress: bool = False
 ) -> list[int]:
     """For each pair the number of the group that must stay together. Raises ManifestError, ImageError."""
     by_image = _pairs_by_image(pairs, references)
@@ -117,7 +117,7 @@ def find_leaks(
     train: Sequence[Pair],
     test: Sequence[Pair],
     *,
-    radius: int = MAX_RADIUS,
+    radius: int = MAX_HASH_RADIUS,
     references: bool = True,
     progress: bool = False,
 ) -> list[Leak]:

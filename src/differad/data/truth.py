@@ -25,7 +25,7 @@ def check_boxes(pair: Pair, size: tuple[int, int] | None) -> Boxes | None:
     """
     if pair.boxes is None or len(pair.boxes) == 0:
         return pair.boxes
-    fractions = in_fractions(pair.boxes)
+    fractions = are_fractions(pair.boxes)
     if fractions.any():
         raise ManifestError(
             f"{_name(pair)}: box {_first(pair.boxes, fractions)} is within 0..1, like fractions of the image; expected pixels"
@@ -61,7 +61,7 @@ def check_mask(pair: Pair, size: tuple[int, int] | None) -> None:
         )
 
 
-def in_fractions(boxes: Boxes) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def are_fractions(boxes: Boxes) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Which boxes (N, 4) are within 0..1 and have a fractional coordinate, shape (N,) bool: no box in pixels has."""
     small = np.all((boxes >= 0) & (boxes <= 1), axis=-1)
     return np.asarray(small & np.any(boxes != np.round(boxes), axis=-1))

@@ -11,8 +11,8 @@ from pathlib import Path
 from differad.boxes import as_boxes
 from differad.core import Pair
 from differad.data.exchange.shared import image_path
-from differad.data.folder_pairs import list_parts, pair_parts
-from differad.data.locks import sole_run
+from differad.data.folder_pairs import list_parts, pair_with_nearest
+from differad.data.locks import exclusive_run
 from differad.data.manifest import check_readable, read_pairs, write_pairs
 from differad.drawing import draw_boxes, draw_no_answer, thumbnail
 from differad.errors import ImageError, InputError, ManifestError, NoAnswerError
@@ -96,7 +96,7 @@ def inspect_folder(
         manifest = out / "pairs.jsonl"
         earlier = read_pairs(manifest) if record.done and manifest.exists() else ()
         references = {pair.id: image_path(pair, "reference") for pair in earlier if pair.id in record.done}
-        return pair_parts(folder, references, progress=progress)
+        return pair_with_nearest(folder, references, progress=progress)
 
     return _inspect(pairs, (), locator, out, each, progress)
 
@@ -130,7 +130,7 @@ def _inspect(
     names = ("predictions.jsonl", "run.json", "images.jsonl", "pairs.jsonl", RESULTS, "report.html")
     predictions, record_file, images, *others = (out / name for name in names)
     files = RunFiles(out, predictions, record_file, images, tuple(others), out / OVERLAYS)
-    with sole_run(out):
+    with exclusive_run(out):
         with RunRecord(files, locator, manifests) as record:
             pairs = make_pairs(record)
             for pair in pairs:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from differad.core import Location, why_no_answer
-from differad.data.keys import SlipFinder
+from differad.data.keys import KeyTypoWarner
 from differad.data.manifest import numbered_lines, parse_line
 from differad.errors import DifferadError, ManifestError, shortened
 from differad.files import AppendFile, atomic_write, make_folder
@@ -123,7 +123,7 @@ class PredictionWriter:
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
     """Stream a file of predictions. Raises ManifestError naming the line and the field."""
-    slips = SlipFinder(Prediction)
+    slips = KeyTypoWarner(Prediction)
     for number, line in numbered_lines(path):
         prediction = parse_line(Prediction, line, f"{path}:{number}")
         slips.check(prediction, f"{path}:{number}")
@@ -205,7 +205,7 @@ class PredictionIndex:
         self._path = path
         self._offsets: dict[str, int] = {}
         offset = 0
-        slips = SlipFinder(Prediction)
+        slips = KeyTypoWarner(Prediction)
         try:
             with path.open("rb") as file:
                 for number, raw in enumerate(file, start=1):

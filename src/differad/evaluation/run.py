@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from differad.boxes import Boxes, as_boxes, clip, is_degenerate
 from differad.core import Pair
-from differad.data.locks import sole_run
+from differad.data.locks import exclusive_run
 from differad.data.manifest import check_readable, read_pairs
-from differad.data.truth import check_boxes, check_mask, in_fractions
+from differad.data.truth import are_fractions, check_boxes, check_mask
 from differad.errors import DifferadError, ImageError, InputError, InputWarning, LocatorError, ManifestError
 from differad.evaluation.baselines import BASELINES
 from differad.evaluation.metrics import PairResult, pair_iou, size_name, summarise_with_baselines
@@ -60,7 +60,7 @@ def evaluate(
     out = Path(out)
     files = _files_in(out)
     total = labelled if limit is None else min(limit, labelled)
-    with sole_run(out):
+    with exclusive_run(out):
         _locate(labelled_pairs(paths, limit), locator, files, paths, total=total, progress=progress)
         metrics, showcase = _score(labelled_pairs(paths, limit), files.predictions, seed)
         metrics["unlabelled"] = unlabelled
@@ -77,7 +77,7 @@ def discard_evaluation(out: str | Path) -> None:
     """
     folder = Path(out)
     files = _files_in(folder)
-    with sole_run(folder), write_errors(folder):
+    with exclusive_run(folder), write_errors(folder):
         files.check_free(())
         if read_run(files.record) is not None:
             for path in (files.predictions, files.images, *files.others, files.record):
@@ -130,7 +130,7 @@ def locate_to_file(
     if path.is_dir():
         raise InputError(f"{path}: a folder; expected the file to write predictions to, so choose another --out")
     record, images = (path.with_name(f"{path.name}.{ending}") for ending in ("run.json", "images.jsonl"))
-    with sole_run(path):
+    with exclusive_run(path):
         return _locate(pairs, locator, RunFiles(path, path, record, images), paths, total=total, progress=progress)
 
 
@@ -408,7 +408,7 @@ def _result(
 
 def _outside(predicted: Boxes, width: int, height: int) -> NDArray[np.bool_]:
     """Whether each predicted box (N, 4) is in fractions or outside a target of that size in pixels; shape (N,)."""
-    return in_fractions(predicted) | is_degenerate(clip(predicted, width, height)) & ~is_degenerate(predicted)
+    return are_fractions(predicted) | is_degenerate(clip(predicted, width, height)) & ~is_degenerate(predicted)
 
 
 def _target_size(pair: Pair) -> tuple[int, int] | None:

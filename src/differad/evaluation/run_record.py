@@ -19,7 +19,7 @@ from differad.evaluation.own_files import check_is_result
 from differad.evaluation.predictions import IMAGES_AFTER_ID, finished_ids, is_cut_off, keep_finished
 from differad.files import AppendFile, atomic_write, leftovers, write_errors, write_text
 from differad.locators import Locator
-from differad.locators.remembered import Remembered
+from differad.locators.remembered import LRUCache
 
 REMEDY = "choose another --out or remove it"
 # Number of cached stamps: a reference is soon needed again, and an evicted file is stamped once more.
@@ -91,8 +91,8 @@ class RunRecord:
         except ManifestError as error:
             raise ManifestError(f"{error}; not a file of predictions, so {REMEDY}") from None
         self._images_of: dict[str, str] = {}
-        self._stamps: Remembered[Path, Stamp] = Remembered(_CACHED)
-        self._logged: Remembered[Path, Stamp] = Remembered(_CACHED)
+        self._stamps: LRUCache[Path, Stamp] = LRUCache(_CACHED)
+        self._logged: LRUCache[Path, Stamp] = LRUCache(_CACHED)
         if self.done:
             changed = changes(earlier or {}, run)
             if changed:

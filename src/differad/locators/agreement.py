@@ -13,7 +13,7 @@ from torch import Tensor
 FACTOR = 4.0
 
 
-def sum_rounding(model: Any) -> float:
+def max_sum_rounding(model: Any) -> float:
     """The largest rounding error of a language model's longest sum in float32, for results of size 1."""
     text = model.config.get_text_config()
     return float(max(text.hidden_size, text.intermediate_size) * torch.finfo(torch.float32).eps)

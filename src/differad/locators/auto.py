@@ -12,7 +12,7 @@ from typing import Self
 from differad.core import Location, Pair
 from differad.images import RGB
 from differad.locators.difference import DifferenceOptions
-from differad.locators.embedded import Embedded
+from differad.locators.embedded import EmbeddedLocator
 from differad.locators.features import FUSED, FeaturesLocator, FeaturesOptions
 from differad.locators.tiny import WEIGHTS, TinyLocator, TinyOptions
 from differad.options import check_option, check_parts, option, replace_shared
@@ -55,7 +55,7 @@ class AutoOptions:
             check_option(f"{name}.threshold", threshold, alone, f"none beside threshold={self.threshold} for both")
 
 
-class AutoLocator(Embedded):
+class AutoLocator(EmbeddedLocator):
     """`features` where the reference can be aligned to the target, `tiny` elsewhere, with the policy in `folder`."""
 
     name = "auto"

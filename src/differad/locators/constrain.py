@@ -10,7 +10,7 @@ from torch import Tensor
 
 from differad.answers.grammar import CLOSING, OPENING, AnswerGrammar
 from differad.errors import OptionError
-from differad.locators.remembered import Remembered
+from differad.locators.remembered import LRUCache
 
 _THINK, _END_THINK = "<think>", "</think>"
 # Number of beginnings of answers whose possible next tokens are cached.
@@ -27,7 +27,7 @@ class TokenTexts:
         self.answer_tokens = [token for token, text in self.texts.items() if set(text) <= characters]
         # Tokens that may close `<answer>` and continue after it.
         self.closing_tokens = [token for token, text in self.texts.items() if ">" in text[:-1]]
-        self._followers: Remembered[tuple[tuple[int, int], str], list[int]] = Remembered(_CACHED_BEGINNINGS)
+        self._followers: LRUCache[tuple[tuple[int, int], str], list[int]] = LRUCache(_CACHED_BEGINNINGS)
 
     def text(self, ids: list[int]) -> str:
         """The text of tokens, including special ones."""

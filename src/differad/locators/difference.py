@@ -22,7 +22,7 @@ from differad.core import Location
 from differad.images import RGB
 from differad.locators.calibration import COMPARISON_CONSTANTS, ComparisonConstants
 from differad.locators.comparison import Group, Image, group, squeeze_grey
-from differad.locators.embedded import Embedded
+from differad.locators.embedded import EmbeddedLocator
 from differad.locators.levels import SMALLEST, Level, Residual, levels, residual, residuals
 from differad.locators.odds import sigmoid
 from differad.locators.registration import Registration, grey, register
@@ -65,7 +65,7 @@ class DifferenceOptions:
         check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
-class DifferenceLocator(Embedded):
+class DifferenceLocator(EmbeddedLocator):
     """Registers, compares, thresholds; needs no training and no download."""
 
     name = "difference"

@@ -27,7 +27,7 @@ from differad.locators.threads import one_thread_each, usable_cores
 from differad.memory import REMEDY, is_out_of_memory
 
 
-class Embedded:
+class EmbeddedLocator:
     """Mixin for a locator whose `options` are a frozen dataclass that has `threshold` and `workers`."""
 
     name: str

@@ -27,17 +27,17 @@ ATTENTION = "differad_groups"
 _HAS_OUT_DTYPE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
 
 
-def members_of(of_row: Tensor) -> int | None:
+def completions_per_prompt(prompt_index: Tensor) -> int | None:
     """Completions per prompt, given the prompt index of each row (B,); None if groups are unequal or not contiguous."""
-    groups = int(of_row.max()) + 1
-    members, rest = divmod(len(of_row), groups)
-    even = torch.arange(groups, device=of_row.device).repeat_interleave(members)
-    return members if not rest and torch.equal(of_row, even) else None
+    groups = int(prompt_index.max()) + 1
+    members, rest = divmod(len(prompt_index), groups)
+    even = torch.arange(groups, device=prompt_index.device).repeat_interleave(members)
+    return members if not rest and torch.equal(prompt_index, even) else None
 
 
 def can_group(model: Any, cache: DynamicCache) -> bool:
     """Whether a model's text attention can be replaced and its cache holds every token, or states."""
-    return hooks.takes_masks(model) and hooks.can_keep(cache)
+    return hooks.supports_masks(model) and hooks.can_keep(cache)
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def decoding_groups(
     added_mask = added(attends, hooks.dtype_of_keys(cache))
     with ExitStack() as stack:
         # Recording runs steps, which would change the states of recurrent layers.
-        if hooks.holds_all(cache) and (added_mask.is_cuda if fixed is None else fixed):
+        if hooks.holds_every_token(cache) and (added_mask.is_cuda if fixed is None else fixed):
             added_mask = _fix(model, cache, added_mask, members, capacity, stack)
         else:
             hooks.with_groups(cache, members, capacity)

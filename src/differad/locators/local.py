@@ -38,7 +38,7 @@ from differad.locators.checkpoints import (
 )
 from differad.locators.comparable import doubt_normal
 from differad.locators.reading import ComputeOnce, PairReader, PairStream, Window, reading_threads
-from differad.locators.remembered import Remembered
+from differad.locators.remembered import LRUCache
 from differad.options import check_at_least, check_option, option
 
 if TYPE_CHECKING:
@@ -168,8 +168,8 @@ class LocalLocator:
         if self._processor is None:
             self._image_token = str(self._tokenizer.convert_ids_to_tokens(self._config.image_token_id))
         self._prompt = self._render_prompt()
-        self._prefixes: Remembered[bytes, Prefix] = Remembered(self.options.remember_prefixes)
-        self._recent_references: Remembered[bytes, bool] = Remembered(_MAX_RECENT)
+        self._prefixes: LRUCache[bytes, Prefix] = LRUCache(self.options.remember_prefixes)
+        self._recent_references: LRUCache[bytes, bool] = LRUCache(_MAX_RECENT)
         self._token_texts: TokenTexts | None = None
         # The embedded policy's tokens of a reference depend on the target.
         self._one_by_one = self._processor is None and self._config.model_type != TINY_MODEL_TYPE
@@ -344,7 +344,7 @@ class LocalLocator:
 
     def _whole(self, batch: list[Prepared], processors: list[Any]) -> Any:
         """New tokens (B, C) after prompts that are encoded whole."""
-        from differad.locators.transformers_hooks import without_balance
+        from differad.locators.transformers_hooks import without_balance_loss
 
         inputs = self._qwen_inputs(batch) if self._processor is None else self._processed(batch)
         if self._can_record():
@@ -352,7 +352,7 @@ class LocalLocator:
 
             return generate_whole(self._model, inputs, self._generation(), processors)
 
-        inputs |= without_balance(self._model)
+        inputs |= without_balance_loss(self._model)
         output = self._model.generate(**inputs, generation_config=self._generation(), logits_processor=processors)
         return output[:, inputs["input_ids"].shape[1] :]
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 from differad.answers.formats import TINY_MODEL_TYPE
 from differad.locators.tiny.evidence import WIDTH
 from differad.locators.tiny.processor import REFERENCE_GRID
-from differad.locators.transformers_hooks import takes_masks, text_attention
+from differad.locators.transformers_hooks import supports_masks, text_attention
 
 PAD, WORDS, VOCABULARY = 0, 40, 64
 _HEADS, _LAYERS, _WIDTH_SMALL = 2, 2, 32
@@ -51,7 +51,7 @@ _VISION_LAYERS = ("fullatt_block_indexes", "deepstack_visual_indexes")
 def build_miniature(model: Any) -> Any:
     """A model of the class of `model`, in float32, on its device, in training mode; to be built in `same_random_state`."""
     torch.manual_seed(0)
-    attention = text_attention(model) if takes_masks(model) else "sdpa"
+    attention = text_attention(model) if supports_masks(model) else "sdpa"
     small = AutoModelForImageTextToText.from_config(
         _with_small_sizes(model.config), dtype=torch.float32, attn_implementation=attention
     )
@@ -151,7 +151,7 @@ class Sample:
         return [[int(token == self.image_token) for token in row] for row in self.prompts]
 
 
-def draw_sample(model: Any, members: int, random: torch.Generator, distinct: int = 2) -> Sample:
+def make_sample(model: Any, members: int, random: torch.Generator, distinct: int = 2) -> Sample:
     """Random prompts for a miniature: `distinct` ones, each longer than the one before, `members` contiguous rows each."""
     prompts, patches, grids = [], [], []
     merge = model.config.vision_config.spatial_merge_size

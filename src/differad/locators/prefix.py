@@ -53,7 +53,7 @@ def obstacle(model: Any, *, cached: bool = True, learns: bool = False) -> str | 
 
 def keeps_all(model: Any) -> bool:
     """Whether a model's cache holds every token: layers with a sliding window drop the prefix as the text grows."""
-    return hooks.holds_all(hooks.empty_cache(model))
+    return hooks.holds_every_token(hooks.empty_cache(model))
 
 
 def encode_prefix(model: Any, ids: Tensor, types: Tensor, patches: Tensor, grids: Tensor) -> Prefix:
@@ -113,7 +113,7 @@ def generate_after(
         use_cache=True,
         logits_to_keep=1,
         **hooks.cache_input(model, cache),
-        **hooks.without_balance(model),
+        **hooks.without_balance_loss(model),
     )
     return _decode(model, cache, full_ids, full_mask, deltas, config, processors)
 
@@ -134,7 +134,7 @@ def generate_whole(
         **inputs
         | {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], "mm_token_type_ids": types[:, :-1]}
         | hooks.cache_input(model, cache)
-        | hooks.without_balance(model),
+        | hooks.without_balance_loss(model),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -143,7 +143,7 @@ def generate_whole(
 
 def records(model: Any, cache: DynamicCache) -> bool:
     """Whether decoding steps are recorded: on a GPU, if the attention can be replaced and the cache holds every token."""
-    return bool(model.device.type == "cuda") and hooks.holds_all(cache) and hooks.takes_masks(model)
+    return bool(model.device.type == "cuda") and hooks.holds_every_token(cache) and hooks.supports_masks(model)
 
 
 def _decode(
@@ -170,6 +170,6 @@ def _decode(
             generation_config=config,
             logits_processor=processors,
             **hooks.cache_input(model, cache),
-            **hooks.without_balance(model),
+            **hooks.without_balance_loss(model),
         )
     return output[:, ids.shape[1] :]

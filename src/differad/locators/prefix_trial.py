@@ -15,8 +15,8 @@ from transformers import GenerationConfig
 
 from differad.errors import InputWarning
 from differad.locators import transformers_hooks as hooks
-from differad.locators.agreement import disagreement, size, sum_rounding
-from differad.locators.miniature import PAD, Sample, build_miniature, draw_sample, in_double, same_random_state
+from differad.locators.agreement import disagreement, max_sum_rounding, size
+from differad.locators.miniature import PAD, Sample, build_miniature, in_double, make_sample, same_random_state
 from differad.locators.prefix import encode_prefix, generate_after, generate_whole, keeps_all, obstacle, records
 
 _NEW_TOKENS = 4
@@ -57,10 +57,12 @@ def _agrees(model: Any, allows: Callable[[Any], bool], way: _Way, instead: str) 
 def _try(model: Any, way: _Way) -> str | None:
     small = build_miniature(model).eval()
     precise = in_double(small)
-    sample = draw_sample(small, 1, torch.Generator().manual_seed(0))
+    sample = make_sample(small, 1, torch.Generator().manual_seed(0))
     ways = zip(way(small, sample), _whole(small, sample), _whole(precise, sample), strict=True)
     for step, (tested, whole, exact) in enumerate(ways):
-        if message := disagreement(f"logits of token {step}", tested, whole, exact, sum_rounding(small) * size(exact)):
+        if message := disagreement(
+            f"logits of token {step}", tested, whole, exact, max_sum_rounding(small) * size(exact)
+        ):
             return message
     return None
 

@@ -70,7 +70,7 @@ def load_locator(model: str | Path | None = None, *, family: str | None = None, 
     `family` overrides the answer format that a checkpoint's config implies. `options` are the fields of the kind's own
     options dataclass. Options of its parts are named PART.NAME (`**{"difference.tolerance": 3}`) or come as a mapping
     (`difference={"tolerance": 3}`). The embedded locators have `options`, `with_options` and `calibrate` besides: a type
-    checker knows it for a literal name, otherwise check `isinstance(locator, Embedded)`. Raises OptionError for an
+    checker knows it for a literal name, otherwise check `isinstance(locator, EmbeddedLocator)`. Raises OptionError for an
     unknown model, family or option, InputError for weights that cannot be read, MissingExtraError if packages that it needs
     are not installed.
     """

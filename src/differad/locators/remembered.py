@@ -12,7 +12,7 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Remembered(Generic[Key, Value]):
+class LRUCache(Generic[Key, Value]):
     """At most `most` values; the least recently used one is dropped first. Safe to use from several threads."""
 
     def __init__(self, most: int) -> None:
@@ -20,7 +20,7 @@ class Remembered(Generic[Key, Value]):
         self._values: OrderedDict[Key, Value] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Remembered[Key, Value]":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LRUCache[Key, Value]":
         # Copies of a locator or a processor share the cache: a lock cannot be copied, and a second cache would gain nothing.
         return self
 

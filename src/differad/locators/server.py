@@ -31,7 +31,7 @@ from differad.locators.base import Outcome, locate_concurrently
 from differad.locators.chat import Reply, to_location, user_content
 from differad.locators.chat_client import ChatClient, Requests
 from differad.locators.comparable import doubt_normal
-from differad.locators.remembered import Remembered
+from differad.locators.remembered import LRUCache
 from differad.options import check_at_least, option
 from differad.text import without_user_info
 
@@ -181,7 +181,7 @@ class _FileUrls:
 
     def __init__(self, size: int) -> None:
         # Empty for a file that cannot be sent as it is.
-        self._cache: Remembered[tuple[str, int, int], str] = Remembered(size)
+        self._cache: LRUCache[tuple[str, int, int], str] = LRUCache(size)
 
     def get(self, path: Path) -> str | None:
         """The file's bytes as a data URL; None if a server could decode other pixels from them than we do."""

@@ -35,7 +35,7 @@ def cache_input(model: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
     return {name: cache}
 
 
-def without_balance(model: Any) -> dict[str, bool]:
+def without_balance_loss(model: Any) -> dict[str, bool]:
     """Arguments that switch off the router's balance loss, which a cold start leaves on in the configuration.
 
     That loss expects a mask of as many tokens as the input, so that it raises with a cache, where the mask has more.
@@ -45,7 +45,7 @@ def without_balance(model: Any) -> dict[str, bool]:
     )
 
 
-def holds_all(cache: DynamicCache) -> bool:
+def holds_every_token(cache: DynamicCache) -> bool:
     """Whether a cache holds every token: layers with a sliding window drop the prompt as the text grows."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
@@ -110,13 +110,13 @@ def _padded(states: Tensor, width: int) -> Tensor:
     return functional.pad(states, (0, 0, width - states.shape[2], 0))
 
 
-def with_capacity(cache: DynamicCache, of_row: Tensor, capacity: int) -> None:
-    """Give every row the cache of its prompt `of_row` (B,), and allocate `capacity` more tokens; for use without gradients."""
+def with_capacity(cache: DynamicCache, prompt_index: Tensor, capacity: int) -> None:
+    """Give every row the cache of its prompt `prompt_index` (B,), and allocate `capacity` more tokens. Without gradients only."""
     for number, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            cache.layers[number] = PreallocatedCacheLayer(layer.keys, layer.values, of_row, capacity)
+            cache.layers[number] = PreallocatedCacheLayer(layer.keys, layer.values, prompt_index, capacity)
         else:  # a sliding window drops tokens, a state does not grow
-            layer.reorder_cache(of_row)
+            layer.reorder_cache(prompt_index)
 
 
 def with_groups(cache: DynamicCache, members: int, capacity: int) -> None:
@@ -126,8 +126,8 @@ def with_groups(cache: DynamicCache, members: int, capacity: int) -> None:
     """
     for number, layer in enumerate(cache.layers):
         if _holds_state(layer):
-            of_row = torch.arange(len(layer.conv_states[0]), device=layer.conv_states[0].device)
-            layer.reorder_cache(of_row.repeat_interleave(members))
+            prompt_index = torch.arange(len(layer.conv_states[0]), device=layer.conv_states[0].device)
+            layer.reorder_cache(prompt_index.repeat_interleave(members))
         else:
             cache.layers[number] = GroupCacheLayer(layer.keys, layer.values, members, capacity)
 
@@ -151,7 +151,7 @@ def text_attention(model: Any) -> str:
     return str(model.config.get_text_config()._attn_implementation)
 
 
-def takes_masks(model: Any) -> bool:
+def supports_masks(model: Any) -> bool:
     """Whether a model's text attention takes any mask, and gives the same numbers as `scaled_dot_product_attention`."""
     return text_attention(model) in _MASKED
 
@@ -172,11 +172,11 @@ def replaced_attention(model: Any, name: str, attention: Callable[..., Any]) -> 
 class PreallocatedCacheLayer(DynamicLayer):
     """A cache layer with preallocated capacity: the stock one copies all previous tokens at every token."""
 
-    def __init__(self, keys: Tensor, values: Tensor, of_row: Tensor, capacity: int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, prompt_index: Tensor, capacity: int) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
         self._capacity = capacity
-        self._buffers = [_extended(states[of_row], capacity) for states in (keys, values)]
+        self._buffers = [_extended(states[prompt_index], capacity) for states in (keys, values)]
         self._show(keys.shape[2])
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:

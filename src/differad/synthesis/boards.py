@@ -25,7 +25,7 @@ class BoardStyle:
     binary: bool
 
 
-def draw_style(rng: np.random.Generator) -> BoardStyle:
+def sample_style(rng: np.random.Generator) -> BoardStyle:
     """A black-and-white scan, a grey scan or a coloured board."""
     kind = rng.choice(["binary", "grey", "colour"])
     if kind == "binary":

@@ -27,7 +27,7 @@ from differad.synthesis.pairs import MARGIN_SHARE, SyntheticPair, make_pair, ren
 from differad.synthesis.regions import REGIONS, Coverage
 from differad.synthesis.siblings import SURFACES, generate_instances
 from differad.synthesis.textures import Image
-from differad.synthesis.unaligned import draw_unaligned
+from differad.synthesis.unaligned import generate_unaligned
 
 # Regions that suit a fill; a fill that is not listed takes any compact one.
 _COMPACT = ("blob", "polygon", "rectangle", "perlin")
@@ -172,7 +172,7 @@ class PairGenerator:
         return float(getattr(self.options, name)) / rest if rest > _ROUNDING else 0.0
 
     def _unaligned(self, rng: np.random.Generator, anomalous: bool) -> SyntheticPair:
-        pair = draw_unaligned(rng, anomalous, self.options.size, self._surfaces() or SURFACES)
+        pair = generate_unaligned(rng, anomalous, self.options.size, self._surfaces() or SURFACES)
         return _with_facts(pair, pair.kind, "") if pair.kind else pair
 
     def _surfaces(self) -> list[str]:

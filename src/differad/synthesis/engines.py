@@ -21,7 +21,7 @@ from typing import Any
 
 import cv2
 
-from differad.data.locks import as_worker, be_worker
+from differad.data.locks import as_worker, hold_worker_lock
 from differad.errors import DifferadError, MissingExtraError
 from differad.synthesis.store import METADATA, TaskResult, Work, perform
 
@@ -114,7 +114,7 @@ def _in_pool(work: Work, starts: range, workers: int) -> Generator[TaskResult, N
 def _start_worker(lifeline: Connection, metadata: Path) -> None:
     """Limit a worker to one core and let it end with the run: a killed run closes its end of the pipe too."""
     cv2.setNumThreads(1)
-    be_worker(metadata)
+    hold_worker_lock(metadata)
     # After the lock: a run that continues a killed one waits for this worker, or finds that it ended.
     if lifeline.poll():
         os._exit(1)

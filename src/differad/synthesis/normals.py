@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from differad.data.masks import read_labels
 from differad.errors import InputError
 from differad.images import read_image
-from differad.synthesis.boards import draw_style, generate_layout, shade
+from differad.synthesis.boards import generate_layout, sample_style, shade
 from differad.synthesis.textures import TEXTURES, Image, generate_texture
 
 PartGenerator = Callable[[np.random.Generator, int], Image]
@@ -86,7 +86,7 @@ def crop_photograph(rng: np.random.Generator, size: int, paths: list[Path]) -> I
 
 
 def _board(rng: np.random.Generator, size: int) -> Image:
-    return shade(generate_layout(rng, size), draw_style(rng))
+    return shade(generate_layout(rng, size), sample_style(rng))
 
 
 def _wood(rng: np.random.Generator, size: int) -> Image:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from differad.boxes import Boxes, as_boxes
 from differad.core import Pair
 from differad.images import RGB
-from differad.synthesis.boards import BoardStyle, draw_style, etch, generate_layout, shade
+from differad.synthesis.boards import BoardStyle, etch, generate_layout, sample_style, shade
 from differad.synthesis.camera import REFERENCE_NUISANCE, Nuisance, View, capture, render, sample_view
 from differad.synthesis.defects import damage_board, damage_surface
 from differad.synthesis.textures import Image, generate_texture
@@ -72,7 +72,7 @@ def make_pair(
     first = sample_view(rng, size, margin, REFERENCE_NUISANCE)
     second = sample_view(rng, size, margin, nuisance or Nuisance())
     if category == "board":
-        style = style or draw_style(rng)
+        style = style or sample_style(rng)
         layout = generate_layout(rng, part_size)
         template, part = (shade(etch(layout, view.etch), style) for view in (first, second))
         damaged = (damage_board(rng, layout, margin) for _ in range(_ATTEMPTS))

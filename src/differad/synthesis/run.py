@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import differad
-from differad.data.locks import LOCK, sole_run, wait_for_workers
+from differad.data.locks import LOCK, exclusive_run, wait_for_workers
 from differad.data.parquet_rows import require_pyarrow
 from differad.errors import InputError, InputWarning, ManifestError
 from differad.files import (
@@ -92,7 +92,7 @@ def synthesize(
     deadline = None if minutes is None else start_time + 60 * minutes
     work = _plan(options, count, Path(out), format, shard_size)
     make_folder(work.out)
-    with sole_run(work.out):
+    with exclusive_run(work.out):
         earlier = _check_metadata(work)
         counts = _resume(work)
         if counts.pairs > count:

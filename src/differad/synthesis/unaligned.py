@@ -57,7 +57,7 @@ class PartType:
     spread: float
 
 
-def draw_unaligned(
+def generate_unaligned(
     rng: np.random.Generator, anomalous: bool, size: int = 448, surfaces: Sequence[str] = SURFACES
 ) -> SyntheticPair:
     """One pair of a `category` from `surfaces`, its longer side 0.36 to 1.6 times `size` pixels."""

@@ -120,7 +120,7 @@ def _round(value: Any) -> float:
 _PANEL, _MARGIN, _BINS = 320, 48, 80
 
 
-def draw_audit() -> RGB:
+def plot_audit() -> RGB:
     """Plot reward against IoU, (H, W, 3) RGB: a panel for each reward in `VARIANTS`, darker for more boxes."""
     trials = make_trials()
     panels = [_panel(name, trials.overlap, _score(trials, name)) for name in VARIANTS]

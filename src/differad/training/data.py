@@ -30,7 +30,7 @@ from differad.data.truth import check_boxes
 from differad.errors import InputWarning, ManifestError
 from differad.images import ImageSource, image_size, read_images
 from differad.locators.tiny.evidence import PATCH
-from differad.locators.tiny.known import KnownEvidence, key_image
+from differad.locators.tiny.known import PairFeatureIndex, key_image
 from differad.training.recipe import Data
 
 # Size of the cache of decoded pairs: the completions of a group share their images.
@@ -81,7 +81,9 @@ def build_rows(pairs: Iterable[Pair], data: Data, convention: AnswerConvention) 
     Raises ManifestError for a pair without boxes (it may not be normal) or with boxes that cannot be pixels of its target, and
     ImageError.
     """
-    index = None if data.evidence is None or convention.rule is None else KnownEvidence(data.evidence, convention.rule)
+    index = (
+        None if data.evidence is None or convention.rule is None else PairFeatureIndex(data.evidence, convention.rule)
+    )
     for pair in pairs:
         if pair.boxes is None:
             raise ManifestError(
@@ -168,7 +170,7 @@ def _largest(boxes: Boxes) -> Boxes:
     return boxes[[int(np.argmax(area(boxes)))]] if len(boxes) else boxes
 
 
-def _feature_key(index: KnownEvidence | None, pair: Pair, frame: Frame) -> str:
+def _feature_key(index: PairFeatureIndex | None, pair: Pair, frame: Frame) -> str:
     """The hexadecimal cache key of a pair's features; empty if its images have to be opened."""
     if index is None or frame.resized is None:
         return ""

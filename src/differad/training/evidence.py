@@ -22,10 +22,10 @@ from differad.data.manifest import read_pairs
 from differad.errors import OptionError
 from differad.evaluation.selection import labelled_pairs
 from differad.locators.threads import usable_cores
-from differad.locators.tiny.batched import BatchedEvidence
-from differad.locators.tiny.cache import evidence_file, write_evidence
+from differad.locators.tiny.batched import BatchedPairFeatures
+from differad.locators.tiny.cache import pair_features_file, write_pair_features
 from differad.locators.tiny.evidence import AREA, PATCH
-from differad.locators.tiny.known import write_known
+from differad.locators.tiny.known import append_to_index
 from differad.locators.tiny.preparing import Outcome, Prepared, Task, own_processes, prepare
 from differad.locators.tiny.processor import MERGE
 from differad.progress import track
@@ -40,7 +40,7 @@ _WRITERS = 4
 
 
 @dataclass(frozen=True)
-class EvidenceSummary:
+class PairFeatureSummary:
     """Counts of a recipe's pairs: `computed` in this run, `kept` from earlier runs; pairs beyond the time limit in neither."""
 
     folder: str
@@ -56,9 +56,9 @@ class EvidenceSummary:
         return asdict(self)
 
 
-def compute_evidence(
+def compute_pair_features(
     recipe: Recipe, *, workers: int | None = None, minutes: float | None = None, device: str = "auto"
-) -> EvidenceSummary:
+) -> PairFeatureSummary:
     """Compute the features of all pairs of a recipe, also held-out ones, into its folder `data.evidence`, for at most `minutes`.
 
     `device` is auto (an accelerator if there is one), cpu (everything in `workers` processes) or a torch device; `workers` is the
@@ -77,7 +77,7 @@ def compute_evidence(
     counts = _run(tasks, len(pairs), folder, workers or usable_cores(), deadline, chosen)
     seconds = time.monotonic() - began
     kept, computed = counts[True], counts[False]
-    return EvidenceSummary(
+    return PairFeatureSummary(
         str(folder), str(chosen or "cpu"), len(pairs), computed, kept, round(seconds, 3), round(computed / seconds, 2)
     )
 
@@ -128,7 +128,7 @@ def _run(
                 index.append((outcome.described, outcome.key))
         if batches is not None:
             counts[False] -= batches.finish(writers, deadline)
-    write_known(folder, [(described, key) for described, key in index if evidence_file(folder, key).exists()])
+    append_to_index(folder, [(described, key) for described, key in index if pair_features_file(folder, key).exists()])
     return counts
 
 
@@ -147,7 +147,7 @@ class _Batches:
     """Groups prepared pairs by shape; computes and writes each full batch."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self._folder, self._extract = folder, BatchedEvidence(device)
+        self._folder, self._extract = folder, BatchedPairFeatures(device)
         self._waiting: dict[tuple[tuple[int, ...], ...], list[tuple[bytes, Prepared]]] = {}
         self._written: deque[Future[Any]] = deque()
         self._keys: set[bytes] = set()
@@ -180,7 +180,7 @@ class _Batches:
             [pair.reference for pair in pairs], [pair.target for pair in pairs], [pair.pixels for pair in pairs]
         )
         for (key, _), rows in zip(group, features, strict=True):
-            self._written.append(writers.submit(write_evidence, self._folder, key, rows))
+            self._written.append(writers.submit(write_pair_features, self._folder, key, rows))
         while len(self._written) > 64 * _WRITERS:
             self._written.popleft().result()
         group.clear()

@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import AutoModelForImageTextToText, PrinterCallback, ProgressCallback
 
-from differad.data.locks import sole_run
+from differad.data.locks import exclusive_run
 from differad.errors import DifferadError, OptionError, WriteError
 from differad.files import atomic_folder, make_folder, unfinished, write_text
 from differad.locators.tiny.processor import EvidenceProcessor
@@ -176,7 +176,7 @@ def _sole_run(out: Path, processes: PartialState) -> Iterator[None]:
         yield
         return
     make_folder(out)
-    with sole_run(out):
+    with exclusive_run(out):
         yield
 
 

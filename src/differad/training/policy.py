@@ -29,7 +29,7 @@ from differad.locators.packed_images import is_packed, read_rows
 from differad.locators.processors import load_processor, render_prompt
 from differad.training.data import AnswerConvention
 from differad.training.recipe import Lora, Model
-from differad.training.scratch import build_scratch
+from differad.training.scratch import build_small_qwen2_vl
 from differad.training.tiny import build_tiny
 from differad.training.writing import library_writes
 
@@ -125,7 +125,7 @@ def open_checkpoint(model: Model, out: Path, seed: int) -> CheckpointParts:
                 if model.tiny is not None:
                     build_tiny(fresh, model.tiny, seed)
                 elif model.scratch is not None:
-                    build_scratch(fresh, model.scratch, seed)
+                    build_small_qwen2_vl(fresh, model.scratch, seed)
         path = str(folder)
     else:
         path = checkpoints.resolve(str(model.start))
@@ -155,7 +155,7 @@ def load_model(checkpoint: CheckpointParts, model: Model) -> Any:
             checkpoint.path, trust_remote_code=False, use_safetensors=True, **options
         )
     text = loaded.config.get_text_config()
-    if hasattr(text, "output_router_logits"):  # trainers request it themselves, see `without_balance`
+    if hasattr(text, "output_router_logits"):  # trainers request it themselves, see `without_balance_loss`
         text.output_router_logits = False
     if getattr(checkpoint.processor, "by_row", False):
         read_rows(loaded)

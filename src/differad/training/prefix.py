@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from differad.locators import transformers_hooks as hooks
-from differad.locators.grouped import can_group, decoding_groups, members_of
+from differad.locators.grouped import can_group, completions_per_prompt, decoding_groups
 from differad.training.pictures import Batch, Row, VisionFeatureCache, has_active_dropout, image_inputs
 
 # Capacity of a cache, in new tokens, if the generation config sets no limit.
@@ -28,16 +28,16 @@ _DEFAULT_CAPACITY = 256
 class Prompts:
     """The U distinct prompts of a batch of B rows.
 
-    `first` (U,) is the first row of each distinct prompt, `of_row` (B,) the index of each row's prompt.
+    `first` (U,) is the first row of each distinct prompt, `prompt_index` (B,) the index of each row's prompt.
     """
 
     first: Tensor
-    of_row: Tensor
+    prompt_index: Tensor
 
     @property
     def shared(self) -> bool:
         """Whether any prompt belongs to more than one row."""
-        return len(self.first) < len(self.of_row)
+        return len(self.first) < len(self.prompt_index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ def prompts_of(batch: Batch) -> Prompts:
 def find_prompts(ids: Tensor, mask: Tensor, rows: list[Row]) -> Prompts:
     """Group rows with equal prompts (B, P) and equal images; different pairs may have the same text."""
     first: list[int] = []
-    of_row: list[int] = []
+    prompt_index: list[int] = []
     for row, images in enumerate(rows):
         same = (
             number
@@ -80,8 +80,8 @@ def find_prompts(ids: Tensor, mask: Tensor, rows: list[Row]) -> Prompts:
         number = next(same, len(first))
         if number == len(first):
             first.append(row)
-        of_row.append(number)
-    return Prompts(torch.tensor(first, device=ids.device), torch.tensor(of_row, device=ids.device))
+        prompt_index.append(number)
+    return Prompts(torch.tensor(first, device=ids.device), torch.tensor(prompt_index, device=ids.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,7 @@ def encode_prompts(
         use_cache=True,
         logits_to_keep=1,
         **hooks.cache_input(model, cache),
-        **hooks.without_balance(model),
+        **hooks.without_balance_loss(model),
         **image_inputs(chosen, vision_cache),
     )
     return cache
@@ -189,14 +189,14 @@ def completion_inputs(
     batch, start = rows.batch, rows.start
     positions, _ = position_ids(model, batch)
     cache = encode_prompts(model, batch.until(start), rows.prompts, vision_cache, prompt_cache)
-    cache.reorder_cache(rows.prompts.of_row)
+    cache.reorder_cache(rows.prompts.prompt_index)
     return {
         "input_ids": batch.ids[:, start - 1 :],
         "attention_mask": batch.mask,
         "position_ids": positions[:, :, start - 1 :],
         "use_cache": True,
         **hooks.cache_input(model, cache),
-        **hooks.without_balance(model),
+        **hooks.without_balance_loss(model),
     }
 
 
@@ -216,13 +216,13 @@ def generate_shared(
     prompts = prompts_of(batch)
     cache = encode_prompts(model, batch, prompts, vision_cache, prompt_cache)
     _, rope_deltas = position_ids(model, batch)
-    group_size = members_of(prompts.of_row)
+    group_size = completions_per_prompt(prompts.prompt_index)
     with ExitStack() as stack:
         if group_size and config.max_new_tokens and can_group(model, cache) and not has_active_dropout(model):
             prompt_mask = batch.mask[prompts.first, :-1]
             stack.enter_context(decoding_groups(model, cache, prompt_mask, group_size, config.max_new_tokens))
         else:
-            hooks.with_capacity(cache, prompts.of_row, config.max_new_tokens or _DEFAULT_CAPACITY)
+            hooks.with_capacity(cache, prompts.prompt_index, config.max_new_tokens or _DEFAULT_CAPACITY)
         hooks.set_rope_deltas(model, rope_deltas)
         # Call the class's method: a trainer may have replaced the instance's by this function.
         generated: Tensor = type(model).generate(

@@ -17,15 +17,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from differad.locators.agreement import FACTOR, disagreement, size, sum_rounding
+from differad.locators.agreement import FACTOR, disagreement, max_sum_rounding, size
 from differad.locators.miniature import (
     PAD,
     VOCABULARY,
     WORDS,
     Sample,
     build_miniature,
-    draw_sample,
     in_double,
+    make_sample,
     same_random_state,
 )
 from differad.locators.prefix import obstacle
@@ -58,7 +58,7 @@ class _Trainers:
     @property
     def rounding(self) -> float:
         """Rounding error of one sum of numbers of size 1."""
-        return sum_rounding(self.stock.model)
+        return max_sum_rounding(self.stock.model)
 
 
 def find_difference(trainer: Any, bare: Any, cache_mb: int, *, trains_tower: bool) -> dict[str, str]:
@@ -96,7 +96,7 @@ def _make_trainers(trainer: Any, bare: Any, cache_mb: int, trains_tower: bool) -
     model = build_miniature(bare)
     model.model.visual.requires_grad_(trains_tower)
     random = torch.Generator().manual_seed(0)
-    sample = draw_sample(model, GROUP_SIZE, random, 2 * BATCHES)  # more than one prompt per batch
+    sample = make_sample(model, GROUP_SIZE, random, 2 * BATCHES)  # more than one prompt per batch
     models = (model, in_double(model), copy.deepcopy(model))
     stock, exact, shared = (_stand_in(trainer, each, batches=BATCHES) for each in models)
     shared.configure_sharing(True, cache_mb)
@@ -145,7 +145,7 @@ def find_masking_difference(trainer: Any, bare: Any) -> str | None:
 def _compare_means(trainer: Any, bare: Any) -> str | None:
     model = build_miniature(bare)
     random = torch.Generator().manual_seed(0)
-    sample = draw_sample(model, GROUP_SIZE, random)
+    sample = make_sample(model, GROUP_SIZE, random)
     count = len(sample.prompts) - 1
     masking, shorter, exact = (
         _stand_in(trainer, each, batches=1) for each in (model, copy.deepcopy(model), in_double(model))
@@ -169,7 +169,7 @@ def _compare_means(trainer: Any, bare: Any) -> str | None:
     }
     masked = _losses(masking, inputs, [None])
     expected, true = (_losses(each, others, [None]) for each in (shorter, exact))
-    return _difference(masked, expected, true, sum_rounding(model))
+    return _difference(masked, expected, true, max_sum_rounding(model))
 
 
 def _stand_in(trainer: Any, model: Any, batches: int) -> Any:

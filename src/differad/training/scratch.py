@@ -47,7 +47,7 @@ _REASONING = (
 )
 
 
-def build_scratch(folder: Path, scratch: Scratch, seed: int) -> Path:
+def build_small_qwen2_vl(folder: Path, scratch: Scratch, seed: int) -> Path:
     """Write the checkpoint to `folder`; the seed fixes the weights."""
     torch.manual_seed(seed)
     tokenizer = _tokenizer(scratch.vocabulary)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from differad.locators.grouped import added
-from differad.locators.transformers_hooks import takes_masks, text_attention, without_balance
+from differad.locators.transformers_hooks import supports_masks, text_attention, without_balance_loss
 from differad.training.pictures import VisionFeatureCache, image_inputs
 from differad.training.prefix import PromptCompletions, position_ids
 
@@ -28,13 +28,13 @@ _WEIGHTS = 12
 class PackedBatch:
     """Rows of a batch packed into U sequences of L tokens.
 
-    `inputs` are the model's inputs, `labels` (U, L) the target tokens, -100 where the loss ignores them. `of_row` and
+    `inputs` are the model's inputs, `labels` (U, L) the target tokens, -100 where the loss ignores them. `prompt_index` and
     `group_index` (B,) give each row's sequence and its index within that sequence's group.
     """
 
     inputs: dict[str, Any]
     labels: Tensor
-    of_row: Tensor
+    prompt_index: Tensor
     group_index: Tensor
     group_size: int
     keep: int
@@ -43,21 +43,21 @@ class PackedBatch:
         """Unpack values (U, L - 1) of next tokens into those of each row's completion, (B, keep)."""
         width = self.group_size * (self.keep + 1)
         blocks = functional.pad(values, (0, 1))[:, -width:].unflatten(1, (self.group_size, -1))
-        return blocks[self.of_row, self.group_index, : self.keep]
+        return blocks[self.prompt_index, self.group_index, : self.keep]
 
 
 def pack(model: Any, rows: PromptCompletions, vision_cache: VisionFeatureCache | None = None) -> PackedBatch:
     """Pack rows into one sequence per prompt."""
     batch, keep, prompts, start = rows.batch, rows.keep, rows.prompts, rows.start
     ids, mask, images = batch.ids, batch.mask, batch.pictures.rows()
-    of_row, group_index = prompts.of_row, index_in_group(prompts.of_row)
+    prompt_index, group_index = prompts.prompt_index, index_in_group(prompts.prompt_index)
     group_size, prefix = int(group_index.max()) + 1, start - 1
     positions, _ = position_ids(model, batch)
 
     def packed(values: Tensor) -> Tensor:
         # A group smaller than the largest is filled up with its first completion, whose values are never read.
         blocks = values[prompts.first, None, prefix:].repeat(1, group_size, 1)
-        blocks[of_row, group_index] = values[:, prefix:]
+        blocks[prompt_index, group_index] = values[:, prefix:]
         return torch.cat([values[prompts.first, :prefix], blocks.flatten(1)], dim=1)
 
     labels = ids.masked_fill(mask == 0, -100)
@@ -68,9 +68,9 @@ def pack(model: Any, rows: PromptCompletions, vision_cache: VisionFeatureCache |
         "attention_mask": to_attention_mask(allowed, model)[:, None],
         "position_ids": torch.stack([packed(axis) for axis in positions]),
         **image_inputs([images[row] for row in prompts.first.tolist()], vision_cache),
-        **without_balance(model),
+        **without_balance_loss(model),
     }
-    return PackedBatch(inputs, packed(labels), of_row, group_index, group_size, keep)
+    return PackedBatch(inputs, packed(labels), prompt_index, group_index, group_size, keep)
 
 
 def packed_attention_mask(mask: Tensor, group_size: int, block: int) -> Tensor:
@@ -95,18 +95,18 @@ def to_attention_mask(allowed: Tensor, model: Any) -> Tensor:
     return added(allowed, model.dtype)
 
 
-def index_in_group(of_row: Tensor) -> Tensor:
+def index_in_group(prompt_index: Tensor) -> Tensor:
     """Index of each row (B,) within its group."""
-    same = of_row[:, None] == of_row
+    same = prompt_index[:, None] == prompt_index
     return same.tril(-1).sum(dim=1)
 
 
 def is_cheaper(model: Any, rows: PromptCompletions) -> bool:
     """Whether packed sequences take fewer multiplications than rows, masked keys of other completions included."""
-    if not takes_masks(model):
+    if not supports_masks(model):
         return False
     count, row_length = rows.batch.ids.shape
-    group_size = int(index_in_group(rows.prompts.of_row).max()) + 1
+    group_size = int(index_in_group(rows.prompts.prompt_index).max()) + 1
     length = rows.start - 1 + group_size * (rows.keep + 1)
     width = _WEIGHTS * model.config.get_text_config().hidden_size
     packed_cost = len(rows.prompts.first) * length * (width + 2 * length)

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import RandomSampler
 from trl import SFTConfig, SFTTrainer
 
-from differad.locators.tiny.model import DENSE_WEIGHT, Comparer, dense_loss
+from differad.locators.tiny.model import DENSE_WEIGHT, ChangeEncoder, dense_loss
 from differad.locators.tiny.processor import EvidenceProcessor
 from differad.training.clock import ClockMixin
 from differad.training.coverage import WithCoverage
@@ -30,7 +30,7 @@ class PairSftTrainer(ClockMixin, RunFoldersMixin, SFTTrainer):
         text_loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if coverage is None:
             return text_loss
-        comparer = next(module for module in self.model.modules() if isinstance(module, Comparer))
+        comparer = next(module for module in self.model.modules() if isinstance(module, ChangeEncoder))
         dense = DENSE_WEIGHT * dense_loss(comparer.logits, coverage, inputs["image_grid_thw"])
         # If the text loss is divided by the tokens of a whole step, the trainer sums over its batches.
         dense = dense / (self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1)

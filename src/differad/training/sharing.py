@@ -21,7 +21,7 @@ from trl.trainer import utils as trl_utils
 
 from differad.errors import InputWarning
 from differad.locators.prefix import obstacle
-from differad.locators.transformers_hooks import takes_masks
+from differad.locators.transformers_hooks import supports_masks
 from differad.training.peers import gather_shares
 from differad.training.pictures import (
     Batch,
@@ -284,7 +284,7 @@ class PrefixSharingMixin:
         common = None if self._share else "grpo.share_prefix=false"
         common = common or self._trainer_obstacle() or obstacle(bare, cached=False)
         # Neither packed sequences nor a cache work then, see `_choose_scoring`.
-        no_way = self.args.gradient_checkpointing and not takes_masks(bare)
+        no_way = self.args.gradient_checkpointing and not supports_masks(bare)
         reasons = {
             "rollout": common or (_OWN_GENERATION if self._has_own_generation() else self._mismatches.get("rollout")),
             "loss": common
@@ -437,7 +437,9 @@ def group_rows_by_prompt(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     split = [trl_utils.split_pixel_values_by_grid(batch) for batch in batches]
     whole = {name: _join([batch[name] for batch in split]) for name in split[0]}
     rows = list(zip(whole["pixel_values"], whole["image_grid_thw"], strict=True))
-    order = torch.argsort(find_prompts(whole["prompt_ids"], whole["prompt_mask"], rows).of_row, stable=True).tolist()
+    order = torch.argsort(
+        find_prompts(whole["prompt_ids"], whole["prompt_mask"], rows).prompt_index, stable=True
+    ).tolist()
     grouped = {name: _reorder(value, order) for name, value in whole.items()}
     return [
         trl_utils.unsplit_pixel_values_by_grid(batch) for batch in trl_utils.split_tensor_dict(grouped, len(batches))

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from differad.errors import OptionError
 from differad.locators.tiny.evidence import PATCH
-from differad.locators.tiny.model import COMPARISON, TinyConfig, TinyPolicy, waves
+from differad.locators.tiny.model import COMPARISON, TinyConfig, TinyPolicy, fourier_features
 from differad.locators.tiny.network import OPENING
 from differad.locators.tiny.processor import MERGE, EvidenceProcessor
 from differad.training.reading import pretrain_boxes
@@ -74,7 +74,7 @@ def _init_number_embeddings(model: TinyPolicy, tokenizer: PreTrainedTokenizerFas
     """
     table = model.get_input_embeddings().weight
     ids = [tokenizer.convert_tokens_to_ids(str(number)) for number in range(NUMBERS)]
-    features = waves(torch.arange(NUMBERS, dtype=torch.float32) / (NUMBERS - 1))
+    features = fourier_features(torch.arange(NUMBERS, dtype=torch.float32) / (NUMBERS - 1))
     with torch.no_grad():
         mixed = features @ torch.randn(features.shape[1], table.shape[1])
         table[ids] = _NUMBER_NORM * mixed / mixed.norm(dim=1, keepdim=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from differad.cli.exchange import load_predictions
-from differad.data.exchange.registry import EXCHANGES, export_pairs
+from differad.data.exchange.registry import ANNOTATION_FORMATS, export_pairs
 from differad.images import write_image
 
 FEW, MANY = 500, 2500
@@ -47,7 +47,7 @@ def peak_bytes(name, folder, count, out):
     return peak
 
 
-@pytest.mark.parametrize("name", [name for name in EXCHANGES if name != "cvat"])
+@pytest.mark.parametrize("name", [name for name in ANNOTATION_FORMATS if name != "cvat"])
 def test_memory_hardly_grows_with_the_number_of_pairs(name, folder, tmp_path):
     few, many = (peak_bytes(name, folder, count, tmp_path / str(count)) for count in (FEW, MANY))
     assert many - few < HELD * (MANY - FEW) + INTERNED  # a list of JSON entries took 30,000 a pair

@@ -24,7 +24,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from differad.data.exchange.registry import EXCHANGES, export_pairs, import_pairs
+from differad.data.exchange.registry import ANNOTATION_FORMATS, export_pairs, import_pairs
 from differad.data.exchange.shared import file_name
 from differad.data.manifest import read_pairs
 from differad.errors import InputError, ManifestError, OptionError
@@ -246,8 +246,8 @@ def test_boxes_of_another_image_size_are_refused(name, tmp_path):
 
 
 def test_the_table_is_complete_and_names_are_checked(tmp_path):
-    assert list(EXCHANGES) == FORMATS
-    assert all(exchange.help for exchange in EXCHANGES.values())
+    assert list(ANNOTATION_FORMATS) == FORMATS
+    assert all(exchange.help for exchange in ANNOTATION_FORMATS.values())
     with pytest.raises(OptionError, match=r"format 'voc': expected one of coco, yolo, label-studio, cvat"):
         export_pairs("voc", tmp_path / "pairs.jsonl", tmp_path / "sent")
 

@@ -26,7 +26,7 @@ from differad.locators.tiny.calibration import (
 )
 from differad.locators.tiny.network import Policy, expected_shapes
 from differad.synthesis.draw import PairGenerator, SynthesisOptions
-from differad.synthesis.unaligned import draw_unaligned
+from differad.synthesis.unaligned import generate_unaligned
 
 NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json")
 
@@ -89,7 +89,7 @@ def test_another_process_takes_it_from_its_folder(folder, synthetic_pairs):
 
 def test_auto_takes_a_policy_of_ones_own_where_nothing_can_be_aligned(spoilt):
     """Other numbers in its decision.json show that it is the one in the folder that answers."""
-    apart = draw_unaligned(np.random.default_rng(7), True, 224).as_pair()
+    apart = generate_unaligned(np.random.default_rng(7), True, 224).as_pair()
     write_decision_constants(spoilt, DecisionConstants(bias=-2.0, threshold=0.25))
     auto = load_locator(f"auto@{spoilt}")
     found, expected = auto.locate(apart), load_locator(spoilt).locate(apart)

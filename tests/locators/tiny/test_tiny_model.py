@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from differad.locators.tiny.evidence import CELL_EXTRA, COARSE, DISTANCES, FINE, WIDTH
-from differad.locators.tiny.model import TinyPolicy, _append_standardised, dense_loss, waves
+from differad.locators.tiny.model import TinyPolicy, _append_standardised, dense_loss, fourier_features
 from differad.locators.tiny.processor import MERGE, REFERENCE_GRID
 from differad.locators.tiny.proposals import PROPOSALS, proposals
 from tolerance import assert_as_near, assert_rounded, rounding
@@ -101,7 +101,7 @@ def test_distances_are_standardised_per_image():
 
 
 def test_near_values_have_similar_features():
-    first, near, far = waves(torch.tensor([0.5, 0.501, 0.7]))
+    first, near, far = fourier_features(torch.tensor([0.5, 0.501, 0.7]))
     assert first.shape == (16,)  # 8 frequencies, sine and cosine
     assert torch.linalg.norm(first - near) < torch.linalg.norm(first - far) / 2
 

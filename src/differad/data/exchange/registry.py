@@ -25,7 +25,7 @@ from differad.data.exchange.shared import (
 )
 from differad.data.exchange.yolo import read_yolo, write_yolo
 from differad.data.manifest import read_pairs, write_pairs
-from differad.data.output_folder import OutputFolder, check_empty, claim_folder
+from differad.data.output_folder import OutputFolder, check_empty, create_output_folder
 from differad.errors import InputError, OptionError
 from differad.files import leftovers, write_errors
 from differad.images import write_image
@@ -39,7 +39,7 @@ class Exchange(NamedTuple):
     help: str
 
 
-EXCHANGES: dict[str, Exchange] = {
+ANNOTATION_FORMATS: dict[str, Exchange] = {
     "coco": Exchange(write_coco, read_coco, "COCO detection: instances.json, predictions.json in the results format"),
     "yolo": Exchange(write_yolo, read_yolo, "Ultralytics YOLO: data.yaml, images/ (links), labels/, pairs.jsonl"),
     "label-studio": Exchange(
@@ -49,11 +49,11 @@ EXCHANGES: dict[str, Exchange] = {
 }
 
 
-def exchange_named(name: str) -> Exchange:
+def find_format(name: str) -> Exchange:
     """The annotation format `name`. Raises OptionError."""
-    if name not in EXCHANGES:
-        raise OptionError(f"format {name!r}: expected one of {', '.join(EXCHANGES)}")
-    return EXCHANGES[name]
+    if name not in ANNOTATION_FORMATS:
+        raise OptionError(f"format {name!r}: expected one of {', '.join(ANNOTATION_FORMATS)}")
+    return ANNOTATION_FORMATS[name]
 
 
 def export_pairs(
@@ -71,13 +71,13 @@ def export_pairs(
     Images are named relative to `root` (default: the manifest's folder). Files of a killed export in `out` are removed. Raises
     OptionError, ManifestError, ImageError, InputError if `out` holds anything else, and WriteError.
     """
-    exchange = exchange_named(name)
+    exchange = find_format(name)
     predictions = predictions or {}
     options = ExportOptions(root or manifest.parent, copy, url_prefix)
     items = Items(manifest, predictions)
     is_new = not out.exists()
     try:
-        with claim_folder(out, force=True, work="export") as folder:
+        with create_output_folder(out, force=True, work="export") as folder:
             exchange.write(folder, items, options)
     except BaseException:
         if is_new:
@@ -111,7 +111,7 @@ def import_pairs(
     axis-aligned rectangles gets its mask there. Raises OptionError; ImageError and ManifestError for an invalid entry, unless
     `skip_bad` lists it; InputError if `out` exists; WriteError, after which there are no masks either.
     """
-    exchange = exchange_named(name)
+    exchange = find_format(name)
     if masks is not None:
         check_empty(masks)
     if out.exists():
@@ -127,7 +127,7 @@ def import_pairs(
     if masks is None:
         write_pairs(out, final_pairs)
     else:
-        with claim_folder(masks, force=True, work="import") as folder:
+        with create_output_folder(masks, force=True, work="import") as folder:
             final_pairs = _with_masks(merged.pairs, corrections, folder)
             folder.sync()  # before the manifest that names them
             write_pairs(out, final_pairs)

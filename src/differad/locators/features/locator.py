@@ -21,7 +21,7 @@ from differad.boxes import Boxes
 from differad.core import Location, Pair
 from differad.images import RGB, ImageSource, digest, read_images
 from differad.locators.difference import Candidate, Comparison, DifferenceLocator, DifferenceOptions
-from differad.locators.embedded import Embedded
+from differad.locators.embedded import EmbeddedLocator
 from differad.locators.features.backbone import Backbone, Features, resize_to_area
 from differad.locators.features.calibration import (
     DECISION_CONSTANTS,
@@ -34,7 +34,7 @@ from differad.locators.features.nearest import combine_distances, distances, sel
 from differad.locators.features.regions import Map, Region, regions
 from differad.locators.features.weights import BACKBONE
 from differad.locators.odds import MIN_PROBABILITY, logit, sigmoid
-from differad.locators.remembered import Remembered
+from differad.locators.remembered import LRUCache
 from differad.locators.threads import usable_cores
 from differad.options import check_option, check_parts, option, replace_shared
 
@@ -76,7 +76,7 @@ class FeaturesOptions:
         check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
-class FeaturesLocator(Embedded):
+class FeaturesLocator(EmbeddedLocator):
     """Compares patches with the nearest patch of the reference; needs no training and no download.
 
     `references` are further normal samples beside each pair's own; a patch is compared with the nearest of all.
@@ -99,7 +99,7 @@ class FeaturesLocator(Embedded):
         self._backbone = Backbone(self.options.runtime)
         self._difference = DifferenceLocator(replace_shared(self.options, "difference"))
         self._extra_references = [self._patches(pixels) for pixels in read_images(*references)]
-        self._reference_cache: Remembered[bytes, list[Features]] = Remembered(_CACHED_REFERENCES)
+        self._reference_cache: LRUCache[bytes, list[Features]] = LRUCache(_CACHED_REFERENCES)
 
     def with_options(self, options: FeaturesOptions) -> Self:
         """This locator with other options, sharing what it has loaded and, with the same runtime, its cache."""
@@ -108,7 +108,7 @@ class FeaturesLocator(Embedded):
         if options.runtime != self.options.runtime:
             # Features of another runtime are equal only within rounding.
             other._backbone = Backbone(options.runtime)
-            other._reference_cache = Remembered(_CACHED_REFERENCES)
+            other._reference_cache = LRUCache(_CACHED_REFERENCES)
         return other
 
     def compare(self, reference: RGB, target: RGB) -> Location:

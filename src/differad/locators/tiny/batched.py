@@ -40,7 +40,7 @@ class _ReferenceFeatures(NamedTuple):
     self_distance: Tensor
 
 
-class BatchedEvidence:
+class BatchedPairFeatures:
     """Computes the features of pairs of one shape on `device`."""
 
     def __init__(self, device: torch.device) -> None:

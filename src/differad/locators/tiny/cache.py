@@ -23,29 +23,29 @@ _LONGEST_HEADER = 256
 _BYTES = 2  # per number, in half precision
 
 
-def evidence_file(cache: Path, key: bytes) -> Path:
+def pair_features_file(cache: Path, key: bytes) -> Path:
     """The file of a pair's features; `key` is the `digest` of its two images as `resized` returns them."""
     return cache / f"{key.hex()}.npy"
 
 
-def write_evidence(cache: Path, key: bytes, features: PairFeatures) -> NDArray[np.float16]:
+def write_pair_features(cache: Path, key: bytes, features: PairFeatures) -> NDArray[np.float16]:
     """Write the features of a pair in half precision and return them so. Raises WriteError."""
     half = np.ascontiguousarray(features, dtype="<f2")
     content = BytesIO()
     np.save(content, half)
     make_folder(cache)
-    write_bytes(evidence_file(cache, key), content.getvalue(), sync=False)
+    write_bytes(pair_features_file(cache, key), content.getvalue(), sync=False)
     return half
 
 
 def has_pair_features(cache: Path, key: bytes, grid: tuple[int, int]) -> bool:
     """Whether the features (*grid, WIDTH) of a pair are cached and complete; their numbers are not read. Raises InputError."""
-    return _open(evidence_file(cache, key), grid, read=False) is not None
+    return _open(pair_features_file(cache, key), grid, read=False) is not None
 
 
 def read_pair_features(cache: Path, key: bytes, grid: tuple[int, int] | None = None) -> PairFeatures | None:
     """The features (h, w, WIDTH) of a pair; None if missing, incomplete or not (*grid, WIDTH). Raises InputError."""
-    half = _open(evidence_file(cache, key), grid, read=True)
+    half = _open(pair_features_file(cache, key), grid, read=True)
     return None if half is None else half.astype(np.float32)
 
 

@@ -25,7 +25,7 @@ _SHAPE = (2, 6, 3)
 _MARK = b"evidence of a pair: "
 
 
-class KnownEvidence:
+class PairFeatureIndex:
     """The index in a cache's folder; a missing file is an empty index."""
 
     def __init__(self, folder: Path, rule: ResizeRule) -> None:
@@ -53,7 +53,7 @@ def file_signature(reference: ImageSource, target: ImageSource, rule: list[Any])
     return json.dumps(parts)
 
 
-def write_known(folder: Path, known: Iterable[tuple[str, bytes]]) -> None:
+def append_to_index(folder: Path, known: Iterable[tuple[str, bytes]]) -> None:
     """Append file signatures with their keys to the index of a cache. Raises WriteError."""
     make_folder(folder)
     with AppendFile(folder / INDEX) as file:

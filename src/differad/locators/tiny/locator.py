@@ -23,7 +23,7 @@ from differad.errors import OptionError
 from differad.images import RGB
 from differad.locators.calibration import COMPARISON_CONSTANTS
 from differad.locators.chat import Reply
-from differad.locators.embedded import Embedded
+from differad.locators.embedded import EmbeddedLocator
 from differad.locators.features.weights import BACKBONE
 from differad.locators.odds import logit, sigmoid
 from differad.locators.threads import one_blas_thread, one_thread_each, usable_cores
@@ -69,7 +69,7 @@ class TinyOptions:
         check_option("workers", self.workers, self.workers >= 0, "0 or more")
 
 
-class TinyLocator(Embedded):
+class TinyLocator(EmbeddedLocator):
     """The policy in `folder` (by default the shipped one) with a calibrated decision.
 
     `deciding` are the numbers of the decision; None: those in the folder's decision.json, else the shipped ones. Raises

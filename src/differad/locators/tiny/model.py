@@ -1,6 +1,6 @@
 """The embedded policy: a small Qwen2-VL whose vision tower compares two images.
 
-`Comparer` takes the place of Qwen2-VL's `visual`: pair features (evidence.py) in, one token per MERGE x MERGE patches out.
+`ChangeEncoder` takes the place of Qwen2-VL's `visual`: pair features (evidence.py) in, one token per MERGE x MERGE patches out.
 A small convolutional network turns them into a change map of the target; its features become the target's tokens, and the boxes
 around the map's peaks become the reference's tokens. The language model, generate and TRL are stock.
 
@@ -60,7 +60,7 @@ class _Residual(nn.Module):
         return x + self.second(nn.functional.gelu(self.norm(self.first(x))))
 
 
-class Comparer(nn.Module):
+class ChangeEncoder(nn.Module):
     """From pair features (P, WIDTH) to tokens (T, hidden size); `logits` holds the maps of the last call."""
 
     def __init__(self, config: Any) -> None:
@@ -127,22 +127,22 @@ class Comparer(nn.Module):
 
     def proposed(self, boxes: Tensor) -> Tensor:
         """Tokens (N, PROPOSALS, hidden) of proposals (N, PROPOSALS, 6)."""
-        encoded = torch.cat([waves(boxes[..., :4]).flatten(2), boxes], dim=-1)
+        encoded = torch.cat([fourier_features(boxes[..., :4]).flatten(2), boxes], dim=-1)
         return self.propose_norm(self.propose(encoded)) + self.rank.weight
 
     def placed(self, like: Tensor) -> Tensor:
         """Position embeddings (hw, hidden) of the tokens of a map (N, C, h, w)."""
-        return self.place_norm(self.place(waves(_token_centers(like)).flatten(1)))
+        return self.place_norm(self.place(fourier_features(_token_centers(like)).flatten(1)))
 
 
 class TinyPolicy(Qwen2VLForConditionalGeneration):
-    """Qwen2-VL with a `Comparer` as its vision tower."""
+    """Qwen2-VL with a `ChangeEncoder` as its vision tower."""
 
     config_class = TinyConfig
 
     def __init__(self, config: TinyConfig) -> None:
         super().__init__(config)
-        self.model.visual = Comparer(config.vision_config)
+        self.model.visual = ChangeEncoder(config.vision_config)
         self.model.get_rope_index = partial(_rope_index_on_cpu, self.model)
         self.post_init()
 
@@ -205,7 +205,7 @@ def _append_standardised(cells: Tensor, channels: int) -> Tensor:
     return torch.cat([cells, (distances - mean) / (spread + LEAST_SPREAD) / 4], dim=1)
 
 
-def waves(values: Tensor) -> Tensor:
+def fourier_features(values: Tensor) -> Tensor:
     """Fourier features (..., 2 * OCTAVES) of values in [0, 1]: similar for near values, different for far ones."""
     angles = values[..., None] * torch.pi * 2.0 ** torch.arange(OCTAVES, device=values.device, dtype=values.dtype)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -128,7 +128,7 @@ class Policy:
 
 
 class NumpyChangeEncoder:
-    """`model.Comparer` in NumPy: from pair features to a change map and tokens."""
+    """`model.ChangeEncoder` in NumPy: from pair features to a change map and tokens."""
 
     def __init__(self, weights: Weights, settings: Mapping[str, Any]) -> None:
         self._weights = weights

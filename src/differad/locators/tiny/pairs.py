@@ -13,7 +13,7 @@ import numpy as np
 from differad.answers.resize import ResizeRule
 from differad.images import RGB, digest
 from differad.locators.features.backbone import Backbone
-from differad.locators.remembered import Remembered
+from differad.locators.remembered import LRUCache
 from differad.locators.tiny.evidence import (
     PairFeatures,
     ReferenceFeatures,
@@ -31,7 +31,7 @@ class PairFeatureExtractor:
 
     def __init__(self) -> None:
         self._backbone = Backbone()
-        self._reference_cache: Remembered[bytes, list[ReferenceFeatures]] = Remembered(CACHED_REFERENCES)
+        self._reference_cache: LRUCache[bytes, list[ReferenceFeatures]] = LRUCache(CACHED_REFERENCES)
 
     def __call__(
         self, reference: RGB, target: RGB, pool: ThreadPoolExecutor | None = None, *, align: bool = True

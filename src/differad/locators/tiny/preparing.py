@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from differad.answers.resize import ResizeRule
 from differad.images import RGB, ImageSource, digest, read_images
 from differad.locators.threads import one_blas_thread
-from differad.locators.tiny.cache import has_pair_features, write_evidence
+from differad.locators.tiny.cache import has_pair_features, write_pair_features
 from differad.locators.tiny.evidence import PATCH, aligned_difference, cell_maxima
 from differad.locators.tiny.known import file_signature
 from differad.locators.tiny.pairs import PairFeatureExtractor, resized
@@ -70,7 +70,7 @@ def prepare(task: Task) -> Outcome:
         return Outcome(key, True, None, signature)
     if task.whole:
         with one_blas_thread():
-            write_evidence(task.cache, key, _pair_features()(reference, target))
+            write_pair_features(task.cache, key, _pair_features()(reference, target))
         return Outcome(key, False, None, signature)
     pixels = aligned_difference(reference, target)
     if pixels is None:

@@ -15,8 +15,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from differad.answers.resize import ResizeRule
 from differad.errors import InputError
 from differad.images import RGB, digest
-from differad.locators.remembered import Remembered
-from differad.locators.tiny.cache import evidence_file, read_pair_features, write_evidence
+from differad.locators.remembered import LRUCache
+from differad.locators.tiny.cache import pair_features_file, read_pair_features, write_pair_features
 from differad.locators.tiny.evidence import AREA, PATCH, WIDTH, PairFeatures
 from differad.locators.tiny.known import read_key
 from differad.locators.tiny.pairs import PairFeatureExtractor, resized
@@ -45,7 +45,7 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
         super().__init__(**settings)
         self.cache: Path | None = None
         self._pair_features = PairFeatureExtractor()
-        self._pairs: Remembered[bytes, PairFeatures] = Remembered(_LAST_PAIRS)
+        self._pairs: LRUCache[bytes, PairFeatures] = LRUCache(_LAST_PAIRS)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings to save, without the caches of this process."""
@@ -87,7 +87,9 @@ class EvidenceProcessor(Qwen2VLImageProcessorPil):
         cached = read_pair_features(self.cache, key, (target.shape[0] // PATCH, target.shape[1] // PATCH))
         if cached is not None:
             return cached
-        return np.asarray(write_evidence(self.cache, key, self._pair_features(reference, target)), dtype=np.float32)
+        return np.asarray(
+            write_pair_features(self.cache, key, self._pair_features(reference, target)), dtype=np.float32
+        )
 
 
 def _read_cached(cache: Path, key: bytes) -> PairFeatures:
@@ -95,7 +97,7 @@ def _read_cached(cache: Path, key: bytes) -> PairFeatures:
     cached = read_pair_features(cache, key)
     if cached is None:
         raise InputError(
-            f"{evidence_file(cache, key)}: missing or incomplete; expected the features of a pair; the next run computes them"
+            f"{pair_features_file(cache, key)}: missing or incomplete; expected a pair's features; the next run computes them"
         )
     return cached
 
