@@ -237,7 +237,7 @@ def test_a_broken_feature_file_in_training_is_named(manifest, tmp_path):
     processor.cache = tmp_path
     lost.write_bytes(b"")
     standing = torch.from_numpy(key_image(bytes.fromhex(lost.stem))).permute(2, 0, 1)
-    with pytest.raises(InputError, match=rf"{lost.name}: missing or incomplete; expected the features of a pair"):
+    with pytest.raises(InputError, match=rf"{lost.name}: missing or incomplete; expected a pair's features"):
         processor([standing, standing])
 
 
