@@ -87,3 +87,9 @@ def test_files_are_written_in_one_place(path):
     found = [line.strip() for line in lines if WRITES.search(line) and "atomic_write(" not in line]
     into_folder = ["shutil.copytree(root, temporary, dirs_exist_ok=True, ignore=_NO_RECIPES)"]
     assert found in ([], ["shutil.copy2(source, fresh)"], ["np.save(content, half)"], into_folder)
+
+
+def test_no_two_test_files_have_one_name():
+    # Tests are no package: pytest imports each file by its name, and refuses a second one of the same.
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
