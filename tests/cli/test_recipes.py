@@ -21,7 +21,7 @@ def test_they_are_listed_with_what_they_are(capsys):
     listed = dict(line.split(maxsplit=1) for line in lines)
     assert {name for name in files(RECIPES) if name.endswith((".yaml", ".sh"))} == listed.keys()
     assert listed["tiny/sft.yaml"].startswith("Cold start of the embedded policy")
-    assert listed["tiny/train.sh"].startswith("The embedded policy from nothing")
+    assert listed["tiny/train.sh"].startswith("Train the embedded policy from random weights")
     assert run(["recipes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipes"] == listed
 

@@ -83,7 +83,7 @@ class HalfRight(DifficultyAwareTrainer):
         assert all(0 < len(ids) <= 8 for ids in drawn)
         if not self._rows:  # a trial before the run
             return drawn, None
-        form, tokenizer = self._reader.format, self.processing_class.tokenizer
+        form, tokenizer = self._decoder.format, self.processing_class.tokenizer
         texts = []
         for number, row in enumerate(self._rows):
             boxes = [row["solution"], [] if row["solution"] else [[100, 200, 300, 400]]][number % 2]
