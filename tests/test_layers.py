@@ -93,3 +93,12 @@ def test_no_two_test_files_have_one_name():
     # Tests are no package: pytest imports each file by its name, and refuses a second one of the same.
     names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
     assert sorted(set(names)) == sorted(names)
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_nothing_is_pickled(path):
+    imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {
+        name for node in imports for name in (getattr(node, "module", None), *(alias.name for alias in node.names))
+    }
+    assert not names & {"pickle", "shelve", "marshal", "joblib", "dill", "cloudpickle"}

@@ -10,7 +10,7 @@ from differad.synthesis.pairs import VISIBLE_PIXELS, make_pair
 from differad.synthesis.textures import TEXTURES
 
 CATEGORIES = ["board", *TEXTURES]
-REFERENCE_NUISANCE = Nuisance(
+WEAK_NUISANCE = Nuisance(
     shift=0,
     angle=0,
     scale=0,
@@ -53,7 +53,7 @@ def test_shapes_and_truth(category):
 def test_the_mask_is_where_the_defect_changed_the_target(seed):
     # The same seed gives the same part and view; with and without the defect only masked pixels may differ.
     defect, normal = (
-        make_pair(np.random.default_rng(seed), "board", anomalous=anomalous, nuisance=REFERENCE_NUISANCE, style=BINARY)
+        make_pair(np.random.default_rng(seed), "board", anomalous=anomalous, nuisance=WEAK_NUISANCE, style=BINARY)
         for anomalous in (True, False)
     )
     if (defect.reference != normal.reference).any():

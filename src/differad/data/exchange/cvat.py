@@ -17,8 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 from xml.parsers import expat
 
+import numpy as np
+
+from differad.boxes import as_boxes
+from differad.core import Pair
 from differad.data.exchange.shared import (
     LABEL,
     Corrections,
@@ -33,6 +38,8 @@ from differad.data.output_folder import OutputFolder
 from differad.data.shapes import Region, bitmap, ellipse, polygon, rotated_about_center, runs_to_mask
 from differad.errors import ManifestError
 from differad.files import write_lines, write_text
+
+_Stored = dict[str, Any]
 
 PREDICTED = "predicted"
 NORMAL = "normal"
@@ -56,16 +63,30 @@ def write_cvat(folder: OutputFolder, items: Iterable[Item], options: ExportOptio
 
     Raises ManifestError if pairs with the same target have different boxes, and WriteError.
     """
-    with Spool[Item](folder.path) as spool:
+    with Spool[_Stored](folder.path) as spool:
         # CVAT numbers the frames of a task in the order of their names.
-        offsets = sorted((name_below(options.root, item.pair, "target"), spool.add(item)) for item in items)
+        offsets = sorted((name_below(options.root, item.pair, "target"), spool.add(_stored(item))) for item in items)
         images = (
-            (name, [spool.at(offset) for _, offset in members])
+            (name, [_restored(spool.at(offset)) for _, offset in members])
             for name, members in groupby(offsets, key=lambda offset: offset[0])
         )
-        count = sum(1 for _ in groupby(offsets, key=lambda offset: offset[0]))
+        count = len({name for name, _ in offsets})
         write_lines(folder.new_file("annotations.xml"), _document(count, images))
     write_text(folder.new_file("labels.json"), json.dumps(_LABELS, indent=1) + "\n")
+
+
+def _stored(item: Item) -> _Stored:
+    """An item as JSON, without its reference: CVAT has no place for it."""
+    boxes, predicted = (None if boxes is None else boxes.tolist() for boxes in (item.boxes, item.predicted))
+    pair = {"target": str(item.pair.target), "id": item.pair.id, "boxes": boxes, "anomalous": item.pair.anomalous}
+    return {"pair": pair, "size": [item.width, item.height], "predicted": predicted, "scores": item.scores.tolist()}
+
+
+def _restored(stored: _Stored) -> Item:
+    pair, predicted = Pair(reference="", **stored["pair"]), stored["predicted"]
+    width, height = stored["size"]
+    scores = np.array(stored["scores"], dtype=np.float64)
+    return Item(pair, width, height, pair.boxes, None if predicted is None else as_boxes(predicted), scores)
 
 
 def _document(count: int, images: Iterable[tuple[str, list[Item]]]) -> Iterator[str]:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import pickle
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -337,7 +336,7 @@ def _resolved_label(pair: Pair, label: Label, *, empty_is_normal: bool) -> Label
 
 
 class Spool(Generic[Value]):
-    """Stores values on disk until everything that precedes them in an output file is written. Raises WriteError.
+    """Stores JSON values on disk until everything that precedes them in an output file is written. Raises WriteError.
 
     They are in an unnamed temporary file in `folder`, which the system removes even after a kill.
     """
@@ -352,15 +351,14 @@ class Spool(Generic[Value]):
         """Append a value and return its offset for `at`."""
         with write_errors(self._folder):
             offset = self._file.seek(0, os.SEEK_END)
-            pickle.dump(value, self._file)
+            self._file.write(json.dumps(value).encode("ascii") + b"\n")
         self._count += 1
         return offset
 
     def at(self, offset: int) -> Value:
         """The value that `add` stored at an offset."""
         self._file.seek(offset)
-        value: Value = pickle.load(self._file)
-        return value
+        return self._next()
 
     def __len__(self) -> int:
         return self._count
@@ -368,8 +366,7 @@ class Spool(Generic[Value]):
     def __iter__(self) -> Iterator[Value]:
         self._file.seek(0)
         for _ in range(self._count):
-            value: Value = pickle.load(self._file)
-            yield value
+            yield self._next()
 
     def __enter__(self) -> Self:
         return self
@@ -377,6 +374,10 @@ class Spool(Generic[Value]):
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # it is not read any more
             self._file.close()
+
+    def _next(self) -> Value:
+        value: Value = json.loads(self._file.readline())
+        return value
 
 
 def json_text(value: Any) -> str:
